@@ -1,0 +1,1 @@
+//! From a graph of equations to fused kernels in machine code

@@ -1,0 +1,15 @@
+//! The tensor graph: equations over named axes, and the interpreter that defines what they mean.
+//!
+//! A [`Graph`] is plain data: axes with their extents, tensors (inputs, weights, constants, states, values), one arena of
+//! scalar expressions, and nodes in the order in which they are computed. One kind of node does nearly everything: an
+//! equation `out[axes] = expression`. Beside it there are only [`Node::Append`] (rows appended to a state that outlives
+//! the step) and [`Node::Layers`] (a body repeated once per layer).
+//!
+//! Graphs are made by [`Builder`], printed by `Display`, read back by [`parse`], checked by [`verify`], and given their
+//! meaning by [`interpret`](mod@interpret), in `f64`, slowly and obviously.
+
+mod builder;
+mod graph;
+
+pub use builder::{BuildError, Builder};
+pub use graph::*;

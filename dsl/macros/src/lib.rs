@@ -1,0 +1,1 @@
+//! The model! macro: parse, check, emit

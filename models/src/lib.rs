@@ -1,0 +1,1 @@
+//! Model architectures, each declared in the language

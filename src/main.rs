@@ -1,0 +1,2 @@
+//! einfuse
+fn main() {}
