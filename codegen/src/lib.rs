@@ -1,1 +1,3 @@
-//! From a graph of equations to fused kernels in machine code
+//! From a graph of equations to fused kernels in machine code.
+
+pub mod loops;

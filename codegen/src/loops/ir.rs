@@ -1,0 +1,311 @@
+//! The loop language: one kernel as loops over tiles, still plain data.
+//!
+//! A kernel is a small structured program. Scalars are integers (64 bits: loop counters, offsets, coordinates, ids), floats
+//! (32 bits) and masks; each has a form of four lanes (integers of 32 bits there). Whatever is parallel, vectorised,
+//! unrolled or streamed is written out: the lowering to machine code adds nothing but registers.
+
+/// How many columns a panel has: the width at which the second operand of a [`Core`] is interleaved.
+pub const PANEL: usize = 16;
+
+/// How many lanes a vector has.
+pub const LANES: usize = 4;
+
+/// One kernel. Every worker runs the whole body; a [`Stmt::Parallel`] gives each its share.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Kernel {
+    /// The kernel's name, an identifier.
+    pub name: String,
+    /// The types of the variables that the body names.
+    pub vars: Vec<Ty>,
+    /// Bytes of private memory that each worker needs.
+    pub scratch: usize,
+    /// What is done, in order.
+    pub body: Vec<Stmt>,
+}
+
+/// A variable of a kernel: a position in [`Kernel::vars`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Var(pub u32);
+
+/// The types of variables and expressions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Ty {
+    /// A 64-bit integer.
+    Int,
+    /// A 32-bit float.
+    Float,
+    /// A truth value.
+    Mask,
+    /// Four 32-bit integers.
+    Ints,
+    /// Four 32-bit floats.
+    Floats,
+    /// Four truth values.
+    Masks,
+}
+
+/// How an element is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Elem {
+    /// A 32-bit float.
+    F32,
+    /// A 32-bit float's upper half. Only loaded, never stored by a kernel.
+    Bf16,
+    /// A 32-bit integer.
+    I32,
+}
+
+/// Where memory begins.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Buffer {
+    /// This many bytes into the step's arena.
+    Arena(usize),
+    /// This many bytes into the worker's private memory.
+    Scratch(usize),
+    /// Behind the pointer in this slot of the frame (inputs, constants, weights that all layers share).
+    Frame(usize),
+    /// Behind the pointer in this slot of the layer's table (the layer's weights).
+    Layer(usize),
+    /// In a page of a cache: the base of page number `page` of the sequence, plus the bytes that the layer's table holds
+    /// in `slot` (where in the page the layer's state lies).
+    Page {
+        /// The slot of the frame that points to the sequence's array of page addresses.
+        table: usize,
+        /// The slot of the layer's table with the offset in bytes.
+        slot: usize,
+        /// The page's number in the sequence.
+        page: Box<Expr>,
+    },
+}
+
+/// A place in memory: an offset in elements from the start of a buffer. `Floats` and `Ints` take four elements from there.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Address {
+    /// Where memory begins.
+    pub buffer: Buffer,
+    /// Elements from there, an `Int`.
+    pub offset: Expr,
+}
+
+/// What a kernel is told at run time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Arg {
+    /// How many tokens this step has.
+    Tokens,
+    /// How many positions came before.
+    Past,
+    /// The first token of this step whose output is wanted.
+    First,
+}
+
+/// An expression.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Expr {
+    /// An `Int` constant.
+    Int(i64),
+    /// A `Float` constant.
+    Float(f32),
+    /// A variable's present value.
+    Var(Var),
+    /// A run-time argument, an `Int`.
+    Arg(Arg),
+    /// One element (`lanes` 1) or four neighbours (`lanes` 4). `I32` yields `Int` or `Ints`, the others `Float` or `Floats`.
+    Load {
+        /// How the elements are stored.
+        elem: Elem,
+        /// 1 or 4.
+        lanes: usize,
+        /// From where.
+        at: Box<Address>,
+    },
+    /// A function of one value, lane by lane.
+    Unary(Unary, Box<Expr>),
+    /// A function of two values of the same type, lane by lane.
+    Binary(Binary, Box<Expr>, Box<Expr>),
+    /// `then` where the mask holds, else the other; all of them evaluated.
+    Select(Box<Expr>, Box<Expr>, Box<Expr>),
+    /// `a * b + c` of floats, rounded once.
+    Fma(Box<Expr>, Box<Expr>, Box<Expr>),
+    /// Four equal lanes of an `Int`, `Float` or `Mask`.
+    Splat(Box<Expr>),
+    /// `[x, x + 1, x + 2, x + 3]` of an `Int`.
+    Iota(Box<Expr>),
+    /// Four lanes out of four `Float`s.
+    Gather(Box<[Expr; 4]>),
+    /// The lanes of a `Floats` combined to a `Float`.
+    Fold(Fold, Box<Expr>),
+}
+
+/// Functions of one value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Unary {
+    /// `-x` of numbers.
+    Neg,
+    /// `!x` of masks.
+    Not,
+    /// The absolute value, of floats; as all that follow but the last.
+    Abs,
+    /// `e^x`.
+    Exp,
+    /// The natural logarithm.
+    Log,
+    /// The sine.
+    Sin,
+    /// The cosine.
+    Cos,
+    /// The hyperbolic tangent.
+    Tanh,
+    /// The error function.
+    Erf,
+    /// The square root.
+    Sqrt,
+    /// `1 / sqrt(x)`, as a division.
+    Rsqrt,
+    /// The float nearest to an integer.
+    ToFloat,
+}
+
+/// Functions of two values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Binary {
+    /// `a + b` of numbers.
+    Add,
+    /// `a - b` of numbers.
+    Sub,
+    /// `a * b` of numbers.
+    Mul,
+    /// `a / b`: of floats; of `Int`s, rounded down.
+    Div,
+    /// The remainder of the `Int` division rounded down.
+    Rem,
+    /// `a ^ b` of floats.
+    Pow,
+    /// The smaller of numbers; of floats `a < b ? a : b`.
+    Min,
+    /// The larger of numbers; of floats `a > b ? a : b`.
+    Max,
+    /// A comparison of numbers, a mask; false where a float is not a number (`Ne`: true).
+    Lt,
+    /// `a <= b`.
+    Le,
+    /// `a > b`.
+    Gt,
+    /// `a >= b`.
+    Ge,
+    /// `a == b`.
+    Eq,
+    /// `a != b`.
+    Ne,
+    /// Both, of masks.
+    And,
+    /// Either, of masks.
+    Or,
+}
+
+/// How lanes are combined to one value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Fold {
+    /// `(x0 + x2) + (x1 + x3)`.
+    Sum,
+    /// The largest.
+    Max,
+    /// The smallest.
+    Min,
+}
+
+/// How the iterations of a parallel loop are shared out. The share is static: it depends on nothing but the counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Share {
+    /// Worker `w` of `n` gets the neighbours `count * w / n .. count * (w + 1) / n`.
+    Blocks,
+    /// Worker `w` of `n` gets `w`, `w + n`, `w + 2 n` …
+    Cyclic,
+}
+
+/// A statement.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Stmt {
+    /// Gives a variable its first value. It is visible to the end of the block.
+    Let(Var, Expr),
+    /// Gives a variable, defined by a `Let` around or before, another value.
+    Set(Var, Expr),
+    /// Stores a value (a vector stores its four lanes).
+    Store {
+        /// How the element is stored: `F32` or `I32`.
+        elem: Elem,
+        /// Where.
+        at: Address,
+        /// What.
+        value: Expr,
+    },
+    /// `for var in (from..to).step_by(step)`.
+    For {
+        /// The counter, an `Int`, defined here.
+        var: Var,
+        /// The first value.
+        from: Expr,
+        /// The end, exclusive.
+        to: Expr,
+        /// At least 1.
+        step: i64,
+        /// What is repeated.
+        body: Vec<Stmt>,
+    },
+    /// A condition.
+    If {
+        /// A `Mask`.
+        mask: Expr,
+        /// Done where it holds.
+        then: Vec<Stmt>,
+        /// Done otherwise.
+        otherwise: Vec<Stmt>,
+    },
+    /// `for var in 0..count`, shared out among the workers; iterations are independent. Not within another one.
+    Parallel {
+        /// The counter, an `Int`, defined here.
+        var: Var,
+        /// How many iterations there are.
+        count: Expr,
+        /// Who gets which.
+        share: Share,
+        /// One iteration.
+        body: Vec<Stmt>,
+    },
+    /// A contraction core.
+    Core(Core),
+    /// What the next statements compute, in the model's words, for the reader.
+    Note(String),
+}
+
+/// The innermost contraction, a leaf with a contract: for `m` in `0..rows` and `n` in `0..PANEL`,
+///
+/// ```text
+/// c[m * c_stride + n] = (accumulate ? c[m * c_stride + n] : 0) + Σ k in 0..depth  a[m * a_stride + k] * b[k * PANEL + n]
+/// ```
+///
+/// `a` and `c` are `F32`; `c` does not overlap `a` or `b`. `b` is a panel: `depth` rows of [`PANEL`] neighbours, `F32` or
+/// `Bf16`. The order of summation is the emitter's.
+///
+/// A `Bf16` panel stores the sixteen columns of a row as two groups of eight, each as column 0, 4, 1, 5, 2, 6, 3, 7 of
+/// the group: the lower halves of its 32-bit words are four neighbours, the upper halves the next four.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Core {
+    /// How many rows of `a` and `c`: 1 to 4.
+    pub rows: usize,
+    /// How many products are summed, an `Int`.
+    pub depth: Expr,
+    /// The first operand.
+    pub a: Address,
+    /// Elements from one row of `a` to the next, an `Int`.
+    pub a_stride: Expr,
+    /// The panel.
+    pub b: Address,
+    /// How the panel is stored.
+    pub b_elem: Elem,
+    /// The result.
+    pub c: Address,
+    /// Elements from one row of `c` to the next, an `Int`.
+    pub c_stride: Expr,
+    /// Whether to add to what `c` holds.
+    pub accumulate: bool,
+}
