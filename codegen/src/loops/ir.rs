@@ -174,9 +174,9 @@ pub enum Binary {
     Sub,
     /// `a * b` of numbers.
     Mul,
-    /// `a / b`: of floats; of `Int`s, rounded down.
+    /// `a / b`: of floats; of integers, rounded down, where `b` is at least 1 (a smaller one counts as 1).
     Div,
-    /// The remainder of the `Int` division rounded down.
+    /// The remainder of the integer division rounded down.
     Rem,
     /// `a ^ b` of floats.
     Pow,
@@ -224,6 +224,7 @@ pub enum Share {
 
 /// A statement.
 #[derive(Clone, Debug, PartialEq)]
+#[allow(clippy::large_enum_variant)]
 pub enum Stmt {
     /// Gives a variable its first value. It is visible to the end of the block.
     Let(Var, Expr),
