@@ -9,7 +9,16 @@
 //! meaning by [`interpret`](mod@interpret), in `f64`, slowly and obviously.
 
 mod builder;
+mod config;
 mod graph;
 
 pub use builder::{BuildError, Builder};
+pub use config::ModelError;
 pub use graph::*;
+
+/// What the `model!` macro expands to calls; no interface for people.
+#[doc(hidden)]
+pub mod __private {
+    pub use crate::config::{HostValues, Source, add, div, extent, mul, rem, stack, sub};
+    pub use {serde, serde_json};
+}
