@@ -46,13 +46,14 @@ pub struct Builder {
     graph: Graph,
     known: HashMap<Expr, ExprId>,
     masks: HashMap<ExprId, (ExprId, ExprId)>,
+    masked: HashMap<(ExprId, ExprId), ExprId>,
     names: HashMap<String, u32>,
     windows: HashMap<AxisId, usize>,
     location: Option<Location>,
     error: Option<BuildError>,
 }
 
-/// Names one place in a checkpoint, or several of which the first that is there is taken.
+/// The whole of the file tensor of this name.
 impl From<&str> for FileTensor {
     fn from(name: &str) -> FileTensor {
         FileTensor { name: name.to_owned(), rows: None }
@@ -89,6 +90,7 @@ impl Builder {
             },
             known: HashMap::new(),
             masks: HashMap::new(),
+            masked: HashMap::new(),
             names: HashMap::new(),
             windows: HashMap::new(),
             location: None,
@@ -220,9 +222,14 @@ impl Builder {
         if let Some(&id) = self.known.get(&expr) {
             return id;
         }
-        let id = ExprId(self.graph.exprs.len() as u32);
-        self.graph.exprs.push(expr.clone());
+        let id = self.push_expr(expr.clone());
         self.known.insert(expr, id);
+        id
+    }
+
+    fn push_expr(&mut self, expr: Expr) -> ExprId {
+        let id = ExprId(self.graph.exprs.len() as u32);
+        self.graph.exprs.push(expr);
         id
     }
 
@@ -297,8 +304,17 @@ impl Builder {
             Some(&(inner, earlier)) => (inner, self.intern(Expr::Binary(Binary::And, earlier, mask))),
             None => (body, mask),
         };
-        let zero = if self.graph.type_of(body) == Type::Int { self.int(0) } else { self.float(0.0) };
-        let id = self.intern(Expr::Select { mask, then: body, otherwise: zero });
+        if let Some(&id) = self.masked.get(&(body, mask)) {
+            return id;
+        }
+        let absent = match self.graph.type_of(body) {
+            Type::Float => Expr::Select { mask, then: body, otherwise: self.float(0.0) },
+            Type::Int => Expr::Select { mask, then: body, otherwise: self.int(0) },
+            Type::Mask => Expr::Binary(Binary::And, mask, body),
+        };
+        // Not interned: an equal expression that was written out is nowhere absent.
+        let id = self.push_expr(absent);
+        self.masked.insert((body, mask), id);
         self.masks.insert(id, (body, mask));
         id
     }
@@ -342,7 +358,7 @@ impl Builder {
         let x = if matches!(op, Unary::Neg | Unary::Not) { x } else { self.as_float(x) };
         let folded = match (op, self.graph.expr(x)) {
             (Unary::ToFloat, _) => Some(x),
-            (Unary::Neg, &Expr::Int(v)) => Some(self.int(-v)),
+            (Unary::Neg, &Expr::Int(v)) => v.checked_neg().map(|v| self.int(v)),
             (Unary::Not, _) => None,
             (_, &Expr::Float(Real(v))) => Some(self.float(op.of(v))),
             _ => None,

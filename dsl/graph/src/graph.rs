@@ -1,5 +1,6 @@
 //! The data of a graph.
 
+use std::collections::{BTreeSet, HashMap};
 use std::hash::{Hash, Hasher};
 use std::ops::Range;
 
@@ -363,47 +364,56 @@ impl Graph {
 
     /// What an expression yields.
     pub fn type_of(&self, id: ExprId) -> Type {
-        match self.expr(id) {
-            Expr::Float(_) => Type::Float,
-            Expr::Int(_) | Expr::Coordinate(_) => Type::Int,
-            Expr::Load { tensor, .. } => self.tensor(*tensor).ty,
-            Expr::Unary(Unary::Neg, x) => self.type_of(*x),
-            Expr::Unary(Unary::Not, _) => Type::Mask,
-            Expr::Unary(..) => Type::Float,
-            Expr::Binary(op, a, _) if op.is_arithmetic() => self.type_of(*a),
-            Expr::Binary(..) => Type::Mask,
-            Expr::Select { then, .. } => self.type_of(*then),
-            Expr::Reduce { op: Reduction::ArgMax, .. } => Type::Int,
-            Expr::Reduce { .. } => Type::Float,
+        let mut id = id;
+        loop {
+            return match self.expr(id) {
+                Expr::Float(_) => Type::Float,
+                Expr::Int(_) | Expr::Coordinate(_) => Type::Int,
+                Expr::Load { tensor, .. } => self.tensor(*tensor).ty,
+                Expr::Unary(Unary::Not, _) => Type::Mask,
+                Expr::Binary(op, ..) if !op.is_arithmetic() => Type::Mask,
+                Expr::Unary(Unary::Neg, x) | Expr::Binary(_, x, _) | Expr::Select { then: x, .. } => {
+                    id = *x;
+                    continue;
+                }
+                Expr::Unary(..) => Type::Float,
+                Expr::Reduce { op: Reduction::ArgMax, .. } => Type::Int,
+                Expr::Reduce { .. } => Type::Float,
+            };
         }
     }
 
     /// The axes whose coordinates the expression depends on, in order of first appearance.
     pub fn free_axes(&self, id: ExprId) -> Vec<AxisId> {
-        let mut free = Vec::new();
-        self.collect_free(id, &mut Vec::new(), &mut free);
-        free
+        let mut free: HashMap<ExprId, Vec<AxisId>> = HashMap::new();
+        for at in self.reachable(id) {
+            let mut axes = Vec::new();
+            match self.expr(at) {
+                Expr::Coordinate(axis) => axes.push(*axis),
+                expr => {
+                    for axis in expr.children().iter().flat_map(|child| &free[child]) {
+                        if !axes.contains(axis) {
+                            axes.push(*axis);
+                        }
+                    }
+                }
+            }
+            if let Expr::Reduce { axes: bound, .. } = self.expr(at) {
+                axes.retain(|axis| !bound.contains(axis));
+            }
+            free.insert(at, axes);
+        }
+        free.remove(&id).unwrap_or_default()
     }
 
-    fn collect_free(&self, id: ExprId, bound: &mut Vec<AxisId>, free: &mut Vec<AxisId>) {
-        match self.expr(id) {
-            Expr::Coordinate(axis) => {
-                if !bound.contains(axis) && !free.contains(axis) {
-                    free.push(*axis);
-                }
-            }
-            Expr::Reduce { axes, body, .. } => {
-                let depth = bound.len();
-                bound.extend(axes);
-                self.collect_free(*body, bound, free);
-                bound.truncate(depth);
-            }
-            expr => {
-                for child in expr.children() {
-                    self.collect_free(child, bound, free);
-                }
-            }
+    /// The expression and all inside it, each once, the inner ones first.
+    pub fn reachable(&self, id: ExprId) -> Vec<ExprId> {
+        let mut found = BTreeSet::from([id]);
+        let mut open = vec![id];
+        while let Some(at) = open.pop() {
+            open.extend(self.expr(at).children().into_iter().filter(|&child| found.insert(child)));
         }
+        found.into_iter().collect()
     }
 }
 
@@ -417,6 +427,25 @@ impl Expr {
             Expr::Binary(_, a, b) => vec![*a, *b],
             Expr::Select { mask, then, otherwise } => vec![*mask, *then, *otherwise],
             Expr::Reduce { body, .. } => vec![*body],
+        }
+    }
+
+    /// Visits the same children, to put others in their place.
+    pub fn for_each_child_mut(&mut self, mut visit: impl FnMut(&mut ExprId)) {
+        match self {
+            Expr::Float(_) | Expr::Int(_) | Expr::Coordinate(_) => {}
+            Expr::Load { index, .. } => index.iter_mut().for_each(visit),
+            Expr::Unary(_, x) => visit(x),
+            Expr::Binary(_, a, b) => {
+                visit(a);
+                visit(b);
+            }
+            Expr::Select { mask, then, otherwise } => {
+                visit(mask);
+                visit(then);
+                visit(otherwise);
+            }
+            Expr::Reduce { body, .. } => visit(body),
         }
     }
 }

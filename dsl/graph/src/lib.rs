@@ -10,11 +10,23 @@
 
 mod builder;
 mod config;
+mod evaluate;
 mod graph;
+pub mod interpret;
+mod lex;
+mod number;
+mod parse;
+mod print;
+mod verify;
 
 pub use builder::{BuildError, Builder};
 pub use config::ModelError;
 pub use graph::*;
+pub use interpret::{InterpretError, Interpreter, Output, Weights};
+pub use number::Number;
+pub use parse::{ParseError, parse};
+pub use print::print_expr;
+pub use verify::{MAX_DEPTH, VerifyError, verify};
 
 /// What the `model!` macro expands to calls; no interface for people.
 #[doc(hidden)]
