@@ -51,8 +51,9 @@ impl<F: Fn(&Tensor, Option<usize>) -> Result<Vec<f32>, String>> Weights for F {
 ///     axis v = 3
 ///     input tokens[t]
 ///     weight value[v] = "value"
+///     state x.cache[s]
 ///     x[t] = value[v = tokens]
-///     append x.cache[s] = x
+///     append x.cache = x
 ///     y[t] = sum[s] x.cache where s <= t
 ///     output y"#,
 /// )?;

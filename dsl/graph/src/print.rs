@@ -80,7 +80,7 @@ impl Display for Graph {
                 Extent::Tokens => "tokens".to_owned(),
                 Extent::Positions => "positions".to_owned(),
             };
-            write!(f, "{}axis {} = {extent}\n", if i == 0 { "\n" } else { "" }, Name(&axis.name))?;
+            writeln!(f, "{}axis {} = {extent}", if i == 0 { "\n" } else { "" }, Name(&axis.name))?;
         }
         let mut first = true;
         for tensor in &self.tensors {

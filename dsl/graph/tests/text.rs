@@ -1,6 +1,6 @@
 //! The text form: what is written is read back, and mistakes are told with their place.
 
-use einfuse_graph::{Interpreter, Tensor, parse, print_expr};
+use einfuse_graph::parse;
 
 const ATTENTION: &str = "\
 graph attention
