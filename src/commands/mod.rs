@@ -1,0 +1,57 @@
+//! The commands, one file each, and what they share.
+
+mod bench;
+mod explain;
+mod logits;
+mod options;
+mod output;
+mod perplexity;
+mod progress;
+mod run;
+
+use std::error::Error;
+
+use clap::{Parser, Subcommand};
+
+/// What a command returns.
+pub(crate) type Outcome = Result<(), Box<dyn Error>>;
+
+const EXAMPLES: &str = "\
+Examples:
+  einfuse run \"ROMEO:\"                            continue a text with the embedded model
+  einfuse run -m ~/models/llama -n 64 \"Once\"      with a model of your own
+  einfuse explain                                 the kernels that the model became, and why
+  einfuse bench -m ~/models/llama -t 1,2          how fast, beside what the machine can do
+
+A model is a folder in Hugging Face's form: config.json, *.safetensors, tokenizer.json.
+`einfuse <COMMAND> --help` has the options of a command.";
+
+/// Language models written as equations over named axes, fused and compiled for this CPU.
+#[derive(Parser, Debug)]
+#[command(name = "einfuse", version, after_help = EXAMPLES, subcommand_required = true, arg_required_else_help = false)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    Run(run::Run),
+    Explain(explain::Explain),
+    Bench(bench::Bench),
+    Logits(logits::Logits),
+    Perplexity(perplexity::Perplexity),
+}
+
+impl Cli {
+    /// Does what the command line says.
+    pub(crate) fn run(self) -> Outcome {
+        match self.command {
+            Command::Run(run) => run.run(),
+            Command::Explain(explain) => explain.run(),
+            Command::Bench(bench) => bench.run(),
+            Command::Logits(logits) => logits.run(),
+            Command::Perplexity(perplexity) => perplexity.run(),
+        }
+    }
+}

@@ -1,0 +1,67 @@
+//! What this machine can do at most, measured: the yardstick of `einfuse bench`.
+
+use std::hint::black_box;
+use std::io;
+use std::sync::Barrier;
+use std::thread;
+use std::time::Instant;
+
+use memmap2::MmapMut;
+
+/// Bytes read by [`read_bandwidth`]: many times more than any cache holds.
+const BUFFER: usize = 512 << 20;
+
+/// How often a measurement is repeated; the best counts.
+const REPEATS: usize = 5;
+
+/// Bytes per second that `threads` threads read from main memory, each its own part of one large buffer from front to
+/// back.
+pub(crate) fn read_bandwidth(threads: usize) -> io::Result<f64> {
+    let mut buffer = MmapMut::map_anon(BUFFER)?;
+    #[cfg(target_os = "linux")]
+    // only advice: without huge pages the figure is lower
+    let _ = buffer.advise(memmap2::Advice::HugePage);
+    // pages that were never written are all the same page
+    buffer.fill(1);
+    let share = BUFFER / threads / 128 * 128;
+    let seconds = fastest(threads, |worker| {
+        black_box(sum(&buffer[worker * share..(worker + 1) * share]));
+    });
+    Ok((share * threads) as f64 / seconds)
+}
+
+/// The sum of the 64-bit words, in sixteen lanes: more independent loads than a core can have under way.
+fn sum(bytes: &[u8]) -> u64 {
+    let mut lanes = [0u64; 16];
+    for chunk in bytes.chunks_exact(128) {
+        for (lane, word) in lanes.iter_mut().zip(chunk.as_chunks::<8>().0) {
+            *lane = lane.wrapping_add(u64::from_le_bytes(*word));
+        }
+    }
+    lanes.iter().fold(0, |a, b| a.wrapping_add(*b))
+}
+
+/// Seconds that `work` takes when all threads do it at the same time, from the first start to the last end; the best of
+/// several times.
+fn fastest(threads: usize, work: impl Fn(usize) + Sync) -> f64 {
+    let barrier = &Barrier::new(threads);
+    let work = &work;
+    let worker = move |worker: usize| {
+        (0..REPEATS).map(move |_| {
+            barrier.wait();
+            let start = Instant::now();
+            work(worker);
+            (start, Instant::now())
+        })
+    };
+    let times: Vec<Vec<(Instant, Instant)>> = thread::scope(|scope| {
+        let handles: Vec<_> = (0..threads).map(|w| scope.spawn(move || worker(w).collect())).collect();
+        handles.into_iter().filter_map(|h| h.join().ok()).collect()
+    });
+    let seconds = |repeat: usize| {
+        let start = times.iter().map(|t| t[repeat].0).min();
+        let end = times.iter().map(|t| t[repeat].1).max();
+        start.zip(end).map_or(f64::INFINITY, |(start, end)| (end - start).as_secs_f64())
+    };
+    (0..REPEATS).map(seconds).fold(f64::INFINITY, f64::min)
+}

@@ -1,0 +1,499 @@
+//! The command line: what it prints when all is well, and what it says to whatever is wrong. Every failure is one line
+//! that names the thing (causes may follow), with exit code 1, or 2 for a wrong command line; nothing panics.
+
+mod common;
+
+use std::fs;
+use std::io::Read;
+use std::process::{Output, Stdio};
+
+use common::{Folder, INDEX, SHARD, einfuse, json, repository, run};
+use serde_json::{Value, json};
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).expect("standard output is UTF-8")
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).expect("standard error is UTF-8")
+}
+
+/// What must hold of a failure: the exit code, one line that begins with `error:` and has all of `names`, causes only
+/// below it, and no output.
+fn check(output: &Output, code: i32, names: &[&str]) -> Result<(), String> {
+    let text = stderr(output);
+    let mut lines = text.lines();
+    let first = lines.next().unwrap_or_default();
+    let message = match () {
+        _ if output.status.code() != Some(code) => format!("exit code {:?}, not {code}", output.status.code()),
+        _ if text.contains("panicked") => "a panic".to_owned(),
+        _ if !first.starts_with("error: ") => "no `error:`".to_owned(),
+        _ if !lines.all(|l| l.starts_with("  because: ")) => "more than one line".to_owned(),
+        _ => match names.iter().find(|name| !text.contains(**name)) {
+            Some(name) => format!("`{name}` is not named"),
+            None => return Ok(()),
+        },
+    };
+    Err(format!("{message}:\n{text}"))
+}
+
+/// A broken checkpoint: how it is made out of `tests/golden/llama3`, and what the message names.
+struct Broken {
+    what: &'static str,
+    make: fn(&Folder),
+    names: &'static [&'static str],
+}
+
+const LAYER_NORM: &str = "model.layers.1.input_layernorm.weight";
+const QUERY: &str = "model.layers.1.self_attn.q_proj.weight";
+
+const BROKEN: &[Broken] = &[
+    // config.json
+    Broken { what: "no config", make: |f| f.remove("config.json"), names: &["config.json"] },
+    Broken { what: "empty config", make: |f| f.write("config.json", ""), names: &["config.json"] },
+    Broken { what: "config cut off", make: |f| f.truncate("config.json", 200), names: &["config.json"] },
+    Broken { what: "config is a list", make: |f| f.write("config.json", "[]"), names: &["config.json"] },
+    Broken { what: "config is not UTF-8", make: |f| f.write("config.json", b"{\"\xff\":1}"), names: &["config.json"] },
+    Broken { what: "no architectures", make: |f| f.unset("architectures"), names: &["config.json", "architectures"] },
+    Broken { what: "empty architectures", make: |f| f.set("architectures", json!([])), names: &["architectures"] },
+    Broken {
+        what: "unknown architecture",
+        make: |f| f.set("architectures", json!(["MambaForCausalLM"])),
+        names: &[
+            "MambaForCausalLM",
+            "GPT2LMHeadModel",
+            "LlamaForCausalLM",
+            "MistralForCausalLM",
+            "OPTForCausalLM",
+            "Qwen3ForCausalLM",
+        ],
+    },
+    Broken { what: "missing key", make: |f| f.unset("hidden_size"), names: &["hidden_size"] },
+    Broken { what: "key of another type", make: |f| f.set("hidden_size", "64"), names: &["hidden_size"] },
+    Broken { what: "negative size", make: |f| f.set("intermediate_size", -112), names: &["intermediate_size"] },
+    Broken { what: "size zero", make: |f| f.set("vocab_size", 0), names: &["vocab_size"] },
+    Broken { what: "absurd size", make: |f| f.set("intermediate_size", 1u64 << 60), names: &["intermediate_size"] },
+    Broken { what: "absurd layers", make: |f| f.set("num_hidden_layers", 1u64 << 40), names: &["num_hidden_layers"] },
+    Broken { what: "heads that do not divide", make: |f| f.set("num_key_value_heads", 3), names: &["num_key_value_heads"] },
+    Broken { what: "fractional count", make: |f| f.set("num_hidden_layers", 2.5), names: &["num_hidden_layers"] },
+    Broken {
+        what: "unknown rope scaling",
+        make: |f| f.set("rope_scaling", json!({"rope_type": "spiral", "factor": 2.0})),
+        names: &["rope_scaling", "spiral"],
+    },
+    Broken {
+        what: "rope scaling without its factor",
+        make: |f| f.set("rope_scaling", json!({"rope_type": "llama3"})),
+        names: &["rope_scaling", "factor"],
+    },
+    // what the config and the tensors disagree about
+    Broken {
+        what: "more layers than tensors",
+        make: |f| f.set("num_hidden_layers", 4),
+        names: &["model.layers.3.", "model.safetensors"],
+    },
+    Broken {
+        what: "another width",
+        make: |f| f.set("intermediate_size", 96),
+        names: &["mlp.gate_proj.weight", "96", "112"],
+    },
+    Broken {
+        what: "another vocabulary",
+        make: |f| f.set("vocab_size", 512),
+        names: &["embed_tokens.weight", "512", "384"],
+    },
+    Broken {
+        what: "missing tensor",
+        make: |f| {
+            f.header(|h| {
+                let tensor = h.as_object_mut().unwrap().remove(QUERY).unwrap();
+                h["model.layers.1.self_attn.qq_proj.weight"] = tensor;
+            });
+        },
+        names: &[QUERY],
+    },
+    Broken {
+        what: "transposed tensor",
+        make: |f| f.tensor("model.layers.1.mlp.up_proj.weight", |t| t["shape"] = json!([64, 112])),
+        names: &["model.layers.1.mlp.up_proj.weight", "[64, 112]"],
+    },
+    Broken {
+        what: "tensor of integers",
+        make: |f| f.tensor(LAYER_NORM, |t| t["dtype"] = "I32".into()),
+        names: &[LAYER_NORM, "I32"],
+    },
+    // model.safetensors
+    Broken { what: "no weights", make: |f| f.remove("model.safetensors"), names: &["safetensors"] },
+    Broken { what: "empty weights", make: |f| f.write("model.safetensors", ""), names: &["model.safetensors"] },
+    Broken { what: "cut in the length", make: |f| f.truncate("model.safetensors", 5), names: &["model.safetensors"] },
+    Broken { what: "cut in the header", make: |f| f.truncate("model.safetensors", 300), names: &["model.safetensors"] },
+    Broken { what: "cut in the data", make: |f| f.truncate("model.safetensors", 300_000), names: &["model.safetensors"] },
+    Broken {
+        what: "header longer than the file",
+        make: |f| f.write("model.safetensors", [u64::MAX.to_le_bytes().as_slice(), b"{}"].concat()),
+        names: &["model.safetensors"],
+    },
+    Broken {
+        what: "header is not JSON",
+        make: |f| f.write("model.safetensors", common::safetensors("{\"a\": ", &[])),
+        names: &["model.safetensors"],
+    },
+    Broken {
+        what: "header is a list",
+        make: |f| f.write("model.safetensors", common::safetensors("[1, 2]", &[])),
+        names: &["model.safetensors"],
+    },
+    Broken {
+        what: "data beyond the end",
+        make: |f| {
+            let bytes = fs::read(f.file("model.safetensors")).unwrap();
+            f.write("model.safetensors", [bytes.as_slice(), &[0; 64]].concat());
+        },
+        names: &["model.safetensors"],
+    },
+    Broken {
+        what: "unknown dtype",
+        make: |f| f.tensor(LAYER_NORM, |t| t["dtype"] = "F7".into()),
+        names: &["model.safetensors", "F7"],
+    },
+    Broken {
+        what: "tensors that overlap",
+        make: |f| {
+            f.header(|h| {
+                let offsets = h[LAYER_NORM]["data_offsets"].clone();
+                h["model.layers.0.input_layernorm.weight"]["data_offsets"] = offsets;
+            });
+        },
+        names: &["model.safetensors", "input_layernorm.weight"],
+    },
+    Broken {
+        what: "offsets past the end",
+        make: |f| f.tensor(LAYER_NORM, |t| t["data_offsets"] = json!([1_000_000_000, 1_000_000_256])),
+        names: &["model.safetensors", LAYER_NORM],
+    },
+    Broken {
+        what: "offsets backwards",
+        make: |f| f.tensor(LAYER_NORM, |t| t["data_offsets"] = json!([512, 256])),
+        names: &["model.safetensors", LAYER_NORM],
+    },
+    Broken {
+        what: "shape and offsets disagree",
+        make: |f| f.tensor(LAYER_NORM, |t| t["shape"] = json!([65])),
+        names: &["model.safetensors", LAYER_NORM],
+    },
+    Broken {
+        what: "shape that overflows",
+        make: |f| f.tensor(LAYER_NORM, |t| t["shape"] = json!([u64::MAX, u64::MAX])),
+        names: &["model.safetensors", LAYER_NORM],
+    },
+    Broken {
+        what: "weights are a folder",
+        make: |f| {
+            f.remove("model.safetensors");
+            fs::create_dir(f.file("model.safetensors")).unwrap();
+        },
+        names: &["model.safetensors"],
+    },
+    Broken {
+        what: "weights are not numbers",
+        make: |f| {
+            let (header, data) = common::split(&fs::read(f.file("model.safetensors")).unwrap());
+            f.write("model.safetensors", common::safetensors(&header.to_string(), &vec![0xff; data.len()]));
+        },
+        names: &["NaN"],
+    },
+    // shards
+    Broken {
+        what: "shard is missing",
+        make: |f| {
+            f.shard();
+            f.remove(SHARD);
+        },
+        names: &[SHARD],
+    },
+    Broken {
+        what: "index is cut off",
+        make: |f| {
+            f.shard();
+            f.truncate(INDEX, 100);
+        },
+        names: &[INDEX],
+    },
+    Broken {
+        what: "index without its map",
+        make: |f| {
+            f.shard();
+            f.write(INDEX, "{}");
+        },
+        names: &[INDEX, "weight_map"],
+    },
+    Broken {
+        what: "index leads out of the folder",
+        make: |f| {
+            f.shard();
+            f.edit(INDEX, |index| index["weight_map"][QUERY] = "../elsewhere.safetensors".into());
+        },
+        names: &[INDEX, "../elsewhere.safetensors"],
+    },
+    Broken {
+        what: "index promises what the shard lacks",
+        make: |f| {
+            f.shard();
+            f.edit(INDEX, |index| index["weight_map"]["model.layers.9.w"] = SHARD.into());
+        },
+        names: &["model.layers.9.w", SHARD],
+    },
+    // the other files
+    Broken { what: "no tokenizer", make: |f| f.remove("tokenizer.json"), names: &["tokenizer.json"] },
+    Broken { what: "tokenizer cut off", make: |f| f.truncate("tokenizer.json", 1000), names: &["tokenizer.json"] },
+    Broken { what: "tokenizer is another thing", make: |f| f.write("tokenizer.json", "{}"), names: &["tokenizer.json"] },
+    Broken {
+        what: "generation config is broken",
+        make: |f| f.write("generation_config.json", "{"),
+        names: &["generation_config.json"],
+    },
+    Broken {
+        what: "end token is a text",
+        make: |f| f.edit("generation_config.json", |g| g["eos_token_id"] = "</s>".into()),
+        names: &["generation_config.json", "eos_token_id"],
+    },
+];
+
+#[test]
+fn broken_checkpoints_are_named() {
+    let mut failures = Vec::new();
+    for case in BROKEN {
+        let folder = Folder::copy("llama3");
+        (case.make)(&folder);
+        let output = run(&["run", "-n", "2", "-m", folder.path().to_str().unwrap(), "To be"]);
+        if let Err(failure) = check(&output, 1, case.names) {
+            failures.push(format!("{}: {failure}", case.what));
+        }
+    }
+    assert!(failures.is_empty(), "{} of {} cases\n\n{}", failures.len(), BROKEN.len(), failures.join("\n"));
+}
+
+/// Arguments (where `{out}` is a folder that exists), the exit code, and what the message names.
+type Wrong = (&'static [&'static str], i32, &'static [&'static str]);
+
+const WRONG: &[Wrong] = &[
+    // the command line itself
+    (&[], 2, &["subcommand"]),
+    (&["sing"], 2, &["sing"]),
+    (&["run"], 2, &["PROMPT"]),
+    (&["run", "--shout", "a"], 2, &["--shout"]),
+    (&["run", "a", "--ids", "1"], 2, &["--ids"]),
+    (&["run", "--ids", "1,x"], 2, &["--ids", "x"]),
+    (&["run", "--ids", "99999999999"], 2, &["--ids", "99999999999"]),
+    (&["run", "-n", "few", "a"], 2, &["-n", "few"]),
+    (&["run", "-t", "0", "a"], 2, &["--threads"]),
+    (&["run", "--chunk", "0", "a"], 2, &["--chunk"]),
+    (&["run", "--precision", "f8", "a"], 2, &["--precision", "f8", "bf16"]),
+    (&["run", "--without", "magic", "a"], 2, &["--without", "magic", "online-softmax"]),
+    (&["run", "--temperature", "-1", "a"], 2, &["--temperature", "-1"]),
+    (&["run", "--temperature", "nan", "a"], 2, &["--temperature", "nan"]),
+    (&["run", "--top-p", "1.5", "a"], 2, &["--top-p", "1.5"]),
+    (&["run", "--min-p", "-0.1", "a"], 2, &["--min-p", "-0.1"]),
+    (&["run", "--repeat-penalty", "0", "a"], 2, &["--repeat-penalty", "0"]),
+    (&["run", "--stop", "", "a"], 2, &["--stop"]),
+    (&["explain", "--dump", "soul"], 2, &["--dump", "soul", "clif"]),
+    (&["explain", "--kernel", "k"], 2, &["--dump"]),
+    (&["bench", "-t", "1,none"], 2, &["--threads", "none"]),
+    (&["bench", "-p", "0", "-n", "0"], 2, &["-p", "-n"]),
+    (&["logits", "a"], 2, &["--output"]),
+    (&["perplexity"], 2, &["FILE"]),
+    // what it names
+    (&["run", "-m", "{out}/nowhere", "a"], 1, &["nowhere"]),
+    (&["run", "-m", "Cargo.toml", "a"], 1, &["Cargo.toml"]),
+    (&["run", ""], 1, &["prompt is empty"]),
+    (&["run", "--ids", "5,1024"], 1, &["1024"]),
+    (&["run", "-m", "tests/golden/gpt2", "-n", "1", "--ids", "383,384"], 1, &["384"]),
+    (&["logits", "", "-o", "{out}/x.safetensors"], 1, &["prompt is empty"]),
+    (&["logits", "a", "-o", "{out}/nowhere/x.safetensors"], 1, &["nowhere/x.safetensors"]),
+    (&["logits", "a", "-o", "{out}"], 1, &["{out}"]),
+    (&["logits", "--ids", "7777", "-o", "{out}/x.safetensors"], 1, &["7777"]),
+    (&["explain", "--dump", "asm", "--kernel", "nothing"], 1, &["nothing"]),
+    (&["bench", "-p", "9999", "-n", "0", "-r", "1"], 1, &["9999", "256"]),
+    (&["perplexity", "{out}/nowhere.txt"], 1, &["nowhere.txt"]),
+    (&["perplexity", "{out}"], 1, &["{out}"]),
+    (&["perplexity", "models/nano/model.safetensors"], 1, &["model.safetensors", "UTF-8"]),
+    (&["perplexity", "{out}/empty.txt"], 1, &["empty.txt"]),
+];
+
+#[test]
+fn wrong_arguments_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().to_str().unwrap();
+    fs::write(folder.path().join("empty.txt"), "").unwrap();
+    let mut failures = Vec::new();
+    for (arguments, code, names) in WRONG {
+        let arguments: Vec<String> = arguments.iter().map(|a| a.replace("{out}", out)).collect();
+        let names: Vec<String> = names.iter().map(|n| n.replace("{out}", out)).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let output = einfuse(&arguments).current_dir(repository(".")).output().unwrap();
+        if let Err(failure) = check(&output, *code, &names) {
+            failures.push(format!("{arguments:?}: {failure}"));
+        }
+    }
+    assert!(failures.is_empty(), "{} of {} cases\n\n{}", failures.len(), WRONG.len(), failures.join("\n"));
+}
+
+#[test]
+fn a_prompt_longer_than_the_context_is_refused() {
+    let ids = vec!["5"; 257].join(",");
+    let output = run(&["run", "--ids", &ids]);
+    check(&output, 1, &["257", "256"]).unwrap();
+    let output = run(&["logits", "--ids", &ids, "-o", "/dev/null"]);
+    check(&output, 1, &["257", "256"]).unwrap();
+}
+
+#[test]
+fn the_context_s_end_stops_generation() {
+    let ids = vec!["5"; 250].join(",");
+    let output = run(&["run", "--ids", &ids, "-n", "50", "--ignore-eos", "--json"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let result: Value = serde_json::from_str(&stdout(&output)).unwrap();
+    // the last token that fits is read no more, so that one more than the room is generated
+    assert_eq!(result["token_ids"].as_array().unwrap().len(), 7);
+    assert_eq!(result["stopped"], "context");
+}
+
+#[test]
+fn a_closed_pipe_ends_quietly() {
+    for arguments in [["run", "--ignore-eos", "-n", "200", "ROMEO:"].as_slice(), &["explain", "--dump", "loops"], &["--help"]] {
+        let mut child = einfuse(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        drop(child.stdout.take());
+        let mut text = String::new();
+        child.stderr.take().unwrap().read_to_string(&mut text).unwrap();
+        assert!(child.wait().unwrap().success(), "{arguments:?}: {text}");
+        assert!(!text.contains("error") && !text.contains("panicked"), "{arguments:?}: {text}");
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_disk_is_named() {
+    let full = || Stdio::from(fs::OpenOptions::new().write(true).open("/dev/full").unwrap());
+    let output = einfuse(&["run", "-n", "4", "ROMEO:"]).stdout(full()).output().unwrap();
+    check(&output, 1, &["standard output"]).unwrap();
+    let output = run(&["logits", "ROMEO:", "-o", "/dev/full"]);
+    check(&output, 1, &["/dev/full"]).unwrap();
+}
+
+#[test]
+fn run_writes_text_to_stdout_and_the_summary_to_stderr() {
+    let output = run(&["run", "-n", "40", "ROMEO:"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let text = stdout(&output);
+    assert!(text.starts_with("ROMEO:") && text.ends_with('\n') && text.len() > 60, "{text}");
+    let summary = stderr(&output);
+    assert_eq!(summary.lines().count(), 1, "{summary}");
+    for word in ["prompt 5 tokens", "generated 40 tokens", "tokens/s", "first token", "compiled in", "seed 0"] {
+        assert!(summary.contains(word), "no `{word}` in {summary}");
+    }
+    assert!(!summary.contains('\x1b') && !text.contains('\x1b'), "colour where no terminal is");
+}
+
+#[test]
+fn the_same_seed_gives_the_same_text() {
+    let text = |seed: &str| stdout(&run(&["run", "-n", "40", "--seed", seed, "ROMEO:"]));
+    assert_eq!(text("0"), stdout(&run(&["run", "-n", "40", "ROMEO:"])));
+    assert_eq!(text("7"), text("7"));
+    assert_ne!(text("7"), text("8"));
+}
+
+#[test]
+fn run_prints_one_object_as_json() {
+    let output = run(&["run", "-n", "12", "--temperature", "0", "--json", "ROMEO:"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert!(output.stderr.is_empty(), "{}", stderr(&output));
+    let result: Value = serde_json::from_str(&stdout(&output)).unwrap();
+    let golden = json(&repository("tests/golden/nano/golden.json"));
+    let greedy = golden["prompts"][0]["greedy_ids"].as_array().unwrap();
+    assert_eq!(result["token_ids"].as_array().unwrap(), &greedy[..12]);
+    assert_eq!(result["prompt_ids"], golden["prompts"][0]["input_ids"]);
+    assert_eq!(result["generated_tokens"], 12);
+    assert_eq!(result["stopped"], "limit");
+    assert!(result["text"].as_str().unwrap().starts_with('\n'));
+    for key in ["prompt_tokens_per_second", "tokens_per_second", "time_to_first_token", "compile_time"] {
+        assert!(result[key].as_f64().unwrap() > 0.0, "{key}: {result}");
+    }
+}
+
+#[test]
+fn a_stop_text_ends_generation_and_is_not_printed() {
+    let arguments = |stop: &'static str| ["run", "--temperature", "0", "--json", "--stop", stop, "ROMEO:"];
+    let result: Value = serde_json::from_str(&stdout(&run(&arguments("the sun")))).unwrap();
+    assert_eq!(result["stopped"], "stop");
+    let text = result["text"].as_str().unwrap();
+    assert!(!text.contains("the sun"), "{text}");
+}
+
+#[test]
+fn explain_shows_kernels_rules_and_costs() {
+    let output = run(&["explain"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let table = stdout(&output);
+    for word in ["kernel", "online-softmax", "siblings", "flops", "bytes", "bound", "memory"] {
+        assert!(table.contains(word), "no `{word}` in\n{table}");
+    }
+    let without = stdout(&run(&["explain", "--without", "online-softmax"]));
+    assert!(without.lines().count() > table.lines().count(), "fewer rules, more kernels:\n{without}");
+}
+
+#[test]
+fn explain_dumps_every_stage() {
+    for (stage, word) in [("graph", "sum["), ("plan", "rows"), ("loops", "for "), ("clif", "function"), ("asm", "ret")] {
+        let output = run(&["explain", "--dump", stage]);
+        assert!(output.status.success(), "{stage}: {}", stderr(&output));
+        assert!(stdout(&output).contains(word), "{stage}: no `{word}`");
+    }
+}
+
+#[test]
+fn logits_writes_a_safetensors_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("out.safetensors");
+    let output = run(&["logits", "--ids", "576,45,37,47,26", "--hidden", "-o", file.to_str().unwrap()]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let (header, data) = common::split(&fs::read(&file).unwrap());
+    assert_eq!(header["logits"]["shape"], json!([5, 1024]));
+    assert_eq!(header["hidden"]["shape"], json!([7, 5, 128]));
+    assert_eq!(data.len(), 4 * (5 * 1024 + 7 * 5 * 128));
+}
+
+#[test]
+fn perplexity_scores_a_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("text.txt");
+    fs::write(&file, "ROMEO:\nWhat light through yonder window breaks?\n").unwrap();
+    let output = run(&["perplexity", "--json", file.to_str().unwrap()]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let result: Value = serde_json::from_str(&stdout(&output)).unwrap();
+    let (nll, perplexity) = (result["mean_nll"].as_f64().unwrap(), result["perplexity"].as_f64().unwrap());
+    assert!((nll.exp() - perplexity).abs() < 1e-6 * perplexity);
+    // an untrained model of 1,024 tokens would have 6.93
+    assert!(nll > 1.0 && nll < 6.0, "{nll}");
+    assert!(result["tokens_scored"].as_u64().unwrap() > 10);
+}
+
+#[test]
+fn bench_prints_a_row_per_test_with_the_machine_s_peak() {
+    let output = run(&["bench", "-p", "16", "-n", "8", "-t", "1,2", "-r", "1"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let table = stdout(&output);
+    let rows: Vec<&str> = table.lines().filter(|l| l.starts_with('|')).collect();
+    assert_eq!(rows.len(), 2 + 4, "{table}");
+    for word in ["pp16", "tg8", "t/s", "GB/s", "GFLOP/s", "%"] {
+        assert!(table.contains(word), "no `{word}` in\n{table}");
+    }
+}
+
+#[test]
+fn help_has_examples() {
+    for arguments in [["--help"].as_slice(), &["run", "--help"], &["explain", "--help"], &["bench", "--help"]] {
+        let output = run(arguments);
+        assert!(output.status.success());
+        assert!(stdout(&output).contains("Examples:"), "{arguments:?}");
+    }
+}
