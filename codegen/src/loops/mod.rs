@@ -2,6 +2,9 @@
 
 mod build;
 mod ir;
+mod print;
+mod verify;
 
 pub use build::*;
 pub use ir::*;
+pub use verify::{Invalid, MAX_DEPTH, verify};

@@ -1,0 +1,299 @@
+//! Checks a kernel: types, lanes, definition before use, nesting.
+
+use std::fmt;
+
+use super::{Address, Binary, Buffer, Core, Elem, Expr, Fold, Kernel, LANES, Stmt, Ty, Unary, Var};
+
+/// How deep expressions and statements may nest.
+pub const MAX_DEPTH: usize = 200;
+
+/// Why a kernel is not well formed, in one line.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("kernel `{kernel}`: {message}")]
+pub struct Invalid {
+    kernel: String,
+    message: String,
+}
+
+type Checked<T> = Result<T, String>;
+
+/// Checks that a kernel is well formed, so that it can be run and lowered.
+pub fn verify(kernel: &Kernel) -> Result<(), Invalid> {
+    let mut verifier = Verifier {
+        vars: &kernel.vars,
+        defined: vec![None; kernel.vars.len()],
+        parallel: None,
+        counters: Vec::new(),
+        depth: 0,
+    };
+    let named = check(is_identifier(&kernel.name), || "the name is not an identifier".to_string());
+    named
+        .and_then(|()| verifier.block(&kernel.body))
+        .map_err(|message| Invalid { kernel: kernel.name.clone(), message })
+}
+
+fn is_identifier(name: &str) -> bool {
+    let mut chars = name.chars();
+    chars.next().is_some_and(|c| c.is_ascii_alphabetic() || c == '_')
+        && chars.all(|c| c.is_ascii_alphanumeric() || c == '_')
+}
+
+fn check(holds: bool, otherwise: impl FnOnce() -> String) -> Checked<()> {
+    if holds { Ok(()) } else { Err(otherwise()) }
+}
+
+impl fmt::Display for Ty {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Ty::Int => "int",
+            Ty::Float => "float",
+            Ty::Mask => "mask",
+            Ty::Ints => "ints",
+            Ty::Floats => "floats",
+            Ty::Masks => "masks",
+        })
+    }
+}
+
+impl Ty {
+    /// Whether it has four lanes.
+    pub fn is_vector(self) -> bool {
+        matches!(self, Ty::Ints | Ty::Floats | Ty::Masks)
+    }
+
+    /// The truth value with as many lanes.
+    pub fn mask(self) -> Ty {
+        if self.is_vector() { Ty::Masks } else { Ty::Mask }
+    }
+
+    /// Whether it is a float, of any lanes.
+    pub fn is_float(self) -> bool {
+        matches!(self, Ty::Float | Ty::Floats)
+    }
+
+    /// Whether it is an integer, of any lanes.
+    pub fn is_int(self) -> bool {
+        matches!(self, Ty::Int | Ty::Ints)
+    }
+
+    /// Whether it is a truth value, of any lanes.
+    pub fn is_mask(self) -> bool {
+        matches!(self, Ty::Mask | Ty::Masks)
+    }
+}
+
+struct Verifier<'a> {
+    vars: &'a [Ty],
+    /// Of each variable that is visible, how many parallel loops are around its definition.
+    defined: Vec<Option<usize>>,
+    parallel: Option<Var>,
+    /// The counters of the loops around.
+    counters: Vec<Var>,
+    depth: usize,
+}
+
+impl Verifier<'_> {
+    fn block(&mut self, body: &[Stmt]) -> Checked<()> {
+        self.deeper()?;
+        let before = self.defined.clone();
+        for stmt in body {
+            self.stmt(stmt)?;
+        }
+        self.defined = before;
+        self.depth -= 1;
+        Ok(())
+    }
+
+    fn deeper(&mut self) -> Checked<()> {
+        self.depth += 1;
+        check(self.depth <= MAX_DEPTH, || format!("nested deeper than {MAX_DEPTH}"))
+    }
+
+    fn declared(&self, var: Var) -> Checked<Ty> {
+        self.vars.get(var.0 as usize).copied().ok_or_else(|| format!("v{} is not declared", var.0))
+    }
+
+    fn define(&mut self, var: Var, ty: Ty) -> Checked<()> {
+        let declared = self.declared(var)?;
+        check(declared == ty, || format!("v{} is declared {declared} and defined as {ty}", var.0))?;
+        check(self.defined[var.0 as usize].is_none(), || format!("v{} is defined twice", var.0))?;
+        self.defined[var.0 as usize] = Some(self.parallel.iter().count());
+        Ok(())
+    }
+
+    fn stmt(&mut self, stmt: &Stmt) -> Checked<()> {
+        match stmt {
+            Stmt::Let(var, value) => {
+                let ty = self.expr(value)?;
+                self.define(*var, ty)
+            }
+            Stmt::Set(var, value) => {
+                let declared = self.declared(*var)?;
+                let ty = self.expr(value)?;
+                check(declared == ty, || format!("v{} is declared {declared} and set to {ty}", var.0))?;
+                check(!self.counters.contains(var), || format!("v{} is set and counts a loop", var.0))?;
+                match self.defined[var.0 as usize] {
+                    None => Err(format!("v{} is set before it is defined", var.0)),
+                    Some(outside) => check(outside == self.parallel.iter().count(), || {
+                        format!("v{} is set in a parallel loop and defined outside", var.0)
+                    }),
+                }
+            }
+            Stmt::Store { elem, at, value } => {
+                self.address(at)?;
+                let ty = self.expr(value)?;
+                check(
+                    match elem {
+                        Elem::F32 => ty.is_float(),
+                        Elem::I32 => ty.is_int(),
+                        Elem::Bf16 => false,
+                    },
+                    || format!("a {ty} is stored as {elem}"),
+                )
+            }
+            Stmt::For { var, from, to, step, body } => {
+                self.expect(from, Ty::Int, "a loop's start")?;
+                self.expect(to, Ty::Int, "a loop's end")?;
+                check(*step >= 1, || format!("v{} steps by {step}", var.0))?;
+                self.counted(*var, body)
+            }
+            Stmt::If { mask, then, otherwise } => {
+                self.expect(mask, Ty::Mask, "a condition")?;
+                self.block(then)?;
+                self.block(otherwise)
+            }
+            Stmt::Parallel { var, count, share: _, body } => {
+                self.expect(count, Ty::Int, "a loop's count")?;
+                if let Some(outer) = self.parallel {
+                    return Err(format!("the parallel loop of v{} is within that of v{}", var.0, outer.0));
+                }
+                self.parallel = Some(*var);
+                self.counted(*var, body)?;
+                self.parallel = None;
+                Ok(())
+            }
+            Stmt::Core(core) => self.core(core),
+            Stmt::Note(_) => Ok(()),
+        }
+    }
+
+    fn counted(&mut self, var: Var, body: &[Stmt]) -> Checked<()> {
+        self.define(var, Ty::Int)?;
+        self.counters.push(var);
+        self.block(body)?;
+        self.counters.pop();
+        self.defined[var.0 as usize] = None;
+        Ok(())
+    }
+
+    fn core(&mut self, core: &Core) -> Checked<()> {
+        check((1..=4).contains(&core.rows), || format!("a core has {} rows, not 1 to 4", core.rows))?;
+        check(core.b_elem != Elem::I32, || "a core's panel is of integers".to_string())?;
+        self.expect(&core.depth, Ty::Int, "a core's depth")?;
+        self.expect(&core.a_stride, Ty::Int, "a core's stride")?;
+        self.expect(&core.c_stride, Ty::Int, "a core's stride")?;
+        self.address(&core.a)?;
+        self.address(&core.b)?;
+        self.address(&core.c)
+    }
+
+    fn address(&mut self, at: &Address) -> Checked<()> {
+        if let Buffer::Page { page, .. } = &at.buffer {
+            self.expect(page, Ty::Int, "a page's number")?;
+        }
+        self.expect(&at.offset, Ty::Int, "an offset")
+    }
+
+    fn expect(&mut self, expr: &Expr, ty: Ty, what: &str) -> Checked<()> {
+        let found = self.expr(expr)?;
+        check(found == ty, || format!("{what} is {found}, not {ty}"))
+    }
+
+    /// The type of an expression whose parts fit together.
+    fn expr(&mut self, expr: &Expr) -> Checked<Ty> {
+        self.deeper()?;
+        let ty = match expr {
+            Expr::Int(_) | Expr::Arg(_) => Ty::Int,
+            Expr::Float(_) => Ty::Float,
+            Expr::Var(var) => {
+                let ty = self.declared(*var)?;
+                check(self.defined[var.0 as usize].is_some(), || format!("v{} is used before it is defined", var.0))?;
+                ty
+            }
+            Expr::Load { elem, lanes, at } => {
+                self.address(at)?;
+                match (elem, *lanes) {
+                    (Elem::I32, 1) => Ty::Int,
+                    (Elem::I32, LANES) => Ty::Ints,
+                    (_, 1) => Ty::Float,
+                    (_, LANES) => Ty::Floats,
+                    _ => return Err(format!("a load of {lanes} lanes")),
+                }
+            }
+            Expr::Unary(function, x) => {
+                let x = self.expr(x)?;
+                let (fits, ty) = match function {
+                    Unary::Neg => (!x.is_mask(), x),
+                    Unary::Not => (x.is_mask(), x),
+                    Unary::ToFloat => (x.is_int(), if x.is_vector() { Ty::Floats } else { Ty::Float }),
+                    _ => (x.is_float(), x),
+                };
+                check(fits, || format!("{function} of {x}"))?;
+                ty
+            }
+            Expr::Binary(function, a, b) => {
+                let (a, b) = (self.expr(a)?, self.expr(b)?);
+                check(a == b && binary_fits(*function, a), || format!("{function} of {a} and {b}"))?;
+                if function.compares() { a.mask() } else { a }
+            }
+            Expr::Select(mask, a, b) => {
+                let (mask, a, b) = (self.expr(mask)?, self.expr(a)?, self.expr(b)?);
+                check(a == b && mask == a.mask(), || format!("select by {mask} of {a} and {b}"))?;
+                a
+            }
+            Expr::Fma(a, b, c) => {
+                let (a, b, c) = (self.expr(a)?, self.expr(b)?, self.expr(c)?);
+                check(a.is_float() && a == b && b == c, || format!("fma of {a}, {b} and {c}"))?;
+                a
+            }
+            Expr::Splat(x) => match self.expr(x)? {
+                Ty::Int => Ty::Ints,
+                Ty::Float => Ty::Floats,
+                Ty::Mask => Ty::Masks,
+                ty => return Err(format!("splat of {ty}")),
+            },
+            Expr::Iota(x) => {
+                self.expect(x, Ty::Int, "iota's start")?;
+                Ty::Ints
+            }
+            Expr::Gather(parts) => {
+                for part in parts.iter() {
+                    self.expect(part, Ty::Float, "a gathered lane")?;
+                }
+                Ty::Floats
+            }
+            Expr::Fold(Fold::Sum | Fold::Max | Fold::Min, x) => {
+                self.expect(x, Ty::Floats, "what is folded")?;
+                Ty::Float
+            }
+        };
+        self.depth -= 1;
+        Ok(ty)
+    }
+}
+
+fn binary_fits(function: Binary, ty: Ty) -> bool {
+    match function {
+        Binary::And | Binary::Or => ty.is_mask(),
+        Binary::Pow => ty.is_float(),
+        Binary::Rem => ty.is_int(),
+        _ => !ty.is_mask(),
+    }
+}
+
+impl Binary {
+    /// Whether it yields a truth value of numbers.
+    pub fn compares(self) -> bool {
+        matches!(self, Binary::Lt | Binary::Le | Binary::Gt | Binary::Ge | Binary::Eq | Binary::Ne)
+    }
+}

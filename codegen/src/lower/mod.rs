@@ -1,0 +1,225 @@
+//! Lowering: from loops to machine code, through Cranelift.
+//!
+//! A compiled kernel is `extern "C" fn(frame, layer, worker, workers, scratch)`:
+//! - `frame` points to words: how many tokens, how many positions before them, the arena's address, the first token whose
+//!   output is wanted; from the fifth on, the pointers that [`Buffer::Frame`](crate::loops::Buffer::Frame) and the tables
+//!   of pages name by their index;
+//! - `layer` points to the words that [`Buffer::Layer`](crate::loops::Buffer::Layer) and the pages' offsets name;
+//! - `worker` of `workers` runs it; `scratch` is that worker's own memory.
+
+mod affine;
+mod core;
+mod emit;
+mod expr;
+mod math;
+mod stmt;
+mod target;
+
+use cranelift::codegen::Context;
+use cranelift::codegen::ir::{Function, UserFuncName};
+use cranelift::codegen::isa::TargetIsa;
+use cranelift::jit::{ArenaMemoryProvider, JITBuilder, JITModule};
+use cranelift::module::{FuncId, Linkage, Module, default_libcall_names};
+
+use crate::loops::{Invalid, Kernel, verify};
+
+pub use target::Target;
+
+/// Why kernels were not compiled.
+#[derive(Debug, thiserror::Error)]
+pub enum LowerError {
+    /// The kernel is not well formed.
+    #[error(transparent)]
+    Invalid(#[from] Invalid),
+    /// The machine is not one that code can be generated for.
+    #[error("target: {0}")]
+    Target(String),
+    /// The code generator refused a kernel.
+    #[error("kernel `{kernel}`: {message}")]
+    Codegen {
+        /// The kernel's name.
+        kernel: String,
+        /// What the code generator said.
+        message: String,
+    },
+}
+
+/// How to compile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lowering {
+    /// Whether to run Cranelift's verifier on what is emitted.
+    pub verify: bool,
+    /// Whether to keep the text of the intermediate form and of the machine code.
+    pub keep_text: bool,
+}
+
+impl Default for Lowering {
+    /// Verifies in debug builds, keeps no text.
+    fn default() -> Self {
+        Lowering { verify: cfg!(debug_assertions), keep_text: false }
+    }
+}
+
+/// Compiled kernels. Owns their machine code, which is freed on drop.
+pub struct Code {
+    /// `None` only while it is dropped.
+    module: Option<JITModule>,
+    kernels: Vec<Compiled>,
+}
+
+struct Compiled {
+    entry: Entry,
+    bytes: usize,
+    instructions: usize,
+    text: Option<Text>,
+}
+
+struct Text {
+    clif: String,
+    asm: String,
+}
+
+type Entry = unsafe extern "C" fn(*const u64, *const u64, u64, u64, *mut u8);
+
+// SAFETY: the module is only touched by `compile` and by `drop`, which have it to themselves; what is shared between is its
+// finished machine code, which is read-only memory and keeps no state: a kernel writes only where its arguments point, and
+// `call`'s contract covers that.
+unsafe impl Send for Code {}
+// SAFETY: as above; `&Code` gives no access to the module.
+unsafe impl Sync for Code {}
+
+/// Address space reserved for the code of one [`compile`]: unused pages cost nothing.
+const RESERVED: usize = 64 << 20;
+
+/// Compiles kernels for this machine.
+pub fn compile(kernels: &[Kernel], target: &Target, how: &Lowering) -> Result<Code, LowerError> {
+    if !target.host {
+        return Err(LowerError::Target(format!("code for {} is to be read, not run", target.name())));
+    }
+    let arena = ArenaMemoryProvider::new_with_size(RESERVED)
+        .map_err(|e| LowerError::Target(format!("no {RESERVED} bytes of address space for code: {e}")))?;
+    let mut builder = JITBuilder::with_isa(target.isa.clone(), default_libcall_names());
+    builder.memory_provider(Box::new(arena));
+    // From here on `code` frees the module, whatever fails.
+    let mut code = Code { module: None, kernels: Vec::new() };
+    let module = code.module.insert(JITModule::new(builder));
+    let mut context = module.make_context();
+    let mut compiled = Vec::new();
+    for (i, kernel) in kernels.iter().enumerate() {
+        compiled.push(define(module, &mut context, &format!("{i}_{}", kernel.name), kernel, how)?);
+    }
+    module.finalize_definitions().map_err(|e| LowerError::Target(e.to_string()))?;
+    for (id, instructions, bytes, text) in compiled {
+        // SAFETY: the function was defined with the signature of `Entry`, and is finalized.
+        let entry = unsafe { std::mem::transmute::<*const u8, Entry>(module.get_finalized_function(id)) };
+        code.kernels.push(Compiled { entry, bytes, instructions, text });
+    }
+    Ok(code)
+}
+
+fn define(
+    module: &mut JITModule,
+    context: &mut Context,
+    name: &str,
+    kernel: &Kernel,
+    how: &Lowering,
+) -> Result<(FuncId, usize, usize, Option<Text>), LowerError> {
+    let failed = |message: String| LowerError::Codegen { kernel: kernel.name.clone(), message };
+    context.clear();
+    context.func = lower(kernel, module.isa(), how.verify)?;
+    context.set_disasm(how.keep_text);
+    let signature = &context.func.signature;
+    let id = module.declare_function(name, Linkage::Local, signature).map_err(|e| failed(e.to_string()))?;
+    context.func.name = UserFuncName::user(0, id.as_u32());
+    let clif = how.keep_text.then(|| context.func.display().to_string());
+    let instructions = context.func.dfg.num_insts();
+    module.define_function(id, context).map_err(|e| failed(format!("{e:?}")))?;
+    let compiled = context.compiled_code();
+    let bytes = compiled.map_or(0, |code| code.code_info().total_size as usize);
+    let asm = compiled.and_then(|code| code.vcode.clone()).unwrap_or_default();
+    Ok((id, instructions, bytes, clif.map(|clif| Text { clif, asm })))
+}
+
+fn lower(kernel: &Kernel, isa: &dyn TargetIsa, check: bool) -> Result<Function, LowerError> {
+    verify(kernel)?;
+    let func = stmt::lower(kernel, isa);
+    if check {
+        cranelift::codegen::verify_function(&func, isa)
+            .map_err(|e| LowerError::Codegen { kernel: kernel.name.clone(), message: e.to_string() })?;
+    }
+    Ok(func)
+}
+
+/// The intermediate form and the machine code of a kernel, for any target.
+pub fn compile_text(kernel: &Kernel, target: &Target) -> Result<(String, String), LowerError> {
+    let mut context = Context::for_function(lower(kernel, &*target.isa, true)?);
+    context.set_disasm(true);
+    let clif = context.func.display().to_string();
+    let code = context
+        .compile(&*target.isa, &mut Default::default())
+        .map_err(|e| LowerError::Codegen { kernel: kernel.name.clone(), message: format!("{:?}", e.inner) })?;
+    Ok((clif, code.vcode.clone().unwrap_or_default()))
+}
+
+impl Code {
+    /// Runs a kernel's share of one worker. There is no kernel of a number out of range: nothing is done.
+    ///
+    /// # Safety
+    ///
+    /// `worker < workers`. Every address that the kernel forms from these arguments must be valid for what it does there:
+    /// `frame` and `layer` for the words it names, the pointers in them and `scratch` for its loads and stores. No other
+    /// thread may access what it writes, nor write what it reads, except the other workers of the same call.
+    pub unsafe fn call(
+        &self,
+        kernel: usize,
+        frame: *const u64,
+        layer: *const u64,
+        worker: usize,
+        workers: usize,
+        scratch: *mut u8,
+    ) {
+        if let Some(kernel) = self.kernels.get(kernel) {
+            // SAFETY: the caller vouches for the arguments.
+            unsafe { (kernel.entry)(frame, layer, worker as u64, workers as u64, scratch) }
+        }
+    }
+
+    /// How many kernels there are.
+    pub fn len(&self) -> usize {
+        self.kernels.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.kernels.is_empty()
+    }
+
+    /// A kernel's intermediate form, if it was kept.
+    pub fn clif(&self, kernel: usize) -> Option<&str> {
+        Some(&self.kernels.get(kernel)?.text.as_ref()?.clif)
+    }
+
+    /// A kernel's machine code as text, if it was kept.
+    pub fn asm(&self, kernel: usize) -> Option<&str> {
+        Some(&self.kernels.get(kernel)?.text.as_ref()?.asm)
+    }
+
+    /// How many bytes a kernel's machine code has, with its constants.
+    pub fn bytes(&self, kernel: usize) -> usize {
+        self.kernels.get(kernel).map_or(0, |kernel| kernel.bytes)
+    }
+
+    /// How many instructions of the intermediate form a kernel has.
+    pub fn instructions(&self, kernel: usize) -> usize {
+        self.kernels.get(kernel).map_or(0, |kernel| kernel.instructions)
+    }
+}
+
+impl Drop for Code {
+    fn drop(&mut self) {
+        if let Some(module) = self.module.take() {
+            // SAFETY: `call` borrows the code, so none of it is running, and its entries are dropped with it.
+            unsafe { module.free_memory() }
+        }
+    }
+}

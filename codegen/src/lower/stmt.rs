@@ -1,0 +1,257 @@
+//! Statements: blocks, loops, conditions, and the variables they change.
+
+use cranelift::codegen::ir::types::{I32, I64};
+use cranelift::codegen::ir::{Function, InstBuilder, Value};
+use cranelift::codegen::isa::TargetIsa;
+
+use super::affine::Affine;
+use super::core::{self, Operands};
+use super::emit::{Emitter, Range, arguments, memory, repeat};
+use super::expr::Yield;
+use crate::loops::{Address, Core, Elem, Expr, Kernel, Share, Stmt, Var};
+
+/// The lowering of one kernel.
+pub(super) struct Lowerer {
+    pub(super) e: Emitter,
+    pub(super) params: Params,
+    vars: Vec<Option<Yield>>,
+}
+
+/// What a compiled kernel is called with.
+#[derive(Clone, Copy)]
+pub(super) struct Params {
+    pub(super) frame: Value,
+    pub(super) layer: Value,
+    worker: Value,
+    workers: Value,
+    pub(super) scratch: Value,
+}
+
+/// Lowers a kernel that `verify` has accepted.
+pub(super) fn lower(kernel: &Kernel, isa: &dyn TargetIsa) -> Function {
+    let word = isa.pointer_type();
+    let (e, params) = Emitter::new(isa, &[word; 5]);
+    let params =
+        Params { frame: params[0], layer: params[1], worker: params[2], workers: params[3], scratch: params[4] };
+    let mut lowerer = Lowerer { e, params, vars: vec![None; kernel.vars.len()] };
+    lowerer.block(&kernel.body);
+    lowerer.e.finish()
+}
+
+/// How far a loop's counter goes each time.
+enum Step {
+    By(i64),
+    Workers(Value),
+}
+
+impl AsMut<Emitter> for Lowerer {
+    fn as_mut(&mut self) -> &mut Emitter {
+        &mut self.e
+    }
+}
+
+impl Lowerer {
+    fn block(&mut self, body: &[Stmt]) {
+        for stmt in body {
+            self.stmt(stmt);
+        }
+    }
+
+    pub(super) fn var(&self, var: Var) -> Yield {
+        match &self.vars[var.0 as usize] {
+            Some(value) => value.clone(),
+            None => unreachable!("verified: v{} is defined before it is used", var.0),
+        }
+    }
+
+    fn assign(&mut self, var: Var, value: Yield) {
+        self.vars[var.0 as usize] = Some(value);
+    }
+
+    fn stmt(&mut self, stmt: &Stmt) {
+        match stmt {
+            Stmt::Let(var, value) | Stmt::Set(var, value) => {
+                let value = self.expr(value);
+                self.assign(*var, value);
+            }
+            Stmt::Store { elem, at, value } => self.store(*elem, at, value),
+            Stmt::For { var, from, to, step, body } => {
+                let (from, to) = (self.int(from), self.int(to));
+                self.counted(*var, from, to, Step::By(*step), body);
+            }
+            Stmt::If { mask, then, otherwise } => self.condition(mask, then, otherwise),
+            Stmt::Parallel { var, count, share, body } => self.parallel(*var, count, *share, body),
+            Stmt::Core(core) => self.core(core),
+            Stmt::Note(_) => {}
+        }
+    }
+
+    fn store(&mut self, elem: Elem, at: &Address, value: &Expr) {
+        let value = self.value(value);
+        let (pointer, offset) = self.address(at, elem);
+        if self.e.ty(value) == I64 {
+            let value = self.e.ins().ireduce(I32, value);
+            self.e.ins().store(memory(), value, pointer, offset);
+        } else {
+            self.e.ins().store(memory(), value, pointer, offset);
+        }
+    }
+
+    fn parallel(&mut self, var: Var, count: &Expr, share: Share, body: &[Stmt]) {
+        let count = self.int(count);
+        let Params { worker, workers, .. } = self.params;
+        match share {
+            Share::Blocks => {
+                let count = count.emit(&mut self.e);
+                let start = self.e.ins().imul(count, worker);
+                let end = self.e.ins().iadd(start, count);
+                let start = self.e.ins().sdiv(start, workers);
+                let end = self.e.ins().sdiv(end, workers);
+                self.counted(var, Affine::value(start), Affine::value(end), Step::By(1), body);
+            }
+            Share::Cyclic => self.counted(var, Affine::value(worker), count, Step::Workers(workers), body),
+        }
+    }
+
+    fn counted(&mut self, var: Var, from: Affine, to: Affine, step: Step, body: &[Stmt]) {
+        let runs = to.clone().plus(&from.clone().times(-1)).as_constant();
+        if runs.is_some_and(|n| n <= 0) {
+            return;
+        }
+        if let (Some(n), Step::By(step)) = (runs, &step)
+            && n <= *step
+        {
+            self.assign(var, Yield::Int(from));
+            return self.block(body);
+        }
+        let carried = self.carried(body);
+        let start = from.emit(&mut self.e);
+        let end = to.emit(&mut self.e);
+        let step = match step {
+            Step::By(step) => self.e.int(step),
+            Step::Workers(workers) => workers,
+        };
+        let initial = self.values_of(&carried);
+        let range = Range { start, end, step, runs: runs.is_some() };
+        let after = repeat(self, range, &initial, |lowerer, counter, values| {
+            lowerer.assign(var, Yield::Int(Affine::value(counter)));
+            lowerer.assign_all(&carried, values);
+            lowerer.block(body);
+            lowerer.values_of(&carried)
+        });
+        self.assign_all(&carried, &after);
+    }
+
+    fn condition(&mut self, mask: &Expr, then: &[Stmt], otherwise: &[Stmt]) {
+        let mask = self.value(mask);
+        if let Some(holds) = self.e.as_int(mask) {
+            return self.block(if holds != 0 { then } else { otherwise });
+        }
+        let mut carried = self.carried(then);
+        carried.extend(self.carried(otherwise));
+        carried.sort();
+        carried.dedup();
+        let before: Vec<_> = carried.iter().map(|var| self.var(*var)).collect();
+        let values = self.values_of(&carried);
+        let exit = self.e.new_block();
+        let after = self.e.params(exit, &values, 0);
+        let [yes, no] = [(); 2].map(|()| self.e.new_block());
+        let branch = self.e.ins().brif(mask, yes, &[], no, &[]);
+        for (block, body) in [(yes, then), (no, otherwise)] {
+            for (var, value) in carried.iter().zip(&before) {
+                self.assign(*var, value.clone());
+            }
+            self.e.enter(block, branch, false);
+            self.block(body);
+            let last = self.values_of(&carried);
+            self.e.ins().jump(exit, &arguments(&last));
+            self.e.leave();
+        }
+        self.e.switch(exit);
+        self.assign_all(&carried, &after);
+    }
+
+    /// The variables defined here that a block sets.
+    fn carried(&self, body: &[Stmt]) -> Vec<Var> {
+        let mut set = Vec::new();
+        collect_set(body, &mut set);
+        set.sort();
+        set.dedup();
+        let defined_inside = {
+            let mut inside = Vec::new();
+            collect_defined(body, &mut inside);
+            inside
+        };
+        set.retain(|var| !defined_inside.contains(var));
+        set
+    }
+
+    fn values_of(&mut self, vars: &[Var]) -> Vec<Value> {
+        vars.iter()
+            .map(|var| {
+                let value = self.var(*var);
+                self.emit(value)
+            })
+            .collect()
+    }
+
+    fn assign_all(&mut self, vars: &[Var], values: &[Value]) {
+        for (var, value) in vars.iter().zip(values) {
+            let value = match self.e.ty(*value) {
+                I64 => Yield::Int(Affine::value(*value)),
+                _ => Yield::Value(*value),
+            };
+            self.assign(*var, value);
+        }
+    }
+
+    fn core(&mut self, core: &Core) {
+        let depth = self.int(&core.depth);
+        let (a_stride, c_stride) = (self.int(&core.a_stride), self.int(&core.c_stride));
+        let rows = |lowerer: &mut Self, at: &Address, stride: &Affine| {
+            let stride = stride.clone().times(4);
+            (0..core.rows as i64)
+                .map(|row| lowerer.address_plus(at, Elem::F32, &stride.clone().times(row)))
+                .collect::<Vec<_>>()
+        };
+        let operands = Operands {
+            a: rows(self, &core.a, &a_stride),
+            b: self.address(&core.b, core.b_elem),
+            c: rows(self, &core.c, &c_stride),
+            b_elem: core.b_elem,
+            accumulate: core.accumulate,
+        };
+        core::emitter().emit(&mut self.e, &operands, depth);
+    }
+}
+
+fn collect_set(body: &[Stmt], set: &mut Vec<Var>) {
+    for stmt in body {
+        match stmt {
+            Stmt::Set(var, _) => set.push(*var),
+            Stmt::For { body, .. } | Stmt::Parallel { body, .. } => collect_set(body, set),
+            Stmt::If { then, otherwise, .. } => {
+                collect_set(then, set);
+                collect_set(otherwise, set);
+            }
+            Stmt::Let(..) | Stmt::Store { .. } | Stmt::Core(_) | Stmt::Note(_) => {}
+        }
+    }
+}
+
+fn collect_defined(body: &[Stmt], defined: &mut Vec<Var>) {
+    for stmt in body {
+        match stmt {
+            Stmt::Let(var, _) => defined.push(*var),
+            Stmt::For { var, body, .. } | Stmt::Parallel { var, body, .. } => {
+                defined.push(*var);
+                collect_defined(body, defined);
+            }
+            Stmt::If { then, otherwise, .. } => {
+                collect_defined(then, defined);
+                collect_defined(otherwise, defined);
+            }
+            Stmt::Set(..) | Stmt::Store { .. } | Stmt::Core(_) | Stmt::Note(_) => {}
+        }
+    }
+}
