@@ -6,10 +6,15 @@ use std::sync::Barrier;
 use std::thread;
 use std::time::Instant;
 
+use einfuse_codegen::lower::LowerError;
+use einfuse_codegen::peak::MultiplyAdds;
 use memmap2::MmapMut;
 
 /// Bytes read by [`read_bandwidth`]: many times more than any cache holds.
 const BUFFER: usize = 512 << 20;
+
+/// Runs of the arithmetic kernel in one measurement, of a quarter of a millisecond each.
+const RUNS: usize = 100;
 
 /// How often a measurement is repeated; the best counts.
 const REPEATS: usize = 5;
@@ -28,6 +33,18 @@ pub(crate) fn read_bandwidth(threads: usize) -> io::Result<f64> {
         black_box(sum(&buffer[worker * share..(worker + 1) * share]));
     });
     Ok((share * threads) as f64 / seconds)
+}
+
+/// Operations on floats per second that `threads` threads do at most in compiled code: multiply-adds of vectors of 128
+/// bits, all in registers.
+pub(crate) fn multiply_adds(threads: usize) -> Result<f64, LowerError> {
+    let kernel = MultiplyAdds::new()?;
+    let seconds = fastest(threads, |_| {
+        for _ in 0..RUNS {
+            black_box(kernel.run());
+        }
+    });
+    Ok(MultiplyAdds::FLOPS * (threads * RUNS) as f64 / seconds)
 }
 
 /// The sum of the 64-bit words, in sixteen lanes: more independent loads than a core can have under way.

@@ -1,0 +1,252 @@
+//! What a kernel has to do at least: the arithmetic of its equations, and each byte it touches moved once.
+
+use std::collections::{HashMap, HashSet};
+
+use einfuse_graph::{AxisId, Expr, ExprId, Extent, Graph, Kind, TensorId, Type};
+
+use crate::fuse::{Equation, Kernel, Plan, Segment, Shape};
+
+/// A step whose cost is asked for.
+pub struct Work<'a> {
+    /// How many tokens it has.
+    pub tokens: usize,
+    /// How many positions came before.
+    pub past: usize,
+    /// Bytes in which an element of a weight is kept.
+    pub weight_element: &'a dyn Fn(TensorId) -> usize,
+}
+
+/// What one run of a kernel takes.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Cost {
+    /// Operations on floats; each function counts as one, a multiplication with an addition as two.
+    pub flops: f64,
+    /// Bytes read: weights, caches, and what other kernels computed.
+    pub read: f64,
+    /// Bytes written for other kernels.
+    pub written: f64,
+}
+
+impl Cost {
+    /// Operations per byte moved.
+    pub fn intensity(&self) -> f64 {
+        self.flops / (self.read + self.written)
+    }
+}
+
+impl std::ops::Add for Cost {
+    type Output = Cost;
+
+    fn add(self, other: Cost) -> Cost {
+        Cost { flops: self.flops + other.flops, read: self.read + other.read, written: self.written + other.written }
+    }
+}
+
+impl std::ops::Mul<usize> for Cost {
+    type Output = Cost;
+
+    fn mul(self, times: usize) -> Cost {
+        let times = times as f64;
+        Cost { flops: self.flops * times, read: self.read * times, written: self.written * times }
+    }
+}
+
+impl Plan {
+    /// The kernels of a step with how often each runs, in order.
+    pub fn kernels(&self) -> Vec<(&Kernel, usize)> {
+        let mut all = Vec::new();
+        for segment in &self.segments {
+            match segment {
+                Segment::Once(kernels) => all.extend(kernels.iter().map(|k| (k, 1))),
+                Segment::Layers { bodies, order, .. } => {
+                    for (at, (kernels, _)) in bodies.iter().enumerate() {
+                        let times = order.iter().filter(|&&body| body == at).count();
+                        all.extend(kernels.iter().map(|k| (k, times)));
+                    }
+                }
+            }
+        }
+        all
+    }
+
+    /// What one run of the kernel takes.
+    pub fn cost(&self, kernel: &Kernel, work: &Work<'_>) -> Cost {
+        let sizes = Sizes::of(self, kernel, work);
+        let mut cost = Cost::default();
+        let mut touched: HashMap<TensorId, f64> = HashMap::new();
+        for &e in &kernel.equations {
+            let equation = self.equations[e];
+            cost.flops += sizes.flops(equation);
+            for expr in reachable(&self.graph, equation.body) {
+                if let Expr::Load { tensor, index } = self.graph.expr(expr) {
+                    let elements = sizes.touched(*tensor, index);
+                    let most = touched.entry(*tensor).or_default();
+                    *most = most.max(elements);
+                }
+            }
+        }
+        let own: HashSet<TensorId> = kernel.equations.iter().map(|&e| self.equations[e].out).collect();
+        for (&tensor, elements) in touched.iter().filter(|(tensor, _)| !own.contains(tensor)) {
+            let element = match self.graph.tensor(tensor).kind {
+                Kind::Weight(_) => (work.weight_element)(tensor),
+                _ => 4,
+            };
+            cost.read += elements * element as f64;
+        }
+        for tensor in self.outputs(kernel) {
+            let axes = &self.graph.tensor(tensor).axes;
+            cost.written += 4.0 * axes.iter().map(|&a| sizes.extent(a)).product::<f64>();
+        }
+        cost
+    }
+}
+
+/// How many coordinates axes have in a kernel.
+struct Sizes<'a> {
+    graph: &'a Graph,
+    tokens: f64,
+    /// All positions that the kernel needs.
+    positions: f64,
+    /// The positions that one token visits, on average.
+    visited: f64,
+}
+
+impl<'a> Sizes<'a> {
+    fn of(plan: &'a Plan, kernel: &Kernel, work: &Work<'_>) -> Sizes<'a> {
+        let all = (work.past + work.tokens) as i64;
+        let (mut lower, mut upper) = (None, None);
+        if let Shape::Stream(stream) = &kernel.shape {
+            (lower, upper) = (stream.lower, stream.upper);
+        }
+        let range = |token: usize| {
+            let at = (work.past + token) as i64;
+            let from = lower.map_or(0, |l| (at + l).clamp(0, all));
+            let to = upper.map_or(all, |u| (at + u + 1).clamp(from, all));
+            (from, to)
+        };
+        let visited: i64 = (0..work.tokens).map(|token| range(token).1 - range(token).0).sum();
+        let span = range(work.tokens.saturating_sub(1)).1 - range(0).0;
+        Sizes {
+            graph: &plan.graph,
+            tokens: if kernel.last_rows { 1.0 } else { work.tokens as f64 },
+            positions: span as f64,
+            visited: visited as f64 / work.tokens.max(1) as f64,
+        }
+    }
+
+    fn extent(&self, axis: AxisId) -> f64 {
+        match self.graph.axis(axis).extent {
+            Extent::Fixed(size) => size as f64,
+            Extent::Tokens => self.tokens,
+            Extent::Positions => self.positions,
+        }
+    }
+
+    /// How often something over these axes is computed.
+    fn visits(&self, axes: &[AxisId]) -> f64 {
+        let by_token = axes.iter().any(|&a| self.graph.axis(a).extent == Extent::Tokens);
+        let visits = axes.iter().map(|&a| match self.graph.axis(a).extent {
+            Extent::Positions if by_token => self.visited,
+            _ => self.extent(a),
+        });
+        visits.product()
+    }
+
+    fn flops(&self, equation: Equation) -> f64 {
+        let out = self.graph.tensor(equation.out).axes.clone();
+        let Expr::Reduce { axes, body, .. } = self.graph.expr(equation.body) else {
+            return self.visits(&out) * operations(self.graph, equation.body);
+        };
+        let all: Vec<AxisId> = out.iter().chain(axes).copied().collect();
+        self.visits(&all) * (operations(self.graph, *body) + 1.0)
+    }
+
+    /// How many elements of a tensor a load touches over all its coordinates.
+    fn touched(&self, tensor: TensorId, index: &[ExprId]) -> f64 {
+        let axes = self.graph.tensor(tensor).axes.iter().zip(index);
+        let along = axes.map(|(&axis, &index)| {
+            let free = self.graph.free_axes(index);
+            self.extent(axis).min(free.iter().map(|&a| self.extent(a)).product())
+        });
+        along.product()
+    }
+}
+
+/// All expressions that one is made of, each once, itself included.
+fn reachable(graph: &Graph, root: ExprId) -> Vec<ExprId> {
+    let mut all = vec![root];
+    let mut known = HashSet::from([root]);
+    let mut next = 0;
+    while next < all.len() {
+        let children = graph.expr(all[next]).children();
+        all.extend(children.into_iter().filter(|&child| known.insert(child)));
+        next += 1;
+    }
+    all
+}
+
+/// Operations on floats in an expression, equal ones once.
+fn operations(graph: &Graph, root: ExprId) -> f64 {
+    let counts = reachable(graph, root).into_iter().filter(|&e| match graph.expr(e) {
+        Expr::Unary(..) | Expr::Binary(..) => graph.type_of(e) == Type::Float,
+        _ => false,
+    });
+    counts.count() as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use einfuse_graph::parse;
+
+    use super::*;
+    use crate::fuse::{Rule, Wanted, fuse};
+
+    const MODEL: &str = r#"graph small
+        axis t = tokens
+        axis s = positions
+        axis v = 100
+        axis d = 16
+        axis f = 8
+        input tokens[t]
+        weight embed[v, d] = "embed"
+        weight up[f, d] = "up"
+        state x.cache[s, d]
+        x[t, d] = embed[v = tokens]
+        append x.cache = x
+        e[t, s] = sum[d] x * x.cache where s <= t
+        y[t, d] = sum[s] e * x.cache where s <= t
+        z[t, f] = sum[d] y * up
+        output z"#;
+
+    fn costs(tokens: usize, past: usize, element: usize) -> HashMap<String, Cost> {
+        let graph = parse(MODEL).unwrap();
+        let plan = fuse(&graph, Rule::ALL, Wanted::All);
+        let work = Work { tokens, past, weight_element: &|_| element };
+        let cost = |k: &Kernel| plan.cost(k, &work);
+        plan.kernels().into_iter().map(|(k, _)| (k.name.clone(), cost(k))).collect()
+    }
+
+    #[test]
+    fn counts_what_a_contraction_does() {
+        // 3 rows, 8 columns, 16 products and as many sums each; weights of two bytes
+        let cost = costs(3, 5, 2)["z"];
+        assert_eq!(cost.flops, 3.0 * 8.0 * 16.0 * 2.0);
+        assert_eq!(cost.read, 3.0 * 16.0 * 4.0 + 8.0 * 16.0 * 2.0);
+        assert_eq!(cost.written, 3.0 * 8.0 * 4.0);
+        assert_eq!(cost.intensity(), 768.0 / (192.0 + 256.0 + 96.0));
+    }
+
+    #[test]
+    fn counts_only_selected_rows() {
+        let cost = costs(3, 5, 4)["x"];
+        assert_eq!((cost.flops, cost.read), (0.0, 3.0 * 16.0 * 4.0 + 3.0 * 4.0));
+    }
+
+    #[test]
+    fn counts_all_positions() {
+        // 8 positions for each of 3 rows
+        let cost = costs(3, 5, 4)["e"];
+        assert_eq!(cost.flops, 3.0 * 8.0 * 16.0 * 2.0);
+        assert_eq!(cost.read, (3.0 + 8.0) * 16.0 * 4.0);
+    }
+}
