@@ -452,21 +452,24 @@ impl Builder {
         self.intern(Expr::Reduce { op, axes: axes.to_vec(), body })
     }
 
-    /// The mean over fixed axes: the sum divided by the number of coordinates (of those that are present, if masked).
+    /// The mean over `axes`: the sum divided by the number of coordinates (of those that are present, if masked).
     pub fn mean(&mut self, axes: &[AxisId], body: ExprId) -> ExprId {
         let (_, mask) = self.present(body);
         let sum = self.reduce(Reduction::Sum, axes, body);
-        let count = match mask {
-            None => axes.iter().fold(self.int(1), |n, &axis| {
-                let size = self.size(axis);
-                self.binary(Binary::Mul, n, size)
-            }),
-            Some(mask) => {
-                let one = self.float(1.0);
-                let each = self.masked(one, mask);
-                self.reduce(Reduction::Sum, axes, each)
+        let masked = mask.map_or(Vec::new(), |mask| self.graph.free_axes(mask));
+        let (counted, whole): (Vec<AxisId>, Vec<AxisId>) = axes.iter().partition(|&axis| masked.contains(axis));
+        let mut count = whole.iter().fold(self.int(1), |n, &axis| {
+            let size = self.size(axis);
+            self.binary(Binary::Mul, n, size)
+        });
+        if let Some(mask) = mask {
+            let one = self.float(1.0);
+            let mut present = self.masked(one, mask);
+            if !counted.is_empty() {
+                present = self.reduce(Reduction::Sum, &counted, present);
             }
-        };
+            count = if whole.is_empty() { present } else { self.binary(Binary::Mul, present, count) };
+        }
         self.binary(Binary::Div, sum, count)
     }
 

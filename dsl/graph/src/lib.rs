@@ -17,6 +17,7 @@ mod lex;
 mod number;
 mod parse;
 mod print;
+pub mod random;
 mod verify;
 
 pub use builder::{BuildError, Builder};

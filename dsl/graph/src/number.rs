@@ -38,7 +38,8 @@ impl Number {
 
     /// A real constant, which `f32` code rounds.
     pub(crate) fn literal(value: f64) -> Number {
-        Number { value, bound: (value - value as f32 as f64).abs() }.checked()
+        let bound = if value.is_infinite() { 0.0 } else { (value - value as f32 as f64).abs() };
+        Number { value, bound }.checked()
     }
 
     /// A truth value; `sure` if no rounding can change it.
