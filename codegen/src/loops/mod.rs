@@ -1,10 +1,14 @@
 //! Loops: one kernel as loops over tiles, as plain data.
 
 mod build;
+mod interpret;
 mod ir;
+mod parse;
 mod print;
 mod verify;
 
 pub use build::*;
+pub use interpret::{Fault, Memory, Slot, interpret};
 pub use ir::*;
+pub use parse::{ParseError, parse};
 pub use verify::{Invalid, MAX_DEPTH, verify};

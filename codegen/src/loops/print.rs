@@ -84,7 +84,7 @@ impl Display for Core {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let sign = if self.accumulate { "+=" } else { "=" };
         write!(f, "core {} rows: {} stride {} {sign} ", self.rows, self.c, self.c_stride)?;
-        write!(f, "{} stride {} * {} {} depth {}", self.a, self.a_stride, self.b_elem, self.b, self.depth)
+        write!(f, "{} stride {} by {} {} depth {}", self.a, self.a_stride, self.b_elem, self.b, self.depth)
     }
 }
 
@@ -115,14 +115,19 @@ impl Display for Elem {
 
 impl Display for Address {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        match &self.buffer {
-            Buffer::Arena(bytes) => write!(f, "arena({bytes})")?,
-            Buffer::Scratch(bytes) => write!(f, "scratch({bytes})")?,
-            Buffer::Frame(slot) => write!(f, "frame({slot})")?,
-            Buffer::Layer(slot) => write!(f, "layer({slot})")?,
-            Buffer::Page { table, slot, page } => write!(f, "page({table}, {slot}, {page})")?,
+        write!(f, "{}[{}]", self.buffer, self.offset)
+    }
+}
+
+impl Display for Buffer {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match self {
+            Buffer::Arena(bytes) => write!(f, "arena({bytes})"),
+            Buffer::Scratch(bytes) => write!(f, "scratch({bytes})"),
+            Buffer::Frame(slot) => write!(f, "frame({slot})"),
+            Buffer::Layer(slot) => write!(f, "layer({slot})"),
+            Buffer::Page { table, slot, page } => write!(f, "page({table}, {slot}, {page})"),
         }
-        write!(f, "[{}]", self.offset)
     }
 }
 

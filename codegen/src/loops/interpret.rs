@@ -1,0 +1,401 @@
+//! Runs a kernel statement by statement: what its machine code is compared with.
+
+use std::collections::BTreeMap;
+
+use einfuse_graph::erf;
+
+use super::{
+    Address, Arg, Binary, Buffer, Core, Elem, Expr, Fold, Invalid, Kernel, LANES, PANEL, Share, Stmt, Unary, Var,
+    verify,
+};
+
+/// What a kernel is called with, as plain data.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Memory {
+    /// How many tokens this step has.
+    pub tokens: i64,
+    /// How many positions came before.
+    pub past: i64,
+    /// The first token whose output is wanted.
+    pub first: i64,
+    /// The step's arena.
+    pub arena: Vec<u8>,
+    /// What the frame's slots point to.
+    pub frame: BTreeMap<usize, Slot>,
+    /// What the layer's slots point to or hold.
+    pub layer: BTreeMap<usize, Slot>,
+}
+
+/// What a slot holds.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Slot {
+    /// A pointer to bytes.
+    Bytes(Vec<u8>),
+    /// A pointer to an array of pointers to pages.
+    Pages(Vec<Vec<u8>>),
+    /// A number of bytes.
+    Offset(usize),
+}
+
+/// Why a kernel could not be run to its end.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Fault {
+    /// The kernel is not well formed.
+    #[error(transparent)]
+    Invalid(#[from] Invalid),
+    /// An access outside of the memory that the kernel was given.
+    #[error("kernel `{kernel}`: {message}")]
+    Access {
+        /// The kernel's name.
+        kernel: String,
+        /// The access.
+        message: String,
+    },
+}
+
+/// Runs a kernel, one worker after the other.
+pub fn interpret(kernel: &Kernel, memory: &mut Memory, workers: usize) -> Result<(), Fault> {
+    verify(kernel)?;
+    for worker in 0..workers {
+        let mut machine = Machine {
+            memory,
+            scratch: vec![0; kernel.scratch],
+            vars: vec![Value::Int(0); kernel.vars.len()],
+            worker: worker as i64,
+            workers: workers as i64,
+        };
+        let ran = machine.block(&kernel.body);
+        ran.map_err(|message| Fault::Access { kernel: kernel.name.clone(), message })?;
+    }
+    Ok(())
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Value {
+    Int(i64),
+    Float(f32),
+    Mask(bool),
+    Ints([i32; LANES]),
+    Floats([f32; LANES]),
+    Masks([bool; LANES]),
+}
+
+struct Machine<'m> {
+    memory: &'m mut Memory,
+    scratch: Vec<u8>,
+    vars: Vec<Value>,
+    worker: i64,
+    workers: i64,
+}
+
+type Ran<T> = Result<T, String>;
+
+impl Machine<'_> {
+    fn block(&mut self, body: &[Stmt]) -> Ran<()> {
+        body.iter().try_for_each(|stmt| self.stmt(stmt))
+    }
+
+    fn stmt(&mut self, stmt: &Stmt) -> Ran<()> {
+        match stmt {
+            Stmt::Let(var, value) | Stmt::Set(var, value) => {
+                let value = self.expr(value)?;
+                self.set(*var, value);
+                Ok(())
+            }
+            Stmt::Store { at, value, .. } => {
+                let bytes: Vec<u8> = match self.expr(value)? {
+                    Value::Float(x) => x.to_le_bytes().to_vec(),
+                    Value::Floats(x) => x.iter().flat_map(|x| x.to_le_bytes()).collect(),
+                    Value::Int(x) => (x as i32).to_le_bytes().to_vec(),
+                    Value::Ints(x) => x.iter().flat_map(|x| x.to_le_bytes()).collect(),
+                    other => return Err(format!("a store of {other:?}")),
+                };
+                let offset = self.int(&at.offset)?;
+                self.memory_at(at, offset, 4, bytes.len())?.copy_from_slice(&bytes);
+                Ok(())
+            }
+            Stmt::For { var, from, to, step, body } => {
+                let (from, to) = (self.int(from)?, self.int(to)?);
+                self.repeat(*var, from, to, *step, body)
+            }
+            Stmt::If { mask, then, otherwise } => {
+                let Value::Mask(holds) = self.expr(mask)? else { return Err("a condition of lanes".to_string()) };
+                self.block(if holds { then } else { otherwise })
+            }
+            Stmt::Parallel { var, count, share, body } => {
+                let count = self.int(count)?;
+                let (worker, workers) = (self.worker, self.workers);
+                match share {
+                    Share::Blocks => {
+                        let start = |worker| count.wrapping_mul(worker).wrapping_div(workers);
+                        self.repeat(*var, start(worker), start(worker + 1), 1, body)
+                    }
+                    Share::Cyclic => self.repeat(*var, worker, count, workers, body),
+                }
+            }
+            Stmt::Core(core) => self.core(core),
+            Stmt::Note(_) => Ok(()),
+        }
+    }
+
+    fn set(&mut self, var: Var, value: Value) {
+        self.vars[var.0 as usize] = value;
+    }
+
+    fn repeat(&mut self, var: Var, from: i64, to: i64, step: i64, body: &[Stmt]) -> Ran<()> {
+        let mut at = from;
+        while at < to {
+            self.set(var, Value::Int(at));
+            self.block(body)?;
+            let Some(next) = at.checked_add(step) else { break };
+            at = next;
+        }
+        Ok(())
+    }
+
+    fn core(&mut self, core: &Core) -> Ran<()> {
+        let depth = self.int(&core.depth)?.max(0);
+        let (a_stride, c_stride) = (self.int(&core.a_stride)?, self.int(&core.c_stride)?);
+        let (a, b, c) = (self.int(&core.a.offset)?, self.int(&core.b.offset)?, self.int(&core.c.offset)?);
+        for m in 0..core.rows as i64 {
+            for n in 0..PANEL as i64 {
+                // In f64: the order of summation is the emitter's, so the result is the one that all are close to.
+                let mut sum = 0.0;
+                for k in 0..depth {
+                    let x =
+                        self.float_at(&core.a, a.wrapping_add(m.wrapping_mul(a_stride)).wrapping_add(k), Elem::F32)?;
+                    let column = if core.b_elem == Elem::Bf16 { bf16_column(n) } else { n };
+                    let y = self.float_at(&core.b, b.wrapping_add(k * PANEL as i64 + column), core.b_elem)?;
+                    sum += f64::from(x) * f64::from(y);
+                }
+                let at = c.wrapping_add(m.wrapping_mul(c_stride)).wrapping_add(n);
+                if core.accumulate {
+                    sum += f64::from(self.float_at(&core.c, at, Elem::F32)?);
+                }
+                self.memory_at(&core.c, at, 4, 4)?.copy_from_slice(&(sum as f32).to_le_bytes());
+            }
+        }
+        Ok(())
+    }
+
+    fn float_at(&mut self, at: &Address, offset: i64, elem: Elem) -> Ran<f32> {
+        Ok(match elem {
+            Elem::Bf16 => {
+                let bytes = self.memory_at(at, offset, 2, 2)?;
+                f32::from_bits(u32::from_le_bytes([0, 0, bytes[0], bytes[1]]))
+            }
+            _ => f32::from_bits(word(self.memory_at(at, offset, 4, 4)?)),
+        })
+    }
+
+    /// `bytes` bytes at an offset in elements of `size`.
+    fn memory_at(&mut self, at: &Address, offset: i64, size: i64, bytes: usize) -> Ran<&mut [u8]> {
+        let outside = || format!("an access {offset} elements into {}, which is not there", at.buffer);
+        let page = match &at.buffer {
+            Buffer::Page { page, .. } => usize::try_from(self.int(page)?).ok(),
+            _ => None,
+        };
+        let memory = &mut *self.memory;
+        let (base, start) = match &at.buffer {
+            Buffer::Arena(start) => (Some(&mut memory.arena), *start),
+            Buffer::Scratch(start) => (Some(&mut self.scratch), *start),
+            Buffer::Frame(slot) => (pointed(memory.frame.get_mut(slot)), 0),
+            Buffer::Layer(slot) => (pointed(memory.layer.get_mut(slot)), 0),
+            Buffer::Page { table, slot, .. } => {
+                let start = match memory.layer.get(slot) {
+                    Some(Slot::Offset(bytes)) => *bytes,
+                    _ => return Err(outside()),
+                };
+                match memory.frame.get_mut(table) {
+                    Some(Slot::Pages(pages)) => (page.and_then(|page| pages.get_mut(page)), start),
+                    _ => return Err(outside()),
+                }
+            }
+        };
+        let start = offset.checked_mul(size).and_then(|bytes| bytes.checked_add(start as i64));
+        let start = start.and_then(|start| usize::try_from(start).ok());
+        let range = start.and_then(|start| Some(start..start.checked_add(bytes)?));
+        base.zip(range).and_then(|(base, range)| base.get_mut(range)).ok_or_else(outside)
+    }
+
+    fn int(&mut self, expr: &Expr) -> Ran<i64> {
+        match self.expr(expr)? {
+            Value::Int(x) => Ok(x),
+            other => Err(format!("{other:?} is not an integer")),
+        }
+    }
+
+    fn expr(&mut self, expr: &Expr) -> Ran<Value> {
+        Ok(match expr {
+            Expr::Int(x) => Value::Int(*x),
+            Expr::Float(x) => Value::Float(*x),
+            Expr::Var(var) => self.vars[var.0 as usize],
+            Expr::Arg(Arg::Tokens) => Value::Int(self.memory.tokens),
+            Expr::Arg(Arg::Past) => Value::Int(self.memory.past),
+            Expr::Arg(Arg::First) => Value::Int(self.memory.first),
+            Expr::Load { elem, lanes, at } => self.load(*elem, *lanes, at)?,
+            Expr::Unary(function, x) => match self.expr(x)? {
+                Value::Int(x) => match function {
+                    Unary::ToFloat => Value::Float(x as f32),
+                    _ => Value::Int(x.wrapping_neg()),
+                },
+                Value::Float(x) => Value::Float(float_unary(*function, x)),
+                Value::Mask(x) => Value::Mask(!x),
+                Value::Ints(x) => match function {
+                    Unary::ToFloat => Value::Floats(x.map(|x| x as f32)),
+                    _ => Value::Ints(x.map(i32::wrapping_neg)),
+                },
+                Value::Floats(x) => Value::Floats(x.map(|x| float_unary(*function, x))),
+                Value::Masks(x) => Value::Masks(x.map(|x| !x)),
+            },
+            Expr::Binary(function, a, b) => binary(*function, self.expr(a)?, self.expr(b)?)?,
+            Expr::Select(mask, a, b) => match (self.expr(mask)?, self.expr(a)?, self.expr(b)?) {
+                (Value::Mask(mask), a, b) => [b, a][usize::from(mask)],
+                (Value::Masks(m), Value::Ints(a), Value::Ints(b)) => Value::Ints(select(m, a, b)),
+                (Value::Masks(m), Value::Floats(a), Value::Floats(b)) => Value::Floats(select(m, a, b)),
+                (Value::Masks(m), Value::Masks(a), Value::Masks(b)) => Value::Masks(select(m, a, b)),
+                other => return Err(format!("a select of {other:?}")),
+            },
+            Expr::Fma(a, b, c) => match (self.expr(a)?, self.expr(b)?, self.expr(c)?) {
+                (Value::Float(a), Value::Float(b), Value::Float(c)) => Value::Float(a.mul_add(b, c)),
+                (Value::Floats(a), Value::Floats(b), Value::Floats(c)) => {
+                    Value::Floats(std::array::from_fn(|i| a[i].mul_add(b[i], c[i])))
+                }
+                other => return Err(format!("an fma of {other:?}")),
+            },
+            Expr::Splat(x) => match self.expr(x)? {
+                Value::Int(x) => Value::Ints([x as i32; LANES]),
+                Value::Float(x) => Value::Floats([x; LANES]),
+                Value::Mask(x) => Value::Masks([x; LANES]),
+                other => return Err(format!("a splat of {other:?}")),
+            },
+            Expr::Iota(x) => {
+                let x = self.int(x)?;
+                Value::Ints(std::array::from_fn(|i| (x as i32).wrapping_add(i as i32)))
+            }
+            Expr::Gather(parts) => {
+                let mut lanes = [0.0; LANES];
+                for (lane, part) in lanes.iter_mut().zip(parts.iter()) {
+                    if let Value::Float(x) = self.expr(part)? {
+                        *lane = x;
+                    }
+                }
+                Value::Floats(lanes)
+            }
+            Expr::Fold(fold, x) => {
+                let Value::Floats([a, b, c, d]) = self.expr(x)? else { return Err("a fold of no floats".to_string()) };
+                let combine = |a: f32, b: f32| match fold {
+                    Fold::Sum => a + b,
+                    Fold::Max => float_binary(Binary::Max, a, b),
+                    Fold::Min => float_binary(Binary::Min, a, b),
+                };
+                Value::Float(combine(combine(a, c), combine(b, d)))
+            }
+        })
+    }
+
+    fn load(&mut self, elem: Elem, lanes: usize, at: &Address) -> Ran<Value> {
+        let offset = self.int(&at.offset)?;
+        let size = if elem == Elem::Bf16 { 2 } else { 4 };
+        let bytes = self.memory_at(at, offset, size, lanes * size as usize)?;
+        let bits: Vec<u32> = bytes
+            .chunks(size as usize)
+            .map(|bytes| if size == 2 { u32::from_le_bytes([0, 0, bytes[0], bytes[1]]) } else { word(bytes) })
+            .collect();
+        Ok(match (elem, bits.as_slice()) {
+            (Elem::I32, [x]) => Value::Int(i64::from(*x as i32)),
+            (_, [x]) => Value::Float(f32::from_bits(*x)),
+            (Elem::I32, x) => Value::Ints(std::array::from_fn(|i| x[i] as i32)),
+            (_, x) => Value::Floats(std::array::from_fn(|i| f32::from_bits(x[i]))),
+        })
+    }
+}
+
+fn word(bytes: &[u8]) -> u32 {
+    u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
+}
+
+fn pointed(slot: Option<&mut Slot>) -> Option<&mut Vec<u8>> {
+    match slot {
+        Some(Slot::Bytes(bytes)) => Some(bytes),
+        _ => None,
+    }
+}
+
+/// Where a row of a `Bf16` panel holds a column.
+fn bf16_column(n: i64) -> i64 {
+    n / 8 * 8 + n % 4 * 2 + n % 8 / 4
+}
+
+fn select<T: Copy>(mask: [bool; LANES], a: [T; LANES], b: [T; LANES]) -> [T; LANES] {
+    std::array::from_fn(|i| if mask[i] { a[i] } else { b[i] })
+}
+
+fn float_unary(function: Unary, x: f32) -> f32 {
+    let f = |f: fn(f64) -> f64| f(f64::from(x)) as f32;
+    match function {
+        Unary::Neg => -x,
+        Unary::Abs => x.abs(),
+        Unary::Exp => f(f64::exp),
+        Unary::Log => f(f64::ln),
+        Unary::Sin => f(f64::sin),
+        Unary::Cos => f(f64::cos),
+        Unary::Tanh => f(f64::tanh),
+        Unary::Erf => f(erf),
+        Unary::Sqrt => x.sqrt(),
+        Unary::Rsqrt => 1.0 / x.sqrt(),
+        Unary::Not | Unary::ToFloat => x,
+    }
+}
+
+fn binary(function: Binary, a: Value, b: Value) -> Ran<Value> {
+    Ok(match (a, b) {
+        (Value::Int(a), Value::Int(b)) => match super::fold(function, a, b) {
+            Some(x) => Value::Int(x),
+            None => Value::Mask(compare(function, a, b)),
+        },
+        (Value::Float(a), Value::Float(b)) if function.compares() => Value::Mask(compare(function, a, b)),
+        (Value::Float(a), Value::Float(b)) => Value::Float(float_binary(function, a, b)),
+        (Value::Mask(a), Value::Mask(b)) => Value::Mask(if function == Binary::And { a && b } else { a || b }),
+        (Value::Ints(a), Value::Ints(b)) if function.compares() => {
+            Value::Masks(std::array::from_fn(|i| compare(function, a[i], b[i])))
+        }
+        (Value::Ints(a), Value::Ints(b)) => Value::Ints(std::array::from_fn(|i| {
+            super::fold(function, i64::from(a[i]), i64::from(b[i])).unwrap_or_default() as i32
+        })),
+        (Value::Floats(a), Value::Floats(b)) if function.compares() => {
+            Value::Masks(std::array::from_fn(|i| compare(function, a[i], b[i])))
+        }
+        (Value::Floats(a), Value::Floats(b)) => {
+            Value::Floats(std::array::from_fn(|i| float_binary(function, a[i], b[i])))
+        }
+        (Value::Masks(a), Value::Masks(b)) => {
+            Value::Masks(std::array::from_fn(|i| if function == Binary::And { a[i] && b[i] } else { a[i] || b[i] }))
+        }
+        (a, b) => return Err(format!("{function} of {a:?} and {b:?}")),
+    })
+}
+
+fn compare<T: PartialOrd>(function: Binary, a: T, b: T) -> bool {
+    match function {
+        Binary::Lt => a < b,
+        Binary::Le => a <= b,
+        Binary::Gt => a > b,
+        Binary::Ge => a >= b,
+        Binary::Eq => a == b,
+        _ => a != b,
+    }
+}
+
+fn float_binary(function: Binary, a: f32, b: f32) -> f32 {
+    match function {
+        Binary::Add => a + b,
+        Binary::Sub => a - b,
+        Binary::Mul => a * b,
+        Binary::Div => a / b,
+        Binary::Pow => f64::from(a).powf(f64::from(b)) as f32,
+        Binary::Min if a < b => a,
+        Binary::Max if a > b => a,
+        _ => b,
+    }
+}
