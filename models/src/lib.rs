@@ -1,1 +1,106 @@
-//! Model architectures, each declared in the language
+//! Model architectures, each declared in one file in the language; nothing else knows an architecture.
+//!
+//! [`graph_from_config`] finds the architecture that a config.json names and builds its graph.
+
+mod gpt2;
+mod llama;
+mod opt;
+mod qwen3;
+mod rope;
+
+pub use gpt2::{Gpt2, Gpt2Config};
+pub use llama::{Llama, LlamaConfig};
+pub use opt::{Opt, OptConfig};
+pub use qwen3::{Qwen3, Qwen3Config};
+pub use rope::Rope;
+
+use einfuse_graph::{Graph, ModelError};
+use serde_json::Value;
+
+/// An architecture: the names that config.json has for it, and what it makes of a config.
+pub struct Architecture {
+    /// The names in `architectures`.
+    pub names: &'static [&'static str],
+    graph: fn(&Value) -> Result<Graph, ModelError>,
+    context: fn(&Value) -> Result<Option<usize>, ModelError>,
+}
+
+macro_rules! architectures {
+    ($($model:ident, $config:ident;)*) => {
+        /// Every architecture that is declared.
+        pub static ARCHITECTURES: &[Architecture] = &[$(Architecture {
+            names: $model::ARCHITECTURES,
+            graph: |config| $model::graph(&$config::from_json(config)?),
+            context: |config| $model::context(&$config::from_json(config)?),
+        }),*];
+    };
+}
+
+architectures! {
+    Gpt2, Gpt2Config;
+    Llama, LlamaConfig;
+    Opt, OptConfig;
+    Qwen3, Qwen3Config;
+}
+
+/// Why a config makes no graph.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// The config names no architecture.
+    #[error("the config has no `architectures`, a list with the name of the model's architecture")]
+    NoArchitecture,
+    /// An architecture that nobody declared.
+    #[error("unknown architecture `{name}`; known are {}", known().join(", "))]
+    UnknownArchitecture {
+        /// What the config says.
+        name: String,
+    },
+    /// The architecture is known, the config does not fit it.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+}
+
+fn known() -> Vec<&'static str> {
+    ARCHITECTURES.iter().flat_map(|a| a.names).copied().collect()
+}
+
+/// The architecture of this name.
+pub fn find(architecture: &str) -> Option<&'static Architecture> {
+    ARCHITECTURES.iter().find(|a| a.names.contains(&architecture))
+}
+
+impl Architecture {
+    /// The graph of the model that this config describes.
+    ///
+    /// # Errors
+    /// A missing or unsupported key, sizes that don't fit together: each named.
+    pub fn graph(&self, config: &Value) -> Result<Graph, ModelError> {
+        (self.graph)(config)
+    }
+
+    /// How many positions the model was made for, where its config says so.
+    ///
+    /// # Errors
+    /// As [`Architecture::graph`].
+    pub fn context(&self, config: &Value) -> Result<Option<usize>, ModelError> {
+        (self.context)(config)
+    }
+}
+
+/// The architecture that a config.json names first.
+///
+/// # Errors
+/// None is named, or an unknown one.
+pub fn architecture_of(config: &Value) -> Result<&'static Architecture, Error> {
+    let name = config.get("architectures").and_then(|a| a.get(0)).and_then(Value::as_str);
+    let name = name.ok_or(Error::NoArchitecture)?;
+    find(name).ok_or_else(|| Error::UnknownArchitecture { name: name.to_owned() })
+}
+
+/// The graph of the model that a config.json describes.
+///
+/// # Errors
+/// An unknown architecture (the known ones are listed), or a config that does not fit it.
+pub fn graph_from_config(config: &Value) -> Result<Graph, Error> {
+    Ok(architecture_of(config)?.graph(config)?)
+}

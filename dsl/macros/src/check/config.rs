@@ -1,0 +1,380 @@
+//! The config: its values, and expressions over them, which become Rust that can fail with an error in words.
+
+use proc_macro2::{Span, TokenStream};
+use quote::{format_ident, quote};
+
+use super::scope::Entry;
+use super::{AxisKind, Checker, Cx, Value};
+use crate::ast::{self, ConfigType, Expr, ExprKind, Keys};
+use crate::emit::internal;
+use crate::program::ConfigField;
+
+/// What an expression over the config yields.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Number,
+    Real,
+    Flag,
+    Optional,
+    Text,
+}
+
+impl Kind {
+    fn name(self) -> &'static str {
+        match self {
+            Kind::Number => "a size or count",
+            Kind::Real => "a real number",
+            Kind::Flag => "a bool",
+            Kind::Optional => "a size that may be missing",
+            Kind::Text => "text",
+        }
+    }
+}
+
+/// Where the generated expression stands.
+#[derive(Clone, Copy, PartialEq)]
+pub(super) enum At {
+    /// Where the config is read: its values are variables.
+    Reading,
+    /// Where the graph is built: its values are fields of `config`.
+    Building,
+}
+
+impl Checker<'_> {
+    /// Declares the config's values and what is required of its keys.
+    pub(super) fn config(&mut self) {
+        let model = self.model;
+        for value in &model.config {
+            let key = match &value.keys {
+                Keys::First(keys) | Keys::Gathered(keys) => keys.first().map_or(String::new(), |k| k.value.clone()),
+            };
+            let read = self.reading(value);
+            let (name, ty) = (value.name.clone(), value.ty.clone());
+            self.program.values.push(ConfigField {
+                docs: documentation(value),
+                ty: rust_type(&ty),
+                name: name.clone(),
+                read,
+            });
+            let at = self.values.len();
+            let info = Value { name: name.clone(), ty, key, used: false.into() };
+            let entry = match info.ty {
+                ConfigType::Size => {
+                    let kind = AxisKind::Fixed(quote!(config.#name));
+                    self.axes.push(super::Axis { name: name.clone(), kind, used: false.into(), counted: false.into() });
+                    Entry::Axis(self.axes.len() - 1)
+                }
+                _ => Entry::Value(at),
+            };
+            self.values.push(info);
+            self.declare(&name, entry);
+        }
+        for require in &model.requires {
+            let allowed = require.allowed.iter().map(|e| self.allowed(e)).collect();
+            self.program.requires.push((require.key.value.clone(), allowed));
+        }
+    }
+
+    /// A Rust expression that reads a value out of `source`.
+    fn reading(&self, value: &ast::Value) -> TokenStream {
+        let (keys, gathered) = match &value.keys {
+            Keys::First(keys) => (keys, false),
+            Keys::Gathered(keys) => (keys, true),
+        };
+        let texts: Vec<&str> = keys.iter().map(|k| k.value.as_str()).collect();
+        let keys = quote!(&[#(#texts),*]);
+        let source = internal("source");
+        if gathered {
+            if !matches!(value.ty, ConfigType::Rust(_)) {
+                let message = format!("`{}` is read from several keys, which only a type of serde can be", value.name);
+                self.diagnostics.error(value.name.span(), message);
+            }
+            if let Some(default) = &value.default {
+                self.diagnostics
+                    .error(default.span, "a value of several keys has no default: its type says what is missing");
+            }
+            return quote!(#source.gathered(#keys)?);
+        }
+        let (method, kind) = match &value.ty {
+            ConfigType::Size => ("size", Kind::Number),
+            ConfigType::Count => ("count", Kind::Number),
+            ConfigType::F32 => ("real", Kind::Real),
+            ConfigType::Bool => ("flag", Kind::Flag),
+            ConfigType::OptionSize => ("size", Kind::Optional),
+            ConfigType::Rust(_) => ("value", Kind::Text),
+        };
+        let method = format_ident!("{method}");
+        let found = quote!(#source.#method(#keys)?);
+        let Some(default) = &value.default else {
+            return match value.ty {
+                ConfigType::OptionSize => found,
+                _ => quote!(#source.required(#found, #keys)?),
+            };
+        };
+        let of = format!("the config has no `{}`, and its default {}", texts.join("` or `"), self.describe(default));
+        let default = self.config_expr(&Cx::new(super::Place::Model), default, Some(kind), At::Reading, &of);
+        let default = match value.ty {
+            ConfigType::OptionSize => quote!(::std::option::Option::Some(#default)),
+            ConfigType::Rust(_) => quote!(::std::convert::From::from(#default)),
+            _ => default,
+        };
+        let found_value = match value.ty {
+            ConfigType::OptionSize => quote!(::std::option::Option::Some(value)),
+            _ => quote!(value),
+        };
+        quote! {
+            match #found {
+                ::std::option::Option::Some(value) => #found_value,
+                ::std::option::Option::None => #default,
+            }
+        }
+    }
+
+    /// A value that a key may have, as a JSON value.
+    fn allowed(&self, expr: &Expr) -> TokenStream {
+        let graph = &self.model.graph;
+        let value = match &expr.bare().kind {
+            ExprKind::Int(n) => quote!(#n),
+            ExprKind::Float(x) => quote!(#x),
+            ExprKind::Unary { op: "-", of } => match of.bare().kind {
+                ExprKind::Int(n) => {
+                    let n = -n;
+                    quote!(#n)
+                }
+                ExprKind::Float(x) => {
+                    let x = -x;
+                    quote!(#x)
+                }
+                _ => {
+                    self.diagnostics.error(expr.span, "expected a number behind `-`");
+                    quote!(0)
+                }
+            },
+            _ => {
+                let of = self.describe(expr);
+                self.config_expr(&Cx::new(super::Place::Model), expr, None, At::Reading, &of)
+            }
+        };
+        quote!(#graph::__private::serde_json::Value::from(#value))
+    }
+
+    /// A checked expression over the config as Rust. `of` says what is computed, for the error.
+    pub(super) fn config_expr(&self, cx: &Cx, expr: &Expr, want: Option<Kind>, at: At, of: &str) -> TokenStream {
+        let Some((tokens, kind)) = self.config_kind(cx, expr, at, of) else {
+            return match want {
+                Some(Kind::Flag) => quote!(false),
+                Some(Kind::Real) => quote!(0.0),
+                Some(Kind::Optional) => quote!(::std::option::Option::None),
+                Some(Kind::Text) => quote!(""),
+                _ => quote!(1usize),
+            };
+        };
+        match (want, kind) {
+            (Some(Kind::Real), Kind::Number) => match expr.bare().kind {
+                ExprKind::Int(n) => {
+                    let x = n as f32;
+                    quote!(#x)
+                }
+                _ => quote!((#tokens) as f32),
+            },
+            (Some(Kind::Text), _) => tokens,
+            (Some(Kind::Optional), Kind::Number) if at == At::Building => quote!(::std::option::Option::Some(#tokens)),
+            (Some(Kind::Optional), Kind::Number) => tokens,
+            (Some(want), kind) if want != kind => {
+                let message = format!("expected {}, this is {}", want.name(), kind.name());
+                self.diagnostics.error(expr.span, message);
+                tokens
+            }
+            _ => tokens,
+        }
+    }
+
+    fn config_kind(&self, cx: &Cx, expr: &Expr, at: At, of: &str) -> Option<(TokenStream, Kind)> {
+        match &expr.kind {
+            ExprKind::Int(n) => match usize::try_from(*n) {
+                Ok(n) => Some((quote!(#n), Kind::Number)),
+                Err(_) => None,
+            },
+            ExprKind::Float(x) => {
+                let x = *x as f32;
+                Some((quote!(#x), Kind::Real))
+            }
+            ExprKind::Bool(b) => Some((quote!(#b), Kind::Flag)),
+            ExprKind::Text(text) => Some((quote!(#text), Kind::Text)),
+            ExprKind::Group(inner) => self.config_kind(cx, inner, at, of),
+            ExprKind::Name(ident) => self.config_name(cx, ident, at),
+            ExprKind::Unary { op: "!", of: inner } => {
+                let inner = self.config_expr(cx, inner, Some(Kind::Flag), at, of);
+                Some((quote!(!#inner), Kind::Flag))
+            }
+            ExprKind::Binary { op, left, right } => self.config_binary(cx, expr.span, op, left, right, at, of),
+            ExprKind::Unknown => None,
+            _ => {
+                self.diagnostics.error(
+                    expr.span,
+                    "this can't be computed from the config: its values, numbers, `+ - * / %`, comparisons, `&& || !`",
+                );
+                None
+            }
+        }
+    }
+
+    fn config_name(&self, cx: &Cx, ident: &proc_macro2::Ident, at: At) -> Option<(TokenStream, Kind)> {
+        let field = match at {
+            At::Reading => quote!(#ident),
+            At::Building => quote!(config.#ident),
+        };
+        match self.lookup(cx, &ident.to_string()) {
+            Some(Entry::Axis(axis)) => {
+                if let Some(value) = self.values.iter().find(|v| v.name == *ident) {
+                    value.used.set(true);
+                    return Some((field, Kind::Number));
+                }
+                match &self.axes[axis].kind {
+                    AxisKind::Fixed(size) => {
+                        self.axes[axis].counted.set(true);
+                        Some((size.clone(), Kind::Number))
+                    }
+                    _ => {
+                        self.diagnostics.error(ident.span(), format!("the axis `{ident}` has no fixed size"));
+                        None
+                    }
+                }
+            }
+            Some(Entry::Value(value)) => {
+                self.values[value].used.set(true);
+                let kind = match self.values[value].ty {
+                    ConfigType::Size | ConfigType::Count => Kind::Number,
+                    ConfigType::F32 => Kind::Real,
+                    ConfigType::Bool => Kind::Flag,
+                    ConfigType::OptionSize => Kind::Optional,
+                    ConfigType::Rust(_) => {
+                        let message = format!("`{ident}` is of a Rust type, which only `host` can use");
+                        self.diagnostics.error(ident.span(), message);
+                        return None;
+                    }
+                };
+                Some((field, kind))
+            }
+            Some(Entry::Layer) => Some((quote!(#ident), Kind::Number)),
+            Some(Entry::Declared(..) | Entry::Tensor(_) | Entry::Bound(_)) => {
+                let message = format!("`{ident}` is a tensor: only values of the config are known here");
+                self.diagnostics.error(ident.span(), message);
+                None
+            }
+            None => {
+                if self.model.config.iter().any(|v| v.name == *ident) {
+                    self.diagnostics.error(ident.span(), format!("`{ident}` is declared further below"));
+                } else {
+                    let known = self.values.iter().map(|v| v.name.to_string()).collect::<Vec<_>>();
+                    let message = format!("the config declares no value `{ident}`");
+                    self.diagnostics.unknown(
+                        ident.span(),
+                        message,
+                        &ident.to_string(),
+                        known.iter().map(String::as_str),
+                    );
+                }
+                None
+            }
+        }
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn config_binary(
+        &self,
+        cx: &Cx,
+        span: Span,
+        op: &str,
+        left: &Expr,
+        right: &Expr,
+        at: At,
+        of: &str,
+    ) -> Option<(TokenStream, Kind)> {
+        if matches!(op, "&&" | "||") {
+            let a = self.config_expr(cx, left, Some(Kind::Flag), at, of);
+            let b = self.config_expr(cx, right, Some(Kind::Flag), at, of);
+            return Some((if op == "&&" { quote!((#a && #b)) } else { quote!((#a || #b)) }, Kind::Flag));
+        }
+        let (a, b) = (self.config_kind(cx, left, at, of), self.config_kind(cx, right, at, of));
+        let ((a, kind_a), (b, kind_b)) = (a?, b?);
+        let real = kind_a == Kind::Real || kind_b == Kind::Real;
+        let numbers = [kind_a, kind_b].iter().all(|k| matches!(k, Kind::Number | Kind::Real));
+        let comparison = matches!(op, "==" | "!=" | "<" | "<=" | ">" | ">=");
+        let equal_flags = matches!(op, "==" | "!=") && kind_a == Kind::Flag && kind_b == Kind::Flag;
+        if !(numbers || equal_flags) || (real && matches!(op, "%" | "^")) || op == "^" {
+            let message = format!("`{op}` of {} and {}", kind_a.name(), kind_b.name());
+            self.diagnostics.error(span, message);
+            return None;
+        }
+        let (a, b) = if real { (quote!((#a) as f32), quote!((#b) as f32)) } else { (a, b) };
+        if comparison || real {
+            let op: TokenStream = op.parse().unwrap_or_default();
+            return Some((quote!(((#a) #op (#b))), if comparison { Kind::Flag } else { Kind::Real }));
+        }
+        let graph = &self.model.graph;
+        let function = format_ident!(
+            "{}",
+            match op {
+                "+" => "add",
+                "-" => "sub",
+                "*" => "mul",
+                "/" => "div",
+                _ => "rem",
+            }
+        );
+        Some((quote!(#graph::__private::#function(#of, #a, #b)?), Kind::Number))
+    }
+
+    /// An expression in the words of the config's keys.
+    pub(super) fn describe(&self, expr: &Expr) -> String {
+        match &expr.kind {
+            ExprKind::Int(n) => n.to_string(),
+            ExprKind::Float(x) => x.to_string(),
+            ExprKind::Bool(b) => b.to_string(),
+            ExprKind::Text(text) => format!("{text:?}"),
+            ExprKind::Group(inner) => format!("({})", self.describe(inner)),
+            ExprKind::Name(ident) => match self.values.iter().find(|v| v.name == *ident) {
+                Some(value) => value.key.clone(),
+                None => ident.to_string(),
+            },
+            ExprKind::Binary { op, left, right } => format!("{} {op} {}", self.describe(left), self.describe(right)),
+            ExprKind::Unary { op, of } => format!("{op}{}", self.describe(of)),
+            _ => "…".to_owned(),
+        }
+    }
+
+    /// Computes an expression over the config before anything is built; the name of its value.
+    pub(super) fn hoist(&mut self, cx: &Cx, expr: &Expr, want: Kind, of: &str) -> TokenStream {
+        let tokens = self.config_expr(cx, expr, Some(want), At::Building, of);
+        let name = internal(&format!("value{}", self.program.prologue.len()));
+        self.program.prologue.push(quote!(let #name = #tokens;));
+        quote!(#name)
+    }
+}
+
+/// The Rust type of a value.
+fn rust_type(ty: &ConfigType) -> TokenStream {
+    match ty {
+        ConfigType::Size | ConfigType::Count => quote!(usize),
+        ConfigType::F32 => quote!(f32),
+        ConfigType::Bool => quote!(bool),
+        ConfigType::OptionSize => quote!(::std::option::Option<usize>),
+        ConfigType::Rust(ty) => ty.clone(),
+    }
+}
+
+/// The documentation of a value: the user's, and where it comes from.
+fn documentation(value: &ast::Value) -> TokenStream {
+    let (Keys::First(keys) | Keys::Gathered(keys)) = &value.keys;
+    let keys: Vec<String> = keys.iter().map(|k| format!("`{}`", k.value)).collect();
+    let what = match value.ty {
+        ConfigType::Size => format!("The size of the axis `{}`", value.name),
+        ConfigType::Count => "A count".to_owned(),
+        ConfigType::OptionSize => "A size that may be missing".to_owned(),
+        _ => "A value".to_owned(),
+    };
+    let from = format!("{what}: {} of config.json.", keys.join(", "));
+    let docs = &value.docs;
+    quote!(#docs #[doc = #from])
+}

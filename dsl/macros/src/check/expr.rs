@@ -1,0 +1,467 @@
+//! Scalar expressions: which axes they have and of which type they are.
+
+use proc_macro2::{Ident, Span};
+
+use super::scope::{Axes, Entry, Scalar, Tensor, Type};
+use super::{AxisKind, Checker, Cx};
+use crate::ast::{ConfigType, Entry as IndexEntry, Expr, ExprKind};
+use crate::program::{Local, Op, Step};
+
+impl Cx {
+    /// A scalar of the generated code.
+    pub(super) fn scalar(&mut self, op: Op, axes: Axes, ty: Type) -> Scalar {
+        let id = self.scalars;
+        self.scalars += 1;
+        self.steps.push(Step::Scalar(id, op));
+        Scalar { id, axes, ty, tensor: None }
+    }
+
+    /// What stands for a scalar that could not be understood.
+    pub(super) fn unknown(&mut self) -> Scalar {
+        self.scalar(Op::Float(0.0), None, Type::Unknown)
+    }
+
+    /// A tensor's variable that has no name.
+    pub(super) fn numbered(&mut self) -> Local {
+        self.numbered += 1;
+        Local::Numbered(self.numbered)
+    }
+
+    /// An element of a tensor at the coordinates of its own axes.
+    pub(super) fn load(&mut self, tensor: Tensor) -> Scalar {
+        let op = Op::Load(tensor.local.clone(), Vec::new());
+        Scalar { tensor: Some(tensor.clone()), ..self.scalar(op, tensor.axes, tensor.ty) }
+    }
+}
+
+/// All axes of both, in order of appearance.
+pub(super) fn union(a: &Axes, b: &Axes) -> Axes {
+    let (mut all, b) = (a.clone()?, b.as_ref()?);
+    for axis in b {
+        if !all.contains(axis) {
+            all.push(*axis);
+        }
+    }
+    Some(all)
+}
+
+/// Whether both have the same axes, in any order.
+pub(super) fn same(a: &[usize], b: &[usize]) -> bool {
+    a.len() == b.len() && a.iter().all(|x| b.contains(x))
+}
+
+impl Checker<'_> {
+    /// A scalar expression.
+    pub(super) fn expr(&mut self, cx: &mut Cx, expr: &Expr) -> Scalar {
+        match &expr.kind {
+            ExprKind::Int(n) => cx.scalar(Op::Int(*n), Some(Vec::new()), Type::Int),
+            ExprKind::Float(x) => cx.scalar(Op::Float(*x), Some(Vec::new()), Type::Float),
+            ExprKind::Bool(_) | ExprKind::Text(_) => {
+                self.diagnostics.error(expr.span, "an equation is over numbers and masks, this is none");
+                cx.unknown()
+            }
+            ExprKind::Name(ident) => self.name(cx, ident),
+            ExprKind::Group(inner) => self.expr(cx, inner),
+            ExprKind::Index { of, entries } => self.index(cx, of, entries),
+            ExprKind::Call { name, axes, arguments } => self.call(cx, name, axes, arguments),
+            ExprKind::Reduce { op, axes, body } => self.reduce(cx, expr.span, op, axes, body),
+            ExprKind::Unary { op, of } => {
+                let of = self.expr(cx, of);
+                match *op {
+                    "!" => {
+                        self.want_mask(expr.span, "`!`", &of);
+                        cx.scalar(Op::Unary("Not", of.id), of.axes, Type::Mask)
+                    }
+                    _ => {
+                        self.want_number(expr.span, "`-`", &of);
+                        cx.scalar(Op::Unary("Neg", of.id), of.axes, of.ty)
+                    }
+                }
+            }
+            ExprKind::Binary { op: "^", left, right } => self.power(cx, expr.span, left, right),
+            ExprKind::Binary { op, left, right } => {
+                let (a, b) = (self.expr(cx, left), self.expr(cx, right));
+                self.binary(cx, expr.span, op, a, b)
+            }
+            ExprKind::Where { body, mask } => {
+                let body = self.expr(cx, body);
+                let mask = self.expr(cx, mask);
+                self.want_number(expr.span, "the left side of `where`", &body);
+                self.want_mask(expr.span, "`where`", &mask);
+                let axes = union(&body.axes, &mask.axes);
+                cx.scalar(Op::Masked(body.id, mask.id), axes, body.ty)
+            }
+            ExprKind::If { condition, then, otherwise } => {
+                let condition = self.expr(cx, condition);
+                let (then, otherwise) = (self.expr(cx, then), self.expr(cx, otherwise));
+                self.want_mask(expr.span, "`if`", &condition);
+                if (then.ty == Type::Mask) != (otherwise.ty == Type::Mask)
+                    && then.ty != Type::Unknown
+                    && otherwise.ty != Type::Unknown
+                {
+                    self.diagnostics.error(expr.span, "the two sides of `if` are a mask and a number");
+                }
+                let axes = union(&condition.axes, &union(&then.axes, &otherwise.axes));
+                let ty = meet(then.ty, otherwise.ty);
+                cx.scalar(Op::Select(condition.id, then.id, otherwise.id), axes, ty)
+            }
+            ExprKind::Unknown => cx.unknown(),
+        }
+    }
+
+    /// Reports a mask where a number is wanted.
+    pub(super) fn want_number(&self, span: Span, by: &str, scalar: &Scalar) {
+        if scalar.ty == Type::Mask {
+            self.diagnostics.error(span, format!("{by} wants a number, this is a mask"));
+        }
+    }
+
+    /// Reports a number where a mask is wanted.
+    fn want_mask(&self, span: Span, by: &str, scalar: &Scalar) {
+        if matches!(scalar.ty, Type::Int | Type::Float) {
+            let this = Self::type_name(scalar.ty);
+            self.diagnostics.error(span, format!("{by} wants a mask (a comparison), this is {this}"));
+        }
+    }
+
+    /// Reports anything but an integer.
+    pub(super) fn want_int(&self, span: Span, by: &str, scalar: &Scalar) {
+        if matches!(scalar.ty, Type::Mask | Type::Float) {
+            let this = Self::type_name(scalar.ty);
+            self.diagnostics.error(span, format!("{by} wants an integer, this is {this}"));
+        }
+    }
+
+    fn name(&mut self, cx: &mut Cx, ident: &Ident) -> Scalar {
+        match self.lookup(cx, &ident.to_string()) {
+            Some(Entry::Axis(axis)) => {
+                self.axes[axis].used.set(true);
+                let name = self.axis_ident(cx, axis, ident);
+                cx.scalar(Op::Coordinate(name), Some(vec![axis]), Type::Int)
+            }
+            Some(Entry::Value(value)) => {
+                self.values[value].used.set(true);
+                let name = self.values[value].name.to_string();
+                let field = quote::quote!(config.#ident);
+                let what = match self.values[value].ty {
+                    ConfigType::F32 => return cx.scalar(Op::ConfigFloat(field), Some(Vec::new()), Type::Float),
+                    ConfigType::Size | ConfigType::Count => {
+                        return cx.scalar(Op::ConfigInt(field), Some(Vec::new()), Type::Int);
+                    }
+                    ConfigType::OptionSize => "may be missing: it can only be a window",
+                    ConfigType::Bool => "is a bool of the config: it can only choose weights and layers",
+                    ConfigType::Rust(_) => "is of a Rust type: only `host` can use it",
+                };
+                self.diagnostics.error(ident.span(), format!("`{name}` {what}"));
+                cx.unknown()
+            }
+            Some(Entry::Bound(bound)) => bound.borrow().clone(),
+            Some(Entry::Layer) => {
+                let message = format!("`{ident}` can choose a layer's body, but no equation: equal layers are one");
+                self.diagnostics.error(ident.span(), message);
+                cx.unknown()
+            }
+            Some(Entry::Declared(..) | Entry::Tensor(_)) => match self.tensor(cx, ident) {
+                Some(tensor) => cx.load(tensor),
+                None => cx.unknown(),
+            },
+            None => {
+                self.unknown_name(cx, ident);
+                cx.unknown()
+            }
+        }
+    }
+
+    /// The variable of an axis: as it is written here, or (in a function that is inlined) as it is declared.
+    pub(super) fn axis_ident(&self, cx: &Cx, axis: usize, written: &Ident) -> Ident {
+        let declared = &self.axes[axis].name;
+        if written == declared && cx.calls.is_empty() { written.clone() } else { declared.clone() }
+    }
+
+    /// The tensor behind a name that stands for one.
+    fn tensor(&mut self, cx: &mut Cx, ident: &Ident) -> Option<Tensor> {
+        match self.lookup(cx, &ident.to_string())? {
+            Entry::Declared(at, layered) => {
+                self.mark_used(at);
+                if layered {
+                    cx.weights.insert(at);
+                }
+                let declared = &self.tensors[at];
+                let known = declared.weight.is_some() || declared.what != "a weight";
+                for &axis in &declared.axes {
+                    self.axes[axis].used.set(true);
+                }
+                Some(Tensor {
+                    local: Local::Named(ident.clone()),
+                    axes: known.then(|| declared.axes.clone()),
+                    ordered: true,
+                    ty: Type::Float,
+                })
+            }
+            Entry::Tensor(tensor) => {
+                let local = match tensor.local {
+                    Local::Named(_) => Local::Named(ident.clone()),
+                    numbered => numbered,
+                };
+                Some(Tensor { local, ..tensor })
+            }
+            Entry::Bound(bound) => bound.borrow().tensor.clone(),
+            _ => None,
+        }
+    }
+
+    /// Notes that a declared tensor is used, and the weights that may stand in for it.
+    fn mark_used(&self, at: usize) {
+        let mut at = Some(at);
+        while let Some(i) = at.filter(|&i| !self.tensors[i].used.replace(true)) {
+            at = self.tensors[i].stand_in;
+        }
+    }
+
+    /// `of[v = index]` and `of[a, b]`.
+    fn index(&mut self, cx: &mut Cx, of: &Expr, entries: &[IndexEntry]) -> Scalar {
+        let ExprKind::Name(ident) = &of.kind else {
+            let message = "only what has a name can be indexed: give this a `let` first";
+            self.diagnostics.error(of.span, message);
+            return cx.unknown();
+        };
+        let tensor = match self.lookup(cx, &ident.to_string()) {
+            Some(Entry::Axis(_) | Entry::Value(_) | Entry::Layer) => {
+                self.diagnostics.error(ident.span(), format!("`{ident}` is not a tensor: it has no axes to index"));
+                None
+            }
+            None => {
+                self.unknown_name(cx, ident);
+                None
+            }
+            Some(_) => self.tensor(cx, ident),
+        };
+        let Some(tensor) = tensor else {
+            for index in entries.iter().filter_map(|e| e.index.as_ref()) {
+                self.expr(cx, index);
+            }
+            return cx.unknown();
+        };
+        let named: Vec<Ident> = entries.iter().map(|e| e.axis.clone()).collect();
+        let known = self.axis_list(cx, &named).is_some();
+        let mut selected = Vec::new();
+        let mut added = Some(Vec::new());
+        let mut spelled = Vec::new();
+        for entry in entries {
+            let Some(axis) = self.axis_quietly(cx, &entry.axis) else {
+                if let Some(index) = &entry.index {
+                    self.expr(cx, index);
+                }
+                continue;
+            };
+            let has = tensor.axes.as_ref().is_none_or(|axes| axes.contains(&axis));
+            if !has {
+                let axes = self.names(tensor.axes.as_deref().unwrap_or_default());
+                let message = format!("`{ident}` has no axis `{}`; it is over {axes}", entry.axis);
+                self.diagnostics.error(entry.axis.span(), message);
+            }
+            let Some(index) = &entry.index else {
+                spelled.push(axis);
+                continue;
+            };
+            let scalar = self.expr(cx, index);
+            self.want_int(index.span, &format!("`{ident}[{} = …]`", entry.axis), &scalar);
+            if matches!(self.axes[axis].kind, AxisKind::Tokens) {
+                let message = "earlier tokens are not at hand: `cache` their values and select along the positions";
+                self.diagnostics.error(entry.axis.span(), message);
+                continue;
+            }
+            added = union(&added, &scalar.axes);
+            if has && known {
+                selected.push((axis, self.axis_ident(cx, axis, &entry.axis), scalar.id));
+            } else {
+                added = None;
+            }
+        }
+        if let (true, false, Some(axes)) = (known, spelled.is_empty(), &tensor.axes) {
+            let left: Vec<usize> = axes.iter().copied().filter(|a| !selected.iter().any(|s| s.0 == *a)).collect();
+            if !same(&left, &spelled) && spelled.iter().all(|a| axes.contains(a)) {
+                let message = format!("`{ident}` is over {}, not {}", self.names(&left), self.names(&spelled));
+                self.diagnostics.error(ident.span(), message);
+            }
+        }
+        if selected.is_empty() && added.as_ref().is_some_and(Vec::is_empty) {
+            return cx.load(tensor);
+        }
+        let left = tensor
+            .axes
+            .as_ref()
+            .map(|axes| axes.iter().copied().filter(|a| !selected.iter().any(|s| s.0 == *a)).collect::<Vec<_>>());
+        let axes = union(&left, &added);
+        let selected = selected.into_iter().map(|(_, name, id)| (name, id)).collect();
+        cx.scalar(Op::Load(tensor.local, selected), axes, tensor.ty)
+    }
+
+    fn axis_quietly(&self, cx: &Cx, ident: &Ident) -> Option<usize> {
+        match self.lookup(cx, &ident.to_string()) {
+            Some(Entry::Axis(axis)) => Some(axis),
+            _ => None,
+        }
+    }
+
+    /// An operator between two scalars.
+    pub(super) fn binary(&mut self, cx: &mut Cx, span: Span, op: &str, a: Scalar, b: Scalar) -> Scalar {
+        let axes = union(&a.axes, &b.axes);
+        let quoted = format!("`{op}`");
+        let (name, ty) = match op {
+            "&&" | "||" => {
+                self.want_mask(span, &quoted, &a);
+                self.want_mask(span, &quoted, &b);
+                (if op == "&&" { "And" } else { "Or" }, Type::Mask)
+            }
+            _ => {
+                self.want_number(span, &quoted, &a);
+                self.want_number(span, &quoted, &b);
+                let number = meet(a.ty, b.ty);
+                match op {
+                    "+" => ("Add", number),
+                    "-" => ("Sub", number),
+                    "*" => ("Mul", number),
+                    "/" => {
+                        if a.ty == Type::Int && b.ty == Type::Int {
+                            self.diagnostics.help(
+                                span,
+                                "`/` of two integers",
+                                "write `div(a, b)` for the integer, rounded down, or one of them as `1.0` for the real number",
+                            );
+                        }
+                        ("Div", Type::Float)
+                    }
+                    "%" => {
+                        self.want_int(span, &quoted, &a);
+                        self.want_int(span, &quoted, &b);
+                        ("Rem", Type::Int)
+                    }
+                    "<" => ("Lt", Type::Mask),
+                    "<=" => ("Le", Type::Mask),
+                    ">" => ("Gt", Type::Mask),
+                    ">=" => ("Ge", Type::Mask),
+                    "==" => ("Eq", Type::Mask),
+                    _ => ("Ne", Type::Mask),
+                }
+            }
+        };
+        let unknown = a.ty == Type::Unknown || b.ty == Type::Unknown;
+        let ty = if unknown && ty != Type::Mask { Type::Unknown } else { ty };
+        cx.scalar(Op::Binary(name, a.id, b.id), axes, ty)
+    }
+
+    /// `left ^ right`; small whole powers are products.
+    fn power(&mut self, cx: &mut Cx, span: Span, left: &Expr, right: &Expr) -> Scalar {
+        let a = self.expr(cx, left);
+        self.want_number(span, "`^`", &a);
+        if let (ExprKind::Int(n @ 2..=4), true) = (&right.bare().kind, a.ty == Type::Float) {
+            let mut product = a.clone();
+            for _ in 1..*n {
+                product = cx.scalar(Op::Binary("Mul", product.id, a.id), a.axes.clone(), Type::Float);
+            }
+            return product;
+        }
+        let b = self.expr(cx, right);
+        self.want_number(span, "`^`", &b);
+        let axes = union(&a.axes, &b.axes);
+        cx.scalar(Op::Binary("Pow", a.id, b.id), axes, Type::Float)
+    }
+
+    fn reduce(&mut self, cx: &mut Cx, span: Span, op: &'static str, idents: &[Ident], body: &Expr) -> Scalar {
+        let value = self.expr(cx, body);
+        self.want_number(span, &format!("`{op}`"), &value);
+        let ty = if op == "argmax" { Type::Int } else { Type::Float };
+        let Some(axes) = self.axis_list(cx, idents) else { return Scalar { ty, ..cx.unknown() } };
+        let Some(has) = &value.axes else { return Scalar { ty, ..cx.unknown() } };
+        for (ident, axis) in idents.iter().zip(&axes) {
+            if matches!(self.axes[*axis].kind, AxisKind::Tokens) {
+                self.diagnostics.help(
+                    ident.span(),
+                    format!("a `{op}` over the tokens of a step would depend on how a prompt is cut into steps"),
+                    "`cache` the value, and reduce over the positions",
+                );
+                return Scalar { ty, ..cx.unknown() };
+            }
+            if !has.contains(axis) {
+                self.not_in_body(cx, op, ident, idents, body, has);
+                return Scalar { ty, ..cx.unknown() };
+            }
+            let sees_all = matches!(self.axes[*axis].kind, AxisKind::Positions)
+                && !has.iter().any(|a| matches!(self.axes[*a].kind, AxisKind::Tokens));
+            if sees_all {
+                self.diagnostics.help(
+                    ident.span(),
+                    format!("this `{op}` over the positions `{ident}` sees later tokens of the same step"),
+                    format!("mask it by the position of the token: `… where {ident} <= t`"),
+                );
+            }
+        }
+        if op == "argmax" && axes.len() != 1 {
+            self.diagnostics.error(span, "`argmax` is over one axis");
+        }
+        let names: Vec<Ident> = axes.iter().zip(idents).map(|(&a, i)| self.axis_ident(cx, a, i)).collect();
+        let left = has.iter().copied().filter(|a| !axes.contains(a)).collect();
+        let op = match op {
+            "mean" => {
+                if axes.iter().any(|&a| !matches!(self.axes[a].kind, AxisKind::Fixed(_) | AxisKind::Parameter)) {
+                    self.diagnostics.error(span, "`mean` is over axes of a fixed size");
+                }
+                Op::Mean(names, value.id)
+            }
+            "sum" => Op::Reduce("Sum", names, value.id),
+            "max" => Op::Reduce("Max", names, value.id),
+            "min" => Op::Reduce("Min", names, value.id),
+            _ => Op::Reduce("ArgMax", names, value.id),
+        };
+        cx.scalar(op, Some(left), ty)
+    }
+
+    /// Reports a reduction over an axis that its body does not have.
+    fn not_in_body(&mut self, cx: &Cx, op: &str, ident: &Ident, idents: &[Ident], body: &Expr, has: &[usize]) {
+        let mut operands = Vec::new();
+        body.walk(&mut |e| {
+            if let ExprKind::Name(name) = &e.kind
+                && !operands.iter().any(|(n, _)| n == name)
+                && let Some(axes) = self.axes_of(cx, name)
+            {
+                operands.push((name.clone(), axes));
+            }
+        });
+        let message = match operands.last() {
+            Some((name, axes)) if operands.len() <= 2 => {
+                let axes = self.names(axes);
+                format!("`{name}` has no axis `{ident}`; it is declared over {axes}")
+            }
+            _ => format!("the body of this `{op}` has no axis `{ident}`; it is over {}", self.names(has)),
+        };
+        let shared = has.iter().filter(|a| operands.iter().filter(|(_, axes)| axes.contains(a)).count() > 1);
+        let shared: Vec<usize> = shared.copied().filter(|&a| matches!(self.axes[a].kind, AxisKind::Fixed(_))).collect();
+        let meant = idents.iter().filter(|i| self.axis_quietly(cx, i).is_none_or(|a| !has.contains(&a))).count();
+        if shared.is_empty() || meant == idents.len() + 1 {
+            self.diagnostics.error(ident.span(), message);
+        } else {
+            let names = self.names(&shared);
+            self.diagnostics.help(ident.span(), message, format!("did you mean `{op}{names}`?"));
+        }
+    }
+
+    /// The axes of the tensor that a name stands for.
+    fn axes_of(&self, cx: &Cx, ident: &Ident) -> Axes {
+        match self.lookup(cx, &ident.to_string())? {
+            Entry::Declared(at, _) => Some(self.tensors[at].axes.clone()),
+            Entry::Tensor(tensor) => tensor.axes,
+            Entry::Bound(bound) => bound.borrow().axes.clone(),
+            _ => None,
+        }
+    }
+}
+
+/// The type of an operator between two numbers.
+pub(super) fn meet(a: Type, b: Type) -> Type {
+    match (a, b) {
+        (Type::Unknown, _) | (_, Type::Unknown) => Type::Unknown,
+        (a, b) if a == b => a,
+        _ => Type::Float,
+    }
+}

@@ -1,0 +1,148 @@
+//! From a model as it is written to one that was checked: names, axes, types.
+
+mod call;
+mod config;
+mod expr;
+mod model;
+mod scope;
+mod weights;
+
+use std::cell::Cell;
+use std::collections::{BTreeSet, HashMap};
+
+use proc_macro2::{Ident, TokenStream};
+
+use crate::ast;
+use crate::diagnostics::Diagnostics;
+use crate::program::*;
+pub(crate) use model::check;
+use scope::{Axes, Entry, Type};
+
+/// The name of the axis of this step's tokens.
+const TOKENS: &str = "t";
+
+/// An axis of the model.
+struct Axis {
+    name: Ident,
+    kind: AxisKind,
+    /// Whether it indexes anything.
+    used: Cell<bool>,
+    /// Whether its size is computed with.
+    counted: Cell<bool>,
+}
+
+/// Where an axis comes from.
+#[derive(Clone)]
+enum AxisKind {
+    Tokens,
+    Positions,
+    /// Of a fixed size, a Rust expression.
+    Fixed(TokenStream),
+    /// A parameter of a function that is checked by itself.
+    Parameter,
+}
+
+/// A value of the config.
+struct Value {
+    name: Ident,
+    ty: ast::ConfigType,
+    key: String,
+    used: Cell<bool>,
+}
+
+/// A weight or a host constant: a tensor declared with axes.
+struct Declared {
+    name: Ident,
+    axes: Vec<usize>,
+    used: Cell<bool>,
+    /// What it is, for messages.
+    what: &'static str,
+    /// The weight to emit, if the declaration could be understood.
+    weight: Option<Weight>,
+    /// The weight that stands in for it.
+    stand_in: Option<usize>,
+}
+
+/// A stack of layers, as `fn` calls it.
+struct StackInfo {
+    axes: Axes,
+    calls: Cell<usize>,
+}
+
+/// Everything that is known of a model while it is checked.
+struct Checker<'m> {
+    model: &'m ast::Model,
+    diagnostics: &'m Diagnostics,
+    functions: Vec<ast::Function>,
+    axes: Vec<Axis>,
+    values: Vec<Value>,
+    tensors: Vec<Declared>,
+    stacks: Vec<StackInfo>,
+    stack_names: HashMap<String, usize>,
+    globals: HashMap<String, Entry>,
+    program: Program,
+}
+
+/// A `fn` while it is checked.
+struct Cx {
+    /// Parameters and `let`s, the innermost last.
+    locals: Vec<(String, Entry)>,
+    /// What the layer declares.
+    layer: HashMap<String, Entry>,
+    kind: Place,
+    /// The names of the `let`s that are still to come.
+    later: Vec<String>,
+    steps: Vec<Step>,
+    scalars: usize,
+    numbered: usize,
+    /// The layer's weights that were used.
+    weights: BTreeSet<usize>,
+    /// The `let` that is being checked, which names what is defined on its way.
+    label: String,
+    /// The functions that are being inlined.
+    calls: Vec<usize>,
+}
+
+/// Where a `fn` stands.
+#[derive(Clone, Copy, PartialEq)]
+enum Place {
+    Model,
+    Layer,
+    /// A function with a name, checked by itself.
+    Function,
+}
+
+impl Cx {
+    fn new(kind: Place) -> Cx {
+        Cx {
+            locals: Vec::new(),
+            layer: HashMap::new(),
+            kind,
+            later: Vec::new(),
+            steps: Vec::new(),
+            scalars: 0,
+            numbered: 0,
+            weights: BTreeSet::new(),
+            label: String::new(),
+            calls: Vec::new(),
+        }
+    }
+}
+
+impl Checker<'_> {
+    /// Axes for a message: `[t, n, c]`.
+    fn names(&self, axes: &[usize]) -> String {
+        let names: Vec<String> = axes.iter().map(|&a| self.axes[a].name.to_string()).collect();
+        format!("[{}]", names.join(", "))
+    }
+
+    /// What a type is called in messages.
+    fn type_name(ty: Type) -> &'static str {
+        match ty {
+            Type::Float => "a real number",
+            Type::Int => "an integer",
+            Type::Mask => "a mask",
+            Type::Unknown => "unknown",
+        }
+    }
+}

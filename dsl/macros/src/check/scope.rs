@@ -1,0 +1,181 @@
+//! Names, and what they stand for.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use proc_macro2::{Ident, Span};
+
+use super::{AxisKind, Checker, Cx};
+use crate::ast::ConfigType;
+use crate::parse::REDUCTIONS;
+use crate::program::Local;
+
+/// The axes of a value; `None` where a mistake was reported already.
+pub(super) type Axes = Option<Vec<usize>>;
+
+/// What a scalar is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Type {
+    Float,
+    Int,
+    Mask,
+    /// A mistake was reported already.
+    Unknown,
+}
+
+/// A tensor that can be loaded.
+#[derive(Clone)]
+pub(super) struct Tensor {
+    pub(super) local: Local,
+    pub(super) axes: Axes,
+    /// Whether the order of `axes` is that of the layout.
+    pub(super) ordered: bool,
+    pub(super) ty: Type,
+}
+
+/// A scalar of the generated code.
+#[derive(Clone)]
+pub(super) struct Scalar {
+    pub(super) id: usize,
+    pub(super) axes: Axes,
+    pub(super) ty: Type,
+    /// The tensor that this is an element of, at the coordinates of its own axes.
+    pub(super) tensor: Option<Tensor>,
+}
+
+/// What a name stands for.
+#[derive(Clone)]
+pub(super) enum Entry {
+    /// A position in the list of axes.
+    Axis(usize),
+    /// A position in the list of the config's values.
+    Value(usize),
+    /// A position in the list of declared tensors; whether it belongs to the layer.
+    Declared(usize, bool),
+    /// A `let` or a parameter of a model's or layer's `fn`.
+    Tensor(Tensor),
+    /// A `let` or a parameter of a function that is inlined.
+    Bound(Rc<RefCell<Scalar>>),
+    /// The number of the layer.
+    Layer,
+}
+
+impl Checker<'_> {
+    /// What a name stands for.
+    pub(super) fn lookup(&self, cx: &Cx, name: &str) -> Option<Entry> {
+        let local = cx.locals.iter().rev().find(|(n, _)| n == name).map(|(_, entry)| entry);
+        local.or_else(|| cx.layer.get(name)).or_else(|| self.globals.get(name)).cloned()
+    }
+
+    /// All names that are known.
+    fn known<'c>(&'c self, cx: &'c Cx) -> impl Iterator<Item = &'c str> {
+        let locals = cx.locals.iter().map(|(n, _)| n.as_str());
+        locals.chain(cx.layer.keys().map(String::as_str)).chain(self.globals.keys().map(String::as_str))
+    }
+
+    /// Reports a name that stands for nothing.
+    pub(super) fn unknown_name(&self, cx: &Cx, ident: &Ident) {
+        let name = ident.to_string();
+        if cx.later.contains(&name) {
+            self.diagnostics.error(ident.span(), format!("`{name}` is used before its `let`"));
+        } else if self.functions.iter().any(|f| f.name.as_ref().is_some_and(|n| *n == name)) {
+            self.diagnostics.help(
+                ident.span(),
+                format!("`{name}` is a function"),
+                format!("call it, as in `{name}(x)`"),
+            );
+        } else {
+            let mut known: Vec<&str> = self.known(cx).collect();
+            known.sort_unstable();
+            self.diagnostics.unknown(ident.span(), format!("unknown name `{name}`"), &name, known);
+        }
+    }
+
+    /// The axis that a name stands for; anything else is reported.
+    pub(super) fn axis(&self, cx: &Cx, ident: &Ident) -> Option<usize> {
+        let name = ident.to_string();
+        match self.lookup(cx, &name) {
+            Some(Entry::Axis(axis)) => {
+                self.axes[axis].used.set(true);
+                return Some(axis);
+            }
+            Some(Entry::Value(value)) => {
+                let what = match self.values[value].ty {
+                    ConfigType::Count => "a count",
+                    ConfigType::OptionSize => "a size that may be missing",
+                    _ => "a value of the config",
+                };
+                self.diagnostics.error(ident.span(), format!("`{name}` is {what}, not an axis: only a `size` is one"));
+            }
+            Some(_) => self.diagnostics.error(ident.span(), format!("`{name}` is not an axis")),
+            None => {
+                let mut axes: Vec<&str> =
+                    self.known(cx).filter(|n| matches!(self.lookup(cx, n), Some(Entry::Axis(_)))).collect();
+                axes.sort_unstable();
+                self.diagnostics.unknown(ident.span(), format!("unknown axis `{name}`"), &name, axes);
+            }
+        }
+        None
+    }
+
+    /// The axes that a list of names stands for; a mistake makes them unknown, and an axis meant twice is one.
+    pub(super) fn axis_list(&self, cx: &Cx, idents: &[Ident]) -> Axes {
+        let mut axes = Vec::new();
+        let mut known = true;
+        for ident in idents {
+            match self.axis(cx, ident) {
+                Some(axis) if axes.contains(&axis) => {
+                    self.diagnostics.help(
+                        ident.span(),
+                        format!("the axis `{ident}` is meant twice in one list"),
+                        format!("`axis o = alias {ident};` declares a second index over the same extent"),
+                    );
+                    known = false;
+                }
+                Some(axis) => axes.push(axis),
+                None => known = false,
+            }
+        }
+        known.then_some(axes)
+    }
+
+    /// The axes of a weight or a constant, whose sizes must be fixed.
+    pub(super) fn fixed_axes(&self, cx: &Cx, idents: &[Ident], of: &Ident) -> Axes {
+        let axes = self.axis_list(cx, idents)?;
+        let grows = axes.iter().position(|&a| matches!(self.axes[a].kind, AxisKind::Tokens | AxisKind::Positions));
+        if let Some(at) = grows {
+            let message = format!("`{of}` can't have the axis `{}`, which grows with the sequence", idents[at]);
+            self.diagnostics.error(idents[at].span(), message);
+            return None;
+        }
+        Some(axes)
+    }
+
+    /// Declares a name of the model. Whether that succeeded.
+    pub(super) fn declare(&mut self, ident: &Ident, entry: Entry) -> bool {
+        let name = ident.to_string();
+        if !self.may_declare(ident.span(), &name, self.globals.get(&name).cloned()) {
+            return false;
+        }
+        self.globals.insert(name, entry);
+        true
+    }
+
+    /// Whether a name may be given to something new, where it stands for `earlier` so far.
+    pub(super) fn may_declare(&self, span: Span, name: &str, earlier: Option<Entry>) -> bool {
+        if REDUCTIONS.contains(&name) {
+            self.diagnostics.error(span, format!("`{name}` is a reduction, and no name for anything else"));
+            return false;
+        }
+        let what = match earlier {
+            None | Some(Entry::Tensor(_) | Entry::Bound(_)) => return true,
+            Some(Entry::Axis(axis)) if matches!(self.axes[axis].kind, AxisKind::Tokens) => "the axis of the tokens",
+            Some(Entry::Axis(_)) => "an axis",
+            Some(Entry::Value(_)) => "a value of the config",
+            Some(Entry::Declared(tensor, _)) => self.tensors[tensor].what,
+            Some(Entry::Layer) => "the number of the layer",
+        };
+        self.diagnostics.error(span, format!("`{name}` is {what} already"));
+        false
+    }
+}

@@ -1,0 +1,174 @@
+//! Weights: their axes, and where in a checkpoint they may be found.
+
+use std::collections::HashMap;
+
+use proc_macro2::Ident;
+
+use super::config::Kind;
+use super::scope::Entry;
+use super::{Checker, Cx, Declared};
+use crate::ast::{self, Text};
+use crate::program::{FileTensor, Weight};
+
+impl Checker<'_> {
+    /// Declares the weights of a section, in the model or (with the name of its number) in a layer.
+    pub(super) fn weights(&mut self, section: &ast::Weights, layer: Option<(&Ident, &mut HashMap<String, Entry>)>) {
+        let index = layer.as_ref().map(|(index, _)| (*index).clone());
+        let mut scope = layer.map(|(_, scope)| scope);
+        for weight in &section.weights {
+            let mut cx = Cx::new(super::Place::Model);
+            if let Some(scope) = &scope {
+                cx.layer = (*scope).clone();
+            }
+            let at = self.tensors.len();
+            let name = weight.name.to_string();
+            let axes = self.fixed_axes(&cx, &weight.axes, &weight.name);
+            let (places, stand_in) = self.sources(&cx, section, weight, index.as_ref());
+            if let (Some(stand_in), Some(axes)) = (stand_in, &axes)
+                && *axes != self.tensors[stand_in].axes
+            {
+                let other = &self.tensors[stand_in];
+                let message = format!(
+                    "`{name}` is declared over {}, but `{}` is over {}",
+                    self.names(axes),
+                    other.name,
+                    self.names(&other.axes)
+                );
+                self.diagnostics.error(weight.name.span(), message);
+            }
+            let known = axes.is_some();
+            let emitted = Weight {
+                name: weight.name.clone(),
+                axes: weight.axes.clone(),
+                places,
+                otherwise: stand_in.map(|w| self.tensors[w].name.clone()),
+            };
+            self.tensors.push(Declared {
+                name: weight.name.clone(),
+                axes: axes.unwrap_or_default(),
+                used: false.into(),
+                what: "a weight",
+                weight: known.then_some(emitted),
+                stand_in,
+            });
+            let entry = Entry::Declared(at, scope.is_some());
+            match &mut scope {
+                None => {
+                    self.declare(&weight.name, entry);
+                }
+                Some(scope) => {
+                    let earlier = scope.get(&name).or_else(|| self.globals.get(&name)).cloned();
+                    if self.may_declare(weight.name.span(), &name, earlier) {
+                        scope.insert(name, entry);
+                    }
+                }
+            }
+        }
+    }
+
+    /// The places of a weight, and the weight that stands in for it where none of them counts.
+    fn sources(
+        &mut self,
+        cx: &Cx,
+        section: &ast::Weights,
+        weight: &ast::Weight,
+        index: Option<&Ident>,
+    ) -> (Vec<FileTensor>, Option<usize>) {
+        let mut places = Vec::new();
+        let mut stand_in = None;
+        let mut certain = false;
+        for (i, source) in weight.sources.iter().enumerate() {
+            let of = format!("weight `{}`", weight.name);
+            match &source.place {
+                ast::Place::File { name, rows } => {
+                    let condition = source.condition.as_ref().map(|c| self.hoist(cx, c, Kind::Flag, &of));
+                    certain |= condition.is_none();
+                    let rows = rows.as_ref().map(|(from, to)| {
+                        (self.hoist(cx, from, Kind::Number, &of), self.hoist(cx, to, Kind::Number, &of))
+                    });
+                    let empty = [Text { value: String::new(), span: name.span }];
+                    let prefixes = if section.prefixes.is_empty() { &empty[..] } else { &section.prefixes };
+                    for prefix in prefixes {
+                        let whole = Text { value: format!("{}{}", prefix.value, name.value), span: name.span };
+                        let name = self.template(&whole, index);
+                        places.push(FileTensor { name, rows: rows.clone(), condition: condition.clone() });
+                    }
+                }
+                ast::Place::Weight(other) => {
+                    if let Some(condition) = &source.condition {
+                        let message = "another weight stands in where no tensor before it counts, without a condition";
+                        self.diagnostics.error(condition.span, message);
+                    } else if i + 1 < weight.sources.len() {
+                        self.diagnostics.error(other.span(), "nothing comes behind another weight: it is always there");
+                    } else if certain || i == 0 {
+                        self.diagnostics.help(
+                            other.span(),
+                            format!(
+                                "`{other}` would never stand in: what a file holds is not known when the graph is built"
+                            ),
+                            "give the tensors before it a condition, as in `\"lm_head.weight\" if !tied else embed`",
+                        );
+                    }
+                    match self.lookup(cx, &other.to_string()) {
+                        Some(Entry::Declared(at, _)) if self.tensors[at].what == "a weight" => stand_in = Some(at),
+                        Some(_) => self.diagnostics.error(other.span(), format!("`{other}` is not a weight")),
+                        None => self.unknown_name(cx, other),
+                    }
+                }
+            }
+        }
+        (places, stand_in)
+    }
+
+    /// The name of a tensor in the file, with `{l}` for the number of the layer.
+    fn template(&self, name: &Text, index: Option<&Ident>) -> String {
+        let mut result = String::new();
+        let mut rest = name.value.as_str();
+        let mut layered = false;
+        while let Some((before, behind)) = rest.split_once('{') {
+            let Some((word, after)) = behind.split_once('}') else {
+                self.diagnostics.error(name.span, "`{` without `}` in the name of a tensor");
+                return name.value.clone();
+            };
+            match index {
+                Some(index) if *index == word => layered = true,
+                Some(index) => self.diagnostics.help(
+                    name.span,
+                    format!("unknown `{{{word}}}` in the name of a tensor"),
+                    format!("`{{{index}}}` is the number of the layer"),
+                ),
+                None => {
+                    let message = format!("`{{{word}}}` in the name of a tensor outside of `layer`");
+                    self.diagnostics.error(name.span, message);
+                }
+            }
+            result += before;
+            result += "{l}";
+            rest = after;
+        }
+        if let Some(index) = index
+            && !layered
+        {
+            self.diagnostics.help(
+                name.span,
+                format!("the name `{}` is the same in every layer", name.value),
+                format!("name the layer by `{{{index}}}`, or declare the weight outside of `layer`"),
+            );
+        }
+        result + rest
+    }
+
+    /// The weights of a layer that a body wants, those they fall back to among them, in order of declaration.
+    pub(super) fn wanted(&self, used: impl Iterator<Item = usize>) -> Vec<usize> {
+        let mut wanted: Vec<usize> = Vec::new();
+        let mut open: Vec<usize> = used.collect();
+        while let Some(at) = open.pop() {
+            if !wanted.contains(&at) {
+                wanted.push(at);
+                open.extend(self.tensors[at].stand_in);
+            }
+        }
+        wanted.sort_unstable();
+        wanted
+    }
+}

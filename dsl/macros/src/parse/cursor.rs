@@ -1,0 +1,261 @@
+//! A position in a list of tokens.
+
+use proc_macro2::{Delimiter, Group, Ident, Spacing, Span, TokenStream, TokenTree};
+
+use crate::ast::Text;
+use crate::diagnostics::Diagnostics;
+
+/// How deep groups and prefixes may be nested.
+const DEEPEST: usize = 150;
+
+/// Reads a list of tokens from left to right. A method that returns `None` has reported what is wrong.
+pub(crate) struct Cursor<'d> {
+    tokens: Vec<TokenTree>,
+    at: usize,
+    /// Where the list ends: what is missing is missing there.
+    end: Span,
+    pub(crate) diagnostics: &'d Diagnostics,
+    pub(crate) depth: usize,
+}
+
+impl<'d> Cursor<'d> {
+    pub(crate) fn new(tokens: TokenStream, end: Span, diagnostics: &'d Diagnostics) -> Cursor<'d> {
+        let mut flat = Vec::new();
+        flatten(tokens, &mut flat, 0);
+        Cursor { tokens: flat, at: 0, end, diagnostics, depth: 0 }
+    }
+
+    /// A cursor over what a group contains.
+    pub(crate) fn inside(&self, group: &Group) -> Cursor<'d> {
+        let mut inner = Cursor::new(group.stream(), group.span_close(), self.diagnostics);
+        inner.depth = self.depth + 1;
+        inner
+    }
+
+    /// Whether nesting went too deep, which is reported.
+    pub(crate) fn too_deep(&self) -> bool {
+        if self.depth > DEEPEST {
+            self.diagnostics.error(self.span(), "this is nested too deeply");
+        }
+        self.depth > DEEPEST
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.at >= self.tokens.len()
+    }
+
+    pub(crate) fn peek(&self) -> Option<&TokenTree> {
+        self.tokens.get(self.at)
+    }
+
+    pub(crate) fn next(&mut self) -> Option<TokenTree> {
+        let token = self.tokens.get(self.at).cloned();
+        self.at += 1;
+        token
+    }
+
+    /// The span of the next token.
+    pub(crate) fn span(&self) -> Span {
+        self.peek().map_or(self.end, TokenTree::span)
+    }
+
+    /// The next token, in words.
+    pub(crate) fn found(&self) -> String {
+        match self.peek() {
+            None => "the end".to_owned(),
+            Some(TokenTree::Group(group)) => match group.delimiter() {
+                Delimiter::Parenthesis => "`(`".to_owned(),
+                Delimiter::Bracket => "`[`".to_owned(),
+                _ => "`{`".to_owned(),
+            },
+            Some(token) => format!("`{token}`"),
+        }
+    }
+
+    /// Reports that something else was expected here.
+    pub(crate) fn expected<T>(&self, what: &str) -> Option<T> {
+        self.diagnostics.error(self.span(), format!("expected {what}, found {}", self.found()));
+        None
+    }
+
+    fn character(&self, ahead: usize) -> Option<(char, bool)> {
+        match self.tokens.get(self.at + ahead) {
+            Some(TokenTree::Punct(p)) => Some((p.as_char(), p.spacing() == Spacing::Joint)),
+            _ => None,
+        }
+    }
+
+    /// Whether the next tokens spell this sign, and no longer one.
+    pub(crate) fn is_sign(&self, sign: &str) -> bool {
+        let mut joint = true;
+        for (i, want) in sign.chars().enumerate() {
+            match self.character(i) {
+                Some((found, next)) if found == want && joint => joint = next,
+                _ => return false,
+            }
+        }
+        let next = self.character(sign.len()).filter(|_| joint).map(|(c, _)| c);
+        match sign {
+            "=" => !matches!(next, Some('=' | '>')),
+            "<" | ">" | "!" => next != Some('='),
+            "-" => next != Some('>'),
+            "|" => next != Some('|'),
+            _ => true,
+        }
+    }
+
+    pub(crate) fn eat_sign(&mut self, sign: &str) -> Option<Span> {
+        let span = self.span();
+        self.is_sign(sign).then(|| {
+            self.at += sign.len();
+            span
+        })
+    }
+
+    pub(crate) fn sign(&mut self, sign: &str) -> Option<Span> {
+        self.eat_sign(sign).or_else(|| self.expected(&format!("`{sign}`")))
+    }
+
+    pub(crate) fn is_word(&self, word: &str) -> bool {
+        matches!(self.peek(), Some(TokenTree::Ident(ident)) if ident == word)
+    }
+
+    pub(crate) fn eat_word(&mut self, word: &str) -> Option<Span> {
+        let span = self.span();
+        self.is_word(word).then(|| {
+            self.at += 1;
+            span
+        })
+    }
+
+    /// A name that is not a word of the language.
+    pub(crate) fn name(&mut self, what: &str) -> Option<Ident> {
+        match self.peek() {
+            Some(TokenTree::Ident(ident)) if !is_keyword(&ident.to_string()) => {
+                let ident = ident.clone();
+                self.at += 1;
+                Some(ident)
+            }
+            _ => self.expected(what),
+        }
+    }
+
+    pub(crate) fn is_group(&self, delimiter: Delimiter) -> bool {
+        self.is_group_ahead(0, delimiter)
+    }
+
+    /// Whether the token that many further on is such a group.
+    pub(crate) fn is_group_ahead(&self, ahead: usize, delimiter: Delimiter) -> bool {
+        matches!(self.tokens.get(self.at + ahead), Some(TokenTree::Group(g)) if g.delimiter() == delimiter)
+    }
+
+    pub(crate) fn eat_group(&mut self, delimiter: Delimiter) -> Option<Group> {
+        match self.peek() {
+            Some(TokenTree::Group(group)) if group.delimiter() == delimiter => {
+                let group = group.clone();
+                self.at += 1;
+                Some(group)
+            }
+            _ => None,
+        }
+    }
+
+    pub(crate) fn group(&mut self, delimiter: Delimiter, what: &str) -> Option<Group> {
+        self.eat_group(delimiter).or_else(|| self.expected(what))
+    }
+
+    pub(crate) fn eat_text(&mut self) -> Option<Text> {
+        let Some(TokenTree::Literal(literal)) = self.peek() else { return None };
+        let span = literal.span();
+        match syn::Lit::new(literal.clone()) {
+            syn::Lit::Str(text) => {
+                self.at += 1;
+                Some(Text { value: text.value(), span })
+            }
+            _ => None,
+        }
+    }
+
+    pub(crate) fn text(&mut self, what: &str) -> Option<Text> {
+        self.eat_text().or_else(|| self.expected(what))
+    }
+
+    /// `item, item, …` up to the end, with or without a last comma.
+    pub(crate) fn list<T>(&mut self, mut item: impl FnMut(&mut Cursor<'d>) -> Option<T>) -> Option<Vec<T>> {
+        let mut items = Vec::new();
+        while !self.is_empty() {
+            items.push(item(self)?);
+            if !self.is_empty() {
+                self.sign(",")?;
+            }
+        }
+        Some(items)
+    }
+
+    /// `[a, b]`
+    pub(crate) fn axes(&mut self) -> Option<Vec<Ident>> {
+        let group = self.group(Delimiter::Bracket, "axes in brackets, as in `[t, d]`")?;
+        self.inside(&group).list(|c| c.name("the name of an axis"))
+    }
+
+    /// The tokens up to the next `;`, which is passed.
+    pub(crate) fn until_semicolon(&mut self) -> TokenStream {
+        let mut tokens = TokenStream::new();
+        while !self.is_empty() && !self.is_sign(";") {
+            tokens.extend(self.next());
+        }
+        self.eat_sign(";");
+        tokens
+    }
+
+    /// Goes on behind the next `;` or `{ … }`: to the next statement after one that could not be read.
+    pub(crate) fn recover(&mut self) {
+        while let Some(token) = self.next() {
+            let ends = match &token {
+                TokenTree::Punct(p) => p.as_char() == ';',
+                TokenTree::Group(group) => group.delimiter() == Delimiter::Brace,
+                _ => false,
+            };
+            if ends {
+                return;
+            }
+        }
+    }
+
+    /// The outer attributes (doc comments) that stand here.
+    pub(crate) fn attributes(&mut self) -> TokenStream {
+        let mut tokens = TokenStream::new();
+        while self.is_sign("#")
+            && matches!(self.tokens.get(self.at + 1), Some(TokenTree::Group(g)) if g.delimiter() == Delimiter::Bracket)
+        {
+            tokens.extend(self.next());
+            tokens.extend(self.next());
+        }
+        tokens
+    }
+}
+
+/// Invisible groups come from `macro_rules!` fragments: what is in them counts.
+fn flatten(tokens: TokenStream, flat: &mut Vec<TokenTree>, depth: usize) {
+    for token in tokens {
+        match token {
+            TokenTree::Group(group) if group.delimiter() == Delimiter::None && depth < DEEPEST => {
+                flatten(group.stream(), flat, depth + 1);
+            }
+            token => flat.push(token),
+        }
+    }
+}
+
+/// Whether a word can't be the name of anything in a model.
+fn is_keyword(word: &str) -> bool {
+    const WORDS: [&str; 25] = [
+        "axis", "cache", "config", "context", "else", "false", "fn", "for", "host", "if", "in", "layer", "let",
+        "match", "over", "pub", "require", "size", "then", "top", "true", "weights", "where", "within", "block",
+    ];
+    const RUST: [&str; 26] = [
+        "_", "as", "async", "await", "break", "const", "continue", "crate", "dyn", "enum", "extern", "impl", "loop",
+        "mod", "move", "mut", "ref", "return", "self", "Self", "static", "struct", "super", "trait", "type", "while",
+    ];
+    WORDS.contains(&word) || RUST.contains(&word) || ["unsafe", "use"].contains(&word)
+}

@@ -1,0 +1,392 @@
+//! From tokens to a model as it is written. What can't be read is reported and left out; the rest is kept.
+
+mod cursor;
+mod expr;
+mod function;
+
+use proc_macro2::{Delimiter, Group, Span, TokenStream, TokenTree};
+use quote::quote;
+
+use crate::ast::*;
+use crate::diagnostics::Diagnostics;
+use cursor::Cursor;
+pub(crate) use expr::REDUCTIONS;
+pub(crate) use function::functions;
+
+/// Reads a model. `None` if not even its name is there.
+pub(crate) fn model(tokens: TokenStream, diagnostics: &Diagnostics) -> Option<Model> {
+    let mut c = Cursor::new(tokens, Span::call_site(), diagnostics);
+    let graph = graph_path(&mut c)?;
+    let attributes = c.attributes();
+    let visibility = c.visibility();
+    let name = c.name("the model's name, as in `pub Llama for \"LlamaForCausalLM\" { … }`")?;
+    let architectures = if c.eat_word("for").is_some() { c.architectures() } else { c.expected("`for`") };
+    let body = match c.eat_group(Delimiter::Brace) {
+        Some(body) => body,
+        None => {
+            if architectures.is_some() {
+                c.expected::<()>("`,` or the model in braces");
+            }
+            while !c.is_empty() && !c.is_group(Delimiter::Brace) {
+                c.next();
+            }
+            c.eat_group(Delimiter::Brace).unwrap_or_else(|| Group::new(Delimiter::Brace, TokenStream::new()))
+        }
+    };
+    if !c.is_empty() {
+        c.expected::<()>("nothing after the model: one `model!` declares one model");
+    }
+    let mut model = Model {
+        graph,
+        attributes,
+        visibility,
+        name,
+        architectures: architectures.unwrap_or_default(),
+        config: Vec::new(),
+        requires: Vec::new(),
+        items: Vec::new(),
+        main: None,
+        context: None,
+    };
+    let mut c = c.inside(&body);
+    while !c.is_empty() {
+        if item(&mut c, &mut model).is_none() {
+            c.recover();
+        }
+    }
+    Some(model)
+}
+
+/// `crate = path;` in front of the model says where the generated code finds the crate `einfuse-graph`.
+fn graph_path(c: &mut Cursor) -> Option<TokenStream> {
+    if c.eat_word("crate").is_none() {
+        return Some(quote!(::einfuse_graph));
+    }
+    c.sign("=")?;
+    Some(c.until_semicolon())
+}
+
+fn item(c: &mut Cursor, model: &mut Model) -> Option<()> {
+    c.attributes();
+    let span = c.span();
+    let word = match c.peek() {
+        Some(TokenTree::Ident(word)) => word.to_string(),
+        _ => String::new(),
+    };
+    match word.as_str() {
+        "config" => {
+            c.next();
+            let group = c.group(Delimiter::Brace, "`{`, as in `config { d: size = \"hidden_size\"; }`")?;
+            config(&mut c.inside(&group), model);
+        }
+        "axis" => {
+            c.next();
+            let name = c.name("the axis' name")?;
+            c.sign("=")?;
+            model.items.push(match c.eat_word("alias") {
+                Some(_) => Item::Alias { name, of: c.name("the axis that it is an alias of")? },
+                None => Item::Axis { name, extent: c.sum()? },
+            });
+            c.sign(";")?;
+        }
+        "host" => {
+            c.next();
+            let (name, axes) = (c.name("the constant's name")?, c.axes()?);
+            c.sign("=")?;
+            model.items.push(Item::Host { name, axes, rust: c.until_semicolon() });
+        }
+        "context" => {
+            c.next();
+            c.sign("=")?;
+            let context = c.sum()?;
+            c.sign(";")?;
+            if model.context.replace((span, context)).is_some() {
+                c.diagnostics.error(span, "`context` is given twice");
+            }
+        }
+        "weights" => model.items.push(Item::Weights(weights(c)?)),
+        "layer" => model.items.push(Item::Layer(layer(c)?)),
+        "fn" => {
+            let function = c.function(false)?;
+            if function.name.is_some() {
+                model.items.push(Item::Function(function));
+            } else if model.main.is_some() {
+                c.diagnostics.error(function.span, "the model has two `fn` without a name");
+            } else {
+                model.main = Some(function);
+            }
+        }
+        "block" | "use" => {
+            c.diagnostics
+                .error(span, format!("`{word}`: sharing blocks between models is not part of the language yet"));
+            return None;
+        }
+        "let" | "cache" => {
+            c.diagnostics.error(span, format!("`{word}` stands in a `fn`"));
+            return None;
+        }
+        "require" => {
+            c.diagnostics.error(span, "`require` stands in `config { … }`");
+            return None;
+        }
+        _ => return c.expected("`config`, `axis`, `host`, `context`, `weights`, `layer` or `fn`"),
+    }
+    Some(())
+}
+
+fn config(c: &mut Cursor, model: &mut Model) {
+    while !c.is_empty() {
+        let docs = c.attributes();
+        let read = if c.eat_word("require").is_some() {
+            require(c).map(|r| model.requires.push(r))
+        } else {
+            value(c, docs).map(|v| model.config.push(v))
+        };
+        if read.is_none() {
+            c.recover();
+        }
+    }
+}
+
+/// `require "key" == a | b;`
+fn require(c: &mut Cursor) -> Option<Require> {
+    let key = c.text("a key in quotes, as in `require \"hidden_act\" == \"silu\";`")?;
+    c.sign("==")?;
+    let mut allowed = vec![c.sum()?];
+    while c.eat_sign("|").is_some() {
+        allowed.push(c.sum()?);
+    }
+    c.sign(";")?;
+    Some(Require { key, allowed })
+}
+
+/// `name: type = "key", "key" else default;`
+fn value(c: &mut Cursor, docs: TokenStream) -> Option<Value> {
+    let name = c.name("a value, as in `d: size = \"hidden_size\";`, or `require`")?;
+    c.sign(":")?;
+    let ty = config_type(c)?;
+    c.sign("=")?;
+    let key = "a key in quotes";
+    let keys = match c.eat_group(Delimiter::Brace) {
+        Some(group) => Keys::Gathered(c.inside(&group).list(|c| c.text(key))?),
+        None => {
+            let mut keys = vec![c.text(key)?];
+            while c.eat_sign(",").is_some() {
+                keys.push(c.text(key)?);
+            }
+            Keys::First(keys)
+        }
+    };
+    let default = match c.eat_word("else") {
+        Some(_) => Some(c.sum()?),
+        None => None,
+    };
+    if c.eat_sign(";").is_none() {
+        return c.expected("`,`, `else` or `;`");
+    }
+    Some(Value { docs, name, ty, keys, default })
+}
+
+fn config_type(c: &mut Cursor) -> Option<ConfigType> {
+    let mut tokens = TokenStream::new();
+    while !c.is_empty() && !c.is_sign("=") && !c.is_sign(";") {
+        tokens.extend(c.next());
+    }
+    let text: String = tokens.to_string().split_whitespace().collect();
+    match text.as_str() {
+        "" => c.expected("a type: `size`, `count`, `f32`, `bool`, `option<size>`, or one that serde can read"),
+        "size" => Some(ConfigType::Size),
+        "count" => Some(ConfigType::Count),
+        "f32" => Some(ConfigType::F32),
+        "bool" => Some(ConfigType::Bool),
+        "option<size>" => Some(ConfigType::OptionSize),
+        _ => match syn::parse2::<syn::Type>(tokens.clone()) {
+            Ok(_) => Some(ConfigType::Rust(tokens)),
+            Err(error) => {
+                c.diagnostics.error(error.span(), "this is no type");
+                None
+            }
+        },
+    }
+}
+
+/// `weights "prefix" else "prefix" { … }`
+fn weights(c: &mut Cursor) -> Option<Weights> {
+    c.next();
+    let mut prefixes = Vec::from_iter(c.eat_text());
+    while !prefixes.is_empty() && c.eat_word("else").is_some() {
+        prefixes.push(c.text("another prefix in quotes")?);
+    }
+    let group = c.group(Delimiter::Brace, "a prefix in quotes, or `{`")?;
+    let mut inner = c.inside(&group);
+    let mut weights = Vec::new();
+    while !inner.is_empty() {
+        match weight(&mut inner) {
+            Some(weight) => weights.push(weight),
+            None => inner.recover(),
+        }
+    }
+    Some(Weights { prefixes, weights })
+}
+
+/// `name[axes] = source else source;`
+fn weight(c: &mut Cursor) -> Option<Weight> {
+    c.attributes();
+    let name = c.name("a weight, as in `w[f, d] = \"w.weight\";`")?;
+    let axes = c.axes()?;
+    c.sign("=")?;
+    let mut sources = vec![source(c)?];
+    while c.eat_word("else").is_some() {
+        sources.push(source(c)?);
+    }
+    if c.eat_sign(";").is_none() {
+        return c.expected("`else`, `if` or `;`");
+    }
+    Some(Weight { name, axes, sources })
+}
+
+/// `"name"[from .. to] if condition`, or the name of another weight.
+fn source(c: &mut Cursor) -> Option<Source> {
+    let place = match c.eat_text() {
+        Some(name) => {
+            let rows = match c.eat_group(Delimiter::Bracket) {
+                Some(group) => {
+                    let mut inner = c.inside(&group);
+                    let from = inner.sum()?;
+                    inner.sign("..")?;
+                    let to = inner.sum()?;
+                    if !inner.is_empty() {
+                        return inner.expected("`]`");
+                    }
+                    Some((from, to))
+                }
+                None => None,
+            };
+            Place::File { name, rows }
+        }
+        None => Place::Weight(c.name("the tensor's name in quotes, or another weight")?),
+    };
+    let condition = match c.eat_word("if") {
+        Some(_) => Some(c.expr()?),
+        None => None,
+    };
+    Some(Source { place, condition })
+}
+
+/// `layer index in count { weights … fn … choice }`
+fn layer(c: &mut Cursor) -> Option<Layer> {
+    c.next();
+    let index = c.name("the name of the layer's number, as in `layer l in layers`")?;
+    if c.eat_word("in").is_none() {
+        return c.expected("`in`, as in `layer l in layers`");
+    }
+    let count = c.name("a count of the config")?;
+    let group = c.group(Delimiter::Brace, "the layer in braces")?;
+    let mut layer = Layer { index, count, weights: Vec::new(), bodies: Vec::new(), choice: None };
+    let mut inner = c.inside(&group);
+    while !inner.is_empty() {
+        if layer_item(&mut inner, &mut layer).is_none() {
+            inner.recover();
+        }
+    }
+    Some(layer)
+}
+
+fn layer_item(c: &mut Cursor, layer: &mut Layer) -> Option<()> {
+    c.attributes();
+    if c.is_word("weights") {
+        layer.weights.push(weights(c)?);
+    } else if c.is_word("fn") {
+        layer.bodies.push(c.function(false)?);
+    } else if c.is_word("match") || c.is_word("if") {
+        let span = c.span();
+        if layer.choice.replace(choice(c)?).is_some() {
+            c.diagnostics.error(span, "the layer's body is chosen twice");
+        }
+    } else {
+        return c.expected("`weights`, `fn`, or `match` or `if` over bodies");
+    }
+    Some(())
+}
+
+/// `if condition { choice } else { choice }`, `match subject { 0 => choice, _ => choice }`, or a body's name.
+fn choice(c: &mut Cursor) -> Option<Choice> {
+    if c.eat_word("if").is_some() {
+        let condition = c.expr()?;
+        let then = Box::new(braced_choice(c)?);
+        if c.eat_word("else").is_none() {
+            return c.expected("`else`: each layer has a body");
+        }
+        let otherwise = Box::new(if c.is_word("if") { choice(c)? } else { braced_choice(c)? });
+        return Some(Choice::If { condition, then, otherwise });
+    }
+    if c.eat_word("match").is_none() {
+        return c.name("a body's name").map(Choice::Body);
+    }
+    let subject = c.sum()?;
+    let group = c.group(Delimiter::Brace, "`{`, as in `match l % 2 { 0 => a, _ => b }`")?;
+    let mut c = c.inside(&group);
+    let mut arms = Vec::new();
+    while !c.is_empty() {
+        if c.eat_word("_").is_some() {
+            c.sign("=>")?;
+            let otherwise = Box::new(choice(&mut c)?);
+            c.eat_sign(",");
+            if !c.is_empty() {
+                return c.expected("`}`: `_` is the last arm");
+            }
+            return Some(Choice::Match { subject, arms, otherwise });
+        }
+        let mut patterns = vec![pattern(&mut c)?];
+        while c.eat_sign("|").is_some() {
+            patterns.push(pattern(&mut c)?);
+        }
+        c.sign("=>")?;
+        arms.push((patterns, choice(&mut c)?));
+        if !c.is_empty() {
+            c.sign(",")?;
+        }
+    }
+    c.expected("`_ => …`: each layer has a body")
+}
+
+fn pattern(c: &mut Cursor) -> Option<usize> {
+    let number = match c.peek() {
+        Some(TokenTree::Literal(literal)) => literal.to_string().parse().ok(),
+        _ => None,
+    };
+    if number.is_none() {
+        return c.expected("a number or `_`");
+    }
+    c.next();
+    number
+}
+
+fn braced_choice(c: &mut Cursor) -> Option<Choice> {
+    let group = c.group(Delimiter::Brace, "a body's name in braces")?;
+    let mut inner = c.inside(&group);
+    let inner_choice = choice(&mut inner)?;
+    if inner.is_empty() { Some(inner_choice) } else { inner.expected("`}`") }
+}
+
+impl Cursor<'_> {
+    fn visibility(&mut self) -> TokenStream {
+        let mut tokens = TokenStream::new();
+        if self.is_word("pub") {
+            tokens.extend(self.next());
+            if self.is_group(Delimiter::Parenthesis) {
+                tokens.extend(self.next());
+            }
+        }
+        tokens
+    }
+
+    fn architectures(&mut self) -> Option<Vec<Text>> {
+        let what = "an architecture in quotes, as config.json names it";
+        let mut architectures = vec![self.text(what)?];
+        while self.eat_sign(",").is_some() {
+            architectures.push(self.text(what)?);
+        }
+        Some(architectures)
+    }
+}

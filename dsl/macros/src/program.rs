@@ -1,0 +1,123 @@
+//! A model that was checked: what is left to do is writing it down as Rust.
+
+use proc_macro2::{Ident, Span, TokenStream};
+
+/// A checked model. Token streams in it are Rust expressions over `config`.
+#[derive(Default)]
+pub(crate) struct Program {
+    /// Reading the config: one statement per value, in order.
+    pub(crate) values: Vec<ConfigField>,
+    /// The keys that must have one of some values, given as JSON values.
+    pub(crate) requires: Vec<(String, Vec<TokenStream>)>,
+    /// Axes with their sizes; `None` is the axis of the tokens.
+    pub(crate) axes: Vec<(Ident, Option<TokenStream>)>,
+    /// Statements that compute sizes and conditions before anything is built.
+    pub(crate) prologue: Vec<TokenStream>,
+    pub(crate) hosts: Vec<Host>,
+    /// The weights outside of layers.
+    pub(crate) weights: Vec<Weight>,
+    pub(crate) stacks: Vec<Stack>,
+    /// What is computed for the tokens of a step.
+    pub(crate) main: Option<Body>,
+    /// The number of positions the model was made for.
+    pub(crate) context: Option<TokenStream>,
+}
+
+/// A field of the config.
+pub(crate) struct ConfigField {
+    pub(crate) name: Ident,
+    pub(crate) docs: TokenStream,
+    pub(crate) ty: TokenStream,
+    /// A Rust expression over `source` and the fields before.
+    pub(crate) read: TokenStream,
+}
+
+/// A constant that the host computes.
+pub(crate) struct Host {
+    pub(crate) name: Ident,
+    pub(crate) axes: Vec<Ident>,
+    /// Bindings of the names that occur in `rust`.
+    pub(crate) bindings: Vec<TokenStream>,
+    pub(crate) rust: TokenStream,
+}
+
+/// A weight.
+#[derive(Clone)]
+pub(crate) struct Weight {
+    pub(crate) name: Ident,
+    pub(crate) axes: Vec<Ident>,
+    pub(crate) places: Vec<FileTensor>,
+    /// The weight that is taken if none of the places counts.
+    pub(crate) otherwise: Option<Ident>,
+}
+
+/// A tensor of the checkpoint.
+#[derive(Clone)]
+pub(crate) struct FileTensor {
+    pub(crate) name: String,
+    pub(crate) rows: Option<(TokenStream, TokenStream)>,
+    /// When this place counts.
+    pub(crate) condition: Option<TokenStream>,
+}
+
+/// A stack of layers.
+pub(crate) struct Stack {
+    /// The config's key and the number of layers.
+    pub(crate) key: String,
+    pub(crate) count: TokenStream,
+    /// The layer's number, and the position of its body as a Rust expression over it.
+    pub(crate) index: Ident,
+    pub(crate) choice: TokenStream,
+    pub(crate) bodies: Vec<Body>,
+}
+
+/// What a `fn` computes.
+pub(crate) struct Body {
+    pub(crate) parameter: Ident,
+    pub(crate) parameter_axes: Vec<Ident>,
+    /// The weights of the layer that it uses.
+    pub(crate) weights: Vec<Weight>,
+    pub(crate) steps: Vec<Step>,
+    pub(crate) result: Local,
+}
+
+/// A tensor's variable in the generated code: under the name that the user gave it, or a number.
+#[derive(Clone)]
+pub(crate) enum Local {
+    Named(Ident),
+    Numbered(usize),
+}
+
+/// A statement of the generated code.
+pub(crate) enum Step {
+    /// `let e1 = …;`
+    Scalar(usize, Op),
+    /// An equation.
+    Define { tensor: Local, label: String, axes: Option<Vec<Ident>>, body: usize, at: Span },
+    /// Another name for a tensor.
+    Rename { name: Ident, tensor: Local },
+    /// A new axis over the positions.
+    Positions { name: Ident, window: TokenStream },
+    /// A cache of rows, under their name.
+    Append { name: Ident, rows: Ident, over: Ident },
+    /// A stack of layers.
+    Layers { out: Local, stack: usize, initial: Local },
+}
+
+/// A scalar expression; numbers stand for the scalars of earlier steps.
+pub(crate) enum Op {
+    Float(f64),
+    Int(i64),
+    /// A real number or a count of the config.
+    ConfigFloat(TokenStream),
+    ConfigInt(TokenStream),
+    Coordinate(Ident),
+    Size(Ident),
+    Load(Local, Vec<(Ident, usize)>),
+    Unary(&'static str, usize),
+    Binary(&'static str, usize, usize),
+    Select(usize, usize, usize),
+    Masked(usize, usize),
+    Reduce(&'static str, Vec<Ident>, usize),
+    Mean(Vec<Ident>, usize),
+}

@@ -1,0 +1,69 @@
+//! Qwen3.
+
+einfuse_macros::model! {
+    /// Qwen3 (Yang et al., 2025): as Llama, with a norm on the queries and keys of each head.
+    pub Qwen3 for "Qwen3ForCausalLM" {
+        config {
+            d: size = "hidden_size";
+            h: size = "num_attention_heads";
+            n: size = "num_key_value_heads" else h;
+            c: size = "head_dim" else 128;
+            f: size = "intermediate_size";
+            v: size = "vocab_size";
+            layers: count = "num_hidden_layers";
+            eps: f32 = "rms_norm_eps" else 1e-6;
+            rope: crate::rope::Rope = {"rope_theta", "rope_scaling", "rope_parameters"};
+            tied: bool = "tie_word_embeddings" else false;
+            positions: option<size> = "max_position_embeddings";
+            require "hidden_act" == "silu";
+            require "attention_bias" == false;
+            require "use_sliding_window" == false;
+        }
+        context = positions;
+        axis g = h / n;                        // queries that share one key head
+        axis r = c / 2;                        // rotary pairs
+        host freq[r] = rope.frequencies(c);
+
+        weights "model." {
+            embed[v, d]   = "embed_tokens.weight";
+            final_norm[d] = "norm.weight";
+        }
+        weights { head[v, d] = "lm_head.weight" if !tied else embed; }
+
+        layer l in layers {
+            weights "model.layers.{l}." {
+                attn_norm[d]   = "input_layernorm.weight";
+                wq[n, g, c, d] = "self_attn.q_proj.weight";
+                wk[n, c, d]    = "self_attn.k_proj.weight";
+                wv[n, c, d]    = "self_attn.v_proj.weight";
+                wo[d, n, g, c] = "self_attn.o_proj.weight";
+                q_norm[c]      = "self_attn.q_norm.weight";
+                k_norm[c]      = "self_attn.k_norm.weight";
+                ffn_norm[d]    = "post_attention_layernorm.weight";
+                gate[f, d]     = "mlp.gate_proj.weight";
+                up[f, d]       = "mlp.up_proj.weight";
+                down[d, f]     = "mlp.down_proj.weight";
+            }
+            fn (x[t, d]) -> [t, d] {
+                let a = rms_norm[d](x, eps) * attn_norm;
+                let q0[t, n, g, c] = sum[d] a * wq;
+                let k0[t, n, c]    = sum[d] a * wk;
+                let q[t, n, g, c] = rotate[c](rms_norm[c](q0, eps) * q_norm, freq);
+                let k[t, n, c]    = rotate[c](rms_norm[c](k0, eps) * k_norm, freq);
+                let u[t, n, c]    = sum[d] a * wv;
+                cache k, u over s;
+                let p[t, n, g, s] = softmax[s](size(c)^-0.5 * (sum[c] q * k) where s <= t);
+                let o[t, n, g, c] = sum[s] p * u;
+                let y[t, d] = x + sum[n, g, c] o * wo;
+                let b = rms_norm[d](y, eps) * ffn_norm;
+                y + sum[f] silu(sum[d] b * gate) * (sum[d] b * up) * down
+            }
+        }
+        fn (tokens[t]) -> [t, v] {
+            let x = embed[v = tokens];
+            let y = layers(x);
+            let logits[t, v] = sum[d] rms_norm[d](y, eps) * final_norm * head;
+            logits
+        }
+    }
+}

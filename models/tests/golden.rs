@@ -1,0 +1,55 @@
+//! What the declarations mean, by the interpreter, against what the reference implementation computes.
+
+use std::path::Path;
+
+use einfuse_graph::{Interpreter, Kind, Output, Tensor};
+use einfuse_models::graph_from_config;
+use safetensors::{Dtype, SafeTensors};
+
+fn floats(file: &SafeTensors<'_>, name: &str) -> Option<Vec<f32>> {
+    let tensor = file.tensor(name).ok()?;
+    let bf16 = |bytes: &[u8; 2]| f32::from_bits(u32::from(u16::from_le_bytes(*bytes)) << 16);
+    Some(match tensor.dtype() {
+        Dtype::BF16 => tensor.data().as_chunks().0.iter().map(bf16).collect(),
+        _ => tensor.data().as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect(),
+    })
+}
+
+/// Asserts that both agree within 1e-5 of the largest magnitude.
+fn assert_close(ours: &[f64], golden: &[f32], what: &str) {
+    assert_eq!(ours.len(), golden.len(), "{what}");
+    let largest = golden.iter().fold(0f64, |m, v| m.max(f64::from(v.abs())));
+    let error = ours.iter().zip(golden).fold(0f64, |m, (a, b)| m.max((a - f64::from(*b)).abs()));
+    assert!(error <= 1e-5 * largest, "{what}: {error} of {largest}");
+}
+
+#[test]
+fn declarations_agree_with_the_reference() {
+    for name in ["gpt2", "llama3", "mistral", "opt", "qwen3"] {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden").join(name);
+        let read = |file: &str| std::fs::read(folder.join(file)).unwrap();
+        let (model, golden) = (read("model.safetensors"), read("golden.safetensors"));
+        let (model, golden) = (SafeTensors::deserialize(&model).unwrap(), SafeTensors::deserialize(&golden).unwrap());
+        let graph = graph_from_config(&serde_json::from_slice(&read("config.json")).unwrap()).unwrap();
+        let weights = |tensor: &Tensor, layer: Option<usize>| {
+            let Kind::Weight(places) = &tensor.kind else { return Err("not a weight".to_owned()) };
+            let layer = layer.map_or(String::new(), |l| l.to_string());
+            let found = places.iter().find_map(|p| floats(&model, &p.name.replace("{l}", &layer)));
+            found.ok_or_else(|| format!("none of {places:?}"))
+        };
+        for prompt in ["p0", "p1"] {
+            let ids = golden.tensor(&format!("{prompt}.input_ids")).unwrap();
+            let ids: Vec<i64> = ids.data().as_chunks().0.iter().map(|&bytes| i64::from_le_bytes(bytes)).collect();
+            let mut interpreter = Interpreter::new(&graph, &weights).unwrap();
+            let (first, second) = ids.split_at(ids.len() / 2);
+            let outputs: [Output; 2] = [first, second].map(|ids| interpreter.step(&[("tokens", ids)]).unwrap());
+            let logits: Vec<f64> = outputs.iter().flat_map(|o| &o.output).copied().collect();
+            let stored = |what: &str| floats(&golden, &format!("{prompt}.{what}")).unwrap();
+            assert_close(&logits, &stored("logits"), &format!("{name}: logits of {prompt}"));
+            let layers = 0..outputs[0].hidden.len();
+            let hidden: Vec<f64> =
+                layers.flat_map(|l| outputs.iter().flat_map(move |o| &o.hidden[l])).copied().collect();
+            assert_close(&hidden, &stored("hidden"), &format!("{name}: hidden states of {prompt}"));
+        }
+    }
+}
