@@ -21,16 +21,23 @@ pub struct Work<'a> {
 pub struct Cost {
     /// Operations on floats; each function counts as one, a multiplication with an addition as two.
     pub flops: f64,
-    /// Bytes read: weights, caches, and what other kernels computed.
+    /// Bytes of weights and caches: what comes from main memory in every step.
+    pub stored: f64,
+    /// Bytes that other kernels of the step have written, or the caller.
     pub read: f64,
     /// Bytes written for other kernels.
     pub written: f64,
 }
 
 impl Cost {
+    /// All bytes moved.
+    pub fn bytes(&self) -> f64 {
+        self.stored + self.read + self.written
+    }
+
     /// Operations per byte moved.
     pub fn intensity(&self) -> f64 {
-        self.flops / (self.read + self.written)
+        self.flops / self.bytes()
     }
 }
 
@@ -38,7 +45,12 @@ impl std::ops::Add for Cost {
     type Output = Cost;
 
     fn add(self, other: Cost) -> Cost {
-        Cost { flops: self.flops + other.flops, read: self.read + other.read, written: self.written + other.written }
+        Cost {
+            flops: self.flops + other.flops,
+            stored: self.stored + other.stored,
+            read: self.read + other.read,
+            written: self.written + other.written,
+        }
     }
 }
 
@@ -47,7 +59,12 @@ impl std::ops::Mul<usize> for Cost {
 
     fn mul(self, times: usize) -> Cost {
         let times = times as f64;
-        Cost { flops: self.flops * times, read: self.read * times, written: self.written * times }
+        Cost {
+            flops: self.flops * times,
+            stored: self.stored * times,
+            read: self.read * times,
+            written: self.written * times,
+        }
     }
 }
 
@@ -87,11 +104,11 @@ impl Plan {
         }
         let own: HashSet<TensorId> = kernel.equations.iter().map(|&e| self.equations[e].out).collect();
         for (&tensor, elements) in touched.iter().filter(|(tensor, _)| !own.contains(tensor)) {
-            let element = match self.graph.tensor(tensor).kind {
-                Kind::Weight(_) => (work.weight_element)(tensor),
-                _ => 4,
-            };
-            cost.read += elements * element as f64;
+            match self.graph.tensor(tensor).kind {
+                Kind::Weight(_) => cost.stored += elements * (work.weight_element)(tensor) as f64,
+                Kind::State { .. } => cost.stored += elements * 4.0,
+                _ => cost.read += elements * 4.0,
+            }
         }
         for tensor in self.outputs(kernel) {
             let axes = &self.graph.tensor(tensor).axes;
@@ -231,7 +248,7 @@ mod tests {
         // 3 rows, 8 columns, 16 products and as many sums each; weights of two bytes
         let cost = costs(3, 5, 2)["z"];
         assert_eq!(cost.flops, 3.0 * 8.0 * 16.0 * 2.0);
-        assert_eq!(cost.read, 3.0 * 16.0 * 4.0 + 8.0 * 16.0 * 2.0);
+        assert_eq!((cost.stored, cost.read), (8.0 * 16.0 * 2.0, 3.0 * 16.0 * 4.0));
         assert_eq!(cost.written, 3.0 * 8.0 * 4.0);
         assert_eq!(cost.intensity(), 768.0 / (192.0 + 256.0 + 96.0));
     }
@@ -239,7 +256,7 @@ mod tests {
     #[test]
     fn counts_only_selected_rows() {
         let cost = costs(3, 5, 4)["x"];
-        assert_eq!((cost.flops, cost.read), (0.0, 3.0 * 16.0 * 4.0 + 3.0 * 4.0));
+        assert_eq!((cost.flops, cost.stored, cost.read), (0.0, 3.0 * 16.0 * 4.0, 3.0 * 4.0));
     }
 
     #[test]
@@ -247,6 +264,6 @@ mod tests {
         // 8 positions for each of 3 rows
         let cost = costs(3, 5, 4)["e"];
         assert_eq!(cost.flops, 3.0 * 8.0 * 16.0 * 2.0);
-        assert_eq!(cost.read, (3.0 + 8.0) * 16.0 * 4.0);
+        assert_eq!((cost.stored, cost.read), (8.0 * 16.0 * 4.0, 3.0 * 16.0 * 4.0));
     }
 }
