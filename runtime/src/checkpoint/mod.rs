@@ -1,0 +1,297 @@
+//! Where a model comes from: a Hugging Face folder, or the same files within the program.
+
+mod safetensors;
+mod weight;
+
+use std::borrow::Cow;
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::path::Path;
+
+use serde_json::Value;
+
+pub use weight::{Dtype, Stored};
+
+use crate::Error;
+use safetensors::TensorFile;
+
+/// A model's files as part of the program, for instance through `include_bytes!`.
+#[derive(Clone, Copy, Debug)]
+pub struct Embedded {
+    /// What messages call the model.
+    pub name: &'static str,
+    /// `config.json`.
+    pub config: &'static [u8],
+    /// `generation_config.json`.
+    pub generation_config: Option<&'static [u8]>,
+    /// `tokenizer.json`.
+    pub tokenizer: Option<&'static [u8]>,
+    /// `model.safetensors`.
+    pub weights: &'static [u8],
+}
+
+/// A checkpoint whose files are open and whose headers have been checked; no tensor has been read.
+#[derive(Debug)]
+pub struct Checkpoint {
+    place: String,
+    config: Json,
+    generation_config: Option<Json>,
+    tokenizer: Option<Raw>,
+    files: Vec<TensorFile>,
+    home: HashMap<String, usize>,
+}
+
+/// A file's path and content.
+#[derive(Debug)]
+pub(crate) struct Raw {
+    pub(crate) file: String,
+    pub(crate) bytes: Cow<'static, [u8]>,
+}
+
+/// A JSON file's path and object.
+#[derive(Debug)]
+struct Json {
+    file: String,
+    object: Value,
+}
+
+impl Checkpoint {
+    /// Opens a folder with `config.json`, `model.safetensors` (or `model.safetensors.index.json` and the shards that it
+    /// lists), and, where they are there, `tokenizer.json` and `generation_config.json`.
+    ///
+    /// # Errors
+    /// Names the file and, within it, the tensor or key that is missing or wrong.
+    pub fn open(folder: impl AsRef<Path>) -> Result<Checkpoint, Error> {
+        let folder = folder.as_ref();
+        let place = folder.display().to_string();
+        let wrong = |problem: &str| Error::File { file: place.clone(), problem: problem.into() };
+        match folder.metadata() {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                return Err(wrong("there is no such folder; one with config.json and *.safetensors was expected"));
+            }
+            Err(source) => return Err(Error::Read { file: place, source }),
+            Ok(metadata) if !metadata.is_dir() => {
+                return Err(wrong("not a folder; one with config.json and *.safetensors was expected"));
+            }
+            Ok(_) => {}
+        }
+        let Some(config) = Raw::read(&folder.join("config.json"))? else {
+            return Err(wrong("config.json is missing; a Hugging Face folder was expected"));
+        };
+        let generation_config = Raw::read(&folder.join("generation_config.json"))?;
+        let tokenizer = Raw::read(&folder.join("tokenizer.json"))?;
+        let config = Json::parse(config)?;
+        let generation_config = generation_config.map(Json::parse).transpose()?;
+        let (files, listed) = open_files(folder)?;
+        let (files, home) = index(files, listed)?;
+        Ok(Checkpoint { place, config, generation_config, tokenizer, files, home })
+    }
+
+    /// Opens a model that is part of the program.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`].
+    pub fn embedded(model: &Embedded) -> Result<Checkpoint, Error> {
+        let raw =
+            |file: &str, bytes| Raw { file: format!("embedded {}/{file}", model.name), bytes: Cow::Borrowed(bytes) };
+        let config = Json::parse(raw("config.json", model.config))?;
+        let generation_config =
+            model.generation_config.map(|bytes| Json::parse(raw("generation_config.json", bytes))).transpose()?;
+        let tokenizer = model.tokenizer.map(|bytes| raw("tokenizer.json", bytes));
+        let file = TensorFile::embedded(format!("embedded {}/model.safetensors", model.name), model.weights)?;
+        let (files, home) = index(vec![file], None)?;
+        Ok(Checkpoint { place: format!("embedded {}", model.name), config, generation_config, tokenizer, files, home })
+    }
+
+    /// The folder, or the embedded model's name: for messages.
+    pub fn place(&self) -> &str {
+        &self.place
+    }
+
+    /// `config.json`, an object.
+    pub fn config(&self) -> &Value {
+        &self.config.object
+    }
+
+    /// The path of `config.json`, for messages about its keys.
+    pub fn config_file(&self) -> &str {
+        &self.config.file
+    }
+
+    /// The model's class: the first of `architectures` in `config.json`.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn architecture(&self) -> Result<&str, Error> {
+        match self.config.object.get("architectures").and_then(|names| names.get(0)) {
+            Some(Value::String(name)) => Ok(name),
+            _ => Err(self.config.wrong("architectures", "wants a list with the name of the model's class")),
+        }
+    }
+
+    /// How many positions the model was made for, where `config.json` says so: `max_position_embeddings`, or
+    /// `n_positions` as GPT-2 spells it.
+    ///
+    /// # Errors
+    /// If the value is not a positive number.
+    pub fn positions(&self) -> Result<Option<usize>, Error> {
+        for key in ["max_position_embeddings", "n_positions"] {
+            match self.config.object.get(key) {
+                None | Some(Value::Null) => {}
+                Some(value) => {
+                    let number = value.as_u64().and_then(|n| usize::try_from(n).ok()).filter(|&n| n > 0);
+                    return match number {
+                        Some(number) => Ok(Some(number)),
+                        None => Err(self.config.wrong(key, &format!("wants a positive whole number, not {value}"))),
+                    };
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// The tokens that end a text: `eos_token_id` (a number or a list) of `generation_config.json`, else of
+    /// `config.json`; none if neither says.
+    ///
+    /// # Errors
+    /// If the value is neither.
+    pub fn end_tokens(&self) -> Result<Vec<u32>, Error> {
+        let key = "eos_token_id";
+        for json in self.generation_config.iter().chain([&self.config]) {
+            let value = match json.object.get(key) {
+                None | Some(Value::Null) => continue,
+                Some(value) => value,
+            };
+            let list = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
+            let tokens = list.iter().map(|id| u32::try_from(id.as_u64()?).ok()).collect::<Option<Vec<u32>>>();
+            return tokens.ok_or_else(|| json.wrong(key, &format!("wants a token or a list of tokens, not {value}")));
+        }
+        Ok(Vec::new())
+    }
+
+    pub(crate) fn tokenizer(&self) -> Option<&Raw> {
+        self.tokenizer.as_ref()
+    }
+
+    /// The names of all tensors that are not among `used`, sorted.
+    pub fn leftovers(&self, used: &HashSet<String>) -> Vec<String> {
+        let mut names: Vec<String> = self.home.keys().filter(|name| !used.contains(*name)).cloned().collect();
+        names.sort();
+        names
+    }
+}
+
+impl Raw {
+    /// The content of a file; `None` if there is none of this name.
+    fn read(path: &Path) -> Result<Option<Raw>, Error> {
+        let file = path.display().to_string();
+        if path.is_dir() {
+            return Err(Error::File { file, problem: "a folder; a file was expected".into() });
+        }
+        match std::fs::read(path) {
+            Ok(bytes) => Ok(Some(Raw { file, bytes: bytes.into() })),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(Error::Read { file, source }),
+        }
+    }
+}
+
+impl Json {
+    fn parse(Raw { file, bytes }: Raw) -> Result<Json, Error> {
+        match serde_json::from_slice(&bytes) {
+            Ok(object @ Value::Object(_)) => Ok(Json { file, object }),
+            Ok(_) => Err(Error::File { file, problem: "not a JSON object".into() }),
+            Err(error) => Err(Error::File { file, problem: format!("not JSON: {error}") }),
+        }
+    }
+
+    fn wrong(&self, key: &str, problem: &str) -> Error {
+        Error::Key { file: self.file.clone(), key: key.into(), problem: problem.into() }
+    }
+}
+
+/// The index of a sharded checkpoint: its path, and for each tensor the shard (a position in the list of files).
+struct Listed {
+    file: String,
+    shards: Vec<(String, usize)>,
+}
+
+/// Opens the files with weights in a folder.
+fn open_files(folder: &Path) -> Result<(Vec<TensorFile>, Option<Listed>), Error> {
+    let single = folder.join("model.safetensors");
+    if single.exists() {
+        return Ok((vec![TensorFile::open(&single)?], None));
+    }
+    let Some(raw) = Raw::read(&folder.join("model.safetensors.index.json"))? else {
+        return Err(no_weights(folder));
+    };
+    let json = Json::parse(raw)?;
+    let Some(map) = json.object.get("weight_map").and_then(Value::as_object).filter(|map| !map.is_empty()) else {
+        return Err(json.wrong("weight_map", "wants an object that names the file of each tensor"));
+    };
+    let names = map.iter().map(|(tensor, shard)| {
+        // A shard lies in the same folder: an index must not reach for files elsewhere.
+        let shard =
+            shard.as_str().filter(|name| !name.is_empty() && Path::new(name).file_name() == Some((*name).as_ref()));
+        shard.map(|shard| (tensor, shard)).ok_or_else(|| Error::Tensor {
+            file: json.file.clone(),
+            tensor: tensor.clone(),
+            problem: "wants the name of a file in the same folder".into(),
+        })
+    });
+    let names = names.collect::<Result<Vec<_>, Error>>()?;
+    let distinct: Vec<&str> = names.iter().map(|(_, shard)| *shard).collect::<BTreeSet<_>>().into_iter().collect();
+    let mut files = Vec::new();
+    for shard in &distinct {
+        let path = folder.join(shard);
+        if !path.exists() {
+            let problem = format!("lists the shard {shard}, which is missing");
+            return Err(Error::File { file: json.file.clone(), problem });
+        }
+        files.push(TensorFile::open(&path)?);
+    }
+    let shards = names.iter().filter_map(|(tensor, shard)| {
+        let at = distinct.binary_search(shard).ok()?;
+        Some((tensor.to_string(), at))
+    });
+    let shards = shards.collect();
+    Ok((files, Some(Listed { file: json.file, shards })))
+}
+
+fn no_weights(folder: &Path) -> Error {
+    let others = std::fs::read_dir(folder).into_iter().flatten().flatten().filter_map(|entry| {
+        let name = entry.file_name().into_string().ok()?;
+        let weights = [".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".onnx"];
+        weights.iter().any(|ending| name.ends_with(ending)).then_some(name)
+    });
+    let mut others: Vec<String> = others.collect();
+    others.sort();
+    let mut problem = String::from("neither model.safetensors nor model.safetensors.index.json is there");
+    if !others.is_empty() {
+        problem += &format!(" (but {})", others.join(", "));
+    }
+    Error::File { file: folder.display().to_string(), problem }
+}
+
+/// Notes which file has each tensor, and that the index, where there is one, agrees.
+fn index(files: Vec<TensorFile>, listed: Option<Listed>) -> Result<(Vec<TensorFile>, HashMap<String, usize>), Error> {
+    let mut home: HashMap<String, usize> = HashMap::new();
+    for (at, file) in files.iter().enumerate() {
+        for name in file.names() {
+            if let Some(other) = home.insert(name.clone(), at) {
+                let problem = format!("is in {} too", files[other].name);
+                return Err(Error::Tensor { file: file.name.clone(), tensor: name.clone(), problem });
+            }
+        }
+    }
+    for (tensor, shard) in listed.iter().flat_map(|listed| &listed.shards) {
+        if home.get(tensor) != Some(shard) {
+            let file = listed.as_ref().map(|listed| listed.file.clone()).unwrap_or_default();
+            let problem = format!("is said to be in {}, which does not have it", files[*shard].name);
+            return Err(Error::Tensor { file, tensor: tensor.clone(), problem });
+        }
+    }
+    Ok((files, home))
+}
+
+#[cfg(test)]
+mod tests;

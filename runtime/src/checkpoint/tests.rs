@@ -1,0 +1,415 @@
+use std::fs;
+use std::path::PathBuf;
+
+use einfuse_graph::{Builder, FileTensor, TensorId};
+use tempfile::TempDir;
+
+use super::*;
+
+const CONFIG: &str = r#"{"architectures": ["LlamaForCausalLM"], "max_position_embeddings": 64, "eos_token_id": 2}"#;
+
+/// A header of two tensors: `a` of F32 [2, 3], `b` of BF16 [4].
+const HEADER: &str = r#"{"a":{"dtype":"F32","shape":[2,3],"data_offsets":[0,24]},"b":{"dtype":"BF16","shape":[4],"data_offsets":[24,32]}}"#;
+
+fn file(header: &str, data: usize) -> Vec<u8> {
+    let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+    bytes.extend(header.as_bytes());
+    bytes.extend((0..data).map(|byte| byte as u8));
+    bytes
+}
+
+/// A header of the given tensors, all F32, and zeros for their data.
+fn f32_file(tensors: &[(&str, &[usize])]) -> Vec<u8> {
+    let mut at = 0;
+    let entries = tensors.iter().map(|(name, shape)| {
+        let start = at;
+        at += 4 * shape.iter().product::<usize>();
+        format!(r#""{name}":{{"dtype":"F32","shape":{shape:?},"data_offsets":[{start},{at}]}}"#)
+    });
+    let header = format!("{{{}}}", entries.collect::<Vec<_>>().join(","));
+    file(&header, at)
+}
+
+struct Folder(TempDir);
+
+impl Folder {
+    fn new(files: &[(&str, &[u8])]) -> Folder {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, content) in files {
+            fs::write(folder.path().join(name), content).unwrap();
+        }
+        Folder(folder)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn open(&self) -> Checkpoint {
+        Checkpoint::open(self.0.path()).unwrap()
+    }
+
+    /// The error of opening, with the folder's path as `.`.
+    fn error(&self) -> String {
+        let error = Checkpoint::open(self.0.path()).unwrap_err().to_string();
+        assert!(!error.contains('\n'), "{error}");
+        error.replace(self.0.path().to_str().unwrap(), ".")
+    }
+}
+
+#[test]
+fn a_folder_is_opened() {
+    let generation = br#"{"eos_token_id": [5, 7]}"#;
+    let files: &[(&str, &[u8])] = &[
+        ("config.json", CONFIG.as_bytes()),
+        ("model.safetensors", &file(HEADER, 32)),
+        ("generation_config.json", generation),
+    ];
+    let checkpoint = Folder::new(files).open();
+    assert_eq!(checkpoint.architecture().unwrap(), "LlamaForCausalLM");
+    assert_eq!(checkpoint.positions().unwrap(), Some(64));
+    assert_eq!(checkpoint.end_tokens().unwrap(), [5, 7]);
+    assert_eq!(checkpoint.leftovers(&HashSet::from(["a".to_owned()])), ["b"]);
+    assert!(checkpoint.tokenizer().is_none());
+    assert_eq!(Folder::new(&files[..2]).open().end_tokens().unwrap(), [2]);
+}
+
+#[test]
+fn keys_of_the_config_are_checked() {
+    let weights = file(HEADER, 32);
+    let cases = [
+        (r#"{}"#, "key `architectures` wants a list with the name of the model's class"),
+        (r#"{"architectures": []}"#, "key `architectures` wants a list with the name of the model's class"),
+        (r#"{"architectures": "X"}"#, "key `architectures` wants a list with the name of the model's class"),
+        (r#"{"architectures": ["X"], "n_positions": -1}"#, "key `n_positions` wants a positive whole number, not -1"),
+        (
+            r#"{"architectures": ["X"], "max_position_embeddings": "64"}"#,
+            "key `max_position_embeddings` wants a positive whole number, not \"64\"",
+        ),
+        (
+            r#"{"architectures": ["X"], "eos_token_id": "</s>"}"#,
+            "key `eos_token_id` wants a token or a list of tokens, not \"</s>\"",
+        ),
+        (
+            r#"{"architectures": ["X"], "eos_token_id": [1, -1]}"#,
+            "key `eos_token_id` wants a token or a list of tokens, not [1,-1]",
+        ),
+    ];
+    for (config, expected) in cases {
+        let folder = Folder::new(&[("config.json", config.as_bytes()), ("model.safetensors", &weights)]);
+        let checkpoint = folder.open();
+        let architecture = checkpoint.architecture().map(str::len);
+        let error = architecture.and(checkpoint.positions()).and(checkpoint.end_tokens()).unwrap_err().to_string();
+        assert_eq!(error, format!("{}: {expected}", folder.path("config.json").display()));
+    }
+}
+
+#[test]
+fn a_corrupt_header_is_refused() {
+    let edit = |from: &str, to: &str| {
+        assert!(HEADER.contains(from), "{from}");
+        file(&HEADER.replace(from, to), 32)
+    };
+    let with_length = |length: u64| {
+        let mut bytes = file(HEADER, 32);
+        bytes[..8].copy_from_slice(&length.to_le_bytes());
+        bytes
+    };
+    let whole = file(HEADER, 32);
+    let mut not_utf8 = whole.clone();
+    not_utf8[10] = 0xff;
+    let b_in_bits = r#""dtype":"F4","shape":[17],"data_offsets":[24,32]"#;
+    let cases: Vec<(Vec<u8>, &str)> = vec![
+        (Vec::new(), ": truncated: 0 bytes, a safetensors file starts with 8"),
+        (whole[..7].into(), ": truncated: 7 bytes, a safetensors file starts with 8"),
+        (whole[..50].into(), ": truncated: a header of 113 bytes was expected, 42 are there"),
+        (whole[..8].into(), ": truncated: a header of 113 bytes was expected, 0 are there"),
+        (whole[..whole.len() - 1].into(), ": tensor `b` ends at byte 32 of the data, the file has 31: truncated?"),
+        (whole[..whole.len() - 20].into(), ": tensor `a` ends at byte 24 of the data, the file has 12: truncated?"),
+        (file(HEADER, 33), ": the last 1 bytes belong to no tensor"),
+        (file("{}", 5), ": the last 5 bytes belong to no tensor"),
+        (
+            with_length(u64::MAX),
+            ": not a safetensors file: a header of 18446744073709551615 bytes (at most 100000000 are read)",
+        ),
+        (
+            with_length(100_000_001),
+            ": not a safetensors file: a header of 100000001 bytes (at most 100000000 are read)",
+        ),
+        (with_length(0), ": the header is not a JSON object: EOF"),
+        (with_length(112), ": the header is not a JSON object: EOF"),
+        (with_length(114), ": the header is not a JSON object: "),
+        (not_utf8, ": the header is not UTF-8: "),
+        (file("[1, 2]", 0), ": the header is not a JSON object: invalid type: sequence, expected an object"),
+        (file("\"x\"", 0), ": the header is not a JSON object: invalid type: string"),
+        (file(r#"{"__metadata__":{"format":1}}"#, 0), ": `__metadata__` wants an object of strings"),
+        (file(r#"{"__metadata__":"pt"}"#, 0), ": `__metadata__` wants an object of strings"),
+        (edit(r#""dtype":"F32","#, ""), ": tensor `a` has no `dtype`"),
+        (edit(r#""shape":[4],"#, ""), ": tensor `b` has no `shape`"),
+        (edit(r#","data_offsets":[24,32]"#, ""), ": tensor `b` has no `data_offsets`"),
+        (edit(r#"{"dtype":"F32","shape":[2,3],"data_offsets":[0,24]}"#, "7"), ": tensor `a` has no `dtype`"),
+        (edit("F32", "Q4_K"), ": tensor `a` has the unknown dtype \"Q4_K\"; F32, BF16 and F16 can be used"),
+        (edit(r#""F32""#, "32"), ": tensor `a` has the unknown dtype 32; F32, BF16 and F16 can be used"),
+        (edit("F32", "F16"), ": tensor `a` of F16 [2, 3] wants 12 bytes, its offsets hold 24"),
+        (edit("[2,3]", "[2,4]"), ": tensor `a` of F32 [2, 4] wants 32 bytes, its offsets hold 24"),
+        (edit("[2,3]", "[]"), ": tensor `a` of F32 [] wants 4 bytes, its offsets hold 24"),
+        (edit("[2,3]", "[-2,3]"), ": tensor `a` wants a `shape` of whole numbers"),
+        (edit("[2,3]", "[2.5,3]"), ": tensor `a` wants a `shape` of whole numbers"),
+        (edit("[2,3]", "6"), ": tensor `a` wants a `shape` of whole numbers"),
+        (edit("[2,3]", "[4294967296,4294967296]"), ": tensor `a` has the absurd shape [4294967296, 4294967296]"),
+        (edit("[2,3]", "[18446744073709551616]"), ": tensor `a` wants a `shape` of whole numbers"),
+        (edit("[0,24]", "[0]"), ": tensor `a` wants `data_offsets` of two whole numbers"),
+        (edit("[0,24]", "[0,24,24]"), ": tensor `a` wants `data_offsets` of two whole numbers"),
+        (edit("[0,24]", "[-1,23]"), ": tensor `a` wants `data_offsets` of two whole numbers"),
+        (edit("[0,24]", "[24,0]"), ": tensor `a` ends before it starts, with offsets 24 and 0"),
+        (edit("[24,32]", "[25,33]"), ": tensor `b` ends at byte 33 of the data, the file has 32: truncated?"),
+        (
+            edit("[24,32]", "[18446744073709551608,18446744073709551615]"),
+            ": tensor `b` of BF16 [4] wants 8 bytes, its offsets hold 7",
+        ),
+        (
+            edit("[24,32]", "[18446744073709551607,18446744073709551615]"),
+            ": tensor `b` ends at byte 18446744073709551615 of the data",
+        ),
+        (edit("[24,32]", "[20,28]"), ": tensor `b` starts at byte 20 of the data, within `a`, which ends at 24"),
+        (edit("[0,24]", "[8,32]"), ": tensor `a` starts at byte 8 of the data, the tensors before it end at 0"),
+        (
+            file(&HEADER.replace("[24,32]", "[28,36]"), 36),
+            ": tensor `b` starts at byte 28 of the data, the tensors before it end at 24",
+        ),
+        (edit(r#""b""#, r#""a""#), ": tensor `a` is there twice"),
+        (
+            edit(r#""dtype":"BF16","shape":[4],"data_offsets":[24,32]"#, b_in_bits),
+            ": tensor `b` of F4 [17] wants 9 bytes, its offsets hold 8",
+        ),
+    ];
+    for (bytes, expected) in cases {
+        let folder = Folder::new(&[("config.json", CONFIG.as_bytes()), ("model.safetensors", &bytes)]);
+        let error = folder.error();
+        assert!(error.starts_with(&format!("./model.safetensors{expected}")), "{error}\n is not\n{expected}");
+        let embedded: &'static [u8] = bytes.leak();
+        let model = Embedded {
+            name: "x",
+            config: CONFIG.as_bytes(),
+            generation_config: None,
+            tokenizer: None,
+            weights: embedded,
+        };
+        let error = Checkpoint::embedded(&model).unwrap_err().to_string();
+        assert!(error.starts_with(&format!("embedded x/model.safetensors{expected}")), "{error}");
+    }
+}
+
+#[test]
+fn what_is_not_a_checkpoint_is_refused() {
+    let weights = file(HEADER, 32);
+    let config = ("config.json", CONFIG.as_bytes());
+    let model = ("model.safetensors", &weights[..]);
+    let cases: Vec<(Vec<(&str, &[u8])>, &str)> = vec![
+        (vec![], ".: config.json is missing; a Hugging Face folder was expected"),
+        (vec![model], ".: config.json is missing; a Hugging Face folder was expected"),
+        (vec![config], ".: neither model.safetensors nor model.safetensors.index.json is there"),
+        (
+            vec![config, ("pytorch_model.bin", b""), ("notes.txt", b"")],
+            ".: neither model.safetensors nor model.safetensors.index.json is there (but pytorch_model.bin)",
+        ),
+        (vec![("config.json", b"{"), model], "./config.json: not JSON: EOF while parsing an object at line 1 column 1"),
+        (vec![("config.json", b""), model], "./config.json: not JSON: EOF while parsing a value at line 1 column 0"),
+        (vec![("config.json", b"[]"), model], "./config.json: not a JSON object"),
+        (vec![("config.json", b"\xff"), model], "./config.json: not JSON: expected value at line 1 column 1"),
+        (vec![config, model, ("generation_config.json", b"3")], "./generation_config.json: not a JSON object"),
+    ];
+    for (files, expected) in cases {
+        assert_eq!(Folder::new(&files).error(), expected);
+    }
+
+    let folder = Folder::new(&[config]);
+    for name in ["model.safetensors", "tokenizer.json"] {
+        fs::create_dir(folder.path(name)).unwrap();
+    }
+    assert_eq!(folder.error(), "./tokenizer.json: a folder; a file was expected");
+    fs::remove_dir(folder.path("tokenizer.json")).unwrap();
+    assert_eq!(folder.error(), "./model.safetensors: not a file; a safetensors file was expected");
+    fs::remove_file(folder.path("config.json")).unwrap();
+    fs::create_dir(folder.path("config.json")).unwrap();
+    assert_eq!(folder.error(), "./config.json: a folder; a file was expected");
+
+    let folder = Folder::new(&[config]);
+    let error = Checkpoint::open(folder.path("config.json")).unwrap_err().to_string();
+    assert!(
+        error.ends_with("config.json: not a folder; one with config.json and *.safetensors was expected"),
+        "{error}"
+    );
+    let error = Checkpoint::open(folder.path("none")).unwrap_err().to_string();
+    assert!(
+        error.ends_with("none: there is no such folder; one with config.json and *.safetensors was expected"),
+        "{error}"
+    );
+}
+
+#[test]
+fn shards_are_one_checkpoint() {
+    let (one, two) = (f32_file(&[("a", &[2, 3]), ("x", &[1])]), f32_file(&[("b", &[4])]));
+    let open = |index: &str, one: &[u8], two: &[u8]| {
+        let config = ("config.json", CONFIG.as_bytes());
+        let index = ("model.safetensors.index.json", index.as_bytes());
+        Folder::new(&[config, index, ("1.safetensors", one), ("2.safetensors", two)])
+    };
+    let good = r#"{"metadata": {"total_size": 40}, "weight_map": {"a": "1.safetensors", "b": "2.safetensors"}}"#;
+    assert_eq!(open(good, &one, &two).open().leftovers(&HashSet::new()), ["a", "b", "x"]);
+
+    let index = "./model.safetensors.index.json: ";
+    let elsewhere = "tensor `b` wants the name of a file in the same folder";
+    let edits = [
+        ("{\"metadata", "{{\"metadata", "not JSON: key must be a string at line 1 column 2"),
+        ("weight_map", "map", "key `weight_map` wants an object that names the file of each tensor"),
+        (
+            r#"{"a": "1.safetensors", "b": "2.safetensors"}"#,
+            "{}",
+            "key `weight_map` wants an object that names the file of each tensor",
+        ),
+        ("\"2.safetensors\"", "2", elsewhere),
+        ("2.safetensors", "", elsewhere),
+        ("2.safetensors", "..", elsewhere),
+        ("2.safetensors", "../2.safetensors", elsewhere),
+        ("2.safetensors", "/etc/passwd", elsewhere),
+        ("2.safetensors", "3.safetensors", "lists the shard 3.safetensors, which is missing"),
+        ("\"b\"", "\"c\"", "tensor `c` is said to be in ./2.safetensors, which does not have it"),
+        ("\"b\"", "\"x\"", "tensor `x` is said to be in ./2.safetensors, which does not have it"),
+    ];
+    for (from, to, expected) in edits {
+        assert!(good.contains(from));
+        assert_eq!(open(&good.replace(from, to), &one, &two).error(), format!("{index}{expected}"));
+    }
+    let twice = f32_file(&[("b", &[4]), ("x", &[1])]);
+    assert_eq!(open(good, &one, &twice).error(), "./2.safetensors: tensor `x` is in ./1.safetensors too");
+    assert_eq!(
+        open(good, &one, &two[..two.len() - 1]).error(),
+        "./2.safetensors: tensor `b` ends at byte 16 of the data, the file has 15: truncated?"
+    );
+}
+
+/// A graph with the weights of the tests below: `wq[n, g, c, d]`, by layer; `w[d]` with alternatives; `kv[c, d]`, rows
+/// 2 to 6 of `qkv`; `s[]`.
+fn graph() -> (Graph, [TensorId; 4]) {
+    let mut b = Builder::new("test");
+    let [n, g, c, d] = [("n", 2), ("g", 3), ("c", 4), ("d", 5)].map(|(name, size)| b.axis(name, size));
+    b.at("src/llama.rs", 24, 9);
+    let wq = b.weight("wq", &[n, g, c, d], "layers.{l}.q.weight");
+    let w = b.weight("w", &[d], vec![FileTensor::from("new.weight"), FileTensor::from("old.weight")]);
+    let kv = b.weight("kv", &[c, d], vec![FileTensor { name: "qkv".into(), rows: Some(2..6) }]);
+    let s = b.weight("s", &[], "scale");
+    let value = b.load(w);
+    let out = b.define("out", None, value);
+    (b.finish(out).unwrap(), [wq, w, kv, s])
+}
+
+use einfuse_graph::Graph;
+
+fn folder(tensors: &[(&str, &[usize])]) -> Folder {
+    Folder::new(&[("config.json", CONFIG.as_bytes()), ("model.safetensors", &f32_file(tensors))])
+}
+
+#[test]
+fn a_weight_is_found_by_layer_alternative_and_rows() {
+    let (graph, [wq, w, kv, s]) = graph();
+    let checkpoint =
+        folder(&[("layers.7.q.weight", &[24, 5]), ("old.weight", &[5]), ("qkv", &[6, 5]), ("scale", &[])]).open();
+    let found = checkpoint.weight(&graph, wq, Some(7)).unwrap();
+    assert_eq!(
+        (found.name.as_str(), found.dtype, found.rank, found.bytes.len()),
+        ("layers.7.q.weight", Dtype::F32, 2, 480)
+    );
+    assert_eq!(checkpoint.weight(&graph, w, None).unwrap().name, "old.weight");
+    let rows = checkpoint.weight(&graph, kv, None).unwrap();
+    let numbers: Vec<f32> = checkpoint.files[0].tensor("qkv").unwrap().1[40..120]
+        .chunks_exact(4)
+        .map(|b| f32::from_le_bytes(b.try_into().unwrap()))
+        .collect();
+    assert_eq!(rows.to_f32(), numbers);
+    assert_eq!(checkpoint.weight(&graph, s, None).unwrap().bytes.len(), 4);
+
+    let both = folder(&[("old.weight", &[5]), ("new.weight", &[5])]).open();
+    assert_eq!(both.weight(&graph, w, None).unwrap().name, "new.weight");
+    let error = both.weight(&graph, wq, Some(3)).unwrap_err().to_string();
+    let place = both.place();
+    assert_eq!(error, format!("`wq` (src/llama.rs:24) wants layers.3.q.weight, which {place} does not have"));
+    let error = folder(&[]).open().weight(&graph, w, None).unwrap_err().to_string();
+    assert!(error.starts_with("`w` (src/llama.rs:24) wants new.weight or old.weight, which "), "{error}");
+}
+
+#[test]
+fn neighbouring_axes_may_be_merged_and_nothing_else() {
+    let (graph, [wq, w, kv, s]) = graph();
+    for shape in [&[2, 3, 4, 5][..], &[6, 4, 5], &[2, 12, 5], &[2, 3, 20], &[24, 5], &[6, 20], &[2, 60], &[120]] {
+        assert!(folder(&[("layers.0.q.weight", shape)]).open().weight(&graph, wq, Some(0)).is_ok(), "{shape:?}");
+    }
+    let q = "layers.0.q.weight";
+    let cases: [(TensorId, &str, &[usize], &str); 9] = [
+        (wq, q, &[24, 4], "wants [n·g·c = 24, d = 5], the file # has [24, 4] for"),
+        (wq, q, &[5, 24], "wants [n = 2, g·c·d = 60], the file # has [5, 24] for"),
+        (wq, q, &[7, 20], "wants [n·g = 6, c·d = 20], the file # has [7, 20] for"),
+        (wq, q, &[3, 2, 4, 5], "wants [n = 2, g = 3, c = 4, d = 5], the file # has [3, 2, 4, 5] for"),
+        (wq, q, &[1, 2, 3, 4, 5], "wants [n = 2, g = 3, c = 4, d = 5], the file # has [1, 2, 3, 4, 5] for"),
+        (wq, q, &[], "wants [n = 2, g = 3, c = 4, d = 5], the file # has [] for"),
+        (w, "old.weight", &[6], "wants [d = 5], the file # has [6] for"),
+        (kv, "qkv", &[6, 6], "wants [c = 4, d = 5], the file # has [4, 6] for"),
+        (s, "scale", &[1], "wants [], the file # has [1] for"),
+    ];
+    for (tensor, name, shape, expected) in cases {
+        let folder = folder(&[(name, shape)]);
+        let error = folder.open().weight(&graph, tensor, Some(0)).unwrap_err().to_string();
+        let expected = expected.replace('#', folder.path("model.safetensors").to_str().unwrap());
+        let weight = &graph.tensor(tensor).name;
+        assert_eq!(error, format!("`{weight}` (src/llama.rs:24) {expected} {name}"));
+    }
+    for (shape, has) in [(&[5, 5][..], 5), (&[], 0), (&[0, 5], 0)] {
+        let error = folder(&[("qkv", shape)]).open().weight(&graph, kv, None).unwrap_err().to_string();
+        let expected = format!("tensor `qkv` has {has} rows, `kv` (src/llama.rs:24) wants rows 2 to 6");
+        assert!(error.ends_with(&expected), "{error}");
+    }
+}
+
+#[test]
+fn numbers_are_read_as_they_are_stored() {
+    let (graph, [_, w, _, _]) = graph();
+    let numbers = [1.0f32, -2.5, 0.0, 65504.0, 6.0e-8];
+    let open = |dtype: &str, data: Vec<u8>| {
+        let header = format!(r#"{{"old.weight":{{"dtype":"{dtype}","shape":[5],"data_offsets":[0,{}]}}}}"#, data.len());
+        let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+        bytes.extend(header.into_bytes());
+        bytes.extend(data);
+        let folder = Folder::new(&[("config.json", CONFIG.as_bytes()), ("model.safetensors", &bytes)]);
+        folder.open()
+    };
+    let f32s = open("F32", numbers.iter().flat_map(|x| x.to_le_bytes()).collect());
+    assert_eq!(f32s.weight(&graph, w, None).unwrap().to_f32(), numbers);
+    let f16s = open("F16", numbers.iter().flat_map(|x| half::f16::from_f32(*x).to_le_bytes()).collect());
+    assert_eq!(f16s.weight(&graph, w, None).unwrap().to_f32(), numbers.map(|x| half::f16::from_f32(x).to_f32()));
+    let bf16s = open("BF16", numbers.iter().flat_map(|x| half::bf16::from_f32(*x).to_le_bytes()).collect());
+    let found = bf16s.weight(&graph, w, None).unwrap();
+    assert_eq!((found.dtype, found.dtype.size()), (Dtype::Bf16, 2));
+    assert_eq!(found.to_f32(), numbers.map(|x| half::bf16::from_f32(x).to_f32()));
+    for dtype in ["F64", "I64"] {
+        let error = open(dtype, vec![0; 40]).weight(&graph, w, None).unwrap_err().to_string();
+        let expected = format!("tensor `old.weight` is of dtype {dtype}; F32, BF16 and F16 can be used");
+        assert!(error.ends_with(&expected), "{error}");
+    }
+}
+
+#[test]
+fn the_golden_models_open() {
+    for (model, architecture, positions, end) in [
+        ("gpt2", "GPT2LMHeadModel", 128, 0),
+        ("opt", "OPTForCausalLM", 128, 0),
+        ("llama3", "LlamaForCausalLM", 256, 382),
+        ("mistral", "MistralForCausalLM", 256, 2),
+        ("qwen3", "Qwen3ForCausalLM", 256, 383),
+    ] {
+        let folder = format!("{}/../tests/golden/{model}", env!("CARGO_MANIFEST_DIR"));
+        let checkpoint = Checkpoint::open(folder).unwrap();
+        assert_eq!(checkpoint.architecture().unwrap(), architecture);
+        assert_eq!(checkpoint.positions().unwrap(), Some(positions));
+        assert_eq!(checkpoint.end_tokens().unwrap(), [end]);
+    }
+}

@@ -1,0 +1,155 @@
+//! What can go wrong, in words that name the file, tensor, key, token or option, and what was expected.
+
+use std::io;
+
+/// Any failure of this crate. The message is one line; a deeper cause is the error's [source](std::error::Error::source).
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A file is missing, of the wrong kind, or does not contain what its name promises.
+    #[error("{file}: {problem}")]
+    File {
+        /// The path.
+        file: String,
+        /// What is wrong and what was expected.
+        problem: String,
+    },
+    /// The operating system refused to open, read or map a file.
+    #[error("{file}: cannot be read: {source}")]
+    Read {
+        /// The path.
+        file: String,
+        /// The operating system's reason.
+        source: io::Error,
+    },
+    /// A JSON file has no such key, or the value is not what was expected.
+    #[error("{file}: key `{key}` {problem}")]
+    Key {
+        /// The path.
+        file: String,
+        /// The key.
+        key: String,
+        /// What is wrong and what was expected.
+        problem: String,
+    },
+    /// The entry of one tensor in a header or index is wrong.
+    #[error("{file}: tensor `{tensor}` {problem}")]
+    Tensor {
+        /// The path.
+        file: String,
+        /// The tensor's name in the file.
+        tensor: String,
+        /// What is wrong and what was expected.
+        problem: String,
+    },
+    /// A weight of the model is in none of the places where it may be.
+    #[error("{weight} wants {names}, which {place} does not have")]
+    MissingWeight {
+        /// The weight and its line in the model, as in `` `wq` (src/llama.rs:24) ``.
+        weight: String,
+        /// The tensors that would do.
+        names: String,
+        /// The checkpoint.
+        place: String,
+    },
+    /// A tensor of the checkpoint has another shape than the model's weight.
+    #[error("{weight} wants {wants}, the file {file} has {has} for {tensor}")]
+    Shape {
+        /// The weight and its line in the model.
+        weight: String,
+        /// The axes wanted, merged as far as the file's dimensions suggest.
+        wants: String,
+        /// The path.
+        file: String,
+        /// The file tensor's dimensions.
+        has: String,
+        /// The tensor's name in the file.
+        tensor: String,
+    },
+    /// The tokenizer does not know a token.
+    #[error("token {id} is not in the tokenizer's vocabulary of {size} tokens")]
+    UnknownToken {
+        /// The token.
+        id: u32,
+        /// How many tokens the tokenizer knows.
+        size: usize,
+    },
+    /// The model does not know a token.
+    #[error("token {id} is not in the model's vocabulary of {vocabulary} tokens")]
+    NotInModel {
+        /// The token.
+        id: u32,
+        /// How many tokens the model knows.
+        vocabulary: usize,
+    },
+    /// Text could not be turned into tokens, or tokens into text.
+    #[error("the tokenizer failed: {problem}")]
+    Tokenizer {
+        /// Its own words.
+        problem: String,
+    },
+    /// There is nothing to continue.
+    #[error("the prompt is empty, and the tokenizer adds no begin token to start from: give at least one token")]
+    EmptyPrompt,
+    /// There are more tokens than positions.
+    #[error("{tokens} tokens do not fit: the sequence holds {past} of the {context} positions {bound}")]
+    ContextFull {
+        /// How many were to be added.
+        tokens: usize,
+        /// How many the sequence has.
+        past: usize,
+        /// How many it can have.
+        context: usize,
+        /// What sets that limit.
+        bound: &'static str,
+    },
+    /// The pool of cache pages is used up.
+    #[error(
+        "the cache is full: {asked} pages of {positions} positions were asked for, {free} of {total} are free; \
+         load the model with a larger context or for more sequences, or end a sequence"
+    )]
+    CacheFull {
+        /// Pages asked for.
+        asked: usize,
+        /// Positions in a page.
+        positions: usize,
+        /// Pages that are free.
+        free: usize,
+        /// Pages there are.
+        total: usize,
+    },
+    /// An option is outside its range.
+    #[error("option {option} wants {wants}, got {got}")]
+    Option {
+        /// Its name, as the command line spells it, without dashes.
+        option: &'static str,
+        /// Its range.
+        wants: &'static str,
+        /// What was given.
+        got: String,
+    },
+    /// The model's output holds no number to choose a token by.
+    #[error("all {vocabulary} logits are NaN or -inf: the weights are corrupt, or a computation overflowed")]
+    NoNumbers {
+        /// How many logits there are.
+        vocabulary: usize,
+    },
+    /// Memory could not be had.
+    #[error("{bytes} bytes of memory for {what} cannot be had: {source}")]
+    Memory {
+        /// How much was asked for.
+        bytes: usize,
+        /// What for.
+        what: &'static str,
+        /// The operating system's reason.
+        source: io::Error,
+    },
+    /// The worker threads could not be started.
+    #[error("{threads} threads cannot be started: {problem}")]
+    Threads {
+        /// How many were asked for.
+        threads: usize,
+        /// Why not.
+        problem: String,
+    },
+}
