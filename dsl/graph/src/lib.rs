@@ -27,7 +27,7 @@ pub use interpret::{InterpretError, Interpreter, Output, Weights};
 pub use number::Number;
 pub use parse::{ParseError, parse};
 pub use print::print_expr;
-pub use verify::{MAX_DEPTH, VerifyError, verify};
+pub use verify::{MAX_DEPTH, Site, VerifyError, verify};
 
 /// What the `model!` macro expands to calls; no interface for people.
 #[doc(hidden)]

@@ -37,7 +37,7 @@ use std::collections::HashMap;
 use crate::graph::*;
 use crate::lex::{Place, Token, lex};
 use crate::print::RESERVED;
-use crate::verify::verify;
+use crate::verify::{Site, verify};
 
 /// Parentheses, prefixes and reductions nest at most this deep.
 const DEEPEST: usize = 128;
@@ -81,14 +81,22 @@ pub fn parse(text: &str) -> Result<Graph> {
             output: TensorId(0),
         },
         names: HashMap::new(),
-        places: Vec::new(),
+        axis_places: Vec::new(),
+        tensor_places: Vec::new(),
+        expr_places: Vec::new(),
+        line: Place { line: 1, column: 1 },
         known: HashMap::new(),
         locals: HashMap::new(),
     };
     parser.graph()?;
     verify(&parser.graph).map_err(|error| {
-        let place = error.tensor.and_then(|tensor| parser.places.get(tensor.index()).copied());
-        ParseError::new(place.unwrap_or(Place { line: 1, column: 1 }), error.message)
+        let place = match error.site {
+            Site::Graph => None,
+            Site::Axis(axis) => parser.axis_places.get(axis.index()),
+            Site::Tensor(tensor) => parser.tensor_places.get(tensor.index()),
+            Site::Expr(expr) => parser.expr_places.get(expr.index()),
+        };
+        ParseError::new(place.copied().unwrap_or(Place { line: 1, column: 1 }), error.message)
     })?;
     Ok(parser.graph)
 }
@@ -105,8 +113,13 @@ struct Parser {
     depth: usize,
     graph: Graph,
     names: HashMap<String, Named>,
+    axis_places: Vec<Place>,
     /// Where each tensor was declared or defined.
-    places: Vec<Place>,
+    tensor_places: Vec<Place>,
+    /// Where the line begins that has the expression first.
+    expr_places: Vec<Place>,
+    /// Where the current line begins.
+    line: Place,
     known: HashMap<Expr, ExprId>,
     locals: HashMap<String, ExprId>,
 }
@@ -223,13 +236,12 @@ impl Parser {
         self.graph.name = self.name()?;
         self.newline()?;
         loop {
-            let place = self.place();
             if self.take_word("output") {
                 self.graph.output = self.known_tensor()?;
                 self.newline()?;
                 return if *self.peek() == Token::End { Ok(()) } else { self.expected("nothing after the output") };
             } else if self.take_word("axis") {
-                self.axis(place)?;
+                self.axis()?;
             } else if self.take_word("input") {
                 self.declare(Type::Int, |_| Ok(Kind::Input))?;
             } else if self.take_word("weight") {
@@ -256,7 +268,8 @@ impl Parser {
         }
     }
 
-    fn axis(&mut self, place: Place) -> Result<()> {
+    fn axis(&mut self) -> Result<()> {
+        let place = self.place();
         let name = self.name()?;
         self.sign("=")?;
         let extent = if self.take_word("tokens") {
@@ -270,6 +283,7 @@ impl Parser {
         };
         let id = AxisId(self.graph.axes.len() as u32);
         self.introduce(place, &name, Named::Axis(id))?;
+        self.axis_places.push(place);
         self.graph.axes.push(Axis { name, extent });
         Ok(())
     }
@@ -284,7 +298,7 @@ impl Parser {
     fn tensor(&mut self, place: Place, name: String, axes: Vec<AxisId>, ty: Type, kind: Kind) -> Result<TensorId> {
         let id = TensorId(self.graph.tensors.len() as u32);
         self.introduce(place, &name, Named::Tensor(id))?;
-        self.places.push(place);
+        self.tensor_places.push(place);
         self.graph.tensors.push(Tensor { name, axes, ty, kind, location: None });
         Ok(id)
     }
@@ -369,6 +383,7 @@ impl Parser {
     /// An equation, an append or layers; nothing after a line that only makes a local.
     fn node(&mut self, outermost: bool) -> Result<Option<Node>> {
         let place = self.place();
+        self.line = place;
         if let Token::Local(number) = self.peek() {
             let number = number.clone();
             self.at += 1;
@@ -439,9 +454,9 @@ impl Parser {
 
     fn intern(&mut self, expr: Expr) -> ExprId {
         let next = ExprId(self.graph.exprs.len() as u32);
-        let exprs = &mut self.graph.exprs;
         *self.known.entry(expr).or_insert_with_key(|expr| {
-            exprs.push(expr.clone());
+            self.graph.exprs.push(expr.clone());
+            self.expr_places.push(self.line);
             next
         })
     }
@@ -673,8 +688,8 @@ impl Parser {
                 Ok(self.intern(Expr::Float(Real(f64::INFINITY))))
             }
             Token::Word { text, quoted: false } if text == "if" => self.fail("an `if` inside wants parentheses"),
-            Token::Word { .. } => {
-                let name = self.name()?;
+            Token::Word { text: name, quoted } if quoted || !RESERVED.contains(&name.as_str()) => {
+                self.next();
                 match self.names.get(&name) {
                     Some(&Named::Axis(axis)) => Ok(self.intern(Expr::Coordinate(axis))),
                     Some(&Named::Tensor(tensor)) => self.deeper(|parser| parser.load(tensor)),

@@ -13,14 +13,34 @@ pub const MAX_DEPTH: usize = 512;
 pub struct VerifyError {
     /// The first thing that is wrong, naming the axis or tensor.
     pub message: String,
-    /// The tensor at whose declaration or definition it was noticed.
-    pub tensor: Option<TensorId>,
+    /// Where.
+    pub site: Site,
+}
+
+/// What a [`VerifyError`] is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Site {
+    /// The graph as a whole.
+    Graph,
+    /// An axis.
+    Axis(AxisId),
+    /// The declaration or definition of a tensor.
+    Tensor(TensorId),
+    /// An expression.
+    Expr(ExprId),
+}
+
+impl VerifyError {
+    /// The same mistake, found here unless a closer place is known.
+    fn at(self, site: Site) -> VerifyError {
+        if self.site == Site::Graph { VerifyError { site, ..self } } else { self }
+    }
 }
 
 type Verdict = Result<(), VerifyError>;
 
 fn wrong<T>(message: impl Into<String>) -> Result<T, VerifyError> {
-    Err(VerifyError { message: message.into(), tensor: None })
+    Err(VerifyError { message: message.into(), site: Site::Graph })
 }
 
 /// Checks that a graph is well-formed:
@@ -39,12 +59,12 @@ pub fn verify(graph: &Graph) -> Verdict {
     let tokens = axes(graph)?;
     for (at, tensor) in graph.tensors.iter().enumerate() {
         let id = TensorId(at as u32);
-        declaration(graph, tensor).map_err(|e| VerifyError { tensor: Some(id), ..e })?;
+        declaration(graph, tensor).map_err(|e| e.at(Site::Tensor(id)))?;
     }
     names(graph)?;
     let mut exprs = Exprs { graph, types: Vec::new(), free: Vec::new(), depth: Vec::new() };
-    for expr in &graph.exprs {
-        exprs.check(expr)?;
+    for (at, expr) in graph.exprs.iter().enumerate() {
+        exprs.check(expr).map_err(|e| e.at(Site::Expr(ExprId(at as u32))))?;
     }
     let known = |t: &Tensor| matches!(t.kind, Kind::Input | Kind::Constant(_) | Kind::Weight(_));
     let mut scope = Scope {
@@ -60,7 +80,7 @@ pub fn verify(graph: &Graph) -> Verdict {
     let output = scope.tensor(graph.output)?;
     if output.kind != Kind::Value || !scope.known.contains(&graph.output) {
         let message = format!("the output `{}` is not a value that the graph defines", output.name);
-        return Err(VerifyError { message, tensor: Some(graph.output) });
+        return Err(VerifyError { message, site: Site::Tensor(graph.output) });
     }
     Ok(())
 }
@@ -69,14 +89,17 @@ pub fn verify(graph: &Graph) -> Verdict {
 fn axes(graph: &Graph) -> Result<Option<AxisId>, VerifyError> {
     let mut tokens = None;
     for (at, axis) in graph.axes.iter().enumerate() {
-        match axis.extent {
-            Extent::Fixed(0) => return wrong(format!("axis `{}` has size 0", axis.name)),
-            Extent::Tokens if tokens.is_some() => {
-                return wrong(format!("axis `{}` is a second tokens axis", axis.name));
+        let id = AxisId(at as u32);
+        let message = match axis.extent {
+            Extent::Fixed(0) => format!("axis `{}` has size 0", axis.name),
+            Extent::Tokens if tokens.is_some() => format!("axis `{}` is a second tokens axis", axis.name),
+            Extent::Tokens => {
+                tokens = Some(id);
+                continue;
             }
-            Extent::Tokens => tokens = Some(AxisId(at as u32)),
-            Extent::Fixed(_) | Extent::Positions => {}
-        }
+            Extent::Fixed(_) | Extent::Positions => continue,
+        };
+        return Err(VerifyError { message, site: Site::Axis(id) });
     }
     Ok(tokens)
 }
@@ -84,9 +107,9 @@ fn axes(graph: &Graph) -> Result<Option<AxisId>, VerifyError> {
 /// Checks that names are unique, and that the text form can hold them.
 fn names(graph: &Graph) -> Verdict {
     let mut seen = HashSet::new();
-    let axes = graph.axes.iter().map(|a| (&a.name, None));
-    let tensors = graph.tensors.iter().enumerate().map(|(at, t)| (&t.name, Some(TensorId(at as u32))));
-    for (name, tensor) in axes.chain(tensors) {
+    let axes = graph.axes.iter().enumerate().map(|(at, a)| (&a.name, Site::Axis(AxisId(at as u32))));
+    let tensors = graph.tensors.iter().enumerate().map(|(at, t)| (&t.name, Site::Tensor(TensorId(at as u32))));
+    for (name, site) in axes.chain(tensors) {
         let message = if name.is_empty() || name.contains(|c: char| c == '`' || c.is_control()) {
             format!("the name {name:?} is empty or has a character that names can't have")
         } else if !seen.insert(name) {
@@ -94,7 +117,7 @@ fn names(graph: &Graph) -> Verdict {
         } else {
             continue;
         };
-        return Err(VerifyError { message, tensor });
+        return Err(VerifyError { message, site });
     }
     match graph.name.contains(|c: char| c == '`' || c.is_control()) || graph.name.is_empty() {
         true => wrong(format!("the graph's name {:?} is empty or has a character that names can't have", graph.name)),
@@ -353,15 +376,9 @@ impl Scope<'_> {
 
     fn node(&mut self, node: &Node) -> Verdict {
         match node {
-            Node::Equation { out, body } => {
-                self.equation(*out, *body).map_err(|e| VerifyError { tensor: e.tensor.or(Some(*out)), ..e })
-            }
-            Node::Append { state, rows } => {
-                self.append(*state, *rows).map_err(|e| VerifyError { tensor: e.tensor.or(Some(*state)), ..e })
-            }
-            Node::Layers(layers) => {
-                self.layers(layers).map_err(|e| VerifyError { tensor: e.tensor.or(Some(layers.out)), ..e })
-            }
+            Node::Equation { out, body } => self.equation(*out, *body).map_err(|e| e.at(Site::Tensor(*out))),
+            Node::Append { state, rows } => self.append(*state, *rows).map_err(|e| e.at(Site::Tensor(*state))),
+            Node::Layers(layers) => self.layers(layers).map_err(|e| e.at(Site::Tensor(layers.out))),
         }
     }
 
