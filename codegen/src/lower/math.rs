@@ -68,6 +68,16 @@ impl Emitter {
         self.select(mask, a, b)
     }
 
+    /// `x`, which is not negative, with the sign of `sign`.
+    fn with_sign(&mut self, x: Value, sign: Value) -> Value {
+        let mask = self.int_of(self.integers_like(x), i32::MIN);
+        let sign = self.bits(sign);
+        let sign = self.ins().band(sign, mask);
+        let x = self.bits(x);
+        let x = self.ins().bor(x, sign);
+        self.from_bits(x)
+    }
+
     fn integers_like(&self, x: Value) -> Type {
         if self.ty(x) == F32 { I32 } else { I32X4 }
     }
@@ -113,6 +123,13 @@ fn scale(e: &mut Emitter, x: Value, n: Value) -> Value {
 
 /// The natural logarithm, to 1 ulp. Of 0, minus infinity; of what is below, not a number.
 pub(super) fn log(e: &mut Emitter, x: Value) -> Value {
+    let (high, low) = log_parts(e, x);
+    e.add(high, low)
+}
+
+/// The natural logarithm as a sum, to some thirty bits: what rounding the first part loses is in the second, which is
+/// finite for whatever argument.
+fn log_parts(e: &mut Emitter, x: Value) -> (Value, Value) {
     let ty = e.ty(x);
     let ints = e.integers_like(x);
     // Subnormal numbers are scaled into the normal range.
@@ -151,15 +168,25 @@ pub(super) fn log(e: &mut Emitter, x: Value) -> Value {
     let p = e.mul(p, cube);
     let p = e.fma_of(n, -2.121_944_4e-4, p);
     let p = e.fma_of(square, -0.5, p);
-    let p = e.add(m, p);
-    let p = e.fma_of(n, 0.693_359_4, p);
+    // The sum of n ln 2, which is exact, m and p: the larger first.
+    let (head, low) = two_sum(e, m, p);
+    let whole = e.mul_of(n, 0.693_359_4);
+    let (p, lower) = two_sum(e, whole, head);
+    let low = e.add(low, lower);
 
     let infinite = e.where_(x, FloatCC::Equal, f32::INFINITY);
     let p = e.select_of(infinite, f32::INFINITY, p);
     let zero = e.where_(x, FloatCC::Equal, 0.0);
     let p = e.select_of(zero, f32::NEG_INFINITY, p);
     let negative = e.where_(x, FloatCC::UnorderedOrLessThan, 0.0);
-    e.select_of(negative, f32::NAN, p)
+    (e.select_of(negative, f32::NAN, p), low)
+}
+
+/// A sum and what its rounding lost, where `a` is zero or not smaller than `b` (Dekker); as `n ln 2` and `m` are.
+fn two_sum(e: &mut Emitter, a: Value, b: Value) -> (Value, Value) {
+    let sum = e.add(a, b);
+    let taken = e.sub(sum, a);
+    (sum, e.sub(b, taken))
 }
 
 /// The largest argument of `sin` and `cos`: beyond it neighbouring floats are a sixteenth of a radian apart or more, and the
@@ -184,9 +211,9 @@ fn circular(e: &mut Emitter, x: Value, quarters: i32) -> Value {
     let round = e.float_of(ty, ROUND);
     let shifted = e.fma_of(x, std::f32::consts::FRAC_2_PI, round);
     let q = e.sub(shifted, round);
-    let r = e.fma_of(q, -1.570_796_3, x);
-    let r = e.fma_of(q, 4.371_139e-8, r);
-    let r = e.fma_of(q, 1.715_125e-15, r);
+    let r = e.fma_of(q, -std::f32::consts::FRAC_PI_2, x);
+    let r = e.fma_of(q, 4.371_138_8e-8, r);
+    let r = e.fma_of(q, 1.715_124_5e-15, r);
 
     let square = e.mul(r, r);
     let s = e.polynomial(square, &[-1.951_529_6e-4, 8.332_161e-3, -1.666_665_5e-1]);
@@ -235,7 +262,7 @@ pub(super) fn tanh(e: &mut Emitter, x: Value) -> Value {
     let quotient = e.ins().fdiv(two, denominator);
     let one = e.float_of(e.ty(x), 1.0);
     let far = e.sub(one, quotient);
-    let far = e.ins().fcopysign(far, x);
+    let far = e.with_sign(far, x);
     let is_near = e.where_(size, FloatCC::LessThan, 0.625);
     e.select(is_near, near, far)
 }
@@ -267,13 +294,13 @@ pub(super) fn erf(e: &mut Emitter, x: Value) -> Value {
     let power = exp(e, p);
     let one = e.float_of(e.ty(x), 1.0);
     let far = e.sub(one, power);
-    let far = e.ins().fcopysign(far, x);
+    let far = e.with_sign(far, x);
     let is_far = e.where_(size, FloatCC::GreaterThan, 0.927_734_4);
     e.select(is_far, far, near)
 }
 
-/// `a ^ b`. Exact to 1 ulp per multiplication for constant whole exponents up to 16, correctly rounded roots for 0.5 and
-/// -0.5; else `e^(b ln a)`, to 128 ulp at worst (near overflow and underflow), 4 ulp where the result is from 1/8 to 8.
+/// `a ^ b`, with minus zero taken as zero, and minus infinity as any negative number. For constant whole exponents up to 16,
+/// one rounding a multiplication; for 0.5 and -0.5, the root and its reciprocal; else `e^(b ln a)`, to 8 ulp.
 pub(super) fn pow(e: &mut Emitter, ty: Type, a: Value, b: Value) -> Value {
     if let Some(exponent) = e.as_float(b) {
         if exponent.abs() == 0.5 {
@@ -286,15 +313,19 @@ pub(super) fn pow(e: &mut Emitter, ty: Type, a: Value, b: Value) -> Value {
         }
     }
     let size = e.ins().fabs(a);
-    let logarithm = log(e, size);
-    let product = e.mul(b, logarithm);
-    // What rounding the product lost; not a number where it is infinite, and nothing there.
+    let (high, low) = log_parts(e, size);
+    let product = e.mul(b, high);
+    // What rounding lost: of the product, and of the logarithm.
     let minus = e.ins().fneg(product);
-    let lost = e.fma(b, logarithm, minus);
+    let lost = e.fma(b, high, minus);
+    let lost = e.fma(b, low, lost);
     let power = exp(e, product);
     let corrected = e.fma(power, lost, power);
-    let finite = e.ins().fabs(product);
-    let finite = e.where_(finite, FloatCC::LessThan, 88.0);
+    // There is nothing to correct in infinity or the power of it.
+    let size = e.ins().fabs(product);
+    let finite = e.where_(size, FloatCC::LessThan, f32::INFINITY);
+    let corrected = e.select(finite, corrected, power);
+    let finite = e.where_(power, FloatCC::LessThan, f32::INFINITY);
     let power = e.select(finite, corrected, power);
     // Of a negative number: to whole exponents, with the sign of the parity.
     let whole = e.ins().nearest(b);
