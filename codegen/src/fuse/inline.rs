@@ -1,0 +1,144 @@
+//! Rule inline: an elementwise producer moves into its consumer.
+
+use std::collections::{HashMap, HashSet};
+
+use einfuse_graph::{Binary, Expr, ExprId, Graph, Node, TensorId, Unary};
+
+use super::contraction::Contraction;
+use super::edit::{Edit, loads, loads_of};
+use super::{Remark, Rule};
+
+/// An expression of at most this many additions and multiplications is cheaper to recompute than to load.
+const CHEAP: usize = 2;
+
+/// Inlines within each block of nodes.
+pub(super) fn apply(graph: Graph, remarks: &mut Vec<Remark>) -> Graph {
+    let mut edit = Edit::new(Graph { nodes: Vec::new(), ..graph.clone() });
+    let mut kept: HashSet<TensorId> = HashSet::from([graph.output]);
+    keep(&graph.nodes, &mut kept);
+    let mut nodes = graph.nodes;
+    let everywhere = loaded_in(&edit.graph, &nodes);
+    for node in &mut nodes {
+        if let Node::Layers(layers) = node {
+            for body in &mut layers.bodies {
+                kept.insert(body.result);
+                block(&mut edit, &mut body.nodes, &kept, None, remarks);
+            }
+        }
+    }
+    block(&mut edit, &mut nodes, &kept, Some(&everywhere), remarks);
+    Graph { nodes, ..edit.graph }
+}
+
+/// Tensors that are needed beyond the equations that load them.
+fn keep(nodes: &[Node], kept: &mut HashSet<TensorId>) {
+    for node in nodes {
+        match node {
+            Node::Equation { .. } => {}
+            Node::Append { rows, .. } => {
+                kept.insert(*rows);
+            }
+            Node::Layers(layers) => {
+                kept.insert(layers.initial);
+                for body in &layers.bodies {
+                    keep(&body.nodes, kept);
+                }
+            }
+        }
+    }
+}
+
+/// The tensors that layers load.
+fn loaded_in(graph: &Graph, nodes: &[Node]) -> HashSet<TensorId> {
+    let mut all = HashSet::new();
+    for node in nodes {
+        if let Node::Layers(layers) = node {
+            for body in layers.bodies.iter().flat_map(|b| &b.nodes) {
+                if let Node::Equation { body, .. } = body {
+                    all.extend(loads(graph, *body));
+                }
+            }
+        }
+    }
+    all
+}
+
+fn block(
+    edit: &mut Edit,
+    nodes: &mut Vec<Node>,
+    kept: &HashSet<TensorId>,
+    elsewhere: Option<&HashSet<TensorId>>,
+    remarks: &mut Vec<Remark>,
+) {
+    let mut at = 0;
+    while at < nodes.len() {
+        let Node::Equation { out, body } = nodes[at] else {
+            at += 1;
+            continue;
+        };
+        let is_map = !matches!(edit.graph.expr(body), Expr::Reduce { .. });
+        let needed = kept.contains(&out) || elsewhere.is_some_and(|e| e.contains(&out));
+        let consumers: Vec<usize> = (at + 1..nodes.len())
+            .filter(|&c| matches!(nodes[c], Node::Equation { body, .. } if loads(&edit.graph, body).contains(&out)))
+            .collect();
+        if !is_map || needed || consumers.is_empty() || !worth(edit, nodes, out, body, &consumers) {
+            at += 1;
+            continue;
+        }
+        let mut into = Vec::new();
+        for &c in &consumers {
+            if let Node::Equation { out: to, body: right } = nodes[c] {
+                let right = edit.inline(right, out, body);
+                nodes[c] = Node::Equation { out: to, body: right };
+                into.push(format!("`{}`", edit.graph.tensor(to).name));
+            }
+        }
+        let text = format!("`{}` moved into {}", edit.graph.tensor(out).name, into.join(", "));
+        remarks.push(Remark { rule: Rule::Inline, text });
+        nodes.remove(at);
+        at = at.saturating_sub(1);
+    }
+}
+
+/// Whether the consumers can take the producer's expression without computing more than a load is worth.
+fn worth(edit: &Edit, nodes: &[Node], out: TensorId, body: ExprId, consumers: &[usize]) -> bool {
+    let graph = &edit.graph;
+    let cost = cost(graph, body, &mut HashMap::new());
+    let axes = &graph.tensor(out).axes;
+    let mut uses = 0;
+    for &c in consumers {
+        let Node::Equation { out: to, body: right } = nodes[c] else { return false };
+        if Contraction::of(graph, to, right).is_some_and(|c| c.a == out) {
+            return false;
+        }
+        uses += loads_of(graph, right, out).len();
+        let mut around = graph.tensor(to).axes.clone();
+        if let Expr::Reduce { axes, .. } = graph.expr(right) {
+            around.extend(axes);
+        }
+        if around.iter().any(|a| !axes.contains(a)) {
+            uses += 1;
+        }
+    }
+    uses <= 1 || cost <= CHEAP
+}
+
+/// Operations per element, a transcendental function counted as eight. Integer arithmetic on coordinates is free.
+fn cost(graph: &Graph, id: ExprId, memo: &mut HashMap<ExprId, usize>) -> usize {
+    if let Some(&known) = memo.get(&id) {
+        return known;
+    }
+    let expr = graph.expr(id);
+    let own = match expr {
+        _ if graph.type_of(id) == einfuse_graph::Type::Int => 0,
+        Expr::Float(_) | Expr::Int(_) | Expr::Coordinate(_) => 0,
+        Expr::Load { .. } => 0,
+        Expr::Unary(Unary::Neg | Unary::Abs | Unary::Not | Unary::ToFloat, _) => 1,
+        Expr::Unary(..) | Expr::Binary(Binary::Pow, ..) => 8,
+        Expr::Binary(Binary::Div, ..) => 4,
+        _ => 1,
+    };
+    let total = own + expr.children().into_iter().map(|c| cost(graph, c, memo)).sum::<usize>();
+    memo.insert(id, total.min(1 << 20));
+    total.min(1 << 20)
+}

@@ -1,0 +1,415 @@
+//! Fusion: from equations to kernels, by named rules.
+//!
+//! A graph is first [`split`](split::split) into equations of at most one reduction; each would be a kernel of its own. The rules then
+//! rewrite equations (hoist, inline) and group them (online-softmax, siblings, epilogue, rows, prologue), and note what a
+//! kernel need not visit (ranges, tail). Every grouping keeps the name of its rule, and a rule that nearly applied says
+//! why it did not.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::str::FromStr;
+
+use einfuse_graph::{AxisId, ExprId, Graph, Kind, Node, TensorId};
+
+mod carry;
+mod contraction;
+mod edit;
+mod epilogue;
+mod hoist;
+mod inline;
+mod online_softmax;
+mod prologue;
+mod ranges;
+mod rows;
+mod siblings;
+mod split;
+mod tail;
+
+pub use contraction::Contraction;
+pub(crate) use contraction::factors;
+pub(crate) use contraction::{is_positions, is_tokens};
+pub(crate) use edit::{Edit, is_identity, loads, loads_of};
+pub use online_softmax::{Fold, Stream, Weighted};
+pub(crate) use rows::common_rows;
+
+macro_rules! rules {
+    ($($(#[$doc:meta])* $name:ident = $text:literal),* $(,)?) => {
+        /// A named fusion rule. Switching one off leaves the answer unchanged.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub enum Rule {
+            $($(#[$doc])* $name,)*
+        }
+
+        impl Rule {
+            /// All rules, in the order in which they are tried.
+            pub const ALL: &'static [Rule] = &[$(Rule::$name,)*];
+
+            /// The name by which the rule is switched off.
+            pub fn name(self) -> &'static str {
+                match self { $(Rule::$name => $text,)* }
+            }
+        }
+    };
+}
+
+rules! {
+    /// Equations and parts of them that depend on neither layer nor token content are computed once, before the layers.
+    Hoist = "hoist",
+    /// An elementwise producer moves into its only consumer, or into all where it is cheaper to recompute than to load.
+    Inline = "inline",
+    /// Cascaded reductions over the positions become one streamed pass that rescales what it has summed.
+    OnlineSoftmax = "online-softmax",
+    /// Bounds between positions and tokens in a mask limit the positions that a stream visits.
+    Ranges = "ranges",
+    /// Contractions of one activation over the same axes share a kernel.
+    Siblings = "siblings",
+    /// What is computed from a contraction's result tile by tile joins its kernel.
+    Epilogue = "epilogue",
+    /// Reductions and maps along the rows of one tensor share a pass.
+    Rows = "rows",
+    /// What computes a contraction's activation row by row joins its kernel.
+    Prologue = "prologue",
+    /// After the last layer only the rows whose output is wanted are computed.
+    Tail = "tail",
+}
+
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// No rule has this name.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("there is no rule `{name}`; the rules are {}", Rule::ALL.iter().map(|r| r.name()).collect::<Vec<_>>().join(", "))]
+pub struct UnknownRule {
+    /// The name that was asked for.
+    pub name: String,
+}
+
+impl FromStr for Rule {
+    type Err = UnknownRule;
+
+    fn from_str(name: &str) -> Result<Rule, UnknownRule> {
+        let found = Rule::ALL.iter().find(|r| r.name() == name);
+        found.copied().ok_or_else(|| UnknownRule { name: name.to_owned() })
+    }
+}
+
+/// An equation of the plan, `out[its axes] = body`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Equation {
+    /// What is computed.
+    pub out: TensorId,
+    /// From what: at most one reduction, outermost.
+    pub body: ExprId,
+}
+
+/// A position in [`Plan::equations`].
+pub type EqId = usize;
+
+/// What a rule did to a kernel, or why it did not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Remark {
+    /// The rule.
+    pub rule: Rule,
+    /// What it did, or why it declined, in the model's words.
+    pub text: String,
+}
+
+/// Equations that are computed together.
+#[derive(Clone, Debug)]
+pub struct Kernel {
+    /// A name after what it computes.
+    pub name: String,
+    /// All its equations, in order.
+    pub equations: Vec<EqId>,
+    /// How they are computed.
+    pub shape: Shape,
+    /// The rules that made it.
+    pub applied: Vec<Remark>,
+    /// The rules that nearly applied.
+    pub declined: Vec<Remark>,
+    /// Whether only the wanted rows are computed (rule tail).
+    pub last_rows: bool,
+}
+
+/// The skeletons.
+#[derive(Clone, Debug)]
+pub enum Shape {
+    /// Row by row: maps and reductions, each over what the rows hold.
+    Rows,
+    /// A contraction of activations with stored operands, or several of the same activation.
+    Contract(Contract),
+    /// A streamed pass over the positions.
+    Stream(Box<Stream>),
+}
+
+/// The parts of a contraction kernel.
+#[derive(Clone, Debug)]
+pub struct Contract {
+    /// What computes the activation, row by row; empty if it is there already.
+    pub prologue: Vec<EqId>,
+    /// Contractions by what their results are used for: those that share an epilogue are one task.
+    pub tasks: Vec<Task>,
+}
+
+/// Contractions whose results are used together, and what is done with them.
+#[derive(Clone, Debug)]
+pub struct Task {
+    /// The contractions, over the same columns.
+    pub contractions: Vec<(EqId, Contraction)>,
+    /// What is computed from their tile.
+    pub epilogue: Vec<EqId>,
+    /// Column axes that a tile holds wholly.
+    pub whole: Vec<AxisId>,
+}
+
+/// A stretch of the step.
+#[derive(Clone, Debug)]
+pub enum Segment {
+    /// Kernels that run once a step.
+    Once(Vec<Kernel>),
+    /// Kernels that run once in each layer.
+    Layers {
+        /// The tensor handed from layer to layer.
+        carry: TensorId,
+        /// What the first layer gets.
+        initial: TensorId,
+        /// What the last layer's result is called afterwards.
+        out: TensorId,
+        /// For each distinct body its kernels and its result.
+        bodies: Vec<(Vec<Kernel>, TensorId)>,
+        /// The body of each layer.
+        order: Vec<usize>,
+    },
+}
+
+/// A graph's equations, grouped into kernels.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The graph whose tensors, axes and expressions the equations refer to. Its nodes are not kept: see `segments`.
+    pub graph: Graph,
+    /// All equations.
+    pub equations: Vec<Equation>,
+    /// The step, in order.
+    pub segments: Vec<Segment>,
+    /// For each appended tensor the state it is appended to. Its elements live there.
+    pub states: HashMap<TensorId, TensorId>,
+    /// What rules said of the graph as a whole, where they applied or declined outside of a kernel.
+    pub remarks: Vec<Remark>,
+}
+
+/// Which rows of the output the caller wants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Wanted {
+    /// That of the step's last token.
+    #[default]
+    Last,
+    /// All.
+    All,
+}
+
+/// Makes the plan of a graph, with some rules switched off.
+pub fn fuse(graph: &Graph, without: &[Rule], wanted: Wanted) -> Plan {
+    let on = |rule: Rule| !without.contains(&rule);
+    let mut graph = split::split(graph);
+    let mut remarks = Vec::new();
+    if on(Rule::Hoist) {
+        graph = hoist::apply(graph, &mut remarks);
+    }
+    if on(Rule::Inline) {
+        graph = inline::apply(graph, &mut remarks);
+    }
+    let mut plan = Plan::of(graph, remarks);
+    if on(Rule::OnlineSoftmax) {
+        online_softmax::apply(&mut plan);
+    }
+    if on(Rule::Ranges) {
+        ranges::apply(&mut plan);
+    }
+    if on(Rule::Siblings) {
+        siblings::apply(&mut plan);
+    }
+    if on(Rule::Epilogue) {
+        epilogue::apply(&mut plan);
+    }
+    if on(Rule::Rows) {
+        rows::apply(&mut plan);
+    }
+    if on(Rule::Prologue) {
+        prologue::apply(&mut plan);
+    }
+    if on(Rule::Tail) {
+        tail::apply(&mut plan, wanted);
+    }
+    plan.settle();
+    plan.each_scope(|plan, kernels| {
+        for kernel in kernels {
+            let outputs = plan.outputs(kernel);
+            let names: Vec<&str> = outputs.iter().map(|&t| plan.graph.tensor(t).name.as_str()).collect();
+            kernel.name = names.join("+");
+        }
+    });
+    plan
+}
+
+impl Plan {
+    /// Every equation a kernel of its own.
+    fn of(mut graph: Graph, remarks: Vec<Remark>) -> Plan {
+        let nodes = std::mem::take(&mut graph.nodes);
+        let mut plan = Plan { graph, equations: Vec::new(), segments: Vec::new(), states: HashMap::new(), remarks };
+        let mut once = Vec::new();
+        for node in nodes {
+            match node {
+                Node::Layers(layers) => {
+                    plan.segments.push(Segment::Once(std::mem::take(&mut once)));
+                    let mut bodies = Vec::new();
+                    for body in layers.bodies {
+                        let mut kernels = Vec::new();
+                        for node in body.nodes {
+                            plan.push(node, &mut kernels);
+                        }
+                        bodies.push((kernels, body.result));
+                    }
+                    let (carry, initial, out, order) = (layers.carry, layers.initial, layers.out, layers.order);
+                    plan.segments.push(Segment::Layers { carry, initial, out, bodies, order });
+                }
+                node => plan.push(node, &mut once),
+            }
+        }
+        plan.segments.push(Segment::Once(once));
+        plan
+    }
+
+    fn push(&mut self, node: Node, kernels: &mut Vec<Kernel>) {
+        match node {
+            Node::Append { state, rows } => {
+                self.states.insert(rows, state);
+            }
+            Node::Equation { out, body } => {
+                let id = self.equations.len();
+                self.equations.push(Equation { out, body });
+                let contraction =
+                    Contraction::of(&self.graph, out, body).filter(|c| c.has_core(&self.graph)).map(|contraction| {
+                        let contractions = vec![(id, contraction)];
+                        Contract {
+                            prologue: Vec::new(),
+                            tasks: vec![Task { contractions, epilogue: Vec::new(), whole: Vec::new() }],
+                        }
+                    });
+                kernels.push(Kernel {
+                    name: self.graph.tensor(out).name.clone(),
+                    equations: vec![id],
+                    shape: contraction.map_or(Shape::Rows, Shape::Contract),
+                    applied: Vec::new(),
+                    declined: Vec::new(),
+                    last_rows: false,
+                });
+            }
+            Node::Layers(_) => {}
+        }
+    }
+
+    /// The kernels of each stretch, in order.
+    pub fn scopes(&self) -> Vec<&[Kernel]> {
+        let mut scopes = Vec::new();
+        for segment in &self.segments {
+            match segment {
+                Segment::Once(kernels) => scopes.push(&kernels[..]),
+                Segment::Layers { bodies, .. } => scopes.extend(bodies.iter().map(|(kernels, _)| &kernels[..])),
+            }
+        }
+        scopes
+    }
+
+    fn scopes_mut(&mut self) -> Vec<&mut Vec<Kernel>> {
+        let mut scopes = Vec::new();
+        for segment in &mut self.segments {
+            match segment {
+                Segment::Once(kernels) => scopes.push(kernels),
+                Segment::Layers { bodies, .. } => scopes.extend(bodies.iter_mut().map(|(kernels, _)| kernels)),
+            }
+        }
+        scopes
+    }
+
+    /// Applies `f` to the kernels of each stretch in turn, with the plan at hand.
+    fn each_scope(&mut self, mut f: impl FnMut(&mut Plan, &mut Vec<Kernel>)) {
+        for at in 0..self.scopes().len() {
+            let mut kernels = std::mem::take(self.scopes_mut()[at]);
+            f(self, &mut kernels);
+            *self.scopes_mut()[at] = kernels;
+        }
+    }
+
+    /// The tensors whose elements an equation needs; for a state, the rows appended to it in this step.
+    pub(crate) fn reads(&self, eq: EqId) -> Vec<TensorId> {
+        let mut reads = loads(&self.graph, self.equations[eq].body);
+        for tensor in &mut reads {
+            if let Some((&rows, _)) = self.states.iter().find(|(_, state)| *state == tensor) {
+                *tensor = rows;
+            }
+        }
+        reads
+    }
+
+    /// The equations that load a tensor (not its state).
+    pub(crate) fn consumers(&self, tensor: TensorId) -> Vec<EqId> {
+        (0..self.equations.len()).filter(|&e| loads(&self.graph, self.equations[e].body).contains(&tensor)).collect()
+    }
+
+    /// Whether a tensor is needed beyond the equations that load it: as the output, a layer's result or first carry, or
+    /// in a cache.
+    pub(crate) fn escapes(&self, tensor: TensorId) -> bool {
+        self.graph.output == tensor
+            || self.states.contains_key(&tensor)
+            || self.segments.iter().any(|s| match s {
+                Segment::Once(_) => false,
+                Segment::Layers { initial, bodies, .. } => {
+                    *initial == tensor || bodies.iter().any(|(_, result)| *result == tensor)
+                }
+            })
+    }
+
+    /// Whether kernel `b` needs something that kernel `a` computes.
+    fn depends(&self, b: &Kernel, a: &Kernel) -> bool {
+        b.equations
+            .iter()
+            .any(|&e| self.reads(e).iter().any(|t| a.equations.iter().any(|&p| self.equations[p].out == *t)))
+    }
+
+    /// Where two kernels of a stretch can be computed as one: at the place of the first or of the second, so that
+    /// everything needed is there and nothing comes too late.
+    fn meeting_place(&self, kernels: &[Kernel], first: usize, second: usize) -> Option<usize> {
+        let between = first + 1..second;
+        if between.clone().all(|k| !self.depends(&kernels[k], &kernels[first])) {
+            return Some(second);
+        }
+        between.into_iter().all(|k| !self.depends(&kernels[second], &kernels[k])).then_some(first)
+    }
+
+    /// The name of a tensor, quoted.
+    pub(crate) fn quoted(&self, tensor: TensorId) -> String {
+        format!("`{}`", self.graph.tensor(tensor).name)
+    }
+
+    /// What a kernel computes that others need.
+    pub(crate) fn outputs(&self, kernel: &Kernel) -> Vec<TensorId> {
+        let outs = kernel.equations.iter().map(|&e| self.equations[e].out);
+        outs.filter(|&t| self.escapes(t) || self.consumers(t).iter().any(|e| !kernel.equations.contains(e))).collect()
+    }
+}
+
+impl Contraction {
+    /// Whether a contraction core can compute it: a weight without the tokens' or positions' axis, and rows evenly spaced.
+    fn has_core(&self, graph: &Graph) -> bool {
+        let tokens = self.rows.iter().position(|&a| is_tokens(graph, a));
+        matches!(graph.tensor(self.b).kind, Kind::Weight(_))
+            && graph.tensor(self.a).axes == self.activation_order()
+            && !matches!(graph.tensor(self.a).kind, Kind::State { .. } | Kind::Weight(_) | Kind::Constant(_))
+            && tokens.is_none_or(|at| at == 0)
+            && !self.activation_order().iter().any(|&a| is_positions(graph, a))
+            && !self.batch.iter().chain(&self.depth).any(|&a| is_tokens(graph, a))
+    }
+}

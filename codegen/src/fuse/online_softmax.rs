@@ -1,0 +1,390 @@
+//! Rule online-softmax: cascaded reductions over the positions become one streamed pass.
+//!
+//! A sum over positions whose terms depend on an earlier reduction `m` over the same positions can still be computed in
+//! one pass where the terms are *rescalable*: `f(x, m') = f(x, m) · c(m, m')`. What was summed under the old `m` is
+//! multiplied by `c` when `m` changes. The identities known here:
+//!
+//! | terms | c(m, m') |
+//! |---|---|
+//! | `exp(x - m) · g(x)` | `exp(m - m')` (exponential shift) |
+//! | `g(x) · h(m)` and `g(x) / h(m)` | `h` leaves the sum and is applied to its result at the end (linear scale) |
+//!
+//! Softmax attention is `Σ_s exp(e - max_s e) / (Σ_s exp(e - max_s e)) · v` for any score `e`, so both together derive the
+//! streamed form (Milakov and Gimelshein, arXiv 1805.02867; Dao et al., arXiv 2205.14135) without knowing attention.
+
+use einfuse_graph::{AxisId, Binary, Expr, ExprId, Graph, Reduction, TensorId, Unary};
+
+use super::contraction::Contraction;
+use super::edit::{Edit, loads};
+use super::{EqId, Kernel, Plan, Remark, Rule, Shape, is_positions};
+
+/// A streamed pass over positions.
+#[derive(Clone, Debug)]
+pub struct Stream {
+    /// The positions' axis.
+    pub positions: AxisId,
+    /// The axes of the statistics: each combination is a row with its own running values.
+    pub rows: Vec<AxisId>,
+    /// Reductions over other axes that yield a value per row and position.
+    pub scores: Vec<(EqId, Option<Contraction>)>,
+    /// The reductions over the positions, in order.
+    pub folds: Vec<Fold>,
+    /// Rule ranges: a token at `t` needs no position above `t + upper`.
+    pub upper: Option<i64>,
+    /// Rule ranges: a token at `t` needs no position below `t + lower`.
+    pub lower: Option<i64>,
+}
+
+/// A reduction over the positions.
+#[derive(Clone, Debug)]
+pub enum Fold {
+    /// The largest value where the mask holds.
+    Max {
+        /// Its equation.
+        eq: EqId,
+        /// What is compared.
+        value: ExprId,
+        /// Where.
+        mask: Option<ExprId>,
+    },
+    /// A sum of weights, or of weights times a stored operand.
+    Sum {
+        /// Its equation.
+        eq: EqId,
+        /// The weight of each position.
+        weight: Weighted,
+        /// The contraction with a stored operand over the positions, if it is one.
+        over: Option<Contraction>,
+        /// What the sum is multiplied with at the end.
+        scale: Vec<ExprId>,
+        /// What the sum is divided by at the end.
+        divisor: Vec<ExprId>,
+    },
+}
+
+/// `mask ? exp(exponent - shift) · Π factors : 0`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Weighted {
+    /// Where the weight is not zero.
+    pub mask: Option<ExprId>,
+    /// The exponent and the running maximum that is taken from it.
+    pub shifted: Option<(ExprId, TensorId)>,
+    /// Factors that no statistic enters.
+    pub factors: Vec<ExprId>,
+}
+
+impl Fold {
+    /// The equation.
+    pub fn equation(&self) -> EqId {
+        match self {
+            Fold::Max { eq, .. } | Fold::Sum { eq, .. } => *eq,
+        }
+    }
+
+    /// Where positions count.
+    pub fn mask(&self) -> Option<ExprId> {
+        match self {
+            Fold::Max { mask, .. } => *mask,
+            Fold::Sum { weight, .. } => weight.mask,
+        }
+    }
+}
+
+pub(super) fn apply(plan: &mut Plan) {
+    plan.each_scope(|plan, kernels| {
+        let mut at = 0;
+        while at < kernels.len() {
+            let [eq] = kernels[at].equations[..] else {
+                at += 1;
+                continue;
+            };
+            let equation = plan.equations[eq];
+            let contraction = Contraction::of(&plan.graph, equation.out, equation.body);
+            let Some(last) = contraction.filter(|c| matches!(c.depth[..], [s] if is_positions(&plan.graph, s))) else {
+                at += 1;
+                continue;
+            };
+            match gather(plan, kernels, eq, last) {
+                Err(text) => {
+                    kernels[at].declined.push(Remark { rule: Rule::OnlineSoftmax, text });
+                    at += 1;
+                }
+                Ok((stream, members)) => at = regroup(plan, kernels, stream, members),
+            }
+        }
+    });
+}
+
+/// Replaces the members' kernels by one at the place of the last.
+fn regroup(plan: &Plan, kernels: &mut Vec<Kernel>, stream: Stream, members: Vec<EqId>) -> usize {
+    let reduced: Vec<String> = stream.folds.iter().map(|f| plan.quoted(plan.equations[f.equation()].out)).collect();
+    let s = &plan.graph.axis(stream.positions).name;
+    let text = format!("{} are carried along `{s}` in one pass and rescaled", reduced.join(", "));
+    let is_member = |k: &Kernel| k.equations.iter().all(|e| members.contains(e));
+    let last = kernels.iter().rposition(is_member).unwrap_or(0);
+    let name = kernels[last].name.clone();
+    let mut declined = Vec::new();
+    for kernel in kernels.iter_mut().filter(|k| is_member(k)) {
+        declined.append(&mut kernel.declined);
+    }
+    kernels[last] = Kernel {
+        name,
+        equations: members.clone(),
+        shape: Shape::Stream(Box::new(stream)),
+        applied: vec![Remark { rule: Rule::OnlineSoftmax, text }],
+        declined,
+        last_rows: false,
+    };
+    let mut at = 0;
+    kernels.retain(|k| {
+        at += 1;
+        at - 1 == last || !k.equations.iter().all(|e| members.contains(e))
+    });
+    kernels.iter().position(|k| k.equations == members).map_or(0, |at| at + 1)
+}
+
+/// Collects what the last contraction over the positions is computed from, and brings it into streamed form; or says why
+/// it can't be.
+fn gather(plan: &mut Plan, kernels: &[Kernel], last: EqId, over: Contraction) -> Result<(Stream, Vec<EqId>), String> {
+    let s = over.depth[0];
+    let here: Vec<EqId> = kernels.iter().filter(|k| k.equations.len() == 1).map(|k| k.equations[0]).collect();
+    let producer = |plan: &Plan, t: TensorId| here.iter().copied().find(|&e| plan.equations[e].out == t);
+    let over_positions = |plan: &Plan, e: EqId| matches!(plan.graph.expr(plan.equations[e].body), Expr::Reduce { axes, .. } if axes.contains(&s));
+    let along = |plan: &Plan, t: TensorId| plan.graph.tensor(t).axes.contains(&s);
+
+    // Members: whatever the contraction reads that has the positions' axis or was reduced over it, as far back as it goes.
+    let mut members = vec![last];
+    let mut at = 0;
+    while at < members.len() {
+        for tensor in loads(&plan.graph, plan.equations[members[at]].body) {
+            if let Some(e) = producer(plan, tensor)
+                && (along(plan, tensor) || over_positions(plan, e))
+                && !members.contains(&e)
+            {
+                members.push(e);
+            }
+        }
+        at += 1;
+    }
+    members.sort();
+    if members.len() == 1 {
+        return Err(format!("what {} sums along the positions is not computed here", plan.quoted(over.out)));
+    }
+    for &e in &members {
+        let out = plan.equations[e].out;
+        if e == last {
+            continue;
+        }
+        if plan.escapes(out) || plan.consumers(out).iter().any(|c| !members.contains(c)) {
+            return Err(format!("{} is needed elsewhere too", plan.quoted(out)));
+        }
+    }
+
+    let mut edit = Edit::new(plan.graph.clone());
+    let result = form(plan, &mut edit, &members, last, &over);
+    let (scores, folds) = result?;
+    plan.graph = edit.graph;
+    let cols = &over.cols;
+    let rows: Vec<AxisId> = plan.graph.tensor(over.out).axes.iter().filter(|a| !cols.contains(a)).copied().collect();
+    for fold in &folds {
+        let out = plan.equations[fold.equation()].out;
+        let mut own = plan.graph.tensor(out).axes.clone();
+        if let Fold::Sum { over: Some(c), .. } = fold {
+            own.retain(|a| !c.cols.contains(a));
+        }
+        if own.len() != rows.len() || own.iter().any(|a| !rows.contains(a)) {
+            let (a, b) = (plan.graph.names(&own), plan.graph.names(&rows));
+            return Err(format!("{} has a value for each of {a}, not for each of {b}", plan.quoted(out)));
+        }
+    }
+    for (e, _) in &scores {
+        let out = plan.equations[*e].out;
+        if plan.graph.tensor(out).axes.iter().any(|a| *a != s && !rows.contains(a)) {
+            return Err(format!("{} has an axis that the rows {} have not", plan.quoted(out), plan.graph.names(&rows)));
+        }
+    }
+    Ok((Stream { positions: s, rows, scores, folds, upper: None, lower: None }, members))
+}
+
+type Parts = (Vec<(EqId, Option<Contraction>)>, Vec<Fold>);
+
+fn form(plan: &Plan, edit: &mut Edit, members: &[EqId], last: EqId, over: &Contraction) -> Result<Parts, String> {
+    let s = over.depth[0];
+    let mut maps: Vec<(TensorId, ExprId)> = Vec::new();
+    let mut stats: Vec<TensorId> = Vec::new();
+    let (mut scores, mut folds) = (Vec::new(), Vec::new());
+    for &e in members {
+        let equation = plan.equations[e];
+        let mut body = equation.body;
+        match edit.graph.expr(body).clone() {
+            Expr::Reduce { op, axes, body: inner } if axes == [s] => {
+                let name = plan.quoted(equation.out);
+                let contraction = Contraction::of(&edit.graph, equation.out, body);
+                let mut inner = inner;
+                if let Some(c) = &contraction {
+                    inner = edit.load(c.a);
+                }
+                for (tensor, map) in maps.iter().rev() {
+                    inner = edit.inline(inner, *tensor, *map);
+                }
+                if e != last && contraction.is_some() {
+                    return Err(format!("{name} is a contraction over the positions that another depends on"));
+                }
+                let fold = match op {
+                    Reduction::Max => {
+                        let (mask, value) = masked(&edit.graph, inner, f64::NEG_INFINITY);
+                        if let Some(m) = mentions(&edit.graph, value, &stats) {
+                            return Err(no_identity(plan, &name, m));
+                        }
+                        Fold::Max { eq: e, value, mask }
+                    }
+                    Reduction::Sum => sum(plan, edit, e, inner, s, &stats, contraction)?,
+                    Reduction::Min | Reduction::ArgMax => {
+                        return Err(
+                            format!("{name} reduces by {op:?}, for which there is no streamed form").to_lowercase()
+                        );
+                    }
+                };
+                stats.push(equation.out);
+                folds.push(fold);
+            }
+            Expr::Reduce { axes, .. } if axes.contains(&s) => {
+                return Err(format!("{} is reduced over more than the positions", plan.quoted(equation.out)));
+            }
+            Expr::Reduce { .. } => {
+                for (tensor, _) in &maps {
+                    if loads(&edit.graph, body).contains(tensor) {
+                        let (a, b) = (plan.quoted(equation.out), plan.quoted(*tensor));
+                        return Err(format!("{a} reduces {b}, which has a value for each position"));
+                    }
+                }
+                scores.push((e, Contraction::of(&edit.graph, equation.out, body)));
+            }
+            _ => {
+                for (tensor, map) in maps.iter().rev() {
+                    body = edit.inline(body, *tensor, *map);
+                }
+                maps.push((equation.out, body));
+            }
+        }
+    }
+    Ok((scores, folds))
+}
+
+fn no_identity(plan: &Plan, name: &str, stat: TensorId) -> String {
+    format!("{name} depends on {} in a way that no rescaling identity covers", plan.quoted(stat))
+}
+
+fn mentions(graph: &Graph, id: ExprId, stats: &[TensorId]) -> Option<TensorId> {
+    loads(graph, id).into_iter().find(|t| stats.contains(t))
+}
+
+/// Splits `mask ? value : neutral`.
+fn masked(graph: &Graph, id: ExprId, neutral: f64) -> (Option<ExprId>, ExprId) {
+    match *graph.expr(id) {
+        Expr::Select { mask, then, otherwise } => match graph.expr(otherwise) {
+            Expr::Float(v) if v.0 == neutral => (Some(mask), then),
+            _ => (None, id),
+        },
+        _ => (None, id),
+    }
+}
+
+/// A sum's terms as `mask ? Π numerators / Π denominators : 0`.
+#[derive(Default)]
+struct Terms {
+    masks: Vec<ExprId>,
+    numerators: Vec<ExprId>,
+    denominators: Vec<ExprId>,
+}
+
+impl Terms {
+    fn add(&mut self, graph: &Graph, id: ExprId) {
+        match *graph.expr(id) {
+            Expr::Binary(Binary::Mul, a, b) => {
+                self.add(graph, a);
+                self.add(graph, b);
+            }
+            Expr::Binary(Binary::Div, a, b) => {
+                self.add(graph, a);
+                let mut below = Terms::default();
+                below.add(graph, b);
+                if below.masks.is_empty() && below.denominators.is_empty() {
+                    self.denominators.extend(below.numerators);
+                } else {
+                    self.denominators.push(b);
+                }
+            }
+            Expr::Select { .. } => match masked(graph, id, 0.0) {
+                (Some(mask), then) => {
+                    if !self.masks.contains(&mask) {
+                        self.masks.push(mask);
+                    }
+                    self.add(graph, then);
+                }
+                (None, _) => self.numerators.push(id),
+            },
+            _ => self.numerators.push(id),
+        }
+    }
+}
+
+fn sum(
+    plan: &Plan,
+    edit: &mut Edit,
+    eq: EqId,
+    inner: ExprId,
+    s: AxisId,
+    stats: &[TensorId],
+    over: Option<Contraction>,
+) -> Result<Fold, String> {
+    let name = plan.quoted(plan.equations[eq].out);
+    let mut terms = Terms::default();
+    terms.add(&edit.graph, inner);
+    let mask = terms.masks.iter().copied().reduce(|a, b| edit.intern(Expr::Binary(Binary::And, a, b)));
+    if let Some(m) = mask.and_then(|m| mentions(&edit.graph, m, stats)) {
+        return Err(no_identity(plan, &name, m));
+    }
+    let graph = &edit.graph;
+    let mut weight = Weighted { mask, shifted: None, factors: Vec::new() };
+    let (mut scale, mut divisor) = (Vec::new(), Vec::new());
+    for factor in terms.numerators {
+        if !graph.free_axes(factor).contains(&s) {
+            scale.push(factor);
+            continue;
+        }
+        let Some(stat) = mentions(graph, factor, stats) else {
+            weight.factors.push(factor);
+            continue;
+        };
+        match shifted_exponential(graph, factor, stat) {
+            Some(exponent) if weight.shifted.is_none() && mentions(graph, exponent, stats).is_none() => {
+                weight.shifted = Some((exponent, stat));
+            }
+            _ => return Err(no_identity(plan, &name, stat)),
+        }
+    }
+    for factor in terms.denominators {
+        match graph.free_axes(factor).contains(&s) {
+            false => divisor.push(factor),
+            true => return Err(format!("{name} divides by a value for each position")),
+        }
+    }
+    if let Some((_, m)) = weight.shifted
+        && !plan
+            .equations
+            .iter()
+            .any(|e| e.out == m && matches!(graph.expr(e.body), Expr::Reduce { op: Reduction::Max, .. }))
+    {
+        return Err(no_identity(plan, &name, m));
+    }
+    Ok(Fold::Sum { eq, weight, over, scale, divisor })
+}
+
+/// The `x` of `exp(x - m)`.
+fn shifted_exponential(graph: &Graph, id: ExprId, m: TensorId) -> Option<ExprId> {
+    let Expr::Unary(Unary::Exp, inner) = *graph.expr(id) else { return None };
+    let Expr::Binary(Binary::Sub, x, shift) = *graph.expr(inner) else { return None };
+    let Expr::Load { tensor, index } = graph.expr(shift) else { return None };
+    (*tensor == m && super::is_identity(graph, m, index)).then_some(x)
+}

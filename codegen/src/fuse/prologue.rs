@@ -1,0 +1,95 @@
+//! Rule prologue: what computes a contraction's activation row by row joins its kernel.
+
+use einfuse_graph::Expr;
+
+use super::{Kernel, Plan, Remark, Rule, Shape, is_tokens, loads_of};
+
+/// A row that a kernel computes for itself has at most this many elements.
+const LONGEST: usize = 1 << 15;
+
+pub(super) fn apply(plan: &mut Plan) {
+    plan.each_scope(|plan, kernels| {
+        let mut at = 0;
+        while at < kernels.len() {
+            let producer = producer(plan, kernels, at);
+            let Some(p) = producer else {
+                at += 1;
+                continue;
+            };
+            match fits(plan, &kernels[p], &kernels[at]) {
+                Err(why) => {
+                    let text = format!("`{}` could be computed here, but {why}", kernels[p].name);
+                    kernels[at].declined.push(Remark { rule: Rule::Prologue, text });
+                    at += 1;
+                }
+                Ok(()) => {
+                    let other = kernels.remove(p);
+                    at -= 1;
+                    let kernel = &mut kernels[at];
+                    let text = format!("`{}` is computed row by row before it is contracted", other.name);
+                    kernel.equations.extend(&other.equations);
+                    kernel.equations.sort();
+                    kernel.applied.extend(other.applied);
+                    kernel.applied.push(Remark { rule: Rule::Prologue, text });
+                    kernel.declined.extend(other.declined);
+                    if let Shape::Contract(contract) = &mut kernel.shape {
+                        contract.prologue.extend(other.equations);
+                        contract.prologue.sort();
+                    }
+                    at += 1;
+                }
+            }
+        }
+    });
+}
+
+/// The kernel that computes the activation of the contraction kernel at `at` row by row.
+fn producer(plan: &Plan, kernels: &[Kernel], at: usize) -> Option<usize> {
+    let Shape::Contract(contract) = &kernels[at].shape else { return None };
+    let a = contract.tasks[0].contractions[0].1.a;
+    (0..at).find(|&p| {
+        matches!(kernels[p].shape, Shape::Rows) && kernels[p].equations.iter().any(|&e| plan.equations[e].out == a)
+    })
+}
+
+fn fits(plan: &Plan, producer: &Kernel, kernel: &Kernel) -> Result<(), String> {
+    let graph = &plan.graph;
+    let Shape::Contract(contract) = &kernel.shape else { return Err(String::new()) };
+    let Some(&tokens) = contract.tasks[0].contractions[0].1.rows.iter().find(|&&a| is_tokens(graph, a)) else {
+        return Err("the contraction has no tokens' axis".to_owned());
+    };
+    for out in plan.outputs(producer) {
+        let consumers = plan.consumers(out);
+        if plan.escapes(out) || consumers.iter().any(|e| !kernel.equations.contains(e)) {
+            return Err(format!("{} is needed elsewhere too", plan.quoted(out)));
+        }
+    }
+    for &e in &producer.equations {
+        let equation = plan.equations[e];
+        let axes = &graph.tensor(equation.out).axes;
+        if !axes.contains(&tokens) {
+            return Err(format!("{} has no tokens' axis", plan.quoted(equation.out)));
+        }
+        let size = axes.iter().filter(|&&a| a != tokens).try_fold(1usize, |n, &a| Some(n * graph.size(a)?));
+        if size.is_none_or(|n| n > LONGEST) {
+            return Err(format!("a row of {} is longer than {LONGEST}", plan.quoted(equation.out)));
+        }
+    }
+    for &e in producer.equations.iter().chain(&kernel.equations) {
+        for &p in &producer.equations {
+            let made = plan.equations[p].out;
+            for index in loads_of(graph, plan.equations[e].body, made) {
+                let at = graph.tensor(made).axes.iter().position(|&a| a == tokens);
+                if at.is_some_and(|at| *graph.expr(index[at]) != Expr::Coordinate(tokens)) {
+                    return Err(format!("other rows of {} are read", plan.quoted(made)));
+                }
+            }
+            if let Expr::Reduce { axes, .. } = graph.expr(plan.equations[e].body)
+                && axes.contains(&tokens)
+            {
+                return Err(format!("{} is reduced over the tokens", plan.quoted(made)));
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,159 @@
+//! The normal form that the rules work on: every equation has at most one reduction, as its right side's outermost
+//! operation; the activation of a contraction is a plain load, its axes in the order rows, batch, depth; every state is
+//! appended to by an equation of its own.
+
+use std::collections::HashMap;
+
+use einfuse_graph::{AxisId, Expr, ExprId, Graph, Kind, Node, Reduction, TensorId, Type};
+
+use super::contraction::{Contraction, factors, stored_factor};
+use super::edit::{Edit, layout_order};
+
+/// Brings a graph into normal form. The result means the same.
+pub(super) fn split(graph: &Graph) -> Graph {
+    let mut edit = Edit::new(Graph { nodes: Vec::new(), ..graph.clone() });
+    let mut outer = Splitter::default();
+    outer.nodes(&mut edit, &graph.nodes);
+    Graph { nodes: outer.done, ..edit.graph }
+}
+
+#[derive(Default, Clone)]
+struct Splitter {
+    done: Vec<Node>,
+    /// What an expression of the original graph has become.
+    memo: HashMap<ExprId, ExprId>,
+    /// The right sides of masks, which are no tensors in compiled code.
+    masks: HashMap<TensorId, ExprId>,
+}
+
+impl Splitter {
+    fn nodes(&mut self, edit: &mut Edit, nodes: &[Node]) {
+        for node in nodes {
+            match node {
+                Node::Equation { out, body } => self.equation(edit, *out, *body),
+                Node::Append { state, rows } => self.append(edit, *state, *rows),
+                Node::Layers(layers) => {
+                    let mut layers = layers.clone();
+                    for body in &mut layers.bodies {
+                        let mut inner =
+                            Splitter { done: Vec::new(), memo: self.memo.clone(), masks: self.masks.clone() };
+                        inner.nodes(edit, &body.nodes);
+                        body.nodes = inner.done;
+                    }
+                    self.done.push(Node::Layers(layers));
+                }
+            }
+        }
+    }
+
+    fn equation(&mut self, edit: &mut Edit, out: TensorId, body: ExprId) {
+        let name = edit.graph.tensor(out).name.clone();
+        if edit.graph.tensor(out).ty == Type::Mask {
+            let lifted = self.lift(edit, body, &name);
+            self.masks.insert(out, lifted);
+            return;
+        }
+        match edit.graph.expr(body).clone() {
+            Expr::Reduce { op, axes, body: inner } if !self.memo.contains_key(&body) => {
+                let inner = self.lift(edit, inner, &name);
+                self.reduction(edit, out, op, axes, inner);
+                let value = edit.load(out);
+                self.memo.insert(body, value);
+            }
+            _ => {
+                let lifted = self.lift(edit, body, &name);
+                self.done.push(Node::Equation { out, body: lifted });
+            }
+        }
+    }
+
+    fn reduction(&mut self, edit: &mut Edit, out: TensorId, op: Reduction, axes: Vec<AxisId>, inner: ExprId) {
+        let inner = match op {
+            Reduction::Sum => self.operand(edit, out, &axes, inner),
+            _ => inner,
+        };
+        let body = edit.intern(Expr::Reduce { op, axes, body: inner });
+        self.done.push(Node::Equation { out, body });
+    }
+
+    /// Gives the activation of a contraction an equation of its own where it is more than a load, or where its rows do not
+    /// lie evenly spaced.
+    fn operand(&mut self, edit: &mut Edit, out: TensorId, summed: &[AxisId], inner: ExprId) -> ExprId {
+        let mut all = factors(&edit.graph, inner);
+        let Some(at) = stored_factor(&edit.graph, summed, &all) else { return inner };
+        let stored = all.remove(at);
+        let activation = edit.product(&all);
+        let pair = edit.product(&[activation, stored]);
+        let whole = edit.intern(Expr::Reduce { op: Reduction::Sum, axes: summed.to_vec(), body: pair });
+        let order = match Contraction::of(&edit.graph, out, whole) {
+            Some(c) if c.is_over_state(&edit.graph) => return pair,
+            Some(c) if c.activation_order() == edit.graph.tensor(c.a).axes && !is_weight(&edit.graph, c.a) => {
+                return pair;
+            }
+            Some(c) => c.activation_order(),
+            None => {
+                let stored_axes = edit.graph.free_axes(stored);
+                let free = edit.graph.free_axes(activation);
+                let part = |a: &AxisId| (summed.contains(a), stored_axes.contains(a));
+                let mut order = layout_order(&edit.graph, &free);
+                order.sort_by_key(part);
+                order
+            }
+        };
+        let name = format!("{}.in", edit.graph.tensor(out).name);
+        let value = edit.value(&name, order, Type::Float);
+        self.done.push(Node::Equation { out: value, body: activation });
+        let activation = edit.load(value);
+        edit.product(&[activation, stored])
+    }
+
+    /// The expression with the reductions inside it moved into equations of their own.
+    fn lift(&mut self, edit: &mut Edit, id: ExprId, name: &str) -> ExprId {
+        if let Some(&done) = self.memo.get(&id) {
+            return done;
+        }
+        let result = match edit.graph.expr(id).clone() {
+            Expr::Reduce { op, axes, body } => {
+                let inner = self.lift(edit, body, name);
+                let free = edit.graph.free_axes(id);
+                let ty = edit.graph.type_of(id);
+                let of = format!("{name}.{}", format!("{op:?}").to_lowercase());
+                let order = layout_order(&edit.graph, &free);
+                let out = edit.value(&of, order, ty);
+                self.reduction(edit, out, op, axes, inner);
+                edit.load(out)
+            }
+            _ => {
+                let mut this = std::mem::take(self);
+                let changed = edit.map_children(id, |edit, child| this.lift(edit, child, name));
+                *self = this;
+                match edit.graph.expr(changed).clone() {
+                    Expr::Load { tensor, .. } if self.masks.contains_key(&tensor) => {
+                        edit.inline(changed, tensor, self.masks[&tensor])
+                    }
+                    _ => changed,
+                }
+            }
+        };
+        self.memo.insert(id, result);
+        result
+    }
+
+    /// Keeps one equation per state: rows that are not a value of this block, or are appended twice, are copied first.
+    fn append(&mut self, edit: &mut Edit, state: TensorId, rows: TensorId) {
+        let here = self.done.iter().any(|n| matches!(n, Node::Equation { out, .. } if *out == rows));
+        let twice = self.done.iter().any(|n| matches!(n, Node::Append { rows: r, .. } if *r == rows));
+        let mut rows = rows;
+        if !here || twice {
+            let tensor = edit.graph.tensor(rows).clone();
+            let body = edit.load(rows);
+            rows = edit.value(&tensor.name, tensor.axes, tensor.ty);
+            self.done.push(Node::Equation { out: rows, body });
+        }
+        self.done.push(Node::Append { state, rows });
+    }
+}
+
+fn is_weight(graph: &Graph, tensor: TensorId) -> bool {
+    matches!(graph.tensor(tensor).kind, Kind::Weight(_) | Kind::Constant(_) | Kind::State { .. } | Kind::Input)
+}

@@ -1,0 +1,300 @@
+//! The skeleton of contractions: blocks of rows against panels.
+//!
+//! Workers share the units of columns; each walks its units' panels, which lie one after the other, for one block of rows
+//! after another. The activation of a block is computed into private memory where the kernel has a prologue. The cores
+//! leave a tile of the result in private memory, from which the epilogue computes what others read.
+
+use einfuse_graph::{AxisId, TensorId};
+
+use super::emit::{Emitter, Place, Scope, Span};
+use super::homes::{Panels, Units};
+use super::layout::Layout;
+use super::{Context, Mode};
+use crate::fuse::{Contract, Contraction, Kernel, Task, is_tokens};
+use crate::loops::{Address, Arg, Buffer, Core, Elem, Expr, PANEL, Share, Stmt};
+
+/// Rows in a block, where there are many.
+const BLOCK: usize = 64;
+
+/// Rows that a core takes at once.
+const GROUP: usize = 4;
+
+/// The rows at hand.
+struct Block {
+    /// The tokens' axis among the rows, and the block's first token.
+    tokens: Option<(AxisId, Expr)>,
+    /// Tokens in the block: how many there are, and at most.
+    count: Expr,
+    most: usize,
+    /// Rows per token: the product of the other rows' axes.
+    per_token: usize,
+}
+
+impl Block {
+    fn rows(&self) -> Expr {
+        self.count.clone() * self.per_token
+    }
+
+    fn most_rows(&self) -> usize {
+        self.most * self.per_token
+    }
+}
+
+pub(super) fn schedule(cx: &Context, kernel: &Kernel, contract: &Contract, e: &mut Emitter) {
+    let graph = &cx.plan.graph;
+    let first = &contract.tasks[0].contractions[0].1;
+    let tokens = first.rows.iter().copied().find(|&a| is_tokens(graph, a));
+    let size = |a: AxisId| graph.size(a).unwrap_or(1);
+    let per_token: usize = first.rows.iter().filter(|a| Some(**a) != tokens).map(|&a| size(a)).product();
+    let mode = cx.mode(kernel);
+    cx.bind_tokens(&mode, e);
+    match (tokens, &mode) {
+        (Some(t), Mode::Many) => {
+            let most = (BLOCK / per_token).max(1);
+            e.repeat(Expr::Int(0), Arg::Tokens.into(), most, |e, from| {
+                let left = e.int((Expr::from(Arg::Tokens) - from.clone()).min(most));
+                let to = from.clone() + left.clone();
+                e.spans.insert(t, Span { from: from.clone(), to, aligned: true, len: None });
+                let block = Block { tokens: Some((t, from)), count: left, most, per_token };
+                work(cx, kernel, contract, &block, e);
+            });
+        }
+        (Some(t), Mode::One(at)) => {
+            let block = Block { tokens: Some((t, at.clone())), count: Expr::Int(1), most: 1, per_token };
+            work(cx, kernel, contract, &block, e);
+        }
+        (None, _) => {
+            let block = Block { tokens: None, count: Expr::Int(1), most: 1, per_token };
+            work(cx, kernel, contract, &block, e);
+        }
+    }
+}
+
+/// Everything for one block of rows.
+fn work(cx: &Context, kernel: &Kernel, contract: &Contract, block: &Block, e: &mut Emitter) {
+    let graph = &cx.plan.graph;
+    for &q in &contract.prologue {
+        let equation = cx.plan.equations[q];
+        let axes = &graph.tensor(equation.out).axes;
+        let sizes: Vec<usize> =
+            axes.iter()
+                .map(|&a| {
+                    if is_tokens(graph, a) { (block.most).next_multiple_of(GROUP) } else { graph.size(a).unwrap_or(1) }
+                })
+                .collect();
+        let buffer = e.floats(sizes.iter().product());
+        let mut place = Place::flat(buffer, Layout::row_major(&sizes), axes.len());
+        place.elem = cx.elem(equation.out);
+        if let Some((t, from)) = &block.tokens
+            && let Some(dim) = axes.iter().position(|a| a == t)
+        {
+            place = place.with_origin(dim, from.clone());
+        }
+        e.places.insert(equation.out, place.clone());
+        e.equation(&Scope::default(), equation.out, equation.body, &place);
+    }
+    let units: Vec<Units> = contract.tasks.iter().map(|t| Units::of(graph, t)).collect();
+    let total: usize = units.iter().map(|u| u.count).sum();
+    e.parallel(total.into(), Share::Blocks, |e, at| {
+        choose(cx, kernel, &contract.tasks, &units, 0, block, at, e);
+    });
+}
+
+/// Finds the task that a unit belongs to: the tasks' units are numbered one after the other.
+#[allow(clippy::too_many_arguments)]
+fn choose(
+    cx: &Context,
+    kernel: &Kernel,
+    tasks: &[Task],
+    units: &[Units],
+    before: usize,
+    block: &Block,
+    at: Expr,
+    e: &mut Emitter,
+) {
+    let unit = at.clone() - before;
+    let [task, more @ ..] = tasks else { return };
+    if more.is_empty() {
+        return tile(cx, kernel, task, &units[0], block, unit, e);
+    }
+    let end = before + units[0].count;
+    let then = e.block(|e| tile(cx, kernel, task, &units[0], block, unit, e));
+    let otherwise = e.block(|e| choose(cx, kernel, more, &units[1..], end, block, at.clone(), e));
+    e.push(Stmt::If { mask: at.lt(end), then, otherwise });
+}
+
+/// One unit: its cores, then its epilogue.
+fn tile(cx: &Context, kernel: &Kernel, task: &Task, units: &Units, block: &Block, unit: Expr, e: &mut Emitter) {
+    let unit = e.int(unit);
+    let mut scope = Scope::default();
+    let spans = e.spans.clone();
+    let mut rest = unit.clone();
+    for &(axis, count) in units.digits.iter().rev() {
+        let digit = e.int(if rest == unit && units.digits.len() == 1 { rest.clone() } else { rest.clone().rem(count) });
+        rest = rest.div(count);
+        if axis == units.lane {
+            let from = e.int(digit * PANEL);
+            let even = units.lane_size.is_multiple_of(PANEL);
+            let to = from.clone() + PANEL;
+            let to = if even { to } else { e.int(to.min(units.lane_size)) };
+            e.spans.insert(axis, Span { from, to, aligned: true, len: even.then_some(PANEL) });
+        } else {
+            scope.at.insert(axis, digit);
+        }
+    }
+    let before = e.scratch;
+    let outputs = cx.plan.outputs(kernel);
+    for (q, c) in &task.contractions {
+        let place = tile_place(cx, c.out, units, block, e);
+        cores(cx, c, &cx.homes.panels[q], units, block, &unit, &scope, &place, e);
+        let home = e.places.insert(c.out, place);
+        if outputs.contains(&c.out)
+            && let Some(home) = home
+        {
+            let body = cx.load(c.out);
+            e.equation(&scope, c.out, body, &home);
+        }
+    }
+    for &q in &task.epilogue {
+        let equation = cx.plan.equations[q];
+        let to = match outputs.contains(&equation.out) {
+            true => e.places[&equation.out].clone(),
+            false => {
+                let place = tile_place(cx, equation.out, units, block, e);
+                e.places.insert(equation.out, place.clone());
+                place
+            }
+        };
+        e.equation(&scope, equation.out, equation.body, &to);
+    }
+    // The next task's tiles may lie where this one's were.
+    e.release(before);
+    e.spans = spans;
+}
+
+/// A tile in private memory: rows one after the other, each with the unit's columns, panel by panel.
+fn tile_place(cx: &Context, tensor: TensorId, units: &Units, block: &Block, e: &mut Emitter) -> Place {
+    let graph = &cx.plan.graph;
+    let size = |a: AxisId| graph.size(a).unwrap_or(1);
+    let axes = &graph.tensor(tensor).axes;
+    let width = units.panels * PANEL;
+    let mut layout = Layout::default();
+    let mut origins: Vec<(usize, Expr)> = Vec::new();
+    let lanes = if units.lane_whole { units.lane_size.next_multiple_of(PANEL) } else { PANEL };
+    let mut stride = width;
+    let row_axes: Vec<AxisId> = cx.row_axes(axes, units);
+    for &a in row_axes.iter().rev() {
+        let Some(dim) = axes.iter().position(|&x| x == a) else { continue };
+        layout.push(dim, stride);
+        match &block.tokens {
+            Some((t, from)) if *t == a => origins.push((dim, from.clone())),
+            _ => stride *= size(a),
+        }
+    }
+    if let Some(dim) = axes.iter().position(|&a| a == units.lane) {
+        layout.push(dim, 1);
+        if !units.lane_whole {
+            origins.push((dim, e.span(units.lane).from));
+        }
+    }
+    let mut stride = lanes;
+    for &a in units.whole.iter().rev() {
+        if let Some(dim) = axes.iter().position(|&x| x == a) {
+            layout.push(dim, stride);
+        }
+        stride *= size(a);
+    }
+    let buffer = e.floats(block.most_rows().next_multiple_of(GROUP) * width);
+    let mut place = Place::flat(buffer, layout, axes.len());
+    place.elem = cx.elem(tensor);
+    for (dim, from) in origins {
+        place = place.with_origin(dim, from);
+    }
+    place
+}
+
+/// All cores of a unit for one contraction.
+#[allow(clippy::too_many_arguments)]
+fn cores(
+    cx: &Context,
+    c: &Contraction,
+    panels: &Panels,
+    units: &Units,
+    block: &Block,
+    unit: &Expr,
+    scope: &Scope,
+    tile: &Place,
+    e: &mut Emitter,
+) {
+    let graph = &cx.plan.graph;
+    let a = e.places[&c.a].clone();
+    let a_axes = &graph.tensor(c.a).axes;
+    let first_row: Vec<Expr> = a_axes
+        .iter()
+        .map(|x| match &block.tokens {
+            Some((t, from)) if t == x => from.clone(),
+            _ => scope.at.get(x).filter(|_| c.batch.contains(x)).cloned().unwrap_or(Expr::Int(0)),
+        })
+        .collect();
+    let a = a.address(&first_row);
+    let batch: usize = c.batch.iter().map(|&x| graph.size(x).unwrap_or(1)).product();
+    let a_stride = panels.depth * batch;
+    let width = units.panels * PANEL;
+    let b = Address::new(panels.buffer.clone(), unit.clone() * panels.unit_stride + panels.base);
+    let c_at = Address::new(flat(tile), 0);
+    e.repeat(Expr::Int(0), units.panels.into(), 1, |e, panel| {
+        let b = b.clone().plus(panel.clone() * panels.panel);
+        let c_at = c_at.clone().plus(panel * PANEL);
+        let core = |rows: usize, row: Expr| {
+            Stmt::Core(Core {
+                rows,
+                depth: panels.depth.into(),
+                a: a.clone().plus(row.clone() * a_stride),
+                a_stride: a_stride.into(),
+                b: b.clone(),
+                b_elem: panels.elem,
+                c: c_at.clone().plus(row * width),
+                c_stride: width.into(),
+                accumulate: false,
+            })
+        };
+        match block.rows().as_int() {
+            Some(rows) => {
+                let rows = rows as usize;
+                e.repeat(Expr::Int(0), (rows / GROUP * GROUP).into(), GROUP, |e, row| e.push(core(GROUP, row)));
+                if !rows.is_multiple_of(GROUP) {
+                    e.push(core(rows % GROUP, Expr::from(rows / GROUP * GROUP)));
+                }
+            }
+            None => e.repeat(Expr::Int(0), block.rows(), GROUP, |e, row| e.push(core(GROUP, row))),
+        }
+    });
+}
+
+/// The buffer of a place that is one stretch.
+pub(super) fn flat(place: &Place) -> Buffer {
+    match &place.memory {
+        super::emit::Memory::Flat(buffer) => buffer.clone(),
+        super::emit::Memory::Paged { .. } => Buffer::Scratch(0),
+    }
+}
+
+impl Context<'_> {
+    /// The axes of a tile's tensor that number its rows, the tokens first: all that are neither columns nor batch.
+    fn row_axes(&self, axes: &[AxisId], units: &Units) -> Vec<AxisId> {
+        let column = |a: &AxisId| {
+            *a == units.lane || units.whole.contains(a) || units.digits.iter().any(|(digit, _)| digit == a)
+        };
+        let mut rows: Vec<AxisId> = axes.iter().filter(|a| !column(a)).copied().collect();
+        rows.sort_by_key(|&a| !is_tokens(&self.plan.graph, a));
+        rows
+    }
+
+    /// How a value's elements are stored.
+    pub(super) fn elem(&self, tensor: TensorId) -> Elem {
+        match self.plan.graph.tensor(tensor).ty {
+            einfuse_graph::Type::Int => Elem::I32,
+            _ => Elem::F32,
+        }
+    }
+}

@@ -1,0 +1,886 @@
+//! Writing loops: expressions of the graph as expressions of the loop language, equations as loop nests.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use einfuse_graph as graph;
+use einfuse_graph::{AxisId, Extent, Graph, Reduction, TensorId, Type};
+
+use super::layout::{Layout, Step};
+use crate::loops::{Address, Arg, Binary, Buffer, Elem, Expr, Fold, LANES, Share, Stmt, Ty, Unary, Var};
+
+type GExpr = graph::ExprId;
+
+/// Where a tensor's elements are.
+#[derive(Clone, Debug)]
+pub(crate) struct Place {
+    pub(crate) memory: Memory,
+    pub(crate) elem: Elem,
+    pub(crate) layout: Layout,
+    /// For each dimension what is taken from a coordinate before the layout sees it.
+    pub(crate) origin: Vec<Expr>,
+}
+
+/// The kinds of memory.
+#[derive(Clone, Debug)]
+pub(crate) enum Memory {
+    /// One stretch.
+    Flat(Buffer),
+    /// Pages of a cache; the first dimension is the absolute position, of which the layout sees the remainder.
+    Paged { table: usize, slot: usize, positions: usize },
+}
+
+impl Place {
+    pub(crate) fn flat(buffer: Buffer, layout: Layout, dims: usize) -> Place {
+        Place { memory: Memory::Flat(buffer), elem: Elem::F32, layout, origin: vec![Expr::Int(0); dims] }
+    }
+
+    /// The address of the element at these coordinates.
+    pub(crate) fn address(&self, index: &[Expr]) -> Address {
+        let index: Vec<Expr> = index.iter().zip(&self.origin).map(|(i, o)| i.clone() - o.clone()).collect();
+        match &self.memory {
+            Memory::Flat(buffer) => Address { buffer: buffer.clone(), offset: self.layout.offset(&index) },
+            Memory::Paged { table, slot, positions } => {
+                let page = Box::new(index[0].clone().div(*positions));
+                let mut within = index;
+                within[0] = within[0].clone().rem(*positions);
+                let buffer = Buffer::Page { table: *table, slot: *slot, page };
+                Address { buffer, offset: self.layout.offset(&within) }
+            }
+        }
+    }
+
+    /// Whether lanes that step so through the dimensions are neighbours in memory.
+    pub(crate) fn is_contiguous(&self, steps: &[Step]) -> bool {
+        let within_page = match self.memory {
+            Memory::Flat(_) => true,
+            Memory::Paged { .. } => match steps[0] {
+                Step::Still => true,
+                Step::One { aligned } => aligned && self.origin[0] == Expr::Int(0),
+                Step::Other => false,
+            },
+        };
+        within_page && self.layout.is_contiguous(steps)
+    }
+
+    /// Moves the origin of one dimension.
+    pub(crate) fn with_origin(mut self, dim: usize, origin: Expr) -> Place {
+        self.origin[dim] = origin;
+        self
+    }
+}
+
+/// A range of coordinates of one axis. For a tokens axis they count from the step's first token.
+#[derive(Clone, Debug)]
+pub(crate) struct Span {
+    pub(crate) from: Expr,
+    pub(crate) to: Expr,
+    /// Whether `from` is a multiple of the number of lanes.
+    pub(crate) aligned: bool,
+    /// `to - from`, where it is known.
+    pub(crate) len: Option<usize>,
+}
+
+impl Span {
+    pub(crate) fn whole(size: usize) -> Span {
+        Span { from: Expr::Int(0), to: Expr::from(size), aligned: true, len: Some(size) }
+    }
+}
+
+/// An expression with as many lanes as its coordinates want.
+#[derive(Clone, Debug)]
+pub(crate) struct Value {
+    pub(crate) expr: Expr,
+    pub(crate) vector: bool,
+}
+
+/// What is known where code is written.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Scope {
+    /// The coordinates of axes that are bound: of a tokens axis counted from the step's first token.
+    pub(crate) at: BTreeMap<AxisId, Expr>,
+    /// The axis along which lanes are neighbours; its entry in `at` is the first lane's.
+    vector: Option<(AxisId, bool)>,
+    /// Integers that are affine in one coordinate here.
+    affine: HashMap<GExpr, Affine>,
+    /// Masks that are known here.
+    truth: HashMap<GExpr, bool>,
+}
+
+/// `slope · coordinate + offset`, and the smallest and largest value that it has.
+#[derive(Clone, Copy, Debug)]
+struct Affine {
+    axis: AxisId,
+    slope: i64,
+    offset: i64,
+    range: (i64, i64),
+}
+
+impl Scope {
+    /// The same without lanes: at the first.
+    fn scalar(&self) -> Scope {
+        Scope { vector: None, ..self.clone() }
+    }
+
+    /// Four neighbours along an axis, the first at a multiple of four.
+    pub(crate) fn with_lanes(mut self, axis: AxisId, first: Expr) -> Scope {
+        self.at.insert(axis, first);
+        self.vector = Some((axis, true));
+        self
+    }
+
+    pub(crate) fn with(mut self, axis: AxisId, at: Expr) -> Scope {
+        self.at.insert(axis, at);
+        self
+    }
+}
+
+/// Writes one kernel.
+pub(crate) struct Emitter<'a> {
+    pub(crate) graph: &'a Graph,
+    /// Where tensors are read.
+    pub(crate) places: HashMap<TensorId, Place>,
+    /// The ranges of axes that are not visited whole.
+    pub(crate) spans: HashMap<AxisId, Span>,
+    pub(crate) vars: Vec<Ty>,
+    pub(crate) scratch: usize,
+    peak: usize,
+    blocks: Vec<Vec<Stmt>>,
+    memo: HashMap<GExpr, Value>,
+    uses: HashMap<GExpr, usize>,
+    free: HashMap<GExpr, Vec<AxisId>>,
+}
+
+impl<'a> Emitter<'a> {
+    pub(crate) fn new(graph: &'a Graph, places: HashMap<TensorId, Place>) -> Emitter<'a> {
+        Emitter {
+            graph,
+            places,
+            spans: HashMap::new(),
+            vars: Vec::new(),
+            scratch: 0,
+            peak: 0,
+            blocks: vec![Vec::new()],
+            memo: HashMap::new(),
+            uses: HashMap::new(),
+            free: HashMap::new(),
+        }
+    }
+
+    pub(crate) fn finish(mut self) -> (Vec<Ty>, usize, Vec<Stmt>) {
+        (self.vars, self.peak.max(self.scratch), self.blocks.pop().unwrap_or_default())
+    }
+
+    /// Lets what follows use the private memory from here on again.
+    pub(crate) fn release(&mut self, from: usize) {
+        self.peak = self.peak.max(self.scratch);
+        self.scratch = from;
+    }
+
+    // ---- statements
+
+    pub(crate) fn push(&mut self, stmt: Stmt) {
+        if let Some(block) = self.blocks.last_mut() {
+            block.push(stmt);
+        }
+    }
+
+    pub(crate) fn var(&mut self, ty: Ty) -> Var {
+        self.vars.push(ty);
+        Var(self.vars.len() as u32 - 1)
+    }
+
+    pub(crate) fn bind(&mut self, ty: Ty, expr: Expr) -> Var {
+        let var = self.var(ty);
+        self.push(Stmt::Let(var, expr));
+        var
+    }
+
+    /// An integer that is used more than once: a variable, unless it is one or a constant already.
+    pub(crate) fn int(&mut self, expr: Expr) -> Expr {
+        match expr {
+            Expr::Int(_) | Expr::Var(_) | Expr::Arg(_) => expr,
+            expr => self.bind(Ty::Int, expr).into(),
+        }
+    }
+
+    pub(crate) fn block(&mut self, f: impl FnOnce(&mut Self)) -> Vec<Stmt> {
+        self.blocks.push(Vec::new());
+        f(self);
+        self.blocks.pop().unwrap_or_default()
+    }
+
+    pub(crate) fn repeat(&mut self, from: Expr, to: Expr, step: usize, f: impl FnOnce(&mut Self, Expr)) {
+        if let (Some(a), Some(b)) = (from.as_int(), to.as_int())
+            && b - a <= step as i64
+        {
+            if b > a {
+                f(self, from);
+            }
+            return;
+        }
+        let var = self.var(Ty::Int);
+        let body = self.block(|e| f(e, var.into()));
+        self.push(Stmt::For { var, from, to, step: step as i64, body });
+    }
+
+    pub(crate) fn parallel(&mut self, count: Expr, share: Share, f: impl FnOnce(&mut Self, Expr)) {
+        let var = self.var(Ty::Int);
+        let body = self.block(|e| f(e, var.into()));
+        self.push(Stmt::Parallel { var, count, share, body });
+    }
+
+    pub(crate) fn when(&mut self, mask: Expr, f: impl FnOnce(&mut Self)) {
+        let then = self.block(f);
+        self.push(Stmt::If { mask, then, otherwise: Vec::new() });
+    }
+
+    pub(crate) fn note(&mut self, text: String) {
+        self.push(Stmt::Note(text));
+    }
+
+    /// Private memory for so many floats.
+    pub(crate) fn floats(&mut self, count: usize) -> Buffer {
+        let at = self.scratch;
+        self.scratch += (count * 4).next_multiple_of(64);
+        Buffer::Scratch(at)
+    }
+
+    pub(crate) fn span(&self, axis: AxisId) -> Span {
+        if let Some(span) = self.spans.get(&axis) {
+            return span.clone();
+        }
+        match self.graph.axis(axis).extent {
+            Extent::Fixed(size) => Span::whole(size),
+            Extent::Tokens => Span { from: Expr::Int(0), to: Arg::Tokens.into(), aligned: true, len: None },
+            Extent::Positions => Span { from: Expr::Int(0), to: end_of_positions(), aligned: true, len: None },
+        }
+    }
+
+    // ---- equations
+
+    /// Loops over the axes that are not bound yet and stores each element of `out = body` at `to`.
+    pub(crate) fn equation(&mut self, scope: &Scope, out: TensorId, body: GExpr, to: &Place) {
+        let axes: Vec<AxisId> =
+            self.graph.tensor(out).axes.iter().filter(|a| !scope.at.contains_key(a)).copied().collect();
+        self.note(format!("{} = {}", graph_name(self.graph, out), graph::print_expr(self.graph, body)));
+        self.nest(scope.clone(), &axes, out, body, to);
+    }
+
+    fn nest(&mut self, scope: Scope, axes: &[AxisId], out: TensorId, body: GExpr, to: &Place) {
+        match axes {
+            [] => self.element(&scope, out, body, to),
+            [axis] => self.innermost(scope, *axis, out, body, to),
+            [axis, rest @ ..] => {
+                let span = self.span(*axis);
+                self.repeat(span.from, span.to, 1, |e, at| {
+                    let mut scope = scope;
+                    scope.at.insert(*axis, at);
+                    e.nest(scope, rest, out, body, to);
+                });
+            }
+        }
+    }
+
+    fn innermost(&mut self, scope: Scope, axis: AxisId, out: TensorId, body: GExpr, to: &Place) {
+        let term = match self.graph.expr(body) {
+            graph::Expr::Reduce { op: Reduction::ArgMax, .. } => None,
+            graph::Expr::Reduce { body, .. } => Some(*body),
+            _ => Some(body),
+        };
+        let span = self.span(axis);
+        for (scope, span) in self.segments(scope, axis, span, body) {
+            let dims: Vec<Step> = self
+                .graph
+                .tensor(out)
+                .axes
+                .iter()
+                .map(|&a| if a == axis { Step::One { aligned: span.aligned } } else { Step::Still })
+                .collect();
+            let vector = to.elem == Elem::F32
+                && to.is_contiguous(&dims)
+                && span.len.is_none_or(|n| n >= LANES)
+                && term.is_some_and(|t| self.has_lanes(&scope, axis, t))
+                && !self.prefers_depth(body, axis);
+            self.lanes(&scope, axis, &span, vector, |e, scope| e.element(scope, out, body, to));
+        }
+    }
+
+    /// Whether a reduction is better vectorised along what it sums: nothing it loads runs along `axis`, which would only
+    /// hold copies, or everything would have to be gathered.
+    fn prefers_depth(&mut self, body: GExpr, axis: AxisId) -> bool {
+        let graph::Expr::Reduce { body: inner, axes, .. } = self.graph.expr(body).clone() else { return false };
+        let Some(&last) = axes.last() else { return false };
+        let (mut along_axis, mut along_depth) = (false, false);
+        for tensor in crate::fuse::loads(self.graph, inner) {
+            let Some(place) = self.places.get(&tensor) else { continue };
+            let step = |of: AxisId| -> Vec<Step> {
+                let axes = &self.graph.tensor(tensor).axes;
+                axes.iter().map(|&a| if a == of { Step::One { aligned: true } } else { Step::Still }).collect()
+            };
+            along_axis |= place.is_contiguous(&step(axis));
+            along_depth |= place.is_contiguous(&step(last));
+        }
+        along_depth && !along_axis
+    }
+
+    /// Visits a span four coordinates at a time, where there are lanes, and the rest one by one.
+    fn lanes(&mut self, scope: &Scope, axis: AxisId, span: &Span, vector: bool, mut f: impl FnMut(&mut Self, &Scope)) {
+        let mut from = span.from.clone();
+        if vector {
+            let to = match span.len {
+                Some(len) => span.from.clone() + len / LANES * LANES,
+                None => {
+                    let len = span.to.clone() - span.from.clone();
+                    self.int(span.from.clone() + len.div(LANES) * LANES)
+                }
+            };
+            self.repeat(from, to.clone(), LANES, |e, at| {
+                let mut scope = scope.clone();
+                scope.at.insert(axis, at);
+                scope.vector = Some((axis, span.aligned));
+                f(e, &scope);
+            });
+            if span.len.is_some_and(|n| n % LANES == 0) {
+                return;
+            }
+            from = to;
+        }
+        self.repeat(from, span.to.clone(), 1, |e, at| {
+            let mut scope = scope.clone();
+            scope.at.insert(axis, at);
+            f(e, &scope);
+        });
+    }
+
+    fn element(&mut self, scope: &Scope, out: TensorId, body: GExpr, to: &Place) {
+        let value = match self.graph.expr(body).clone() {
+            graph::Expr::Reduce { op: Reduction::ArgMax, axes, body } => self.argmax(scope, axes[0], body),
+            graph::Expr::Reduce { op, axes, body } => self.reduction(scope, op, &axes, body),
+            _ => self.value(scope, body),
+        };
+        let axes = self.graph.tensor(out).axes.clone();
+        let index: Vec<Expr> = axes.iter().map(|a| scope.at[a].clone()).collect();
+        let value = if scope.vector.is_some() { widen(value) } else { value.expr };
+        self.push(Stmt::Store { elem: to.elem, at: to.address(&index), value });
+    }
+
+    /// A reduction at the coordinates of the scope, with lanes along the scope's vector axis, or else along the last of
+    /// the reduced axes.
+    fn reduction(&mut self, scope: &Scope, op: Reduction, axes: &[AxisId], body: GExpr) -> Value {
+        let neutral = Expr::Float(op.neutral() as f32);
+        if scope.vector.is_some() {
+            let sum = self.bind(Ty::Floats, neutral.splat());
+            self.accumulate(scope, op, axes, body, &mut |e, value, product| {
+                e.push(Stmt::Set(sum, combine(op, sum.into(), value, product)));
+            });
+            return Value { expr: sum.into(), vector: true };
+        }
+        let [outer @ .., last] = axes else { return Value { expr: neutral, vector: false } };
+        let total = self.bind(Ty::Float, neutral.clone());
+        let wide = self.bind(Ty::Floats, neutral.splat());
+        let mut used = false;
+        let (scope, last) = (scope.clone(), *last);
+        self.over(scope, outer, &mut |e, scope| {
+            let span = e.span(last);
+            for (scope, span) in e.segments(scope, last, span, body) {
+                let vector = span.len.is_none_or(|n| n >= LANES) && e.has_lanes(&scope, last, body);
+                used |= vector;
+                e.lanes(&scope, last, &span, vector, |e, scope| {
+                    let (value, product) = e.terms(scope, op, body);
+                    let sum = if scope.vector.is_some() { wide } else { total };
+                    e.push(Stmt::Set(sum, combine(op, sum.into(), value, product)));
+                });
+            }
+        });
+        if !used {
+            return Value { expr: total.into(), vector: false };
+        }
+        let fold = match op {
+            Reduction::Sum => Fold::Sum,
+            Reduction::Min => Fold::Min,
+            Reduction::Max | Reduction::ArgMax => Fold::Max,
+        };
+        let expr = combine(op, total.into(), Expr::from(wide).fold(fold), None);
+        Value { expr: self.bind(Ty::Float, expr).into(), vector: false }
+    }
+
+    fn accumulate(
+        &mut self,
+        scope: &Scope,
+        op: Reduction,
+        axes: &[AxisId],
+        body: GExpr,
+        f: &mut dyn FnMut(&mut Self, Expr, Option<Expr>),
+    ) {
+        self.over(scope.clone(), axes, &mut |e, scope| {
+            let (value, product) = e.terms(&scope, op, body);
+            f(e, value, product);
+        });
+    }
+
+    /// What a reduction combines next: a value, or for a sum of products its two factors.
+    fn terms(&mut self, scope: &Scope, op: Reduction, body: GExpr) -> (Expr, Option<Expr>) {
+        let wide = |v: Value| if scope.vector.is_some() { widen(v) } else { v.expr };
+        self.begin(body);
+        match *self.graph.expr(body) {
+            graph::Expr::Binary(graph::Binary::Mul, a, b) if op == Reduction::Sum => {
+                let (a, b) = (self.inner(scope, a), self.inner(scope, b));
+                (wide(a), Some(wide(b)))
+            }
+            _ => {
+                let value = self.inner(scope, body);
+                (wide(value), None)
+            }
+        }
+    }
+
+    fn over(&mut self, scope: Scope, axes: &[AxisId], f: &mut dyn FnMut(&mut Self, Scope)) {
+        match axes {
+            [] => f(self, scope),
+            [axis, rest @ ..] => {
+                let span = self.span(*axis);
+                self.repeat(span.from, span.to, 1, |e, at| {
+                    let mut scope = scope;
+                    scope.at.insert(*axis, at);
+                    e.over(scope, rest, f);
+                });
+            }
+        }
+    }
+
+    fn argmax(&mut self, scope: &Scope, axis: AxisId, body: GExpr) -> Value {
+        let best = self.bind(Ty::Float, Expr::Float(f32::NEG_INFINITY));
+        let at = self.bind(Ty::Int, Expr::Int(0));
+        self.over(scope.clone(), &[axis], &mut |e, scope| {
+            let value = e.value(&scope, body).expr;
+            let value = e.bind(Ty::Float, value);
+            e.when(Expr::from(value).gt(best), |e| {
+                e.push(Stmt::Set(best, value.into()));
+                e.push(Stmt::Set(at, scope.at[&axis].clone()));
+            });
+        });
+        Value { expr: at.into(), vector: false }
+    }
+
+    // ---- expressions
+
+    /// The value of an expression at the scope's coordinates.
+    pub(crate) fn value(&mut self, scope: &Scope, id: GExpr) -> Value {
+        self.begin(id);
+        self.inner(scope, id)
+    }
+
+    /// Forgets what was computed for another expression, and counts uses, so that what is used twice is computed once.
+    fn begin(&mut self, id: GExpr) {
+        self.memo.clear();
+        self.uses.clear();
+        let mut stack = vec![id];
+        while let Some(id) = stack.pop() {
+            let uses = self.uses.entry(id).or_insert(0);
+            *uses += 1;
+            if *uses == 1 {
+                stack.extend(self.graph.expr(id).children());
+            }
+        }
+    }
+
+    fn inner(&mut self, scope: &Scope, id: GExpr) -> Value {
+        if let Some(value) = self.memo.get(&id) {
+            return value.clone();
+        }
+        let mut value = self.fresh(scope, id);
+        let again = self.uses.get(&id).is_some_and(|&n| n > 1);
+        if again && !matches!(value.expr, Expr::Int(_) | Expr::Float(_) | Expr::Var(_) | Expr::Arg(_)) {
+            let ty = ty(self.graph.type_of(id), value.vector);
+            value.expr = self.bind(ty, value.expr).into();
+        }
+        if again {
+            self.memo.insert(id, value.clone());
+        }
+        value
+    }
+
+    fn fresh(&mut self, scope: &Scope, id: GExpr) -> Value {
+        if let Some(&Affine { axis, slope, offset, .. }) = scope.affine.get(&id) {
+            let at = scope.at[&axis].clone();
+            let moves = slope != 0 && scope.vector.is_some_and(|(v, _)| v == axis);
+            return match (moves, slope) {
+                (true, 1) => Value { expr: (at + offset).iota(), vector: true },
+                (true, _) => {
+                    let lanes = at.iota() * Expr::Int(slope).splat() + Expr::Int(offset).splat();
+                    Value { expr: lanes, vector: true }
+                }
+                (false, _) => Value { expr: at * slope + offset, vector: false },
+            };
+        }
+        if let Some(&truth) = scope.truth.get(&id) {
+            return Value { expr: Expr::Int(truth.into()).equals(1), vector: false };
+        }
+        match self.graph.expr(id).clone() {
+            graph::Expr::Float(x) => Value { expr: Expr::Float(x.0 as f32), vector: false },
+            graph::Expr::Int(x) => Value { expr: Expr::Int(x), vector: false },
+            graph::Expr::Coordinate(axis) => {
+                let mut expr = scope.at[&axis].clone();
+                if self.graph.axis(axis).extent == Extent::Tokens {
+                    expr = expr + Arg::Past;
+                }
+                match scope.vector {
+                    Some((v, _)) if v == axis => Value { expr: expr.iota(), vector: true },
+                    _ => Value { expr, vector: false },
+                }
+            }
+            graph::Expr::Load { tensor, index } => self.load(scope, tensor, &index),
+            graph::Expr::Unary(op, x) => {
+                let x = self.inner(scope, x);
+                Value { expr: x.expr.unary(unary(op)), vector: x.vector }
+            }
+            graph::Expr::Binary(op, a, b) => {
+                let (a, b) = (self.inner(scope, a), self.inner(scope, b));
+                let vector = a.vector || b.vector;
+                let (a, b) = if vector { (widen(a), widen(b)) } else { (a.expr, b.expr) };
+                Value { expr: crate::loops::binary(binary(op), a, b), vector }
+            }
+            graph::Expr::Select { mask, then, otherwise } => {
+                if let Some(&truth) = scope.truth.get(&mask) {
+                    return self.inner(scope, if truth { then } else { otherwise });
+                }
+                let mask = self.inner(scope, mask);
+                let (then, otherwise) = (self.inner(scope, then), self.inner(scope, otherwise));
+                let vector = mask.vector || then.vector || otherwise.vector;
+                let all = [mask, then, otherwise].map(|v| if vector { widen(v) } else { v.expr });
+                let [mask, then, otherwise] = all;
+                Value { expr: mask.select(then, otherwise), vector }
+            }
+            // Reductions stand only outermost, in `element`.
+            graph::Expr::Reduce { .. } => Value { expr: Expr::Float(f32::NAN), vector: false },
+        }
+    }
+
+    fn load(&mut self, scope: &Scope, tensor: TensorId, index: &[GExpr]) -> Value {
+        let place = self.places[&tensor].clone();
+        let axes = self.graph.tensor(tensor).axes.clone();
+        let steps: Vec<Step> = index.iter().map(|&i| self.step(scope, i)).collect();
+        let float = self.graph.tensor(tensor).ty == Type::Float;
+        if steps.iter().all(|s| *s == Step::Still) {
+            let at = self.address(scope, &place, &axes, index);
+            return Value { expr: at.load(place.elem), vector: false };
+        }
+        if place.elem != Elem::Bf16 && place.is_contiguous(&steps) {
+            let first = scope.scalar();
+            let at = self.apart(|e| e.address(&first, &place, &axes, index));
+            return Value { expr: at.load4(place.elem), vector: true };
+        }
+        let lanes = [0usize, 1, 2, 3].map(|lane| {
+            let mut one = scope.scalar();
+            if let Some((axis, _)) = scope.vector {
+                let first = one.at[&axis].clone();
+                one.at.insert(axis, first + lane);
+            }
+            self.apart(|e| e.address(&one, &place, &axes, index)).load(place.elem)
+        });
+        debug_assert!(float, "integers are gathered lane by lane only in scalar code");
+        Value { expr: Expr::Gather(Box::new(lanes)), vector: true }
+    }
+
+    /// Computes something whose parts are not those of the expression at hand.
+    fn apart<T>(&mut self, f: impl FnOnce(&mut Self) -> T) -> T {
+        let (memo, uses) = (std::mem::take(&mut self.memo), std::mem::take(&mut self.uses));
+        let result = f(self);
+        (self.memo, self.uses) = (memo, uses);
+        result
+    }
+
+    fn address(&mut self, scope: &Scope, place: &Place, axes: &[AxisId], index: &[GExpr]) -> Address {
+        let index: Vec<Expr> = axes.iter().zip(index).map(|(&axis, &i)| self.index(scope, axis, i)).collect();
+        place.address(&index)
+    }
+
+    /// A coordinate of `axis` as a scalar, kept within the axis where it might leave it.
+    fn index(&mut self, scope: &Scope, axis: AxisId, id: GExpr) -> Expr {
+        if *self.graph.expr(id) == graph::Expr::Coordinate(axis) {
+            return scope.at[&axis].clone();
+        }
+        let at = self.inner(scope, id).expr;
+        let size = match self.graph.axis(axis).extent {
+            Extent::Fixed(size) => size,
+            Extent::Tokens => {
+                let last = Expr::from(Arg::Tokens) - 1;
+                return (at - Arg::Past).max(0).min(last);
+            }
+            Extent::Positions => return at.max(0).min(end_of_positions() - 1),
+        };
+        match self.range(scope, id) {
+            Some((low, high)) if low >= 0 && high < size as i64 => at,
+            _ => at.max(0).min(size as i64 - 1),
+        }
+    }
+
+    /// The smallest and largest value of an integer, where they are known.
+    fn range(&mut self, scope: &Scope, id: GExpr) -> Option<(i64, i64)> {
+        if let Some(affine) = scope.affine.get(&id) {
+            return Some(affine.range);
+        }
+        match *self.graph.expr(id) {
+            graph::Expr::Int(x) => Some((x, x)),
+            graph::Expr::Coordinate(axis) => Some((0, self.graph.size(axis)? as i64 - 1)),
+            graph::Expr::Binary(op, a, b) => {
+                let ((a, x), (b, y)) = (self.range(scope, a)?, self.range(scope, b)?);
+                match op {
+                    graph::Binary::Add => Some((a + b, x + y)),
+                    graph::Binary::Sub => Some((a - y, x - b)),
+                    graph::Binary::Mul => {
+                        let all = [a * b, a * y, x * b, x * y];
+                        Some((*all.iter().min()?, *all.iter().max()?))
+                    }
+                    graph::Binary::Div if b == y && b > 0 => Some((a.div_euclid(b), x.div_euclid(b))),
+                    graph::Binary::Rem if b == y && b > 0 => Some((0, b - 1)),
+                    graph::Binary::Min => Some((a.min(b), x.min(y))),
+                    graph::Binary::Max => Some((a.max(b), x.max(y))),
+                    _ => None,
+                }
+            }
+            graph::Expr::Select { then, otherwise, .. } => {
+                let ((a, x), (b, y)) = (self.range(scope, then)?, self.range(scope, otherwise)?);
+                Some((a.min(b), x.max(y)))
+            }
+            _ => None,
+        }
+    }
+
+    fn free(&mut self, id: GExpr) -> &[AxisId] {
+        let graph = self.graph;
+        self.free.entry(id).or_insert_with(|| graph.free_axes(id))
+    }
+
+    /// How an index changes from lane to lane.
+    fn step(&mut self, scope: &Scope, id: GExpr) -> Step {
+        let Some((axis, aligned)) = scope.vector else { return Step::Still };
+        if !self.free(id).contains(&axis) {
+            return Step::Still;
+        }
+        if let Some(&Affine { slope, offset, .. }) = scope.affine.get(&id) {
+            return match slope {
+                0 => Step::Still,
+                1 => Step::One { aligned: aligned && offset % LANES as i64 == 0 },
+                _ => Step::Other,
+            };
+        }
+        match *self.graph.expr(id) {
+            graph::Expr::Coordinate(_) => Step::One { aligned },
+            graph::Expr::Binary(graph::Binary::Add, a, b) => match (self.step(scope, a), self.step(scope, b)) {
+                (Step::One { .. }, Step::Still) | (Step::Still, Step::One { .. }) => Step::One { aligned: false },
+                _ => Step::Other,
+            },
+            graph::Expr::Binary(graph::Binary::Sub, a, b) => match (self.step(scope, a), self.step(scope, b)) {
+                (Step::One { .. }, Step::Still) => Step::One { aligned: false },
+                _ => Step::Other,
+            },
+            _ => Step::Other,
+        }
+    }
+
+    /// Whether an expression can be computed for four neighbours along `axis` at once.
+    pub(crate) fn has_lanes(&mut self, scope: &Scope, axis: AxisId, id: GExpr) -> bool {
+        let mut seen = HashSet::new();
+        let mut stack = vec![id];
+        while let Some(id) = stack.pop() {
+            if !seen.insert(id) || scope.affine.contains_key(&id) || scope.truth.contains_key(&id) {
+                continue;
+            }
+            if !self.free(id).contains(&axis) {
+                continue;
+            }
+            let expr = self.graph.expr(id);
+            let fine = match (self.graph.type_of(id), expr) {
+                (Type::Int, graph::Expr::Coordinate(_)) => true,
+                (Type::Int, graph::Expr::Unary(..)) => true,
+                (Type::Int, graph::Expr::Binary(op, ..)) => {
+                    matches!(op, graph::Binary::Add | graph::Binary::Sub | graph::Binary::Mul)
+                }
+                (Type::Int, _) => false,
+                _ => true,
+            };
+            if !fine {
+                return false;
+            }
+            // An index is evaluated lane by lane where it is not a plain step.
+            if !matches!(expr, graph::Expr::Load { .. }) {
+                stack.extend(expr.children());
+            }
+        }
+        true
+    }
+
+    /// Cuts a span where integers and masks that depend on the axis alone change their course, so that within a segment
+    /// each is `slope · coordinate + offset`, or known.
+    fn segments(&mut self, scope: Scope, axis: AxisId, span: Span, body: GExpr) -> Vec<(Scope, Span)> {
+        const MOST: usize = 8;
+        let (Some(0), Some(size)) = (span.from.as_int(), span.len) else { return vec![(scope, span)] };
+        if size > 1 << 16 {
+            return vec![(scope, span)];
+        }
+        let (mut ints, mut masks) = (Vec::new(), Vec::new());
+        let mut seen = HashSet::new();
+        let mut stack = vec![body];
+        while let Some(id) = stack.pop() {
+            if !seen.insert(id) {
+                continue;
+            }
+            let expr = self.graph.expr(id);
+            let alone = self.free(id) == [axis];
+            match self.graph.type_of(id) {
+                Type::Int if alone && !matches!(expr, graph::Expr::Coordinate(_) | graph::Expr::Load { .. }) => {
+                    if let Some(values) = tabulate(self.graph, id, axis, size) {
+                        ints.push((id, values));
+                        continue;
+                    }
+                }
+                Type::Mask if alone => {
+                    if let Some(values) = tabulate(self.graph, id, axis, size) {
+                        masks.push((id, values));
+                        continue;
+                    }
+                }
+                _ => {}
+            }
+            stack.extend(expr.children());
+        }
+        if ints.is_empty() && masks.is_empty() {
+            return vec![(scope, span)];
+        }
+        let mut cuts = vec![0];
+        let mut from = 0;
+        for at in 1..size {
+            let broken = ints.iter().any(|(_, v)| at > from + 1 && v[at] - v[at - 1] != v[from + 1] - v[from])
+                || masks.iter().any(|(_, v)| v[at] != v[from]);
+            if broken {
+                cuts.push(at);
+                from = at;
+                if cuts.len() > MOST {
+                    return vec![(scope, span)];
+                }
+            }
+        }
+        cuts.push(size);
+        let mut segments = Vec::new();
+        for cut in cuts.windows(2) {
+            let (from, to) = (cut[0], cut[1]);
+            let mut scope = scope.clone();
+            for (id, values) in &ints {
+                let slope = if to - from > 1 { values[from + 1] - values[from] } else { 0 };
+                let (first, last) = (values[from], values[to - 1]);
+                let range = (first.min(last), first.max(last));
+                scope.affine.insert(*id, Affine { axis, slope, offset: first - slope * from as i64, range });
+            }
+            for (id, values) in &masks {
+                scope.truth.insert(*id, values[from] != 0);
+            }
+            let aligned = from % LANES == 0;
+            segments.push((scope, Span { from: from.into(), to: to.into(), aligned, len: Some(to - from) }));
+        }
+        segments
+    }
+}
+
+/// The number of positions after this step.
+pub(crate) fn end_of_positions() -> Expr {
+    Expr::from(Arg::Past) + Arg::Tokens
+}
+
+pub(crate) fn widen(value: Value) -> Expr {
+    if value.vector { value.expr } else { value.expr.splat() }
+}
+
+fn combine(op: Reduction, sum: Expr, value: Expr, product: Option<Expr>) -> Expr {
+    match (op, product) {
+        (Reduction::Sum, Some(factor)) => value.fma(factor, sum),
+        (Reduction::Sum, None) => sum + value,
+        (Reduction::Min, _) => sum.min(value),
+        (Reduction::Max | Reduction::ArgMax, _) => sum.max(value),
+    }
+}
+
+fn ty(ty: Type, vector: bool) -> Ty {
+    match (ty, vector) {
+        (Type::Float, false) => Ty::Float,
+        (Type::Int, false) => Ty::Int,
+        (Type::Mask, false) => Ty::Mask,
+        (Type::Float, true) => Ty::Floats,
+        (Type::Int, true) => Ty::Ints,
+        (Type::Mask, true) => Ty::Masks,
+    }
+}
+
+fn unary(op: graph::Unary) -> Unary {
+    match op {
+        graph::Unary::Neg => Unary::Neg,
+        graph::Unary::Not => Unary::Not,
+        graph::Unary::Abs => Unary::Abs,
+        graph::Unary::Exp => Unary::Exp,
+        graph::Unary::Log => Unary::Log,
+        graph::Unary::Sin => Unary::Sin,
+        graph::Unary::Cos => Unary::Cos,
+        graph::Unary::Tanh => Unary::Tanh,
+        graph::Unary::Erf => Unary::Erf,
+        graph::Unary::Sqrt => Unary::Sqrt,
+        graph::Unary::Rsqrt => Unary::Rsqrt,
+        graph::Unary::ToFloat => Unary::ToFloat,
+    }
+}
+
+fn binary(op: graph::Binary) -> Binary {
+    match op {
+        graph::Binary::Add => Binary::Add,
+        graph::Binary::Sub => Binary::Sub,
+        graph::Binary::Mul => Binary::Mul,
+        graph::Binary::Div => Binary::Div,
+        graph::Binary::Rem => Binary::Rem,
+        graph::Binary::Pow => Binary::Pow,
+        graph::Binary::Min => Binary::Min,
+        graph::Binary::Max => Binary::Max,
+        graph::Binary::Lt => Binary::Lt,
+        graph::Binary::Le => Binary::Le,
+        graph::Binary::Gt => Binary::Gt,
+        graph::Binary::Ge => Binary::Ge,
+        graph::Binary::Eq => Binary::Eq,
+        graph::Binary::Ne => Binary::Ne,
+        graph::Binary::And => Binary::And,
+        graph::Binary::Or => Binary::Or,
+    }
+}
+
+/// The values of an integer or mask (as 0 and 1) for all coordinates of the only axis that it depends on.
+fn tabulate(graph: &Graph, id: GExpr, axis: AxisId, size: usize) -> Option<Vec<i64>> {
+    (0..size as i64).map(|at| evaluate(graph, id, axis, at)).collect()
+}
+
+fn evaluate(graph: &Graph, id: GExpr, axis: AxisId, at: i64) -> Option<i64> {
+    let int = |id: GExpr| evaluate(graph, id, axis, at);
+    match *graph.expr(id) {
+        graph::Expr::Int(x) => Some(x),
+        graph::Expr::Coordinate(a) if a == axis => Some(at),
+        graph::Expr::Unary(graph::Unary::Neg, x) => int(x).map(|x| -x),
+        graph::Expr::Unary(graph::Unary::Not, x) => int(x).map(|x| 1 - x),
+        graph::Expr::Binary(op, a, b) if graph.type_of(a) != Type::Float => {
+            let (a, b) = (int(a)?, int(b)?);
+            match op {
+                graph::Binary::Lt => Some((a < b).into()),
+                graph::Binary::Le => Some((a <= b).into()),
+                graph::Binary::Gt => Some((a > b).into()),
+                graph::Binary::Ge => Some((a >= b).into()),
+                graph::Binary::Eq => Some((a == b).into()),
+                graph::Binary::Ne => Some((a != b).into()),
+                graph::Binary::And => Some(a & b),
+                graph::Binary::Or => Some(a | b),
+                op => op.of_ints(a, b),
+            }
+        }
+        graph::Expr::Select { mask, then, otherwise } => int(if int(mask)? != 0 { then } else { otherwise }),
+        _ => None,
+    }
+}
+
+/// `name[its axes]`, for notes.
+pub(crate) fn graph_name(graph: &Graph, tensor: TensorId) -> String {
+    format!("{}{}", graph.tensor(tensor).name, graph.axes_of(tensor))
+}

@@ -1,0 +1,656 @@
+//! Homes: where every tensor of a plan lives, decided before any loop is written.
+//!
+//! Values share one arena by their lifetimes. The stored operand of a contraction is packed into panels, in the order in
+//! which its kernel reads them; contractions whose results are used together are interleaved unit by unit, so that each
+//! worker reads one sequential stream. States lie in pages, each page holding so many positions of all layers.
+
+use std::collections::{BTreeMap, HashMap};
+
+use einfuse_graph::{AxisId, Extent, Graph, Kind, TensorId, Type};
+
+use super::emit::{Memory, Place};
+use super::layout::Layout;
+use crate::fuse::{Contraction, EqId, Fold, Kernel, Plan, Segment, Shape, Task};
+use crate::loops::{Arg, Buffer, Elem, Expr, PANEL};
+
+/// How many positions a page of a cache holds.
+pub(crate) const PAGE: usize = 64;
+
+/// Slots of the frame that every program has: tokens, past, arena, first.
+const FIXED_SLOTS: usize = 4;
+
+/// How a weight lies in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Storage {
+    /// As 32-bit floats.
+    F32,
+    /// As the upper halves of 32-bit floats.
+    Bf16,
+}
+
+impl Storage {
+    pub(crate) fn elem(self) -> Elem {
+        match self {
+            Storage::F32 => Elem::F32,
+            Storage::Bf16 => Elem::Bf16,
+        }
+    }
+
+    pub(crate) fn bytes(self) -> usize {
+        match self {
+            Storage::F32 => 4,
+            Storage::Bf16 => 2,
+        }
+    }
+}
+
+/// The columns of a task, cut into units: each unit is a tile's width and one worker's.
+#[derive(Clone, Debug)]
+pub(crate) struct Units {
+    /// Axes that number the units, with their counts; the lane axis, counted in panels, is last where it is not whole.
+    pub(crate) digits: Vec<(AxisId, usize)>,
+    /// Column axes that a unit has whole, other than the lane axis.
+    pub(crate) whole: Vec<AxisId>,
+    /// The column axis along which a panel's columns lie.
+    pub(crate) lane: AxisId,
+    pub(crate) lane_size: usize,
+    pub(crate) lane_whole: bool,
+    /// Panels of one contraction in a unit.
+    pub(crate) panels: usize,
+    /// How many units there are.
+    pub(crate) count: usize,
+}
+
+impl Units {
+    pub(crate) fn of(graph: &Graph, task: &Task) -> Units {
+        let c = &task.contractions[0].1;
+        let size = |a: AxisId| graph.size(a).unwrap_or(1);
+        let lane = c.cols[c.cols.len() - 1];
+        let (lane_size, lane_whole) = (size(lane), task.whole.contains(&lane));
+        let outer = c.batch.iter().chain(c.cols.iter().filter(|a| !task.whole.contains(a) && **a != lane));
+        let mut digits: Vec<(AxisId, usize)> = outer.map(|&a| (a, size(a))).collect();
+        let lane_panels = lane_size.div_ceil(PANEL);
+        let whole: Vec<AxisId> = c.cols.iter().filter(|a| task.whole.contains(a) && **a != lane).copied().collect();
+        let mut panels = whole.iter().map(|&a| size(a)).product();
+        match lane_whole {
+            true => panels *= lane_panels,
+            false => digits.push((lane, lane_panels)),
+        }
+        let count = digits.iter().map(|(_, n)| n).product();
+        Units { digits, whole, lane, lane_size, lane_whole, panels, count }
+    }
+}
+
+/// Where the panels of a contraction are.
+#[derive(Clone, Debug)]
+pub(crate) struct Panels {
+    pub(crate) buffer: Buffer,
+    pub(crate) elem: Elem,
+    /// Elements before the first unit's first panel.
+    pub(crate) base: usize,
+    /// Elements from unit to unit.
+    pub(crate) unit_stride: usize,
+    /// Elements of a panel.
+    pub(crate) panel: usize,
+    pub(crate) depth: usize,
+}
+
+/// One tensor's part of a region of packed weights.
+#[derive(Clone, Debug)]
+pub(crate) struct View {
+    pub(crate) tensor: TensorId,
+    /// For each axis the coordinate it is fixed at, if it is.
+    pub(crate) fixed: Vec<Option<i64>>,
+    pub(crate) layout: Layout,
+}
+
+/// A stretch of packed weights, of one layer or of all.
+#[derive(Clone, Debug)]
+pub(crate) struct Region {
+    pub(crate) storage: Storage,
+    pub(crate) len: usize,
+    pub(crate) views: Vec<View>,
+    pub(crate) layered: bool,
+}
+
+/// What a slot of a stretch's table holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Entry {
+    /// The address of a region of weights.
+    Region(usize),
+    /// The offset of a state in its page.
+    State(TensorId),
+}
+
+/// States that share pages.
+#[derive(Clone, Debug)]
+pub(crate) struct Group {
+    pub(crate) window: Option<usize>,
+    pub(crate) page_bytes: usize,
+    /// The slot of the frame with the sequence's pages.
+    pub(crate) slot: usize,
+}
+
+/// Where everything is.
+#[derive(Debug)]
+pub(crate) struct Homes {
+    /// Slots of the frame: inputs and constants.
+    pub(crate) inputs: Vec<(TensorId, usize)>,
+    pub(crate) constants: Vec<(TensorId, usize)>,
+    pub(crate) frame_len: usize,
+    pub(crate) groups: Vec<Group>,
+    pub(crate) regions: Vec<Region>,
+    /// For each stretch the slots of its table.
+    pub(crate) tables: Vec<Vec<Entry>>,
+    /// For each stretch where tensors are read and written.
+    pub(crate) places: Vec<HashMap<TensorId, Place>>,
+    pub(crate) panels: HashMap<EqId, Panels>,
+    /// For each state and layer: its group and its offset in a page, in bytes.
+    pub(crate) states: HashMap<(TensorId, Option<usize>), (usize, usize)>,
+    /// The states that lie in panels over positions, with the axes that a panel's rows are.
+    pub(crate) scores: HashMap<TensorId, Vec<AxisId>>,
+    /// The states that lie in panels over columns, with those columns.
+    pub(crate) columns: HashMap<TensorId, Vec<AxisId>>,
+    /// Bytes of the arena.
+    pub(crate) arena: usize,
+}
+
+/// What a program is made for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Extents {
+    /// Most tokens of a step.
+    pub(crate) tokens: usize,
+    /// Most positions of a sequence; bounds values that have a positions' axis.
+    pub(crate) positions: usize,
+}
+
+impl Homes {
+    pub(crate) fn of(plan: &Plan, storage: &dyn Fn(TensorId) -> Storage, extents: Extents) -> Homes {
+        let mut homes = Homes {
+            inputs: Vec::new(),
+            constants: Vec::new(),
+            frame_len: FIXED_SLOTS,
+            groups: Vec::new(),
+            regions: Vec::new(),
+            tables: vec![Vec::new(); plan.scopes().len()],
+            places: vec![HashMap::new(); plan.scopes().len()],
+            panels: HashMap::new(),
+            states: HashMap::new(),
+            scores: HashMap::new(),
+            columns: HashMap::new(),
+            arena: 0,
+        };
+        homes.frame(plan);
+        homes.pack(plan, storage);
+        homes.plain_weights(plan, storage);
+        homes.pages(plan);
+        homes.values(plan, extents);
+        homes
+    }
+
+    fn everywhere(&mut self, tensor: TensorId, place: Place) {
+        for places in &mut self.places {
+            places.insert(tensor, place.clone());
+        }
+    }
+
+    fn frame(&mut self, plan: &Plan) {
+        for (i, tensor) in plan.graph.tensors.iter().enumerate() {
+            let id = TensorId(i as u32);
+            if !matches!(tensor.kind, Kind::Input | Kind::Constant(_)) {
+                continue;
+            }
+            let slot = self.frame_len;
+            self.frame_len += 1;
+            let sizes: Vec<usize> = tensor.axes.iter().map(|&a| plan.graph.size(a).unwrap_or(1)).collect();
+            let mut place = Place::flat(Buffer::Frame(slot), Layout::row_major(&sizes), sizes.len());
+            match tensor.kind {
+                Kind::Input => {
+                    place.elem = Elem::I32;
+                    self.inputs.push((id, slot));
+                }
+                _ => self.constants.push((id, slot)),
+            }
+            self.everywhere(id, place);
+        }
+    }
+
+    fn slot(&mut self, scope: usize, entry: Entry) -> usize {
+        let table = &mut self.tables[scope];
+        table.iter().position(|e| *e == entry).unwrap_or_else(|| {
+            table.push(entry);
+            table.len() - 1
+        })
+    }
+
+    // ---- weights
+
+    /// Packs the stored operands of contractions.
+    fn pack(&mut self, plan: &Plan, storage: &dyn Fn(TensorId) -> Storage) {
+        for (scope, kernels) in plan.scopes().into_iter().enumerate() {
+            for kernel in kernels {
+                let Shape::Contract(contract) = &kernel.shape else { continue };
+                for task in &contract.tasks {
+                    self.pack_task(plan, storage, scope, task);
+                }
+            }
+        }
+    }
+
+    fn pack_task(&mut self, plan: &Plan, storage: &dyn Fn(TensorId) -> Storage, scope: usize, task: &Task) {
+        let graph = &plan.graph;
+        let units = Units::of(graph, task);
+        let alike = |a: &Contraction, b: &Contraction| {
+            storage(a.b) == storage(b.b) && graph.is_layered(a.b) == graph.is_layered(b.b)
+        };
+        // Each group of like contractions shares a region, interleaved unit by unit.
+        let mut groups: Vec<Vec<&(EqId, Contraction)>> = Vec::new();
+        for one in &task.contractions {
+            match groups.iter_mut().find(|g| alike(&g[0].1, &one.1)) {
+                Some(group) => group.push(one),
+                None => groups.push(vec![one]),
+            }
+        }
+        for group in groups {
+            let depth = group[0].1.depth_size(graph).unwrap_or(1);
+            let panel = depth * PANEL;
+            let unit_stride = panel * units.panels * group.len();
+            let storage = storage(group[0].1.b);
+            let views: Vec<View> = group
+                .iter()
+                .enumerate()
+                .map(|(nth, (_, c))| {
+                    let base = nth * panel * units.panels;
+                    let layout = panel_layout(graph, c, &units, base, unit_stride, storage == Storage::Bf16);
+                    View { tensor: c.b, fixed: c.fixed.clone(), layout }
+                })
+                .collect();
+            let layered = graph.is_layered(group[0].1.b);
+            let region = self.region(Region { storage, len: unit_stride * units.count, views, layered });
+            let slot = self.slot(scope, Entry::Region(region));
+            for (nth, (eq, _)) in group.iter().enumerate() {
+                let panels = Panels {
+                    buffer: Buffer::Layer(slot),
+                    elem: storage.elem(),
+                    base: nth * panel * units.panels,
+                    unit_stride,
+                    panel,
+                    depth,
+                };
+                self.panels.insert(*eq, panels);
+            }
+        }
+    }
+
+    /// Keeps one of equal regions.
+    fn region(&mut self, region: Region) -> usize {
+        let same = |r: &Region| {
+            r.storage == region.storage
+                && r.len == region.len
+                && r.views.len() == region.views.len()
+                && r.views
+                    .iter()
+                    .zip(&region.views)
+                    .all(|(a, b)| a.tensor == b.tensor && a.fixed == b.fixed && a.layout == b.layout)
+        };
+        self.regions.iter().position(same).unwrap_or_else(|| {
+            self.regions.push(region);
+            self.regions.len() - 1
+        })
+    }
+
+    /// Gives each weight that is loaded element by element a home: a packed one that has it whole, or its own.
+    fn plain_weights(&mut self, plan: &Plan, storage: &dyn Fn(TensorId) -> Storage) {
+        let graph = &plan.graph;
+        for (scope, kernels) in plan.scopes().into_iter().enumerate() {
+            let mut wanted: Vec<TensorId> = Vec::new();
+            for kernel in kernels {
+                for &e in &kernel.equations {
+                    let stored = match &kernel.shape {
+                        Shape::Contract(c) => {
+                            let all = c.tasks.iter().flat_map(|t| &t.contractions);
+                            all.clone().find(|(eq, _)| *eq == e).map(|(_, c)| c.b)
+                        }
+                        _ => None,
+                    };
+                    for tensor in crate::fuse::loads(graph, plan.equations[e].body) {
+                        if Some(tensor) != stored
+                            && matches!(graph.tensor(tensor).kind, Kind::Weight(_))
+                            && !wanted.contains(&tensor)
+                        {
+                            wanted.push(tensor);
+                        }
+                    }
+                }
+            }
+            for tensor in wanted {
+                let sizes: Vec<usize> = graph.tensor(tensor).axes.iter().map(|&a| graph.size(a).unwrap_or(1)).collect();
+                let whole = self
+                    .regions
+                    .iter()
+                    .position(|r| r.views.iter().any(|v| v.tensor == tensor && v.fixed.iter().all(Option::is_none)));
+                let region = whole.unwrap_or_else(|| {
+                    let len = sizes.iter().product::<usize>();
+                    let small = len <= 1 << 16;
+                    let storage = if small { Storage::F32 } else { storage(tensor) };
+                    let fixed = vec![None; sizes.len()];
+                    let layout = Layout::row_major(&sizes);
+                    let layered = graph.is_layered(tensor);
+                    self.region(Region { storage, len, views: vec![View { tensor, fixed, layout }], layered })
+                });
+                let slot = self.slot(scope, Entry::Region(region));
+                let region = &self.regions[region];
+                if let Some(view) = region.views.iter().find(|v| v.tensor == tensor) {
+                    let mut place = Place::flat(Buffer::Layer(slot), view.layout.clone(), sizes.len());
+                    place.elem = region.storage.elem();
+                    self.places[scope].insert(tensor, place);
+                }
+            }
+        }
+    }
+
+    // ---- states
+
+    fn pages(&mut self, plan: &Plan) {
+        let graph = &plan.graph;
+        for (scope, layers) in scope_layers(plan).into_iter().enumerate() {
+            let kernels = plan.scopes()[scope];
+            let made = kernels.iter().flat_map(|k| &k.equations).map(|&e| plan.equations[e].out);
+            let states: Vec<(TensorId, TensorId)> =
+                made.filter_map(|rows| plan.states.get(&rows).map(|&s| (rows, s))).collect();
+            for (rows, state) in states {
+                let window = match graph.tensor(state).kind {
+                    Kind::State { window } => window,
+                    _ => None,
+                };
+                let group = self.groups.iter().position(|g| g.window == window).unwrap_or_else(|| {
+                    self.groups.push(Group { window, page_bytes: 0, slot: self.frame_len });
+                    self.frame_len += 1;
+                    self.groups.len() - 1
+                });
+                let (layout, len) = self.state_layout(plan, kernels, state);
+                for &layer in &layers {
+                    let at = self.groups[group].page_bytes;
+                    self.states.insert((state, layer), (group, at));
+                    self.groups[group].page_bytes += (len * 4).next_multiple_of(64);
+                }
+                let slot = self.slot(scope, Entry::State(state));
+                let memory = Memory::Paged { table: self.groups[group].slot, slot, positions: PAGE };
+                let dims = graph.tensor(state).axes.len();
+                let elem = if graph.tensor(state).ty == Type::Int { Elem::I32 } else { Elem::F32 };
+                let place = Place { memory, elem, layout, origin: vec![Expr::Int(0); dims] };
+                // The appended rows live in the state, at the positions that follow the past.
+                let here = place.clone().with_origin(0, Expr::Int(0) - Arg::Past);
+                self.places[scope].insert(state, place);
+                self.places[scope].insert(rows, here);
+            }
+        }
+    }
+
+    /// The layout of a state within a page, by its first use in a stream: panels over positions where it yields scores, panels
+    /// over columns where it is summed along the positions, else rows one after the other. And its elements in a page.
+    fn state_layout(&mut self, plan: &Plan, kernels: &[Kernel], state: TensorId) -> (Layout, usize) {
+        let graph = &plan.graph;
+        let axes = &graph.tensor(state).axes;
+        let size = |a: AxisId| graph.size(a).unwrap_or(1);
+        for kernel in kernels {
+            let Shape::Stream(stream) = &kernel.shape else { continue };
+            for (_, c) in &stream.scores {
+                let Some(c) = c.as_ref().filter(|c| c.b == state && streams_scores(plan, c)) else { continue };
+                let mut layout = Layout::default();
+                let mut stride = PANEL;
+                for &a in c.depth.iter().rev() {
+                    layout.push(axes.iter().position(|&d| d == a).unwrap_or(0), stride);
+                    stride *= size(a);
+                }
+                layout.push_panels(0, stride, false);
+                stride *= PAGE / PANEL;
+                let len = push_rest(graph, axes, &mut layout, stride);
+                self.scores.insert(state, c.depth.clone());
+                return (layout, len);
+            }
+            for fold in &stream.folds {
+                let Fold::Sum { over: Some(c), .. } = fold else { continue };
+                if c.b != state || !sums_columns(c) {
+                    continue;
+                }
+                let lane = c.cols[c.cols.len() - 1];
+                let mut layout = Layout::default();
+                layout.push(0, PANEL);
+                let mut stride = PANEL * PAGE;
+                layout.push_panels(axes.iter().position(|&d| d == lane).unwrap_or(0), stride, false);
+                stride *= size(lane).div_ceil(PANEL);
+                for &a in c.cols[..c.cols.len() - 1].iter().rev() {
+                    layout.push(axes.iter().position(|&d| d == a).unwrap_or(0), stride);
+                    stride *= size(a);
+                }
+                let len = push_rest(graph, axes, &mut layout, stride);
+                self.columns.insert(state, c.cols.clone());
+                return (layout, len);
+            }
+        }
+        let mut sizes: Vec<usize> = axes.iter().map(|&a| size(a)).collect();
+        sizes[0] = PAGE;
+        let len = sizes.iter().product();
+        (Layout::row_major(&sizes), len)
+    }
+
+    // ---- values
+
+    fn values(&mut self, plan: &Plan, extents: Extents) {
+        let graph = &plan.graph;
+        let lives = lifetimes(plan);
+        let mut taken: Vec<(Life, usize, usize)> = Vec::new();
+        let mut homes: BTreeMap<TensorId, Place> = BTreeMap::new();
+        let mut slack = 0;
+        for (tensor, life) in &lives {
+            let mut last_row = false;
+            let sizes: Vec<usize> = graph
+                .tensor(*tensor)
+                .axes
+                .iter()
+                .map(|&a| match graph.axis(a).extent {
+                    Extent::Fixed(size) => size,
+                    Extent::Tokens if life.last_rows => {
+                        last_row = true;
+                        1
+                    }
+                    Extent::Tokens => extents.tokens,
+                    Extent::Positions => extents.positions,
+                })
+                .collect();
+            let len = sizes.iter().product::<usize>();
+            let row = len / sizes.first().copied().unwrap_or(1).max(1);
+            slack = slack.max(4 * row);
+            let bytes = (len * 4).next_multiple_of(64);
+            let mut at = 0;
+            let mut clashes: Vec<(usize, usize)> =
+                taken.iter().filter(|(l, ..)| l.overlaps(life)).map(|&(_, from, to)| (from, to)).collect();
+            clashes.sort();
+            for (from, to) in clashes {
+                if at + bytes <= from {
+                    break;
+                }
+                at = at.max(to);
+            }
+            taken.push((*life, at, at + bytes));
+            self.arena = self.arena.max(at + bytes);
+            let mut place = Place::flat(Buffer::Arena(at), Layout::row_major(&sizes), sizes.len());
+            if graph.tensor(*tensor).ty == Type::Int {
+                place.elem = Elem::I32;
+            }
+            if last_row {
+                let dim = graph.tensor(*tensor).axes.iter().position(|&a| crate::fuse::is_tokens(graph, a));
+                place = place.with_origin(dim.unwrap_or(0), Arg::First.into());
+            }
+            homes.insert(*tensor, place);
+        }
+        // Cores read whole groups of four rows, up to three beyond the last.
+        self.arena += slack * 4;
+        for segment in &plan.segments {
+            if let Segment::Layers { carry, initial, out, bodies, .. } = segment
+                && let Some(place) = homes.get(carry).cloned()
+            {
+                for tensor in [initial, out].into_iter().chain(bodies.iter().map(|(_, result)| result)) {
+                    homes.insert(*tensor, place.clone());
+                }
+            }
+        }
+        for (tensor, place) in homes {
+            self.everywhere(tensor, place);
+        }
+    }
+}
+
+/// The layout of a stored operand in panels: unit, panel within the unit, depth, column.
+fn panel_layout(
+    graph: &Graph,
+    c: &Contraction,
+    units: &Units,
+    base: usize,
+    unit_stride: usize,
+    permuted: bool,
+) -> Layout {
+    let dims = &graph.tensor(c.b).axes;
+    let dim = |a: AxisId| dims.iter().position(|&d| d == a);
+    let size = |a: AxisId| graph.size(a).unwrap_or(1);
+    let mut layout = Layout { base, terms: Vec::new() };
+    let mut stride = PANEL;
+    for &a in c.depth.iter().rev() {
+        if let Some(dim) = dim(a) {
+            layout.push(dim, stride);
+        }
+        stride *= size(a);
+    }
+    let lane_panels = units.lane_size.div_ceil(PANEL);
+    let lane_stride = if units.lane_whole { stride } else { unit_stride };
+    if let Some(dim) = dim(units.lane) {
+        layout.push_panels(dim, lane_stride, permuted);
+    }
+    if units.lane_whole {
+        stride *= lane_panels;
+    }
+    for &a in units.whole.iter().rev() {
+        if let Some(dim) = dim(a) {
+            layout.push(dim, stride);
+        }
+        stride *= size(a);
+    }
+    let mut stride = unit_stride;
+    for &(a, count) in units.digits.iter().rev() {
+        if let (Some(dim), false) = (dim(a), a == units.lane) {
+            layout.push(dim, stride);
+        }
+        stride *= count;
+    }
+    layout
+}
+
+/// Adds the dimensions that have no term yet, outermost.
+fn push_rest(graph: &Graph, axes: &[AxisId], layout: &mut Layout, stride: usize) -> usize {
+    let mut stride = stride;
+    for dim in (0..axes.len()).rev() {
+        if !layout.terms.iter().any(|t| t.dim == dim) {
+            layout.push(dim, stride);
+            stride *= graph.size(axes[dim]).unwrap_or(1);
+        }
+    }
+    stride
+}
+
+/// Whether a contraction yields scores from panels over positions: its only column axis is the positions'.
+pub(crate) fn streams_scores(plan: &Plan, c: &Contraction) -> bool {
+    matches!(c.cols[..], [s] if crate::fuse::is_positions(&plan.graph, s)) && c.is_over_state(&plan.graph)
+}
+
+/// Whether a sum over positions can be taken from panels over its columns.
+pub(crate) fn sums_columns(c: &Contraction) -> bool {
+    !c.cols.is_empty()
+}
+
+/// For each stretch the layers that run it; `[None]` where there are none.
+pub(crate) fn scope_layers(plan: &Plan) -> Vec<Vec<Option<usize>>> {
+    let mut all = Vec::new();
+    for segment in &plan.segments {
+        match segment {
+            Segment::Once(_) => all.push(vec![None]),
+            Segment::Layers { bodies, order, .. } => {
+                for body in 0..bodies.len() {
+                    all.push((0..order.len()).filter(|&l| order[l] == body).map(Some).collect());
+                }
+            }
+        }
+    }
+    all
+}
+
+/// From which kernel to which a value is needed, counted through all stretches.
+#[derive(Clone, Copy, Debug)]
+struct Life {
+    from: usize,
+    to: usize,
+    last_rows: bool,
+}
+
+impl Life {
+    fn overlaps(&self, other: &Life) -> bool {
+        self.from <= other.to && other.from <= self.to
+    }
+}
+
+/// The lifetimes of the values that pass from kernel to kernel, largest stretch first. Of the values that layers hand on,
+/// only the carry is listed: the others live in its home.
+fn lifetimes(plan: &Plan) -> Vec<(TensorId, Life)> {
+    let scopes = plan.scopes();
+    let mut start = vec![0];
+    for kernels in &scopes {
+        start.push(start[start.len() - 1] + kernels.len().max(1));
+    }
+    let mut scope_end: Vec<usize> = start[1..].iter().map(|s| s - 1).collect();
+    let mut lives: BTreeMap<TensorId, Life> = BTreeMap::new();
+    let mut handed: Vec<(TensorId, TensorId)> = Vec::new();
+    let mut at = 0;
+    for segment in &plan.segments {
+        match segment {
+            Segment::Once(_) => at += 1,
+            Segment::Layers { carry, initial, out, bodies, .. } => {
+                // What a layer reads from outside is needed until the last layer is done.
+                let end = scope_end[at + bodies.len() - 1];
+                scope_end[at..at + bodies.len()].fill(end);
+                lives.insert(*carry, Life { from: start[at], to: end, last_rows: false });
+                handed.extend([(*initial, *carry), (*out, *carry)]);
+                handed.extend(bodies.iter().map(|(_, result)| (*result, *carry)));
+                at += bodies.len();
+            }
+        }
+    }
+    let home = |t: TensorId| handed.iter().find(|(x, _)| *x == t).map_or(t, |(_, carry)| *carry);
+    for (scope, kernels) in scopes.iter().enumerate() {
+        for (k, kernel) in kernels.iter().enumerate() {
+            for out in plan.outputs(kernel) {
+                if plan.states.contains_key(&out) {
+                    continue;
+                }
+                let now = start[scope] + k;
+                let out = home(out);
+                let life = lives.entry(out).or_insert(Life { from: now, to: now, last_rows: kernel.last_rows });
+                life.from = life.from.min(now);
+            }
+        }
+    }
+    for (scope, kernels) in scopes.iter().enumerate() {
+        for (k, kernel) in kernels.iter().enumerate() {
+            for read in kernel.equations.iter().flat_map(|&e| plan.reads(e)).map(home) {
+                if let Some(life) = lives.get_mut(&read) {
+                    let inside = life.from >= start[scope];
+                    let until = if inside { start[scope] + k } else { scope_end[scope].max(start[scope] + k) };
+                    life.to = life.to.max(until);
+                }
+            }
+        }
+    }
+    if let Some(life) = lives.get_mut(&home(plan.graph.output)) {
+        life.to = usize::MAX;
+    }
+    lives.into_iter().collect()
+}

@@ -1,0 +1,124 @@
+//! Layouts: where the element of a tensor at some coordinates lies.
+
+use crate::loops::{Expr, LANES, PANEL};
+
+/// One summand of an offset: `stride · ((index / div) mod modulo)`, where `index` is the coordinate along one dimension.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Term {
+    /// The position of the axis in the tensor.
+    pub(crate) dim: usize,
+    pub(crate) div: usize,
+    pub(crate) modulo: Option<usize>,
+    pub(crate) stride: usize,
+}
+
+/// Offsets in elements as a sum of terms.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Layout {
+    pub(crate) base: usize,
+    pub(crate) terms: Vec<Term>,
+}
+
+/// How the coordinate along one dimension changes from lane to lane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// Not at all.
+    Still,
+    /// By one; `aligned` where the first is a multiple of the number of lanes.
+    One { aligned: bool },
+    /// In some other way.
+    Other,
+}
+
+impl Layout {
+    /// The last dimension is contiguous.
+    pub(crate) fn row_major(sizes: &[usize]) -> Layout {
+        let mut layout = Layout::default();
+        let mut stride = 1;
+        for (dim, &size) in sizes.iter().enumerate().rev() {
+            layout.push(dim, stride);
+            stride *= size;
+        }
+        layout.terms.reverse();
+        layout
+    }
+
+    pub(crate) fn push(&mut self, dim: usize, stride: usize) {
+        self.terms.push(Term { dim, div: 1, modulo: None, stride });
+    }
+
+    /// A dimension in groups of [`PANEL`] neighbours, `stride` from group to group. In `permuted` groups the columns lie
+    /// as a bf16 panel wants them (see [`crate::loops::Core`]).
+    pub(crate) fn push_panels(&mut self, dim: usize, stride: usize, permuted: bool) {
+        self.terms.push(Term { dim, div: PANEL, modulo: None, stride });
+        if permuted {
+            self.terms.push(Term { dim, div: 8, modulo: Some(2), stride: 8 });
+            self.terms.push(Term { dim, div: 4, modulo: Some(2), stride: 1 });
+            self.terms.push(Term { dim, div: 1, modulo: Some(4), stride: 2 });
+        } else {
+            self.terms.push(Term { dim, div: 1, modulo: Some(PANEL), stride: 1 });
+        }
+    }
+
+    /// The offset of the element at these coordinates.
+    pub(crate) fn offset(&self, index: &[Expr]) -> Expr {
+        self.terms.iter().fold(Expr::Int(self.base as i64), |sum, term| {
+            let mut at = index[term.dim].clone().div(term.div);
+            if let Some(modulo) = term.modulo {
+                at = at.rem(modulo);
+            }
+            sum + at * term.stride
+        })
+    }
+
+    /// The same for known coordinates.
+    pub(crate) fn offset_of(&self, index: &[usize]) -> usize {
+        let at = |t: &Term| index[t.dim] / t.div;
+        self.base + self.terms.iter().map(|t| t.modulo.map_or(at(t), |m| at(t) % m) * t.stride).sum::<usize>()
+    }
+
+    /// Whether lanes that step so through the dimensions are neighbours in memory.
+    pub(crate) fn is_contiguous(&self, steps: &[Step]) -> bool {
+        let mut moving = steps.iter().enumerate().filter(|(_, s)| **s != Step::Still);
+        let (Some((dim, step)), None) = (moving.next(), moving.next()) else { return false };
+        let Step::One { aligned } = *step else { return false };
+        let terms: Vec<&Term> = self.terms.iter().filter(|t| t.dim == dim).collect();
+        let unit = terms.iter().filter(|t| t.div == 1 && t.stride == 1).count() == 1;
+        let plain = terms.len() == 1 && terms[0].modulo.is_none();
+        let grouped = |t: &&Term| match t.div {
+            1 => t.stride == 1 && t.modulo.is_none_or(|m| m % LANES == 0),
+            div => div % LANES == 0,
+        };
+        unit && (plain || (aligned && terms.iter().all(grouped)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn panels_interleave_sixteen_columns() {
+        let mut layout = Layout::default();
+        layout.push_panels(0, 5 * PANEL, false);
+        layout.push(1, PANEL);
+        assert_eq!(layout.offset_of(&[0, 0]), 0);
+        assert_eq!(layout.offset_of(&[3, 0]), 3);
+        assert_eq!(layout.offset_of(&[3, 2]), 35);
+        assert_eq!(layout.offset_of(&[17, 0]), 81);
+        assert_eq!(layout.offset(&[Expr::Int(17), Expr::Int(4)]), Expr::Int(145));
+        let aligned = Step::One { aligned: true };
+        assert!(layout.is_contiguous(&[aligned, Step::Still]));
+        assert!(!layout.is_contiguous(&[Step::One { aligned: false }, Step::Still]));
+        assert!(!layout.is_contiguous(&[Step::Still, aligned]));
+    }
+
+    #[test]
+    fn bf16_panels_are_permuted_within_eight() {
+        let mut layout = Layout::default();
+        layout.push_panels(0, 16, true);
+        let order: Vec<usize> = (0..16).map(|c| layout.offset_of(&[c])).collect();
+        assert_eq!(order, [0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15]);
+        assert!(!layout.is_contiguous(&[Step::One { aligned: true }]));
+    }
+}

@@ -1,0 +1,155 @@
+//! The schedule: from the kernels of a plan to loops over tiles.
+//!
+//! [`homes`] decides where everything lives; then each kernel is written in the skeleton of its shape: [`rows`],
+//! [`contract`] or [`stream`], all of which write their equations through [`emit`]. A plan is scheduled for one token
+//! (decode) and for many (prefill).
+
+use std::collections::HashMap;
+
+use einfuse_graph::{Binary, Expr as GraphExpr, ExprId, Extent, TensorId};
+
+mod contract;
+pub(crate) mod emit;
+pub(crate) mod homes;
+pub(crate) mod layout;
+mod rows;
+mod stream;
+
+pub use homes::Storage;
+
+use crate::fuse::{Contraction, EqId, Fold, Kernel, Plan, Shape, factors, is_tokens};
+use crate::loops::{self, Arg, Expr};
+use emit::{Emitter, Place, Span};
+use homes::Homes;
+
+/// How many rows a program's kernels are made for.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Mode {
+    /// One token, at this place among the step's.
+    One(Expr),
+    /// As many as there are.
+    Many,
+}
+
+/// Expressions that the schedule needs beside those of the equations.
+#[derive(Debug, Default)]
+pub(crate) struct Prepared {
+    /// For each tensor its element at its own coordinates.
+    loads: HashMap<TensorId, ExprId>,
+    /// For each streamed sum its result out of what was summed.
+    finished: HashMap<EqId, ExprId>,
+    /// For the result of each streamed contraction its stored operand.
+    stored: HashMap<TensorId, ExprId>,
+}
+
+impl Prepared {
+    /// Adds the expressions to the plan's graph.
+    pub(crate) fn of(plan: &mut Plan) -> Prepared {
+        let mut edit = crate::fuse::Edit::new(plan.graph.clone());
+        let mut prepared = Prepared::default();
+        for i in 0..plan.graph.tensors.len() {
+            let tensor = TensorId(i as u32);
+            prepared.loads.insert(tensor, edit.load(tensor));
+        }
+        for kernel in plan.scopes().into_iter().flatten() {
+            let Shape::Stream(stream) = &kernel.shape else { continue };
+            for fold in &stream.folds {
+                let Fold::Sum { eq, over, scale, divisor, .. } = fold else { continue };
+                let out = plan.equations[*eq].out;
+                let mut body = prepared.loads[&out];
+                for (op, list) in [(Binary::Mul, scale), (Binary::Div, divisor)] {
+                    for &factor in list {
+                        body = edit.intern(GraphExpr::Binary(op, body, factor));
+                    }
+                }
+                prepared.finished.insert(*eq, body);
+                if let (Some(c), GraphExpr::Reduce { body, .. }) = (over, plan.graph.expr(plan.equations[*eq].body)) {
+                    let is_stored =
+                        |f: &ExprId| matches!(plan.graph.expr(*f), GraphExpr::Load { tensor, .. } if *tensor == c.b);
+                    if let Some(stored) = factors(&plan.graph, *body).into_iter().find(is_stored) {
+                        prepared.stored.insert(out, stored);
+                    }
+                }
+            }
+        }
+        plan.graph = edit.graph;
+        prepared
+    }
+}
+
+/// What a skeleton needs to know.
+pub(crate) struct Context<'a> {
+    pub(crate) plan: &'a Plan,
+    pub(crate) homes: &'a Homes,
+    pub(crate) prepared: &'a Prepared,
+    /// The stretch that the kernel stands in.
+    pub(crate) scope: usize,
+    pub(crate) mode: Mode,
+}
+
+impl<'a> Context<'a> {
+    fn mode(&self, kernel: &Kernel) -> Mode {
+        if kernel.last_rows { Mode::One(Arg::First.into()) } else { self.mode.clone() }
+    }
+
+    /// Where there is one token, the tokens' axis has one coordinate.
+    fn bind_tokens(&self, mode: &Mode, e: &mut Emitter) {
+        let Mode::One(at) = mode else { return };
+        for (i, axis) in self.plan.graph.axes.iter().enumerate() {
+            if axis.extent == Extent::Tokens {
+                let span = Span { from: at.clone(), to: at.clone() + 1, aligned: false, len: Some(1) };
+                e.spans.insert(einfuse_graph::AxisId(i as u32), span);
+            }
+        }
+    }
+
+    fn load(&self, tensor: TensorId) -> ExprId {
+        self.prepared.loads[&tensor]
+    }
+
+    /// Where others read a tensor.
+    fn home(&self, tensor: TensorId) -> Place {
+        self.homes.places[self.scope][&tensor].clone()
+    }
+
+    fn emitter(&self, _kernel: &Kernel) -> Emitter<'a> {
+        Emitter::new(&self.plan.graph, self.homes.places[self.scope].clone())
+    }
+
+    fn close(&self, name: &str, e: Emitter) -> loops::Kernel {
+        let (vars, scratch, body) = e.finish();
+        loops::Kernel { name: identifier(name), vars, scratch, body }
+    }
+
+    /// Whether the state lies in panels over positions, as the contraction's scores want them.
+    fn has_score_panels(&self, c: &Contraction) -> bool {
+        homes::streams_scores(self.plan, c) && self.homes.scores.get(&c.b) == Some(&c.depth)
+    }
+
+    /// Whether the state lies in panels over the contraction's columns.
+    fn has_column_panels(&self, c: &Contraction) -> bool {
+        homes::sums_columns(c) && self.homes.columns.get(&c.b) == Some(&c.cols)
+    }
+}
+
+/// The loops of a kernel: one kernel, or two where partial results are merged. And the bytes of the arena, from `partial`
+/// on, that pass between them.
+pub(crate) fn schedule(cx: &Context, kernel: &Kernel, partial: usize) -> (Vec<loops::Kernel>, usize) {
+    let mut e = cx.emitter(kernel);
+    match &kernel.shape {
+        Shape::Rows => rows::schedule(cx, kernel, &mut e),
+        Shape::Contract(contract) => contract::schedule(cx, kernel, contract, &mut e),
+        Shape::Stream(stream) => return stream::schedule(cx, kernel, stream, partial),
+    }
+    (vec![cx.close(&kernel.name, e)], 0)
+}
+
+/// A name with only letters, digits, dots and underscores.
+fn identifier(name: &str) -> String {
+    name.chars().map(|c| if c.is_alphanumeric() || c == '.' { c } else { '_' }).collect()
+}
+
+/// Whether any kernel of the plan has a tokens' axis.
+pub(crate) fn has_tokens(plan: &Plan) -> bool {
+    (0..plan.graph.axes.len()).any(|a| is_tokens(&plan.graph, einfuse_graph::AxisId(a as u32)))
+}
