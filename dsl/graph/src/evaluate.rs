@@ -11,7 +11,7 @@ use crate::graph::*;
 use crate::number::{Accumulator, Number};
 
 /// Tensors and values under way may have this many elements, so that an absurd graph is refused and doesn't exhaust memory.
-const LARGEST_COUNT: usize = 1 << 28;
+const LARGEST_COUNT: usize = 1 << 26;
 
 /// Larger integers are not exact in `f64`.
 pub(crate) const LARGEST_INT: f64 = (1u64 << f64::MANTISSA_DIGITS) as f64;
