@@ -1,8 +1,25 @@
 //! From a graph of equations to fused kernels in machine code.
+//!
+//! ```text
+//! Graph ──fuse──▶ Plan ──schedule──▶ Loops ──lower──▶ Program
+//!       (kernels by named rules)  (tiles, panels)  (machine code, memory, steps)
+//! ```
+//!
+//! The entry is [`Program::compile`]; [`Program::step`] runs it.
 
+mod checks;
 pub mod cost;
 pub mod fuse;
 pub mod loops;
 pub mod lower;
+mod pack;
 pub mod peak;
+mod program;
 mod schedule;
+mod team;
+
+pub use fuse::{Plan, Rule, Wanted};
+pub use pack::{PackError, Packed, Values};
+pub use program::*;
+pub use schedule::Storage;
+pub use team::{Alone, Team};

@@ -1,0 +1,135 @@
+//! What is checked before a step: that every index which an input or a position yields lies within its axis.
+
+use std::collections::HashSet;
+
+use einfuse_graph::{Binary, Expr, ExprId, Extent, Graph, Kind, Node, TensorId, Unary};
+
+use crate::program::StepError;
+
+/// An index of a load.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Check {
+    tensor: TensorId,
+    dim: usize,
+    index: ExprId,
+}
+
+/// The indices of a graph that only a step's tokens and positions decide.
+#[derive(Clone, Debug)]
+pub(crate) struct Checks {
+    all: Vec<Check>,
+    context: Option<usize>,
+    graph: Graph,
+}
+
+impl Checks {
+    pub(crate) fn of(graph: &Graph) -> Checks {
+        let mut found: Vec<Check> = Vec::new();
+        nodes(graph, &graph.nodes, &mut found);
+        let mut context = None;
+        for check in &found {
+            if crate::fuse::loads(graph, check.index).is_empty() {
+                let size = graph.size(graph.tensor(check.tensor).axes[check.dim]).unwrap_or(usize::MAX);
+                let beyond = (0..size.saturating_add(1))
+                    .find(|&t| evaluate(graph, check.index, t as i64, 0).is_some_and(|at| at < 0 || at >= size as i64));
+                context = match (context, beyond) {
+                    (Some(a), Some(b)) => Some(usize::min(a, b)),
+                    (a, b) => a.or(b),
+                };
+            }
+        }
+        Checks { all: found, context, graph: graph.clone() }
+    }
+
+    /// How many positions there can be.
+    pub(crate) fn context(&self) -> Option<usize> {
+        self.context
+    }
+
+    pub(crate) fn run(&self, _: &Graph, tokens: &[i32], past: usize) -> Result<(), StepError> {
+        let graph = &self.graph;
+        for check in &self.all {
+            let tensor = graph.tensor(check.tensor);
+            let axis = tensor.axes[check.dim];
+            let Some(size) = graph.size(axis) else { continue };
+            let by_token = !crate::fuse::loads(graph, check.index).is_empty();
+            for (i, &token) in tokens.iter().enumerate() {
+                let position = past + i;
+                let value = evaluate(graph, check.index, position as i64, token.into());
+                if let Some(value) = value.filter(|v| !(0..size as i64).contains(v)) {
+                    let what = if by_token {
+                        format!("token {token}")
+                    } else {
+                        format!("position {position} of the sequence")
+                    };
+                    let (tensor, axis) = (tensor.name.clone(), graph.axis(axis).name.clone());
+                    return Err(StepError::OutOfRange { what, tensor, axis, value, size });
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn nodes(graph: &Graph, list: &[Node], found: &mut Vec<Check>) {
+    for node in list {
+        match node {
+            Node::Equation { body, .. } => expression(graph, *body, found),
+            Node::Append { .. } => {}
+            Node::Layers(layers) => layers.bodies.iter().for_each(|b| nodes(graph, &b.nodes, found)),
+        }
+    }
+}
+
+/// Collects the indices outside of conditional parts (what is not chosen may be undefined).
+fn expression(graph: &Graph, id: ExprId, found: &mut Vec<Check>) {
+    let mut seen = HashSet::new();
+    let mut stack = vec![id];
+    while let Some(id) = stack.pop() {
+        if !seen.insert(id) {
+            continue;
+        }
+        match graph.expr(id) {
+            Expr::Select { mask, .. } => stack.push(*mask),
+            Expr::Load { tensor, index } => {
+                for (dim, &i) in index.iter().enumerate() {
+                    let check = Check { tensor: *tensor, dim, index: i };
+                    let own = Expr::Coordinate(graph.tensor(*tensor).axes[dim]);
+                    if *graph.expr(i) != own && is_known(graph, i) && !found.contains(&check) {
+                        found.push(check);
+                    }
+                }
+                stack.extend(index);
+            }
+            expr => stack.extend(expr.children()),
+        }
+    }
+}
+
+/// Whether an index depends on nothing but the step's tokens and their positions.
+fn is_known(graph: &Graph, id: ExprId) -> bool {
+    match graph.expr(id) {
+        Expr::Int(_) => false,
+        Expr::Coordinate(axis) => graph.axis(*axis).extent == Extent::Tokens,
+        _ => evaluate(graph, id, 0, 0).is_some() && !graph.free_axes(id).is_empty(),
+    }
+}
+
+/// The value of an index for one token at a position; `None` where it depends on more.
+fn evaluate(graph: &Graph, id: ExprId, position: i64, token: i64) -> Option<i64> {
+    let of = |id: ExprId| evaluate(graph, id, position, token);
+    match graph.expr(id) {
+        Expr::Int(x) => Some(*x),
+        Expr::Coordinate(axis) => (graph.axis(*axis).extent == Extent::Tokens).then_some(position),
+        Expr::Load { tensor, index } => {
+            let here = index.iter().all(|&i| matches!(graph.expr(i), Expr::Coordinate(_)));
+            (matches!(graph.tensor(*tensor).kind, Kind::Input) && here).then_some(token)
+        }
+        Expr::Unary(Unary::Neg, x) => of(*x).map(|x| -x),
+        Expr::Binary(op @ (Binary::Add | Binary::Sub | Binary::Mul | Binary::Div | Binary::Rem), a, b) => {
+            op.of_ints(of(*a)?, of(*b)?)
+        }
+        Expr::Binary(op @ (Binary::Min | Binary::Max), a, b) => op.of_ints(of(*a)?, of(*b)?),
+        _ => None,
+    }
+}

@@ -1,0 +1,659 @@
+//! Programs: a graph as machine code, with everything that is needed to run a step.
+
+use std::collections::HashMap;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use einfuse_graph::{AxisId, Extent, Graph, Kind, TensorId, Type};
+
+use crate::checks::Checks;
+use crate::fuse::{Plan, Rule, Segment, Wanted, fuse};
+use crate::loops::{self, Buffer};
+use crate::lower::{Code, LowerError, Lowering, Target};
+use crate::pack::Packed;
+use crate::schedule::emit::Memory;
+use crate::schedule::homes::{Entry, Extents, Homes, PAGE, scope_layers};
+use crate::schedule::{Context, Mode, Prepared, Storage, schedule};
+use crate::team::Team;
+
+/// What a program is made for.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Fusion rules that are switched off.
+    pub without: Vec<Rule>,
+    /// The most tokens that a step may have.
+    pub chunk: usize,
+    /// The most positions that a sequence may have where the plan keeps a value for each of them (which streaming avoids).
+    pub positions: usize,
+    /// Whose output is wanted.
+    pub rows: Wanted,
+    /// Whether to keep the text of the intermediate and machine code.
+    pub keep_text: bool,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options { without: Vec::new(), chunk: 512, positions: 2048, rows: Wanted::Last, keep_text: false }
+    }
+}
+
+/// A graph can't be compiled.
+#[derive(Debug, thiserror::Error)]
+pub enum CompileError {
+    /// The graph is not well-formed.
+    #[error(transparent)]
+    Graph(#[from] einfuse_graph::VerifyError),
+    /// Something that the compiler does not take.
+    #[error("{0}")]
+    Unsupported(String),
+    /// The code generator refused a kernel.
+    #[error(transparent)]
+    Lower(#[from] LowerError),
+}
+
+/// A step can't be run.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StepError {
+    /// There are no tokens.
+    #[error("a step wants at least one token")]
+    NoTokens,
+    /// More tokens than the program was compiled for.
+    #[error("a step has {tokens} tokens, the program was compiled for at most {most}")]
+    TooManyTokens {
+        /// How many there are.
+        tokens: usize,
+        /// How many there may be.
+        most: usize,
+    },
+    /// An index that an input or a position yields is outside of a tensor.
+    #[error("{what} selects `{axis}` = {value} of `{tensor}`, which has {size} there")]
+    OutOfRange {
+        /// The token or position.
+        what: String,
+        /// The tensor.
+        tensor: String,
+        /// Its axis.
+        axis: String,
+        /// The coordinate.
+        value: i64,
+        /// How many there are.
+        size: usize,
+    },
+    /// The sequence is longer than the program keeps values for.
+    #[error("the sequence would have {positions} positions, the program was compiled for at most {most}")]
+    TooManyPositions {
+        /// How many there would be.
+        positions: usize,
+        /// How many there may be.
+        most: usize,
+    },
+    /// The caller's memory is not what the program asked for.
+    #[error("{0}")]
+    Memory(String),
+}
+
+/// A group of caches with the same window, which share pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CacheGroup {
+    /// How many positions a token sees, if not all.
+    pub window: Option<usize>,
+    /// How many positions a page holds.
+    pub page_positions: usize,
+    /// Bytes of a page, all layers together.
+    pub page_bytes: usize,
+}
+
+/// The pages of a sequence in one group.
+pub struct PageTable<'a> {
+    /// The pool of pages, aligned to 64 bytes, zero when it was made.
+    pub memory: &'a mut [u8],
+    /// For each page of the sequence its number in the pool. Pages that no token of the step sees may name any.
+    pub pages: &'a [u32],
+}
+
+/// Is told the activations between layers: the layer that they enter (or the number of layers, at the end), and the
+/// elements `[t, …]` in the order of the tensor's axes.
+pub type Observer<'a> = &'a mut (dyn FnMut(usize, &[f32]) + Send);
+
+/// One step of a sequence.
+pub struct Step<'a> {
+    /// The tokens.
+    pub tokens: &'a [i32],
+    /// How many positions came before.
+    pub past: usize,
+    /// The first token of this step whose output is wanted.
+    pub first: usize,
+    /// The pages of each group, in the order of [`Program::caches`].
+    pub caches: Vec<PageTable<'a>>,
+    /// Is told the activations between layers.
+    pub observe: Option<Observer<'a>>,
+}
+
+/// What a program computes in, reused from step to step.
+#[derive(Debug)]
+pub struct Workspace {
+    arena: Vec<Line>,
+    scratch: Vec<Vec<Line>>,
+    frame: Vec<u64>,
+    tables: Vec<Vec<u64>>,
+    pages: Vec<Vec<u64>>,
+    /// The address of the weights that `tables` were made for.
+    weights: usize,
+    /// Rows of the last output, and where they begin.
+    output: (usize, usize),
+}
+
+/// A line of the processor's cache.
+#[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C, align(64))]
+struct Line([f32; 16]);
+
+fn lines(bytes: usize) -> Vec<Line> {
+    vec![Line([0.0; 16]); bytes.div_ceil(64)]
+}
+
+/// A kernel of a program, for who wants to look at it.
+#[derive(Clone, Debug)]
+pub struct Compiled {
+    /// The stretch of the plan, as in [`Plan::scopes`], and the kernel's place in it.
+    pub scope: usize,
+    /// The kernel's place in its stretch.
+    pub index: usize,
+    /// Whether it is for one token.
+    pub decode: bool,
+    /// Its loops.
+    pub loops: loops::Kernel,
+}
+
+/// One kernel call, with the table of its layer.
+#[derive(Clone, Copy, Debug)]
+struct Call {
+    kernel: usize,
+    table: usize,
+    /// The layer that begins here, if one does.
+    layer: Option<usize>,
+}
+
+/// What an entry of a layer's table is made of.
+#[derive(Clone, Copy, Debug)]
+enum Slot {
+    Weights(usize),
+    State(usize),
+}
+
+/// A graph, compiled.
+pub struct Program {
+    plan: Plan,
+    options: Options,
+    homes: Homes,
+    code: Code,
+    compiled: Vec<Compiled>,
+    decode: Vec<Call>,
+    prefill: Vec<Call>,
+    tables: Vec<Vec<Slot>>,
+    packed: Vec<Packed>,
+    weight_bytes: usize,
+    arena_bytes: usize,
+    scratch_bytes: usize,
+    constants: Vec<(usize, Vec<f32>)>,
+    checks: Checks,
+    compile_time: Duration,
+}
+
+impl Program {
+    /// Compiles a graph for this machine. `storage` says how each weight is kept in memory.
+    ///
+    /// # Errors
+    /// A graph that is not well-formed, or has something that no kernel can be made of, named in the error.
+    pub fn compile(
+        graph: &Graph,
+        storage: &dyn Fn(TensorId) -> Storage,
+        options: &Options,
+    ) -> Result<Program, CompileError> {
+        let started = Instant::now();
+        einfuse_graph::verify(graph)?;
+        supported(graph)?;
+        let mut plan = fuse(graph, &options.without, options.rows);
+        let prepared = Prepared::of(&mut plan);
+        let extents = Extents { tokens: options.chunk + 3, positions: options.positions };
+        let homes = Homes::of(&plan, storage, extents);
+
+        let (mut compiled, mut calls) = (Vec::new(), Vec::new());
+        let mut arena_bytes = homes.arena;
+        for mode in [Mode::One(loops::Expr::Int(0)), Mode::Many] {
+            let decode = mode != Mode::Many;
+            let mut of_scopes: Vec<Vec<usize>> = Vec::new();
+            for (scope, kernels) in plan.scopes().into_iter().enumerate() {
+                let cx = Context { plan: &plan, homes: &homes, prepared: &prepared, scope, mode: mode.clone() };
+                let mut made = Vec::new();
+                for (index, kernel) in kernels.iter().enumerate() {
+                    let (loops, partial) = schedule(&cx, kernel, homes.arena);
+                    arena_bytes = arena_bytes.max(homes.arena + partial);
+                    for loops in loops {
+                        made.push(compiled.len());
+                        compiled.push(Compiled { scope, index, decode, loops });
+                    }
+                }
+                of_scopes.push(made);
+            }
+            calls.push(of_scopes);
+        }
+        let how = Lowering { verify: cfg!(debug_assertions), keep_text: options.keep_text };
+        let loops: Vec<loops::Kernel> = compiled.iter().map(|c| c.loops.clone()).collect();
+        let code = crate::lower::compile(&loops, &Target::host()?, &how)?;
+
+        let (packed, weight_bytes, tables, numbers) = tables(&plan, &homes);
+        let decode = sequence(&plan, &calls[0], &numbers);
+        let prefill = sequence(&plan, &calls[1], &numbers);
+        let constants = homes
+            .constants
+            .iter()
+            .filter_map(|&(tensor, slot)| match &plan.graph.tensor(tensor).kind {
+                Kind::Constant(values) => Some((slot, values.clone())),
+                _ => None,
+            })
+            .collect();
+        let scratch_bytes = compiled.iter().map(|c| c.loops.scratch).max().unwrap_or(0);
+        let checks = Checks::of(graph);
+        Ok(Program {
+            options: options.clone(),
+            code,
+            compiled,
+            decode,
+            prefill,
+            tables,
+            packed,
+            weight_bytes,
+            arena_bytes,
+            scratch_bytes,
+            constants,
+            checks,
+            compile_time: started.elapsed(),
+            plan,
+            homes,
+        })
+    }
+
+    /// The plan: the graph's equations, grouped into kernels.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// What the program was made for.
+    pub fn options(&self) -> &Options {
+        &self.options
+    }
+
+    /// Every stretch of packed weights that a step reads.
+    pub fn weights(&self) -> &[Packed] {
+        &self.packed
+    }
+
+    /// Bytes of all packed weights.
+    pub fn weight_bytes(&self) -> usize {
+        self.weight_bytes
+    }
+
+    /// Bytes of the values that pass from kernel to kernel.
+    pub fn arena_bytes(&self) -> usize {
+        self.arena_bytes
+    }
+
+    /// How long it took to compile, all phases together.
+    pub fn compile_time(&self) -> Duration {
+        self.compile_time
+    }
+
+    /// The most positions that a sequence can have, where the graph bounds them: by a table of positions, or by values
+    /// that are kept for each.
+    pub fn context(&self) -> Option<usize> {
+        let kept = self.homes_have_positions().then_some(self.options.positions);
+        match (self.checks.context(), kept) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        }
+    }
+
+    fn homes_have_positions(&self) -> bool {
+        let graph = &self.plan.graph;
+        let kernels = self.plan.scopes().into_iter().flatten();
+        kernels
+            .flat_map(|k| self.plan.outputs(k))
+            .any(|t| graph.tensor(t).axes.iter().any(|&a: &AxisId| graph.axis(a).extent == Extent::Positions))
+    }
+
+    /// The groups of caches.
+    pub fn caches(&self) -> Vec<CacheGroup> {
+        let of = |g: &crate::schedule::homes::Group| CacheGroup {
+            window: g.window,
+            page_positions: PAGE,
+            page_bytes: g.page_bytes,
+        };
+        self.homes.groups.iter().map(of).collect()
+    }
+
+    /// The kernels, those for one token and those for many.
+    pub fn kernels(&self) -> &[Compiled] {
+        &self.compiled
+    }
+
+    /// The code of the kernels, in the same order.
+    pub fn code(&self) -> &Code {
+        &self.code
+    }
+
+    /// How many kernel calls a step has.
+    pub fn calls(&self, decode: bool) -> usize {
+        if decode { self.decode.len() } else { self.prefill.len() }
+    }
+
+    /// Memory to run steps in, by so many workers.
+    pub fn workspace(&self, workers: usize) -> Workspace {
+        Workspace {
+            arena: lines(self.arena_bytes),
+            scratch: (0..workers).map(|_| lines(self.scratch_bytes)).collect(),
+            frame: vec![0; self.homes.frame_len],
+            tables: self.tables.iter().map(|t| vec![0; t.len().max(1)]).collect(),
+            pages: vec![Vec::new(); self.homes.groups.len()],
+            weights: 0,
+            output: (0, 0),
+        }
+    }
+
+    /// The output of the last step: the wanted rows, in the order of the output's axes. Without a tokens' axis, all of it.
+    pub fn output<'w>(&self, workspace: &'w Workspace) -> &'w [f32] {
+        let all: &[f32] = bytemuck::cast_slice(&workspace.arena);
+        let (from, len) = workspace.output;
+        &all[from..from + len]
+    }
+
+    /// Runs one step: appends the tokens to the caches and computes the output of those from `first` on.
+    ///
+    /// # Errors
+    /// Nothing has been computed or appended then: no or too many tokens, an id or a position outside of a tensor, or
+    /// memory that is not what the program asked for.
+    pub fn step(
+        &self,
+        weights: &[u8],
+        workspace: &mut Workspace,
+        step: Step<'_>,
+        team: &dyn Team,
+    ) -> Result<(), StepError> {
+        self.prepare(weights, workspace, &step, team)?;
+        let calls = if step.tokens.len() == 1 { &self.decode } else { &self.prefill };
+        let tokens = step.tokens.len();
+        let observe = step.observe.map(Mutex::new);
+        let carry = self.carry();
+        let workers = team.workers();
+        let scratch: Vec<usize> = workspace.scratch.iter_mut().map(|s| s.as_mut_ptr().expose_provenance()).collect();
+        let tables: Vec<usize> = workspace.tables.iter().map(|t| t.as_ptr().expose_provenance()).collect();
+        let frame = workspace.frame.as_ptr().expose_provenance();
+        let arena = workspace.arena.as_ptr().expose_provenance();
+        let layers = calls.iter().filter(|c| c.layer.is_some()).count();
+        team.run(&|worker, meet| {
+            let mut inside = false;
+            let look = |layer: usize| {
+                let (Some(observe), Some((at, row))) = (&observe, carry) else { return };
+                if worker == 0 {
+                    let first = std::ptr::with_exposed_provenance::<f32>(arena + at);
+                    // SAFETY: the carry's home is `tokens` rows (at most `chunk`, checked) of `row` floats from `at` on,
+                    // within the arena; all workers wait, so that nobody writes it while it is read.
+                    let values = unsafe { std::slice::from_raw_parts(first, tokens * row) };
+                    if let Ok(mut observe) = observe.lock() {
+                        observe(layer, values);
+                    }
+                }
+                meet();
+            };
+            for (i, call) in calls.iter().enumerate() {
+                if let Some(layer) = call.layer {
+                    look(layer);
+                    inside = true;
+                }
+                // SAFETY: `prepare` has checked the sizes of weights, pages and tokens against what the plan asks for, the
+                // workspace was made by this program, and the schedule keeps every access within the homes it was given.
+                // `meet` orders the writes of each kernel before the reads of the next.
+                unsafe {
+                    self.code.call(
+                        call.kernel,
+                        std::ptr::with_exposed_provenance(frame),
+                        std::ptr::with_exposed_provenance(tables[call.table]),
+                        worker,
+                        workers,
+                        std::ptr::with_exposed_provenance_mut(scratch[worker]),
+                    );
+                }
+                meet();
+                let ends = inside && calls.get(i + 1).is_none_or(|next| next.layer.is_none() && self.is_once(next));
+                if ends {
+                    look(layers);
+                    inside = false;
+                }
+            }
+        });
+        Ok(())
+    }
+
+    fn is_once(&self, call: &Call) -> bool {
+        let scope = self.compiled[call.kernel].scope;
+        scope_layers(&self.plan)[scope] == [None]
+    }
+
+    /// The place of the layers' carry in the arena, and the floats of a row; where it lies row by row.
+    fn carry(&self) -> Option<(usize, usize)> {
+        let graph = &self.plan.graph;
+        let carry = self.plan.segments.iter().find_map(|s| match s {
+            Segment::Layers { carry, .. } => Some(*carry),
+            Segment::Once(_) => None,
+        })?;
+        let [t, rest @ ..] = &graph.tensor(carry).axes[..] else { return None };
+        let rows = graph.axis(*t).extent == Extent::Tokens;
+        let Memory::Flat(Buffer::Arena(at)) = self.homes.places.first()?.get(&carry)?.memory else { return None };
+        rows.then(|| (at, rest.iter().filter_map(|&a| graph.size(a)).product()))
+    }
+
+    /// Checks the step and fills the frame and the tables.
+    fn prepare(
+        &self,
+        weights: &[u8],
+        workspace: &mut Workspace,
+        step: &Step<'_>,
+        team: &dyn Team,
+    ) -> Result<(), StepError> {
+        let tokens = step.tokens.len();
+        let memory = |text: String| Err(StepError::Memory(text));
+        if tokens == 0 {
+            return Err(StepError::NoTokens);
+        }
+        if tokens > self.options.chunk {
+            return Err(StepError::TooManyTokens { tokens, most: self.options.chunk });
+        }
+        let end = step.past + tokens;
+        if self.homes_have_positions() && end > self.options.positions {
+            return Err(StepError::TooManyPositions { positions: end, most: self.options.positions });
+        }
+        if step.first >= tokens || (self.options.rows == Wanted::Last && step.first + 1 != tokens) {
+            return memory(format!(
+                "the output of token {} of {tokens} is wanted, the program has the last",
+                step.first
+            ));
+        }
+        self.checks.run(&self.plan.graph, step.tokens, step.past)?;
+        if weights.len() < self.weight_bytes || !weights.as_ptr().addr().is_multiple_of(64) {
+            return memory(format!(
+                "the packed weights are {} bytes, {} at a multiple of 64 are wanted",
+                weights.len(),
+                self.weight_bytes
+            ));
+        }
+        if workspace.scratch.len() < team.workers() {
+            return memory(format!("{} workers, memory for {}", team.workers(), workspace.scratch.len()));
+        }
+        if step.caches.len() != self.homes.groups.len() {
+            return memory(format!("{} page tables, {} are wanted", step.caches.len(), self.homes.groups.len()));
+        }
+        for ((group, table), addresses) in self.homes.groups.iter().zip(&step.caches).zip(&mut workspace.pages) {
+            let wanted = end.div_ceil(PAGE);
+            if table.pages.len() < wanted || !table.memory.as_ptr().addr().is_multiple_of(64) {
+                return memory(format!("a sequence of {end} positions has {} pages, not {wanted}", table.pages.len()));
+            }
+            let base = table.memory.as_ptr().expose_provenance();
+            addresses.clear();
+            for &page in table.pages {
+                let at = page as usize * group.page_bytes;
+                if at + group.page_bytes > table.memory.len() {
+                    return memory(format!("page {page} is beyond the pool of {} bytes", table.memory.len()));
+                }
+                addresses.push((base + at) as u64);
+            }
+        }
+        let base = weights.as_ptr().expose_provenance();
+        if workspace.weights != base {
+            workspace.weights = base;
+            for (table, slots) in workspace.tables.iter_mut().zip(&self.tables) {
+                for (entry, slot) in table.iter_mut().zip(slots) {
+                    *entry = match slot {
+                        Slot::Weights(offset) => (base + offset) as u64,
+                        Slot::State(offset) => *offset as u64,
+                    };
+                }
+            }
+        }
+        let frame = &mut workspace.frame;
+        frame[0] = tokens as u64;
+        frame[1] = step.past as u64;
+        frame[2] = workspace.arena.as_mut_ptr().expose_provenance() as u64;
+        frame[3] = step.first as u64;
+        for &(_, slot) in &self.homes.inputs {
+            frame[slot] = step.tokens.as_ptr().expose_provenance() as u64;
+        }
+        for (slot, values) in &self.constants {
+            frame[*slot] = values.as_ptr().expose_provenance() as u64;
+        }
+        for (group, addresses) in self.homes.groups.iter().zip(&workspace.pages) {
+            frame[group.slot] = addresses.as_ptr().expose_provenance() as u64;
+        }
+        workspace.output = self.locate_output(tokens, step.first);
+        Ok(())
+    }
+
+    /// Where in the arena the wanted rows of the output lie, in floats.
+    fn locate_output(&self, tokens: usize, first: usize) -> (usize, usize) {
+        let graph = &self.plan.graph;
+        let axes = &graph.tensor(graph.output).axes;
+        let row: usize = axes.iter().filter_map(|&a| graph.size(a)).product();
+        let place = self.homes.places.last().and_then(|p| p.get(&graph.output));
+        let Some(place) = place else { return (0, 0) };
+        let Memory::Flat(Buffer::Arena(at)) = place.memory else { return (0, 0) };
+        let tokens_first = axes.first().is_some_and(|&a| graph.axis(a).extent == Extent::Tokens);
+        let only_last = place.origin.first().is_some_and(|o| *o != loops::Expr::Int(0));
+        match (tokens_first, only_last) {
+            (true, true) => (at / 4, row),
+            (true, false) => (at / 4 + first * row, (tokens - first) * row),
+            (false, _) => (at / 4, row),
+        }
+    }
+}
+
+/// What the compiler does not take.
+fn supported(graph: &Graph) -> Result<(), CompileError> {
+    let refuse = |text: String| Err(CompileError::Unsupported(text));
+    let inputs: Vec<&einfuse_graph::Tensor> = graph.tensors.iter().filter(|t| matches!(t.kind, Kind::Input)).collect();
+    let tokens = |axes: &[AxisId]| matches!(axes, [a] if graph.axis(*a).extent == Extent::Tokens);
+    if inputs.len() > 1 {
+        return refuse(format!("`{}` and `{}` are both inputs: one is supported", inputs[0].name, inputs[1].name));
+    }
+    if let Some(input) = inputs.iter().find(|t| !tokens(&t.axes)) {
+        return refuse(format!("the input `{}` is over {}, not over the tokens", input.name, graph.names(&input.axes)));
+    }
+    let output = graph.tensor(graph.output);
+    if output.axes.iter().skip(1).any(|&a| graph.size(a).is_none())
+        || output.axes.first().is_some_and(|&a| graph.axis(a).extent == Extent::Positions)
+    {
+        return refuse(format!(
+            "the output `{}` is over {}: only its first axis may be the tokens, and none the positions",
+            output.name,
+            graph.names(&output.axes)
+        ));
+    }
+    for tensor in &graph.tensors {
+        let kept = matches!(tensor.kind, Kind::Carry | Kind::State { .. });
+        if tensor.ty == Type::Mask && (kept || graph.tensor(graph.output).name == tensor.name) {
+            return refuse(format!("`{}` is a mask; masks are neither handed on nor kept nor returned", tensor.name));
+        }
+    }
+    Ok(())
+}
+
+/// The packed weights with their places, and the table of each stretch and layer with its number.
+#[allow(clippy::type_complexity)]
+fn tables(plan: &Plan, homes: &Homes) -> (Vec<Packed>, usize, Vec<Vec<Slot>>, HashMap<(usize, Option<usize>), usize>) {
+    let mut packed: Vec<Packed> = Vec::new();
+    let mut places: HashMap<(usize, Option<usize>), usize> = HashMap::new();
+    let mut end = 0;
+    let (mut tables, mut numbers) = (Vec::new(), HashMap::new());
+    // In the order in which a step reads them: stretch by stretch, within the layers layer by layer.
+    let mut order: Vec<(usize, Option<usize>)> = Vec::new();
+    let mut scope = 0;
+    for segment in &plan.segments {
+        match segment {
+            Segment::Once(_) => {
+                order.push((scope, None));
+                scope += 1;
+            }
+            Segment::Layers { bodies, order: of_layers, .. } => {
+                order.extend(of_layers.iter().enumerate().map(|(layer, body)| (scope + body, Some(layer))));
+                scope += bodies.len();
+            }
+        }
+    }
+    for (scope, layer) in order {
+        let mut table = Vec::new();
+        for entry in &homes.tables[scope] {
+            table.push(match entry {
+                Entry::State(state) => Slot::State(homes.states.get(&(*state, layer)).map_or(0, |(_, at)| *at)),
+                Entry::Region(region) => {
+                    let whose = if homes.regions[*region].layered { layer } else { None };
+                    let at = *places.entry((*region, whose)).or_insert_with(|| {
+                        let one = Packed::of(&plan.graph, &homes.regions[*region], whose, end);
+                        let at = end;
+                        end += one.bytes.next_multiple_of(64);
+                        packed.push(one);
+                        at
+                    });
+                    Slot::Weights(at)
+                }
+            });
+        }
+        numbers.insert((scope, layer), tables.len());
+        tables.push(table);
+    }
+    (packed, end, tables, numbers)
+}
+
+/// The kernel calls of a step, in order.
+fn sequence(plan: &Plan, kernels: &[Vec<usize>], numbers: &HashMap<(usize, Option<usize>), usize>) -> Vec<Call> {
+    let mut calls = Vec::new();
+    let mut scope = 0;
+    let mut stretch = |scope: usize, layer: Option<usize>| {
+        let table = numbers.get(&(scope, layer)).copied().unwrap_or(0);
+        for (i, &kernel) in kernels[scope].iter().enumerate() {
+            calls.push(Call { kernel, table, layer: layer.filter(|_| i == 0) });
+        }
+    };
+    for segment in &plan.segments {
+        match segment {
+            Segment::Once(_) => {
+                stretch(scope, None);
+                scope += 1;
+            }
+            Segment::Layers { bodies, order, .. } => {
+                for (layer, body) in order.iter().enumerate() {
+                    stretch(scope + body, Some(layer));
+                }
+                scope += bodies.len();
+            }
+        }
+    }
+    calls
+}
