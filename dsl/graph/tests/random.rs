@@ -3,7 +3,9 @@
 mod naive;
 
 use einfuse_graph::random::{Options, random_graph, random_inputs, random_weights};
-use einfuse_graph::{Graph, Interpreter, Number, Tensor, parse, verify};
+use std::collections::{HashMap, HashSet};
+
+use einfuse_graph::{AxisId, Expr, Graph, Interpreter, Kind, Node, Number, Tensor, TensorId, parse, verify};
 use naive::Naive;
 use proptest::prelude::*;
 
@@ -41,6 +43,74 @@ fn every_graph_verifies_prints_parses_and_runs() {
     }
     // A bound that promises nothing would make every comparison with it empty.
     assert!(promised * 100 > all * 95, "{promised} of {all} elements have a useful bound");
+}
+
+/// The features of the language that a graph uses.
+fn features(graph: &Graph) -> HashSet<String> {
+    let extent = |axis: &AxisId| format!("{:?}", graph.axis(*axis).extent).replace(char::is_numeric, "");
+    let mut all = HashSet::new();
+    for expr in &graph.exprs {
+        match expr {
+            Expr::Unary(op, _) => drop(all.insert(format!("{op:?}"))),
+            Expr::Binary(op, a, _) => drop(all.insert(format!("{op:?} of {:?}", graph.type_of(*a)))),
+            Expr::Reduce { op, axes, body } => {
+                all.extend(axes.iter().map(|axis| format!("{op:?} over {}", extent(axis))));
+                all.insert(format!("{op:?} over {} axes", axes.len()));
+                let inner = graph.reachable(*body).iter().any(|&id| matches!(graph.expr(id), Expr::Reduce { .. }));
+                if inner {
+                    all.insert("nested reductions".to_owned());
+                }
+            }
+            Expr::Load { tensor, index } => {
+                for (axis, at) in graph.tensor(*tensor).axes.iter().zip(index) {
+                    if *graph.expr(*at) != Expr::Coordinate(*axis) {
+                        let at = format!("{:?}", graph.expr(*at));
+                        all.insert(format!("index by {}", at.split(['(', ' ']).next().unwrap_or_default()));
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    all.extend(graph.axes.iter().map(|axis| format!("{:?}", axis.extent)));
+    for (at, tensor) in graph.tensors.iter().enumerate() {
+        let kind = match &tensor.kind {
+            Kind::Weight(_) if graph.is_layered(TensorId(at as u32)) => "layered weight".to_owned(),
+            Kind::State { window } => format!("state, window: {}", window.is_some()),
+            kind => format!("{kind:?}").split(['(', ' ']).next().unwrap_or_default().to_owned(),
+        };
+        all.insert(format!("{kind} of {:?}", tensor.ty));
+    }
+    for node in &graph.nodes {
+        if let Node::Layers(layers) = node {
+            all.insert(format!("{} layers, {} bodies", layers.order.len(), layers.bodies.len()));
+        }
+    }
+    all
+}
+
+#[test]
+fn everything_happens_often_enough() {
+    let mut counts: HashMap<String, usize> = HashMap::new();
+    for seed in 0..500 {
+        for feature in features(&random_graph(seed, Options::default())) {
+            *counts.entry(feature).or_insert(0) += 1;
+        }
+    }
+    let wanted = "Neg Not Abs Exp Log Sin Cos Tanh Erf Sqrt Rsqrt ToFloat \
+        |Add of Float|Sub of Float|Mul of Float|Div of Float|Pow of Float|Min of Float|Max of Float|Lt of Float\
+        |Add of Int|Sub of Int|Div of Int|Rem of Int|Lt of Int|Le of Int|Gt of Int|Ge of Int|Eq of Int|Ne of Int\
+        |And of Mask|Or of Mask|Sum over Fixed()|Sum over Positions|Sum over Tokens|Max over Fixed()\
+        |Max over Positions|Min over Fixed()|Min over Positions|ArgMax over Fixed()|Sum over 1 axes|Sum over 2 axes\
+        |nested reductions|index by Binary|index by Int|index by Load|Fixed(1)|Fixed(2)|Fixed(7)|Fixed(16)\
+        |Weight of Float|layered weight of Float|Constant of Float|Value of Int\
+        |state, window: true of Float|state, window: false of Float\
+        |1 layers, 1 bodies|2 layers, 1 bodies|2 layers, 2 bodies|3 layers, 1 bodies|3 layers, 2 bodies";
+    let (functions, rest) = wanted.split_once(" |").unwrap();
+    for feature in functions.split(' ').chain(rest.split('|')) {
+        let count = counts.get(feature).copied().unwrap_or(0);
+        assert!(count >= 8, "{count} graphs of 500 have `{feature}`");
+    }
 }
 
 proptest! {

@@ -22,11 +22,13 @@ pub struct Options {
     pub layers: bool,
     /// Whether tensors are indexed by ids and by expressions of coordinates.
     pub selections: bool,
+    /// Whether there are equations of integers: arg-maxima and shifted ids, by which tables are indexed.
+    pub routes: bool,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { pieces: 4, states: true, layers: true, selections: true }
+        Options { pieces: 4, states: true, layers: true, selections: true, routes: true }
     }
 }
 

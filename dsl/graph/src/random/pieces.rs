@@ -35,7 +35,7 @@ impl Generator {
 
     /// One or a few equations that belong together, and use `x` or what came later.
     pub(super) fn piece(&mut self, x: TensorId) {
-        match self.rng.below(if self.options.states { 8 } else { 5 }) {
+        match self.rng.below(if self.options.states { 10 } else { 6 }) {
             0 => {
                 let axes = self.some_axes(2);
                 let x = self.term(&axes, 3);
@@ -47,8 +47,67 @@ impl Generator {
                 let axis = self.rng.pick(&self.fixed.clone());
                 self.softmax(axis, None);
             }
-            _ => self.attention(),
+            5 if self.options.routes => self.route(),
+            _ => match self.state() {
+                Some(state) if self.rng.once_in(4) => self.pool(&state),
+                Some(state) => {
+                    let axis = self.axes_of(state.tensor)[0];
+                    self.softmax(axis, Some(state));
+                }
+                None => self.contraction(),
+            },
         }
+    }
+
+    /// Rows of a table, chosen by integers that an equation computes.
+    fn route(&mut self) {
+        let table_axis = self.rng.pick(&self.fixed.clone());
+        let mut axes = self.some_axes(1);
+        axes.retain(|&axis| axis != table_axis);
+        let extent = self.b.int(self.size(table_axis) as i64);
+        let choice = if self.rng.once_in(2) {
+            let mut within = axes.clone();
+            within.push(table_axis);
+            let score = self.term(&within, 1);
+            let weight = self.weight(&[table_axis]);
+            let score = self.add(score, weight);
+            self.b.reduce(Reduction::ArgMax, &[table_axis], score.id)
+        } else {
+            let (id, one) = (self.b.load(self.ids), self.b.int(1));
+            let next = self.b.binary(Binary::Add, id, one);
+            self.b.binary(Binary::Rem, next, extent)
+        };
+        let choice = self.b.define("i", None, choice);
+        let choice = self.b.load(choice);
+        let mut of = vec![table_axis];
+        let mut others: Vec<AxisId> = self.fixed.iter().copied().filter(|&axis| axis != table_axis).collect();
+        self.rng.shuffle(&mut others);
+        of.extend(others.into_iter().take(1));
+        let Term { id: table, .. } = self.weight(&of);
+        let Expr::Load { tensor, .. } = *self.b.graph().expr(table) else { return };
+        let row = Term { id: self.b.load_at(tensor, &[(table_axis, choice)]), magnitude: 1.0 };
+        let other = self.leaf(&axes);
+        let product = self.mul(row, other);
+        self.define("z", product);
+    }
+
+    /// A reduction of a state along its positions.
+    fn pool(&mut self, state: &Operand) {
+        let axis = self.axes_of(state.tensor)[0];
+        let mut within = self.axes_of(state.tensor);
+        within.push(self.tokens);
+        let x = self.load(state);
+        let factor = self.leaf(&within);
+        let x = self.mul(x, factor);
+        let mask = self.mask_over(axis, &within);
+        let body = self.b.masked(x.id, mask);
+        let op = self.rng.pick(&[Reduction::Sum, Reduction::Max, Reduction::Min]);
+        let y = match self.rng.below(3) {
+            0 => self.b.mean(&[axis], body),
+            _ => self.b.reduce(op, &[axis], body),
+        };
+        let y = Term { id: y, magnitude: x.magnitude * 8.0 };
+        self.define("l", y);
     }
 
     /// A sum of products of 1 to 3 operands, with what follows it.
@@ -168,8 +227,8 @@ impl Generator {
 
     // ---- softmaxes
 
-    /// Appends rows of a value to a state, and attends to them.
-    pub(super) fn attention(&mut self) {
+    /// A state; a new one, to which rows of a value are appended, or one that is there.
+    fn state(&mut self) -> Option<Operand> {
         let with_tokens = |v: &&Operand| {
             let axes = self.axes_of(v.tensor);
             let fixed = axes.iter().all(|&axis| axis == self.tokens || self.b.graph().size(axis).is_some());
@@ -177,17 +236,16 @@ impl Generator {
         };
         let rows: Vec<Operand> = self.values.iter().filter(with_tokens).cloned().collect();
         if rows.is_empty() || self.positions.is_empty() {
-            return self.contraction();
+            return None;
         }
-        let axis = self.rng.pick(&self.positions.clone());
         if self.states.is_empty() || self.rng.once_in(2) {
+            let axis = self.rng.pick(&self.positions.clone());
             let Operand { tensor, magnitude } = rows[self.rng.below(rows.len())];
             let tensor = self.b.append(tensor, axis);
             self.states.push(Operand { tensor, magnitude });
         }
-        let state = self.states[self.rng.below(self.states.len())].clone();
-        let axis = self.axes_of(state.tensor)[0];
-        self.softmax(axis, Some(state));
+        let at = self.rng.below(self.states.len());
+        Some(self.states[at].clone())
     }
 
     /// A cascade along an axis: scores, their largest, exponentials, their sum, weights, a weighted sum.
