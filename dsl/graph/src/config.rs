@@ -215,7 +215,7 @@ pub fn mul(of: &str, a: usize, b: usize) -> Result<usize, ModelError> {
 
 /// `a / b` without a remainder.
 pub fn div(of: &str, a: usize, b: usize) -> Result<usize, ModelError> {
-    let exact = (b != 0 && a % b == 0).then(|| a / b);
+    let exact = (b != 0 && a.is_multiple_of(b)).then(|| a / b);
     sized(of, exact, || format!("{a} / {b} is not a whole number"))
 }
 

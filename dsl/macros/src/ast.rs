@@ -115,7 +115,8 @@ pub(crate) struct Layer {
     pub(crate) count: Ident,
     pub(crate) weights: Vec<Weights>,
     pub(crate) bodies: Vec<Function>,
-    pub(crate) choice: Option<Choice>,
+    /// Where bodies are chosen, and how if that could be read.
+    pub(crate) choice: Option<(Span, Option<Choice>)>,
 }
 
 /// Which body a layer has.

@@ -80,13 +80,14 @@ fn architecture(model: &Model, program: &Program) -> TokenStream {
     let docs = documentation(model);
     let (builder, output) = (internal("builder"), internal("output"));
     let body = graph_body(model, program);
+    let unused = if program.mistaken { quote!(, unused) } else { TokenStream::new() };
     quote! {
         #attributes
         #docs
         #[derive(::std::clone::Clone, ::std::marker::Copy, ::std::fmt::Debug)]
         #visibility struct #name;
 
-        #[allow(clippy::all, clippy::pedantic, non_snake_case)]
+        #[allow(clippy::all, clippy::pedantic, non_snake_case #unused)]
         impl #name {
             /// What config.json calls these models, in `architectures`.
             pub const ARCHITECTURES: &'static [&'static str] = &[#(#architectures),*];
@@ -241,7 +242,7 @@ fn steps(model: &Model, program: &Program, body: &Body) -> TokenStream {
     let used = used(&body.steps);
     let mut tokens = TokenStream::new();
     for step in &body.steps {
-        if !matches!(step, Step::Scalar(id, _) if !used.contains(id)) {
+        if program.mistaken || !matches!(step, Step::Scalar(id, _) if !used.contains(id)) {
             tokens.extend(self::step(model, program, step));
         }
     }

@@ -5,6 +5,8 @@ use proc_macro2::{Ident, Span, TokenStream};
 /// A checked model. Token streams in it are Rust expressions over `config`.
 #[derive(Default)]
 pub(crate) struct Program {
+    /// Whether mistakes were reported: then the rest is for editors.
+    pub(crate) mistaken: bool,
     /// Reading the config: one statement per value, in order.
     pub(crate) values: Vec<ConfigField>,
     /// The keys that must have one of some values, given as JSON values.

@@ -135,7 +135,7 @@ impl Checker<'_> {
     }
 
     /// A tensor that holds a value: the one it is an element of, or a new one.
-    fn materialise(&mut self, cx: &mut Cx, value: &Scalar, label: &str, at: Span) -> Tensor {
+    pub(super) fn materialise(&mut self, cx: &mut Cx, value: &Scalar, label: &str, at: Span) -> Tensor {
         if let Some(tensor) = &value.tensor {
             return tensor.clone();
         }
@@ -155,13 +155,12 @@ impl Checker<'_> {
             return cx.unknown();
         }
         if function.axes.len() != axes.len() {
-            let signature = signature(&function);
             let message = format!(
                 "`{name}` takes {} in brackets, {} given",
                 count(function.axes.len(), "axis", "axes"),
                 axes.len()
             );
-            self.diagnostics.help(name.span(), message, format!("its signature is `{signature}`"));
+            self.diagnostics.help(name.span(), message, format!("its signature is `{}`", signature(&function)));
             return cx.unknown();
         }
         if function.parameters.len() != arguments.len() {
@@ -312,9 +311,17 @@ fn count(n: usize, one: &str, many: &str) -> String {
     format!("{n} {}", if n == 1 { one } else { many })
 }
 
-/// A function's signature, as its source has it.
-fn signature(function: &Function) -> &str {
-    function.source.split(" {").next().unwrap_or_default()
+/// A function's signature.
+fn signature(function: &Function) -> String {
+    let list = |names: &[Ident]| names.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let brackets = |text: String| if text.is_empty() { text } else { format!("[{text}]") };
+    let parameters = function.parameters.iter().map(|p| {
+        let axes = p.axes.as_deref().map_or(String::new(), list);
+        let axes = if p.open { format!("{axes}, ..") } else { axes };
+        format!("{}{}", p.name, brackets(axes))
+    });
+    let name = function.name.as_ref().map_or(String::new(), ToString::to_string);
+    format!("fn {name}{}({})", brackets(list(&function.axes)), parameters.collect::<Vec<_>>().join(", "))
 }
 
 /// Whether a function selects along an axis of a parameter, which then must be a tensor.

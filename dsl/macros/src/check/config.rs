@@ -50,24 +50,16 @@ impl Checker<'_> {
             };
             let read = self.reading(value);
             let (name, ty) = (value.name.clone(), value.ty.clone());
-            self.program.values.push(ConfigField {
-                docs: documentation(value),
-                ty: rust_type(&ty),
-                name: name.clone(),
-                read,
-            });
-            let at = self.values.len();
-            let info = Value { name: name.clone(), ty, key, used: false.into() };
-            let entry = match info.ty {
-                ConfigType::Size => {
-                    let kind = AxisKind::Fixed(quote!(config.#name));
-                    self.axes.push(super::Axis { name: name.clone(), kind, used: false.into(), counted: false.into() });
-                    Entry::Axis(self.axes.len() - 1)
-                }
-                _ => Entry::Value(at),
+            let fixed = matches!(ty, ConfigType::Size).then(|| AxisKind::Fixed(quote!(config.#name)));
+            let entry = match fixed {
+                Some(kind) => self.new_axis(&name, kind),
+                None => Entry::Value(self.values.len()),
             };
-            self.values.push(info);
-            self.declare(&name, entry);
+            self.values.push(Value { name: name.clone(), ty: ty.clone(), key, used: false.into() });
+            if self.declare(&name, entry) {
+                let docs = documentation(value);
+                self.program.values.push(ConfigField { docs, ty: rust_type(&ty), name, read });
+            }
         }
         for require in &model.requires {
             let allowed = require.allowed.iter().map(|e| self.allowed(e)).collect();
@@ -114,8 +106,11 @@ impl Checker<'_> {
         let of = format!("the config has no `{}`, and its default {}", texts.join("` or `"), self.describe(default));
         let default = self.config_expr(&Cx::new(super::Place::Model), default, Some(kind), At::Reading, &of);
         let default = match value.ty {
-            ConfigType::OptionSize => quote!(::std::option::Option::Some(#default)),
             ConfigType::Rust(_) => quote!(::std::convert::From::from(#default)),
+            ConfigType::Size => {
+                let graph = &self.model.graph;
+                quote!(#graph::__private::extent(#of, #default)?)
+            }
             _ => default,
         };
         let found_value = match value.ty {
@@ -160,15 +155,14 @@ impl Checker<'_> {
 
     /// A checked expression over the config as Rust. `of` says what is computed, for the error.
     pub(super) fn config_expr(&self, cx: &Cx, expr: &Expr, want: Option<Kind>, at: At, of: &str) -> TokenStream {
-        let Some((tokens, kind)) = self.config_kind(cx, expr, at, of) else {
-            return match want {
-                Some(Kind::Flag) => quote!(false),
-                Some(Kind::Real) => quote!(0.0),
-                Some(Kind::Optional) => quote!(::std::option::Option::None),
-                Some(Kind::Text) => quote!(""),
-                _ => quote!(1usize),
-            };
+        let anything = match want {
+            Some(Kind::Flag) => quote!(false),
+            Some(Kind::Real) => quote!(0.0),
+            Some(Kind::Optional) => quote!(::std::option::Option::None),
+            Some(Kind::Text) => quote!(""),
+            _ => quote!(1usize),
         };
+        let Some((tokens, kind)) = self.config_kind(cx, expr, at, of) else { return anything };
         match (want, kind) {
             (Some(Kind::Real), Kind::Number) => match expr.bare().kind {
                 ExprKind::Int(n) => {
@@ -178,12 +172,11 @@ impl Checker<'_> {
                 _ => quote!((#tokens) as f32),
             },
             (Some(Kind::Text), _) => tokens,
-            (Some(Kind::Optional), Kind::Number) if at == At::Building => quote!(::std::option::Option::Some(#tokens)),
-            (Some(Kind::Optional), Kind::Number) => tokens,
+            (Some(Kind::Optional), Kind::Number) => quote!(::std::option::Option::Some(#tokens)),
             (Some(want), kind) if want != kind => {
                 let message = format!("expected {}, this is {}", want.name(), kind.name());
                 self.diagnostics.error(expr.span, message);
-                tokens
+                anything
             }
             _ => tokens,
         }

@@ -65,36 +65,32 @@ impl Checker<'_> {
             ExprKind::Index { of, entries } => self.index(cx, of, entries),
             ExprKind::Call { name, axes, arguments } => self.call(cx, name, axes, arguments),
             ExprKind::Reduce { op, axes, body } => self.reduce(cx, expr.span, op, axes, body),
-            ExprKind::Unary { op, of } => {
-                let of = self.expr(cx, of);
+            ExprKind::Unary { op, of: operand } => {
+                let of = self.expr(cx, operand);
                 match *op {
                     "!" => {
-                        self.want_mask(expr.span, "`!`", &of);
+                        self.want_mask(operand.span, "`!`", &of);
                         cx.scalar(Op::Unary("Not", of.id), of.axes, Type::Mask)
                     }
                     _ => {
-                        self.want_number(expr.span, "`-`", &of);
+                        self.want_number(operand.span, "`-`", &of);
                         cx.scalar(Op::Unary("Neg", of.id), of.axes, of.ty)
                     }
                 }
             }
-            ExprKind::Binary { op: "^", left, right } => self.power(cx, expr.span, left, right),
-            ExprKind::Binary { op, left, right } => {
-                let (a, b) = (self.expr(cx, left), self.expr(cx, right));
-                self.binary(cx, expr.span, op, a, b)
-            }
-            ExprKind::Where { body, mask } => {
-                let body = self.expr(cx, body);
-                let mask = self.expr(cx, mask);
-                self.want_number(expr.span, "the left side of `where`", &body);
-                self.want_mask(expr.span, "`where`", &mask);
+            ExprKind::Binary { op: "^", left, right } => self.power(cx, left, right),
+            ExprKind::Binary { op, left, right } => self.binary(cx, expr.span, op, left, right),
+            ExprKind::Where { body: left, mask: right } => {
+                let (body, mask) = (self.expr(cx, left), self.expr(cx, right));
+                self.want_number(left.span, "the left side of `where`", &body);
+                self.want_mask(right.span, "`where`", &mask);
                 let axes = union(&body.axes, &mask.axes);
                 cx.scalar(Op::Masked(body.id, mask.id), axes, body.ty)
             }
-            ExprKind::If { condition, then, otherwise } => {
-                let condition = self.expr(cx, condition);
+            ExprKind::If { condition: test, then, otherwise } => {
+                let condition = self.expr(cx, test);
                 let (then, otherwise) = (self.expr(cx, then), self.expr(cx, otherwise));
-                self.want_mask(expr.span, "`if`", &condition);
+                self.want_mask(test.span, "`if`", &condition);
                 if (then.ty == Type::Mask) != (otherwise.ty == Type::Mask)
                     && then.ty != Type::Unknown
                     && otherwise.ty != Type::Unknown
@@ -187,16 +183,11 @@ impl Checker<'_> {
                     cx.weights.insert(at);
                 }
                 let declared = &self.tensors[at];
-                let known = declared.weight.is_some() || declared.what != "a weight";
-                for &axis in &declared.axes {
+                for &axis in declared.axes.iter().flatten() {
                     self.axes[axis].used.set(true);
                 }
-                Some(Tensor {
-                    local: Local::Named(ident.clone()),
-                    axes: known.then(|| declared.axes.clone()),
-                    ordered: true,
-                    ty: Type::Float,
-                })
+                let (local, axes) = (Local::Named(ident.clone()), declared.axes.clone());
+                Some(Tensor { local, axes, ordered: true, ty: Type::Float })
             }
             Entry::Tensor(tensor) => {
                 let local = match tensor.local {
@@ -205,7 +196,13 @@ impl Checker<'_> {
                 };
                 Some(Tensor { local, ..tensor })
             }
-            Entry::Bound(bound) => bound.borrow().tensor.clone(),
+            Entry::Bound(bound) => {
+                let value = bound.borrow().clone();
+                let label = format!("{}.{ident}", cx.label);
+                let tensor = self.materialise(cx, &value, &label, ident.span());
+                *bound.borrow_mut() = Scalar { tensor: Some(tensor.clone()), ..value };
+                Some(tensor)
+            }
             _ => None,
         }
     }
@@ -244,8 +241,8 @@ impl Checker<'_> {
         };
         let named: Vec<Ident> = entries.iter().map(|e| e.axis.clone()).collect();
         let known = self.axis_list(cx, &named).is_some();
-        let mut selected = Vec::new();
-        let mut added = Some(Vec::new());
+        let mut selected: Vec<(usize, Ident, Scalar)> = Vec::new();
+        let mut understood = known;
         let mut spelled = Vec::new();
         for entry in entries {
             let Some(axis) = self.axis_quietly(cx, &entry.axis) else {
@@ -269,14 +266,10 @@ impl Checker<'_> {
             if matches!(self.axes[axis].kind, AxisKind::Tokens) {
                 let message = "earlier tokens are not at hand: `cache` their values and select along the positions";
                 self.diagnostics.error(entry.axis.span(), message);
-                continue;
+                understood = false;
             }
-            added = union(&added, &scalar.axes);
-            if has && known {
-                selected.push((axis, self.axis_ident(cx, axis, &entry.axis), scalar.id));
-            } else {
-                added = None;
-            }
+            understood &= has;
+            selected.push((axis, self.axis_ident(cx, axis, &entry.axis), scalar));
         }
         if let (true, false, Some(axes)) = (known, spelled.is_empty(), &tensor.axes) {
             let left: Vec<usize> = axes.iter().copied().filter(|a| !selected.iter().any(|s| s.0 == *a)).collect();
@@ -285,15 +278,19 @@ impl Checker<'_> {
                 self.diagnostics.error(ident.span(), message);
             }
         }
-        if selected.is_empty() && added.as_ref().is_some_and(Vec::is_empty) {
+        if !understood {
+            return Scalar { ty: tensor.ty, ..cx.unknown() };
+        }
+        if selected.is_empty() {
             return cx.load(tensor);
         }
-        let left = tensor
-            .axes
-            .as_ref()
-            .map(|axes| axes.iter().copied().filter(|a| !selected.iter().any(|s| s.0 == *a)).collect::<Vec<_>>());
-        let axes = union(&left, &added);
-        let selected = selected.into_iter().map(|(_, name, id)| (name, id)).collect();
+        let axes = tensor.axes.iter().flatten().fold(tensor.axes.as_ref().map(|_| Vec::new()), |axes, axis| {
+            match selected.iter().find(|s| s.0 == *axis) {
+                Some((_, _, index)) => union(&axes, &index.axes),
+                None => union(&axes, &Some(vec![*axis])),
+            }
+        });
+        let selected = selected.into_iter().map(|(_, name, index)| (name, index.id)).collect();
         cx.scalar(Op::Load(tensor.local, selected), axes, tensor.ty)
     }
 
@@ -305,18 +302,19 @@ impl Checker<'_> {
     }
 
     /// An operator between two scalars.
-    pub(super) fn binary(&mut self, cx: &mut Cx, span: Span, op: &str, a: Scalar, b: Scalar) -> Scalar {
+    fn binary(&mut self, cx: &mut Cx, span: Span, op: &str, left: &Expr, right: &Expr) -> Scalar {
+        let (a, b) = (self.expr(cx, left), self.expr(cx, right));
         let axes = union(&a.axes, &b.axes);
         let quoted = format!("`{op}`");
         let (name, ty) = match op {
             "&&" | "||" => {
-                self.want_mask(span, &quoted, &a);
-                self.want_mask(span, &quoted, &b);
+                self.want_mask(left.span, &quoted, &a);
+                self.want_mask(right.span, &quoted, &b);
                 (if op == "&&" { "And" } else { "Or" }, Type::Mask)
             }
             _ => {
-                self.want_number(span, &quoted, &a);
-                self.want_number(span, &quoted, &b);
+                self.want_number(left.span, &quoted, &a);
+                self.want_number(right.span, &quoted, &b);
                 let number = meet(a.ty, b.ty);
                 match op {
                     "+" => ("Add", number),
@@ -333,8 +331,8 @@ impl Checker<'_> {
                         ("Div", Type::Float)
                     }
                     "%" => {
-                        self.want_int(span, &quoted, &a);
-                        self.want_int(span, &quoted, &b);
+                        self.want_int(left.span, &quoted, &a);
+                        self.want_int(right.span, &quoted, &b);
                         ("Rem", Type::Int)
                     }
                     "<" => ("Lt", Type::Mask),
@@ -352,9 +350,9 @@ impl Checker<'_> {
     }
 
     /// `left ^ right`; small whole powers are products.
-    fn power(&mut self, cx: &mut Cx, span: Span, left: &Expr, right: &Expr) -> Scalar {
+    fn power(&mut self, cx: &mut Cx, left: &Expr, right: &Expr) -> Scalar {
         let a = self.expr(cx, left);
-        self.want_number(span, "`^`", &a);
+        self.want_number(left.span, "`^`", &a);
         if let (ExprKind::Int(n @ 2..=4), true) = (&right.bare().kind, a.ty == Type::Float) {
             let mut product = a.clone();
             for _ in 1..*n {
@@ -363,14 +361,14 @@ impl Checker<'_> {
             return product;
         }
         let b = self.expr(cx, right);
-        self.want_number(span, "`^`", &b);
+        self.want_number(right.span, "`^`", &b);
         let axes = union(&a.axes, &b.axes);
         cx.scalar(Op::Binary("Pow", a.id, b.id), axes, Type::Float)
     }
 
     fn reduce(&mut self, cx: &mut Cx, span: Span, op: &'static str, idents: &[Ident], body: &Expr) -> Scalar {
         let value = self.expr(cx, body);
-        self.want_number(span, &format!("`{op}`"), &value);
+        self.want_number(body.span, &format!("`{op}`"), &value);
         let ty = if op == "argmax" { Type::Int } else { Type::Float };
         let Some(axes) = self.axis_list(cx, idents) else { return Scalar { ty, ..cx.unknown() } };
         let Some(has) = &value.axes else { return Scalar { ty, ..cx.unknown() } };
@@ -449,7 +447,7 @@ impl Checker<'_> {
     /// The axes of the tensor that a name stands for.
     fn axes_of(&self, cx: &Cx, ident: &Ident) -> Axes {
         match self.lookup(cx, &ident.to_string())? {
-            Entry::Declared(at, _) => Some(self.tensors[at].axes.clone()),
+            Entry::Declared(at, _) => self.tensors[at].axes.clone(),
             Entry::Tensor(tensor) => tensor.axes,
             Entry::Bound(bound) => bound.borrow().axes.clone(),
             _ => None,

@@ -53,11 +53,11 @@ struct Value {
 /// A weight or a host constant: a tensor declared with axes.
 struct Declared {
     name: Ident,
-    axes: Vec<usize>,
+    axes: Axes,
     used: Cell<bool>,
     /// What it is, for messages.
     what: &'static str,
-    /// The weight to emit, if the declaration could be understood.
+    /// The weight to emit, if it is one.
     weight: Option<Weight>,
     /// The weight that stands in for it.
     stand_in: Option<usize>,
@@ -134,6 +134,13 @@ impl Checker<'_> {
     fn names(&self, axes: &[usize]) -> String {
         let names: Vec<String> = axes.iter().map(|&a| self.axes[a].name.to_string()).collect();
         format!("[{}]", names.join(", "))
+    }
+
+    /// A new axis, for a name to stand for.
+    fn new_axis(&mut self, name: &Ident, kind: AxisKind) -> Entry {
+        let used = !matches!(kind, AxisKind::Fixed(_));
+        self.axes.push(Axis { name: name.clone(), kind, used: used.into(), counted: false.into() });
+        Entry::Axis(self.axes.len() - 1)
     }
 
     /// What a type is called in messages.

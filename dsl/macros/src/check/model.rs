@@ -36,30 +36,24 @@ pub(crate) fn check(model: &ast::Model, prelude: Vec<Function>, diagnostics: &Di
 impl Checker<'_> {
     fn model(&mut self) {
         let model = self.model;
-        let tokens = Ident::new(TOKENS, model.name.span());
-        self.axes.push(Axis { name: tokens.clone(), kind: AxisKind::Tokens, used: true.into(), counted: false.into() });
-        self.globals.insert(TOKENS.to_owned(), Entry::Axis(0));
+        let tokens = self.new_axis(&Ident::new(TOKENS, model.name.span()), AxisKind::Tokens);
+        self.globals.insert(TOKENS.to_owned(), tokens);
         self.config();
         let base = Cx::new(Place::Model);
         for item in &model.items {
             match item {
                 Item::Axis { name, extent } => self.declare_axis(&base, name, extent),
                 Item::Alias { name, of } => {
-                    if let Some(axis) = self.axis(&base, of) {
-                        let kind = self.axes[axis].kind.clone();
-                        if matches!(kind, AxisKind::Fixed(_)) {
-                            self.axes.push(Axis {
-                                name: name.clone(),
-                                kind,
-                                used: false.into(),
-                                counted: false.into(),
-                            });
-                            self.declare(name, Entry::Axis(self.axes.len() - 1));
-                        } else {
-                            self.diagnostics
-                                .error(of.span(), format!("`{of}` grows with the sequence: no alias of it"));
-                        }
+                    let fixed = self.axis(&base, of).map(|axis| self.axes[axis].kind.clone());
+                    if matches!(fixed, Some(AxisKind::Tokens)) {
+                        self.diagnostics.error(of.span(), format!("`{of}` grows with the sequence: no alias of it"));
                     }
+                    let kind = match fixed {
+                        Some(AxisKind::Fixed(size)) => AxisKind::Fixed(size),
+                        _ => AxisKind::Fixed(quote!(1usize)),
+                    };
+                    let alias = self.new_axis(name, kind);
+                    self.declare(name, alias);
                 }
                 Item::Host { name, axes, rust } => self.declare_host(&base, name, axes, rust),
                 Item::Function(function) => self.declare_function(function),
@@ -93,6 +87,7 @@ impl Checker<'_> {
         if self.diagnostics.count() == 0 {
             self.report_unused();
         }
+        self.program.mistaken = self.diagnostics.count() > 0;
         self.gather();
     }
 
@@ -107,9 +102,8 @@ impl Checker<'_> {
         let graph = &self.model.graph;
         let size = internal(&format!("size_of_{name}"));
         self.program.prologue.push(quote!(let #size: usize = #graph::__private::extent(#of, #tokens)?;));
-        let kind = AxisKind::Fixed(quote!(#size));
-        self.axes.push(Axis { name: name.clone(), kind, used: false.into(), counted: false.into() });
-        self.declare(name, Entry::Axis(self.axes.len() - 1));
+        let axis = self.new_axis(name, AxisKind::Fixed(quote!(#size)));
+        self.declare(name, axis);
     }
 
     fn declare_host(&mut self, cx: &Cx, name: &Ident, idents: &[Ident], rust: &TokenStream) {
@@ -120,20 +114,18 @@ impl Checker<'_> {
         let mut bindings = Vec::new();
         let mut seen = Vec::new();
         self.host_names(rust.clone(), &mut seen, &mut bindings);
-        let known = axes.is_some();
+        let known = if axes.is_some() { idents.to_vec() } else { Vec::new() };
+        let what = "a constant";
         self.tensors.push(Declared {
             name: name.clone(),
-            axes: axes.unwrap_or_default(),
+            axes,
             used: false.into(),
-            what: "a constant",
+            what,
             weight: None,
             stand_in: None,
         });
         self.declare(name, Entry::Declared(self.tensors.len() - 1, false));
-        if known {
-            let (name, axes, rust) = (name.clone(), idents.to_vec(), rust.clone());
-            self.program.hosts.push(Host { name, axes, bindings, rust });
-        }
+        self.program.hosts.push(Host { name: name.clone(), axes: known, bindings, rust: rust.clone() });
     }
 
     /// Binds the config's values and the sizes of axes that occur in an expression of Rust.
@@ -200,14 +192,9 @@ impl Checker<'_> {
             let axes = function.axes.iter();
             for axis in axes.chain(function.parameters.iter().flat_map(|p| p.axes.iter().flatten())) {
                 if cx.locals.iter().all(|(n, _)| axis != n) {
-                    self.axes.push(Axis {
-                        name: axis.clone(),
-                        kind: AxisKind::Parameter,
-                        used: true.into(),
-                        counted: false.into(),
-                    });
+                    let entry = self.new_axis(axis, AxisKind::Parameter);
                     given.push(self.axes.len() - 1);
-                    cx.locals.push((axis.to_string(), Entry::Axis(self.axes.len() - 1)));
+                    cx.locals.push((axis.to_string(), entry));
                 }
             }
             for parameter in &function.parameters {
@@ -290,9 +277,14 @@ impl Checker<'_> {
                 self.diagnostics.help(second.span, "the layer has two bodies", help);
                 quote!(0usize)
             }
-            (Some(choice), _) => {
+            (Some((_, None)), _) => quote!(0usize),
+            (Some((_, Some(choice))), _) => {
                 let mut used = vec![false; layer.bodies.len()];
+                let mistakes = self.diagnostics.count();
                 let tokens = self.choose(cx, layer, choice, of, &mut used);
+                if self.diagnostics.count() > mistakes {
+                    return tokens;
+                }
                 for (body, used) in layer.bodies.iter().zip(used) {
                     if !used {
                         let name = body.name.as_ref().map_or("without a name".to_owned(), |n| format!("`{n}`"));
@@ -476,12 +468,7 @@ impl Checker<'_> {
             Some(within) => self.hoist(cx, within, Kind::Optional, &of),
             None => quote!(::std::option::Option::None),
         };
-        self.axes.push(Axis {
-            name: over.clone(),
-            kind: AxisKind::Positions,
-            used: true.into(),
-            counted: false.into(),
-        });
+        let entry = self.new_axis(over, AxisKind::Positions);
         let positions = self.axes.len() - 1;
         cx.steps.push(Step::Positions { name: over.clone(), window });
         let mut cached = Vec::new();
@@ -519,7 +506,7 @@ impl Checker<'_> {
             cached.push((name.to_string(), Entry::Tensor(Tensor { local, axes, ordered: true, ty: tensor.ty })));
         }
         cx.locals.extend(cached);
-        cx.locals.push((text, Entry::Axis(positions)));
+        cx.locals.push((text, entry));
     }
 
     fn is_positions(&self, axis: usize) -> bool {

@@ -24,31 +24,30 @@ impl Checker<'_> {
             let name = weight.name.to_string();
             let axes = self.fixed_axes(&cx, &weight.axes, &weight.name);
             let (places, stand_in) = self.sources(&cx, section, weight, index.as_ref());
-            if let (Some(stand_in), Some(axes)) = (stand_in, &axes)
-                && *axes != self.tensors[stand_in].axes
+            if let Some(other) = stand_in.map(|w| &self.tensors[w])
+                && let (Some(axes), Some(others)) = (&axes, &other.axes)
+                && axes != others
             {
-                let other = &self.tensors[stand_in];
                 let message = format!(
                     "`{name}` is declared over {}, but `{}` is over {}",
                     self.names(axes),
                     other.name,
-                    self.names(&other.axes)
+                    self.names(others)
                 );
                 self.diagnostics.error(weight.name.span(), message);
             }
-            let known = axes.is_some();
             let emitted = Weight {
                 name: weight.name.clone(),
-                axes: weight.axes.clone(),
+                axes: if axes.is_some() { weight.axes.clone() } else { Vec::new() },
                 places,
                 otherwise: stand_in.map(|w| self.tensors[w].name.clone()),
             };
             self.tensors.push(Declared {
                 name: weight.name.clone(),
-                axes: axes.unwrap_or_default(),
+                axes,
                 used: false.into(),
                 what: "a weight",
-                weight: known.then_some(emitted),
+                weight: Some(emitted),
                 stand_in,
             });
             let entry = Entry::Declared(at, scope.is_some());
@@ -132,11 +131,19 @@ impl Checker<'_> {
             };
             match index {
                 Some(index) if *index == word => layered = true,
-                Some(index) => self.diagnostics.help(
-                    name.span,
-                    format!("unknown `{{{word}}}` in the name of a tensor"),
-                    format!("`{{{index}}}` is the number of the layer"),
-                ),
+                _ if matches!(self.globals.get(word), Some(Entry::Axis(_))) => {
+                    let message =
+                        format!("`{{{word}}}`: one file tensor for each `{word}` is not part of the language yet");
+                    self.diagnostics.error(name.span, message);
+                }
+                Some(index) => {
+                    layered = true;
+                    self.diagnostics.help(
+                        name.span,
+                        format!("unknown `{{{word}}}` in the name of a tensor"),
+                        format!("`{{{index}}}` is the number of the layer"),
+                    );
+                }
                 None => {
                     let message = format!("`{{{word}}}` in the name of a tensor outside of `layer`");
                     self.diagnostics.error(name.span, message);

@@ -56,7 +56,11 @@ impl<'d> Cursor<'d> {
 
     /// The span of the next token.
     pub(crate) fn span(&self) -> Span {
-        self.peek().map_or(self.end, TokenTree::span)
+        match self.peek() {
+            Some(TokenTree::Group(group)) => group.span_open(),
+            Some(token) => token.span(),
+            None => self.end,
+        }
     }
 
     /// The next token, in words.

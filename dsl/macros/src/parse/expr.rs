@@ -8,11 +8,24 @@ use crate::ast::{Entry, Expr, ExprKind};
 /// The reductions of the language.
 pub(crate) const REDUCTIONS: [&str; 5] = ["sum", "mean", "max", "min", "argmax"];
 
+/// How many operators a chain of them may have.
+const LONGEST: usize = 100;
+
 fn make(span: Span, kind: ExprKind) -> Expr {
     Expr { span, kind }
 }
 
 impl Cursor<'_> {
+    /// Counts an operator of a chain, and refuses one more than any formula has.
+    fn not_too_long(&self, span: Span, length: &mut usize) -> Option<()> {
+        *length += 1;
+        if *length > LONGEST {
+            self.diagnostics.error(span, "this expression is too long: give its parts a `let`");
+            return None;
+        }
+        Some(())
+    }
+
     /// Any expression.
     pub(crate) fn expr(&mut self) -> Option<Expr> {
         self.depth += 1;
@@ -37,7 +50,9 @@ impl Cursor<'_> {
 
     fn masked(&mut self) -> Option<Expr> {
         let mut body = self.either()?;
+        let mut length = 0;
         while let Some(span) = self.eat_word("where") {
+            self.not_too_long(span, &mut length)?;
             if let Some((op, at)) = ends_in_reduction(&body) {
                 self.diagnostics.help(
                     span,
@@ -54,7 +69,9 @@ impl Cursor<'_> {
 
     fn either(&mut self) -> Option<Expr> {
         let mut left = self.both()?;
+        let mut length = 0;
         while let Some(span) = self.eat_sign("||") {
+            self.not_too_long(span, &mut length)?;
             let right = self.both()?;
             left = binary(span, "||", left, right);
         }
@@ -63,7 +80,9 @@ impl Cursor<'_> {
 
     fn both(&mut self) -> Option<Expr> {
         let mut left = self.comparison()?;
+        let mut length = 0;
         while let Some(span) = self.eat_sign("&&") {
+            self.not_too_long(span, &mut length)?;
             let right = self.comparison()?;
             left = binary(span, "&&", left, right);
         }
@@ -89,9 +108,11 @@ impl Cursor<'_> {
     /// `a + b - c`
     pub(crate) fn sum(&mut self) -> Option<Expr> {
         let mut left = self.product()?;
+        let mut length = 0;
         loop {
             let Some(op) = ["+", "-"].into_iter().find(|op| self.is_sign(op)) else { return Some(left) };
             let span = self.eat_sign(op)?;
+            self.not_too_long(span, &mut length)?;
             let right = self.product()?;
             left = binary(span, op, left, right);
         }
@@ -99,9 +120,11 @@ impl Cursor<'_> {
 
     fn product(&mut self) -> Option<Expr> {
         let mut left = self.prefix()?;
+        let mut length = 0;
         loop {
             let Some(op) = ["*", "/", "%"].into_iter().find(|op| self.is_sign(op)) else { return Some(left) };
             let span = self.eat_sign(op)?;
+            self.not_too_long(span, &mut length)?;
             let right = self.prefix()?;
             left = binary(span, op, left, right);
         }
@@ -129,7 +152,9 @@ impl Cursor<'_> {
 
     fn postfix(&mut self) -> Option<Expr> {
         let mut of = self.atom()?;
+        let mut length = 0;
         while let Some(group) = self.eat_group(Delimiter::Bracket) {
+            self.not_too_long(group.span(), &mut length)?;
             let mut inner = self.inside(&group);
             let entries = inner.list(|c| {
                 let axis = c.name("the name of an axis")?;

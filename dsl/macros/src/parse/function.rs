@@ -39,6 +39,7 @@ impl Cursor<'_> {
         let body = self.group(Delimiter::Brace, "`->` or the body in braces")?;
         let source = source(name.as_ref(), &axes, &group, result_axes.as_deref(), &body);
         let mut inner = self.inside(&body);
+        let mistakes = self.diagnostics.count();
         let mut statements = Vec::new();
         let mut result = None;
         while !inner.is_empty() {
@@ -60,16 +61,14 @@ impl Cursor<'_> {
                 read
             };
             if read.is_none() {
-                let at = inner.span();
                 inner.recover();
-                if inner.is_empty() {
-                    result.get_or_insert(Expr { span: at, kind: ExprKind::Unknown });
-                }
             }
         }
         if result.is_none() {
-            self.diagnostics
-                .error(body.span_close(), "the `fn` has no result: its last line is an expression without `;`");
+            if self.diagnostics.count() == mistakes {
+                let message = "the `fn` has no result: its last line is an expression without `;`";
+                self.diagnostics.error(body.span_close(), message);
+            }
             result = Some(Expr { span: body.span_close(), kind: ExprKind::Unknown });
         }
         let span = name.as_ref().map_or(at_fn, |n| n.span());

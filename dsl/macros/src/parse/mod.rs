@@ -166,16 +166,10 @@ fn value(c: &mut Cursor, docs: TokenStream) -> Option<Value> {
     c.sign(":")?;
     let ty = config_type(c)?;
     c.sign("=")?;
-    let key = "a key in quotes";
-    let keys = match c.eat_group(Delimiter::Brace) {
-        Some(group) => Keys::Gathered(c.inside(&group).list(|c| c.text(key))?),
-        None => {
-            let mut keys = vec![c.text(key)?];
-            while c.eat_sign(",").is_some() {
-                keys.push(c.text(key)?);
-            }
-            Keys::First(keys)
-        }
+    let Some(keys) = keys(c) else {
+        // The name is known all the same, so that its uses are no further mistakes.
+        c.recover();
+        return Some(Value { docs, name, ty, keys: Keys::First(Vec::new()), default: None });
     };
     let default = match c.eat_word("else") {
         Some(_) => Some(c.sum()?),
@@ -185,6 +179,18 @@ fn value(c: &mut Cursor, docs: TokenStream) -> Option<Value> {
         return c.expected("`,`, `else` or `;`");
     }
     Some(Value { docs, name, ty, keys, default })
+}
+
+fn keys(c: &mut Cursor) -> Option<Keys> {
+    let key = "a key in quotes";
+    if let Some(group) = c.eat_group(Delimiter::Brace) {
+        return c.inside(&group).list(|c| c.text(key)).map(Keys::Gathered);
+    }
+    let mut keys = vec![c.text(key)?];
+    while c.eat_sign(",").is_some() {
+        keys.push(c.text(key)?);
+    }
+    Some(Keys::First(keys))
 }
 
 fn config_type(c: &mut Cursor) -> Option<ConfigType> {
@@ -201,6 +207,14 @@ fn config_type(c: &mut Cursor) -> Option<ConfigType> {
         "bool" => Some(ConfigType::Bool),
         "option<size>" => Some(ConfigType::OptionSize),
         _ => match syn::parse2::<syn::Type>(tokens.clone()) {
+            Ok(syn::Type::Path(path)) if path.path.get_ident().is_some_and(is_unknown_type) => {
+                let known = ["size", "count", "f32", "bool", "option<size>"];
+                let message = format!(
+                    "unknown type `{text}`: a value is a `size`, `count`, `f32`, `bool`, `option<size>`, or of a Rust type"
+                );
+                c.diagnostics.unknown(path.path.segments[0].ident.span(), message, &text, known);
+                Some(ConfigType::Size)
+            }
             Ok(_) => Some(ConfigType::Rust(tokens)),
             Err(error) => {
                 c.diagnostics.error(error.span(), "this is no type");
@@ -208,6 +222,14 @@ fn config_type(c: &mut Cursor) -> Option<ConfigType> {
             }
         },
     }
+}
+
+/// Whether a name is neither that of a primitive type nor, by its first letter, that of another type of Rust.
+fn is_unknown_type(name: &syn::Ident) -> bool {
+    const PRIMITIVE: [&str; 14] =
+        ["u8", "u16", "u32", "u64", "u128", "usize", "i8", "i16", "i32", "i64", "i128", "isize", "f64", "char"];
+    let name = name.to_string();
+    name.starts_with(|c: char| c.is_lowercase()) && !PRIMITIVE.contains(&name.as_str())
 }
 
 /// `weights "prefix" else "prefix" { … }`
@@ -300,9 +322,12 @@ fn layer_item(c: &mut Cursor, layer: &mut Layer) -> Option<()> {
         layer.bodies.push(c.function(false)?);
     } else if c.is_word("match") || c.is_word("if") {
         let span = c.span();
-        if layer.choice.replace(choice(c)?).is_some() {
+        let choice = choice(c);
+        let read = choice.is_some().then_some(());
+        if layer.choice.replace((span, choice)).is_some() {
             c.diagnostics.error(span, "the layer's body is chosen twice");
         }
+        read?;
     } else {
         return c.expected("`weights`, `fn`, or `match` or `if` over bodies");
     }

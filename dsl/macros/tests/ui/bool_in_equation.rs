@@ -1,0 +1,14 @@
+//! A bool of the config in an equation.
+
+einfuse_macros::model! {
+    pub Model for "Model" {
+        config { d: size = "hidden"; v: size = "vocab"; f: size = "inner"; tied: bool = "tied"; }
+        weights { embed[v, d] = "embed"; w[f, d] = "w"; }
+        fn (tokens[t]) -> [t, f] {
+            let x = embed[v = tokens];
+            sum[d] (x * w where tied)
+        }
+    }
+}
+
+fn main() {}

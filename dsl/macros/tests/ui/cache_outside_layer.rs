@@ -1,0 +1,15 @@
+//! A `cache` outside of a layer.
+
+einfuse_macros::model! {
+    pub Model for "Model" {
+        config { d: size = "hidden"; v: size = "vocab"; f: size = "inner"; }
+        weights { embed[v, d] = "embed"; w[f, d] = "w"; }
+        fn (tokens[t]) -> [t, f] {
+            let x = embed[v = tokens];
+            cache x over s;
+            sum[d] x * w
+        }
+    }
+}
+
+fn main() {}

@@ -1,0 +1,14 @@
+//! A type that the config does not know.
+
+einfuse_macros::model! {
+    pub Model for "Model" {
+        config { d: siez = "hidden"; v: size = "vocab"; f: size = "inner"; }
+        weights { embed[v, d] = "embed"; w[f, d] = "w"; }
+        fn (tokens[t]) -> [t, f] {
+            let x = embed[v = tokens];
+            sum[d] x * w
+        }
+    }
+}
+
+fn main() {}

@@ -1,0 +1,14 @@
+//! An `if` whose sides are a mask and a number.
+
+einfuse_macros::model! {
+    pub Model for "Model" {
+        config { d: size = "hidden"; v: size = "vocab"; f: size = "inner"; }
+        weights { embed[v, d] = "embed"; w[f, d] = "w"; }
+        fn (tokens[t]) -> [t, f] {
+            let x = embed[v = tokens];
+            sum[d] (if d < 3 then x else x > 0) * w
+        }
+    }
+}
+
+fn main() {}

@@ -1,0 +1,20 @@
+//! A layer that yields other axes than it gets.
+
+einfuse_macros::model! {
+    pub Model for "Model" {
+        config { d: size = "hidden"; v: size = "vocab"; layers: count = "depth"; }
+        weights { embed[v, d] = "embed"; }
+        layer l in layers {
+            weights "layers.{l}." { a[d] = "a"; }
+            fn (x[t, d]) -> [t] {
+                sum[d] x * a
+            }
+        }
+        fn (tokens[t]) -> [t, d] {
+            let x = embed[v = tokens];
+            layers(x)
+        }
+    }
+}
+
+fn main() {}

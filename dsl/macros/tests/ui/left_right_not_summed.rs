@@ -1,0 +1,15 @@
+//! The right side of a `let` has an axis more.
+
+einfuse_macros::model! {
+    pub Model for "Model" {
+        config { d: size = "hidden"; v: size = "vocab"; f: size = "inner"; }
+        weights { embed[v, d] = "embed"; w[f, d] = "w"; }
+        fn (tokens[t]) -> [t, f] {
+            let x = embed[v = tokens];
+            let y[t, f] = x * w;
+            y
+        }
+    }
+}
+
+fn main() {}

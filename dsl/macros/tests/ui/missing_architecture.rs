@@ -1,0 +1,14 @@
+//! A model that does not say what it is for.
+
+einfuse_macros::model! {
+    pub Model {
+        config { d: size = "hidden"; v: size = "vocab"; f: size = "inner"; }
+        weights { embed[v, d] = "embed"; w[f, d] = "w"; }
+        fn (tokens[t]) -> [t, f] {
+            let x = embed[v = tokens];
+            sum[d] x * w
+        }
+    }
+}
+
+fn main() {}

@@ -1,0 +1,14 @@
+//! A `fn` without a last line.
+
+einfuse_macros::model! {
+    pub Model for "Model" {
+        config { d: size = "hidden"; v: size = "vocab"; f: size = "inner"; }
+        weights { embed[v, d] = "embed"; w[f, d] = "w"; }
+        fn (tokens[t]) -> [t, f] {
+            let x = embed[v = tokens];
+            let y[t, f] = sum[d] x * w;
+        }
+    }
+}
+
+fn main() {}

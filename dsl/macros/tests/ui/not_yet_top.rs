@@ -1,0 +1,15 @@
+//! The choice of experts is not part of the language yet.
+
+einfuse_macros::model! {
+    pub Model for "Model" {
+        config { d: size = "hidden"; v: size = "vocab"; f: size = "inner"; }
+        weights { embed[v, d] = "embed"; w[f, d] = "w"; }
+        fn (tokens[t]) -> [t, f] {
+            let x = embed[v = tokens];
+            let (a, i)[t, j] = top[d -> j](x);
+            sum[d] x * w
+        }
+    }
+}
+
+fn main() {}

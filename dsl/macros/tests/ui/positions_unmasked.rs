@@ -1,0 +1,22 @@
+//! A reduction over positions that sees later tokens.
+
+einfuse_macros::model! {
+    pub Model for "Model" {
+        config { d: size = "hidden"; v: size = "vocab"; layers: count = "depth"; }
+        weights { embed[v, d] = "embed"; }
+        layer l in layers {
+            weights "layers.{l}." { a[d] = "a"; }
+            fn (x[t, d]) -> [t, d] {
+                let k = x * a;
+                cache k over s;
+                x + sum[s] k
+            }
+        }
+        fn (tokens[t]) -> [t, d] {
+            let x = embed[v = tokens];
+            layers(x)
+        }
+    }
+}
+
+fn main() {}

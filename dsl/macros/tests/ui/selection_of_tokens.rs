@@ -1,0 +1,15 @@
+//! An earlier token, which is not at hand.
+
+einfuse_macros::model! {
+    pub Model for "Model" {
+        config { d: size = "hidden"; v: size = "vocab"; f: size = "inner"; }
+        weights { embed[v, d] = "embed"; w[f, d] = "w"; }
+        fn (tokens[t]) -> [t, f] {
+            let x = embed[v = tokens];
+            let y = x[t = t - 1];
+            sum[d] y * w
+        }
+    }
+}
+
+fn main() {}

@@ -1,0 +1,14 @@
+//! A selection along an axis that the tensor does not have.
+
+einfuse_macros::model! {
+    pub Model for "Model" {
+        config { d: size = "hidden"; v: size = "vocab"; f: size = "inner"; }
+        weights { embed[v, d] = "embed"; w[f, d] = "w"; }
+        fn (tokens[t]) -> [t, f] {
+            let x = embed[f = tokens];
+            sum[d] x * w
+        }
+    }
+}
+
+fn main() {}

@@ -1,0 +1,14 @@
+//! A weight that is never used.
+
+einfuse_macros::model! {
+    pub Model for "Model" {
+        config { d: size = "hidden"; v: size = "vocab"; f: size = "inner"; }
+        weights { embed[v, d] = "embed"; w[f, d] = "w"; b[f] = "b"; }
+        fn (tokens[t]) -> [t, f] {
+            let x = embed[v = tokens];
+            sum[d] x * w
+        }
+    }
+}
+
+fn main() {}
