@@ -1,1 +1,109 @@
-//! einfuse
+//! Language models as equations over named axes, fused and compiled for this CPU.
+//!
+//! **Run** a model out of a Hugging Face folder, or the one that comes with the crate:
+//!
+//! ```no_run
+//! use einfuse::{Generate, Settings};
+//!
+//! # fn main() -> Result<(), einfuse::Error> {
+//! let model = einfuse::load("path/to/a/folder", Settings::default())?;
+//! let mut session = model.session();
+//! for token in session.generate("Once upon a time", &Generate::default())? {
+//!     print!("{}", token?.text);
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! **Declare** one with [`model!`]: `examples/declare.rs` does, and `docs/language.md` is the reference. A declaration has a
+//! function `graph` from a config to a [`Graph`]; [`Model::load`] compiles any graph for a [`Checkpoint`], and the
+//! [`graph::Interpreter`] says what it means.
+//!
+//! **Look** at what became of it: [`Model::program`] has the plan, its kernels with the rules that made them, and their code.
+
+mod embedded;
+
+use std::path::Path;
+
+pub use einfuse_codegen as codegen;
+pub use einfuse_graph as graph;
+pub use einfuse_models as models;
+pub use einfuse_runtime as runtime;
+
+pub use einfuse_codegen::{Rule, Wanted};
+pub use einfuse_graph::Graph;
+pub use einfuse_runtime::{
+    Checkpoint, Generate, Generation, Model, Precision, Progress, Prompt, Sampling, Session, Settings, Stop, Summary, Token,
+};
+
+/// Declares a model: config keys, axes, weights, and equations. It expands to a config type that reads config.json, and a
+/// type of the model's name whose `graph` makes the [`Graph`]. `docs/language.md` is the reference of the language.
+#[macro_export]
+macro_rules! model {
+    ($($declaration:tt)*) => {
+        $crate::__private::model! { crate = $crate::graph; $($declaration)* }
+    };
+}
+
+#[doc(hidden)]
+pub mod __private {
+    pub use einfuse_macros::model;
+}
+
+/// Why a model was not loaded, or did not run.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The config does not make a graph: its architecture is unknown, a key is missing or unsupported, sizes do not fit.
+    #[error("{file}: {reason}")]
+    Config {
+        /// The path of config.json.
+        file: String,
+        /// What is wrong.
+        reason: einfuse_models::Error,
+    },
+    /// Everything else.
+    #[error(transparent)]
+    Runtime(#[from] einfuse_runtime::Error),
+}
+
+/// Loads a model from a folder with config.json, *.safetensors and tokenizer.json.
+///
+/// # Errors
+/// Names the file, and within it the key or tensor, that is missing or wrong, and what was expected.
+pub fn load(folder: impl AsRef<Path>, settings: Settings) -> Result<Model, Error> {
+    load_checkpoint(&Checkpoint::open(folder)?, settings)
+}
+
+/// Loads the model that comes with the crate: GPT-2-shaped, 1.35 million parameters, trained on Shakespeare's works.
+///
+/// # Errors
+/// If a setting is outside its range, or memory or threads cannot be had.
+pub fn load_embedded(settings: Settings) -> Result<Model, Error> {
+    load_checkpoint(&embedded()?, settings)
+}
+
+/// The checkpoint of the model that comes with the crate.
+///
+/// # Errors
+/// None in practice: its files are part of the program.
+pub fn embedded() -> Result<Checkpoint, Error> {
+    Ok(Checkpoint::embedded(&embedded::NANO)?)
+}
+
+/// The graph of the model in a checkpoint.
+///
+/// # Errors
+/// The architecture is not declared (the message lists those that are), or the config does not fit it.
+pub fn graph_of(checkpoint: &Checkpoint) -> Result<Graph, Error> {
+    let config = |reason| Error::Config { file: checkpoint.config_file().to_owned(), reason };
+    einfuse_models::graph_from_config(checkpoint.config()).map_err(config)
+}
+
+/// Loads the model in a checkpoint.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_checkpoint(checkpoint: &Checkpoint, settings: Settings) -> Result<Model, Error> {
+    Ok(Model::load(checkpoint, &graph_of(checkpoint)?, settings)?)
+}

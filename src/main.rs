@@ -27,9 +27,14 @@ fn main() -> ExitCode {
         Err(error) if is_closed_pipe(error.as_ref()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error}");
-            let mut cause = error.source();
+            let (mut told, mut cause) = (error.to_string(), error.source());
             while let Some(error) = cause {
-                eprintln!("  because: {error}");
+                let text = error.to_string();
+                // some messages end with their cause
+                if !told.contains(&text) {
+                    eprintln!("  because: {text}");
+                    told = text;
+                }
                 cause = error.source();
             }
             ExitCode::FAILURE

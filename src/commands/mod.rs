@@ -8,6 +8,7 @@ mod output;
 mod perplexity;
 mod progress;
 mod run;
+mod step;
 
 use std::error::Error;
 

@@ -2,18 +2,22 @@
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, ValueEnum};
+use einfuse::{Checkpoint, Error, Generate, Model, Rule, Settings, runtime};
+
+use super::progress::Progress;
 
 /// Which model, and how it is compiled.
 #[derive(Args, Debug)]
 pub(crate) struct ModelOptions {
-    /// The model: a folder with config.json, *.safetensors and tokenizer.json. Left out: the embedded one
+    /// The model: a folder with config.json, *.safetensors and tokenizer.json [default: the embedded one]
     #[arg(short, long, value_name = "FOLDER")]
     pub(crate) model: Option<PathBuf>,
 
-    /// How weight matrices are kept in memory; left out: as the files have them
+    /// How weight matrices are kept in memory [default: as the files have them]
     #[arg(long, value_enum, value_name = "TYPE")]
     pub(crate) precision: Option<Precision>,
 
@@ -23,7 +27,7 @@ pub(crate) struct ModelOptions {
 
     /// Switch a fusion rule off (repeatable); `einfuse explain` names them
     #[arg(long, value_name = "RULE")]
-    pub(crate) without: Vec<String>,
+    pub(crate) without: Vec<Rule>,
 }
 
 /// The type in which weights are kept.
@@ -35,10 +39,54 @@ pub(crate) enum Precision {
     Bf16,
 }
 
+impl ModelOptions {
+    /// What to call the model in output.
+    pub(crate) fn name(&self) -> String {
+        match &self.model {
+            None => "nano (embedded)".to_owned(),
+            Some(folder) => folder.file_name().unwrap_or(folder.as_os_str()).to_string_lossy().into_owned(),
+        }
+    }
+
+    /// Settings that these options stand for.
+    pub(crate) fn settings(&self, threads: Option<NonZeroUsize>) -> Settings {
+        let precision = match self.precision {
+            None => runtime::Precision::Stored,
+            Some(Precision::F32) => runtime::Precision::F32,
+            Some(Precision::Bf16) => runtime::Precision::Bf16,
+        };
+        Settings {
+            threads: threads.map(NonZeroUsize::get),
+            precision,
+            without: self.without.clone(),
+            chunk: self.chunk.get(),
+            ..Settings::default()
+        }
+    }
+
+    /// Opens the model's files.
+    pub(crate) fn checkpoint(&self) -> Result<Checkpoint, Error> {
+        match &self.model {
+            None => einfuse::embedded(),
+            Some(folder) => Ok(Checkpoint::open(folder)?),
+        }
+    }
+
+    /// Loads the model, with a word on the terminal about what takes long.
+    pub(crate) fn load(&self, settings: Settings) -> Result<Model, Error> {
+        let progress = Arc::new(Progress::start(format!("loading {}", self.name())));
+        let reporter = Arc::clone(&progress);
+        let settings = Settings { progress: Some(Box::new(move |at| reporter.report(at))), ..settings };
+        let model = einfuse::load_checkpoint(&self.checkpoint()?, settings);
+        progress.finish();
+        model
+    }
+}
+
 /// How many threads.
 #[derive(Args, Debug)]
 pub(crate) struct Threads {
-    /// Threads; left out: one per core
+    /// Threads [default: one per core]
     #[arg(short, long, value_name = "N")]
     pub(crate) threads: Option<NonZeroUsize>,
 }
@@ -46,8 +94,9 @@ pub(crate) struct Threads {
 /// What the model is given to read.
 #[derive(Args, Debug)]
 #[group(required = true, multiple = false)]
-pub(crate) struct Prompt {
+pub(crate) struct PromptOptions {
     /// The text to continue
+    #[arg(value_name = "PROMPT")]
     pub(crate) prompt: Option<String>,
 
     /// Token ids in place of a text, separated by commas
@@ -55,9 +104,20 @@ pub(crate) struct Prompt {
     pub(crate) ids: Option<Vec<u32>>,
 }
 
+impl PromptOptions {
+    /// The tokens.
+    pub(crate) fn tokens(&self, model: &Model) -> Result<Vec<u32>, runtime::Error> {
+        match (&self.ids, &self.prompt) {
+            (Some(ids), _) => Ok(ids.clone()),
+            (None, text) => model.tokenizer()?.encode(text.as_deref().unwrap_or_default(), true),
+        }
+    }
+}
+
 /// How tokens are chosen, and when to stop.
 #[derive(Args, Debug)]
-pub(crate) struct Sampling {
+#[command(next_help_heading = "Choosing tokens")]
+pub(crate) struct SamplingOptions {
     /// Most tokens to generate
     #[arg(short = 'n', long, value_name = "N", default_value = "256")]
     pub(crate) tokens: usize,
@@ -66,33 +126,49 @@ pub(crate) struct Sampling {
     #[arg(long, value_name = "T", default_value = "0.8", value_parser = at_least_zero, allow_hyphen_values = true)]
     pub(crate) temperature: f32,
 
-    /// Choose among the K likeliest; 0: all
+    /// Choose among the K likeliest tokens; 0: among all
     #[arg(long, value_name = "K", default_value = "40")]
     pub(crate) top_k: usize,
 
-    /// Choose among the likeliest whose probabilities sum to P
-    #[arg(long, value_name = "P", default_value = "1", value_parser = share, allow_hyphen_values = true)]
+    /// Choose among the fewest likeliest tokens whose probabilities sum to P
+    #[arg(long, value_name = "P", default_value = "1", value_parser = positive_share, allow_hyphen_values = true)]
     pub(crate) top_p: f32,
 
     /// Choose among those at least P times as likely as the likeliest
     #[arg(long, value_name = "P", default_value = "0", value_parser = share, allow_hyphen_values = true)]
     pub(crate) min_p: f32,
 
-    /// Divide the logit of tokens seen before by R (negative ones: multiply)
+    /// Divide the logits above 0 of tokens that were there before by R, and multiply those below
     #[arg(long, value_name = "R", default_value = "1", value_parser = above_zero, allow_hyphen_values = true)]
     pub(crate) repeat_penalty: f32,
 
-    /// The seed: the same seed, the same text
+    /// The seed of the choice: the same seed, the same text
     #[arg(long, value_name = "N", default_value = "0")]
     pub(crate) seed: u64,
 
-    /// Go on after an end token
+    /// Go on after the model's end tokens
     #[arg(long)]
     pub(crate) ignore_eos: bool,
 
-    /// Stop where this text appears (repeatable)
+    /// Stop before this text (repeatable)
     #[arg(long, value_name = "TEXT", value_parser = NonEmptyStringValueParser::new())]
     pub(crate) stop: Vec<String>,
+}
+
+impl SamplingOptions {
+    /// What these options stand for.
+    pub(crate) fn generate(&self) -> Generate {
+        let sampling = einfuse::Sampling {
+            temperature: self.temperature,
+            top_k: self.top_k,
+            top_p: self.top_p,
+            min_p: self.min_p,
+            repeat_penalty: self.repeat_penalty,
+            seed: self.seed,
+        };
+        let stops = self.stop.clone();
+        Generate { sampling, limit: Some(self.tokens), stops, ignore_end: self.ignore_eos }
+    }
 }
 
 fn number(text: &str, wants: &str, holds: impl Fn(f32) -> bool) -> Result<f32, String> {
@@ -101,7 +177,7 @@ fn number(text: &str, wants: &str, holds: impl Fn(f32) -> bool) -> Result<f32, S
 }
 
 fn at_least_zero(text: &str) -> Result<f32, String> {
-    number(text, "a number from 0 up", |x| x >= 0.0)
+    number(text, "a number of at least 0", |x| x >= 0.0)
 }
 
 fn above_zero(text: &str) -> Result<f32, String> {
@@ -110,4 +186,8 @@ fn above_zero(text: &str) -> Result<f32, String> {
 
 fn share(text: &str) -> Result<f32, String> {
     number(text, "a number from 0 to 1", |x| (0.0..=1.0).contains(&x))
+}
+
+fn positive_share(text: &str) -> Result<f32, String> {
+    number(text, "a number above 0 and at most 1", |x| x > 0.0 && x <= 1.0)
 }

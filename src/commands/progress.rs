@@ -1,47 +1,55 @@
 //! Says on the terminal what takes long.
 
 use std::io::{self, IsTerminal};
-use std::sync::mpsc::{self, Sender};
-use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
 
-use indicatif::ProgressBar;
+use einfuse::Progress as At;
+use indicatif::{ProgressBar, ProgressStyle};
 
 /// How long something may take before it is worth a word.
 const PATIENCE: Duration = Duration::from_millis(500);
 
-/// A spinner with a message, from half a second after it was made until it is dropped; nothing where standard error is
-/// no terminal.
+/// Progress of loading a model: shown once it takes longer than half a second, where standard error is a terminal.
 pub(crate) struct Progress {
-    running: Option<(Sender<()>, JoinHandle<()>)>,
+    what: String,
+    start: Instant,
+    bar: Mutex<Option<ProgressBar>>,
 }
 
 impl Progress {
-    /// Work on something begins.
-    pub(crate) fn start(message: String) -> Progress {
-        if !io::stderr().is_terminal() {
-            return Progress { running: None };
-        }
-        let (done, wait) = mpsc::channel::<()>();
-        let thread = thread::spawn(move || {
-            if wait.recv_timeout(PATIENCE) == Err(mpsc::RecvTimeoutError::Timeout) {
-                let bar = ProgressBar::new_spinner().with_message(message);
-                bar.enable_steady_tick(Duration::from_millis(100));
-                // ends when the sender is dropped
-                let _ = wait.recv();
-                bar.finish_and_clear();
-            }
-        });
-        Progress { running: Some((done, thread)) }
+    /// Loading begins.
+    pub(crate) fn start(what: String) -> Progress {
+        Progress { what, start: Instant::now(), bar: Mutex::new(None) }
     }
-}
 
-impl Drop for Progress {
-    fn drop(&mut self) {
-        if let Some((done, thread)) = self.running.take() {
-            drop(done);
-            // a spinner that failed is not worth failing for
-            let _ = thread.join();
+    /// Loading is here.
+    pub(crate) fn report(&self, at: At) {
+        if self.start.elapsed() < PATIENCE || !io::stderr().is_terminal() {
+            return;
+        }
+        // another thread that reports at this moment says it as well
+        let Ok(mut bar) = self.bar.try_lock() else { return };
+        let bar = bar.get_or_insert_with(|| {
+            let style = ProgressStyle::with_template("{msg} {wide_bar} {percent} %");
+            ProgressBar::new(1).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+        });
+        match at {
+            At::Compiling => bar.set_message(format!("{}: compiling", self.what)),
+            At::Packing { done, total } => {
+                bar.set_message(format!("{}: packing weights", self.what));
+                bar.set_length(total as u64);
+                bar.set_position(done as u64);
+            }
+        }
+    }
+
+    /// Loading is over: what was shown goes.
+    pub(crate) fn finish(&self) {
+        if let Ok(mut bar) = self.bar.lock()
+            && let Some(bar) = bar.take()
+        {
+            bar.finish_and_clear();
         }
     }
 }

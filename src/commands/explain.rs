@@ -1,0 +1,215 @@
+//! `einfuse explain`: what the model became: kernels, the rules that made them, their costs, their code.
+
+use std::fmt::Write;
+
+use clap::{Args, ValueEnum};
+use einfuse::codegen::cost::{Cost, Work};
+use einfuse::codegen::fuse::{Kernel, Plan, Remark};
+use einfuse::graph::print_expr;
+use einfuse::{Model, Rule, Settings};
+
+use super::Outcome;
+use super::options::ModelOptions;
+use super::output::print;
+use super::step;
+use crate::peak;
+
+const EXAMPLES: &str = "\
+Examples:
+  einfuse explain                                      what a decoded token costs, kernel by kernel
+  einfuse explain -m ~/models/llama --tokens 512       the same for a prompt
+  einfuse explain --without online-softmax             what would be without a rule
+  einfuse explain --dump asm --kernel attn             the code of kernels with such a name
+
+`+` is what a rule did, `-` why a rule that nearly applied did not.";
+
+/// Show the kernels that the model became, and why
+#[derive(Args, Debug)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Explain {
+    #[command(flatten)]
+    model: ModelOptions,
+
+    /// Tokens of the step whose costs are shown
+    #[arg(long, value_name = "N", default_value = "1")]
+    tokens: usize,
+
+    /// Positions before that step
+    #[arg(long, value_name = "N", default_value = "0")]
+    past: usize,
+
+    /// Print what a stage of the compiler made instead
+    #[arg(long, value_enum, value_name = "STAGE")]
+    dump: Option<Stage>,
+
+    /// Only kernels whose name has this in it
+    #[arg(long, value_name = "NAME")]
+    kernel: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Stage {
+    /// The equations of the model
+    Graph,
+    /// The kernels, without costs
+    Plan,
+    /// The kernels as loops
+    Loops,
+    /// The kernels in Cranelift's intermediate form
+    Clif,
+    /// The kernels in machine code
+    Asm,
+}
+
+impl Explain {
+    pub(crate) fn run(&self) -> Outcome {
+        if self.dump == Some(Stage::Graph) {
+            print(einfuse::graph_of(&self.model.checkpoint()?)?)?;
+            return Ok(());
+        }
+        let keep_text = matches!(self.dump, Some(Stage::Clif | Stage::Asm));
+        let model = self.model.load(Settings { keep_text, ..self.model.settings(None) })?;
+        let text = match self.dump {
+            None => self.table(&model)?,
+            Some(Stage::Plan) => self.plan(&model)?,
+            Some(stage) => self.code(&model, stage)?,
+        };
+        print(text)?;
+        Ok(())
+    }
+
+    /// The kernels that are asked for, with how often each runs in a step.
+    fn chosen<'a>(&self, plan: &'a Plan) -> Result<Vec<(&'a Kernel, usize)>, String> {
+        let kernels = plan.kernels();
+        let Some(part) = &self.kernel else { return Ok(kernels) };
+        let names: Vec<&str> = kernels.iter().map(|(kernel, _)| kernel.name.as_str()).collect();
+        let message = format!("no kernel has `{part}` in its name; there are {}", names.join(", "));
+        let chosen: Vec<_> = kernels.into_iter().filter(|(kernel, _)| kernel.name.contains(part)).collect();
+        if chosen.is_empty() { Err(message) } else { Ok(chosen) }
+    }
+
+    /// The kernels with what they cost on this machine.
+    fn table(&self, model: &Model) -> Result<String, Box<dyn std::error::Error>> {
+        let plan = model.program().plan();
+        let chosen = self.chosen(plan)?;
+        let bandwidth = peak::read_bandwidth(1).map_err(|e| format!("cannot measure bandwidth: {e}"))?;
+        let arithmetic = peak::multiply_adds(1)?;
+        let balance = arithmetic / bandwidth;
+        let elements = step::weight_elements(model);
+        let weight_element = |tensor| elements.get(&tensor).copied().unwrap_or(4);
+        let work = Work { tokens: self.tokens, past: self.past, weight_element: &weight_element };
+
+        let mut text = format!(
+            "{} as {}: a step of {} tokens after {} positions\n\
+             one core does {:.1} GFLOP/s (128 bits) and reads {:.1} GB/s: up to {balance:.1} flops a byte, memory is the bound\n\n\
+             {:<30} {:>5} {:>10} {:>10} {:>8}  {:<7} rules\n",
+            self.model.name(),
+            plan.graph.name,
+            self.tokens,
+            self.past,
+            arithmetic / 1e9,
+            bandwidth / 1e9,
+            "kernel",
+            "runs",
+            "flops",
+            "bytes",
+            "flops/B",
+            "bound",
+        );
+        let mut total = Cost::default();
+        for (kernel, times) in chosen {
+            let cost = plan.cost(kernel, &work);
+            total = total + cost * times;
+            let bound = if cost.intensity() < balance { "memory" } else { "compute" };
+            let row = format!("{times:>5} {} {bound:<7} {}", columns(cost), rules(kernel));
+            // a long name has a line of its own
+            match kernel.name.chars().count() {
+                0..=30 => writeln!(text, "{:<30} {row}", kernel.name)?,
+                _ => writeln!(text, "{}\n{:<30} {row}", kernel.name, "")?,
+            }
+            text += &details(plan, kernel);
+        }
+        writeln!(text, "{:<30} {:>5} {}", "the step", "", columns(total))?;
+        text += &whole(plan);
+        Ok(text)
+    }
+
+    /// The kernels alone.
+    fn plan(&self, model: &Model) -> Result<String, Box<dyn std::error::Error>> {
+        let plan = model.program().plan();
+        let mut text = String::new();
+        for (kernel, times) in self.chosen(plan)? {
+            writeln!(text, "{} ({times} a step): {}", kernel.name, rules(kernel))?;
+            text += &details(plan, kernel);
+        }
+        Ok(text + &whole(plan))
+    }
+
+    /// The code of the kernels: each has one for a single token and one for many, some in several parts.
+    fn code(&self, model: &Model, stage: Stage) -> Result<String, Box<dyn std::error::Error>> {
+        let program = model.program();
+        let chosen = self.chosen(program.plan())?;
+        let scopes = program.plan().scopes();
+        let mut text = String::new();
+        for (number, compiled) in program.kernels().iter().enumerate() {
+            let kernel = &scopes[compiled.scope][compiled.index];
+            if !chosen.iter().any(|(chosen, _)| std::ptr::eq(*chosen, kernel)) {
+                continue;
+            }
+            let tokens = if compiled.decode { "one token" } else { "many tokens" };
+            let bytes = program.code().bytes(number);
+            writeln!(text, "// {}, for {tokens}: {bytes} bytes of machine code", kernel.name)?;
+            match stage {
+                Stage::Clif => text += program.code().clif(number).unwrap_or_default(),
+                Stage::Asm => text += program.code().asm(number).unwrap_or_default(),
+                _ => text += &compiled.loops.to_string(),
+            }
+            text += "\n";
+        }
+        Ok(text)
+    }
+}
+
+/// Operations, bytes and their ratio, each in its column.
+fn columns(cost: Cost) -> String {
+    format!("{:>10} {:>10} {:>8.2} ", scaled(cost.flops, ""), scaled(cost.bytes(), "B"), cost.intensity())
+}
+
+/// `1.25 M`, `310 k`.
+fn scaled(value: f64, unit: &str) -> String {
+    let (scale, prefix) = match value {
+        1e9.. => (1e9, "G"),
+        1e6.. => (1e6, "M"),
+        1e3.. => (1e3, "k"),
+        _ => (1.0, ""),
+    };
+    format!("{:.1} {prefix}{unit}", value / scale)
+}
+
+/// The names of the rules that made a kernel, each once.
+fn rules(kernel: &Kernel) -> String {
+    let mut names: Vec<Rule> = kernel.applied.iter().map(|remark| remark.rule).collect();
+    names.sort();
+    names.dedup();
+    names.iter().map(|rule| rule.name()).collect::<Vec<_>>().join(", ")
+}
+
+/// A kernel's equations and remarks.
+fn details(plan: &Plan, kernel: &Kernel) -> String {
+    let mut text = String::new();
+    for &equation in &kernel.equations {
+        let equation = plan.equations[equation];
+        let name = &plan.graph.tensor(equation.out).name;
+        let right = print_expr(&plan.graph, equation.body);
+        text += &format!("    {name}{} = {right}\n", plan.graph.axes_of(equation.out));
+    }
+    let remarks = |sign: char, remarks: &[Remark]| -> String {
+        remarks.iter().map(|remark| format!("  {sign} {}: {}\n", remark.rule, remark.text)).collect()
+    };
+    text + &remarks('+', &kernel.applied) + &remarks('-', &kernel.declined)
+}
+
+/// What rules said of the plan as a whole.
+fn whole(plan: &Plan) -> String {
+    plan.remarks.iter().map(|remark| format!("  · {}: {}\n", remark.rule, remark.text)).collect()
+}

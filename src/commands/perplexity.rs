@@ -1,0 +1,67 @@
+//! `einfuse perplexity`: how well a model predicts a text.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use einfuse::{Wanted, Settings};
+use serde::Serialize;
+
+use super::Outcome;
+use super::options::{ModelOptions, Threads};
+use super::output::{print, print_json};
+
+const EXAMPLES: &str = "\
+Examples:
+  einfuse perplexity sonnets.txt
+  einfuse perplexity -m ~/models/llama --precision bf16 --json hamlet.txt
+
+Each token but the first is predicted from all before it; a text longer than the context is cut into windows of the
+context's length, each of which starts anew. The perplexity is e to the mean of -ln p.";
+
+/// Measure how well the model predicts a text
+#[derive(Args, Debug)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Perplexity {
+    /// A text in UTF-8
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+    #[command(flatten)]
+    model: ModelOptions,
+    #[command(flatten)]
+    threads: Threads,
+
+    /// Print one object
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Serialize)]
+struct Report {
+    model: String,
+    perplexity: f64,
+    mean_nll: f64,
+    tokens_scored: usize,
+}
+
+impl Perplexity {
+    pub(crate) fn run(&self) -> Outcome {
+        let file = self.file.display();
+        let bytes = std::fs::read(&self.file).map_err(|e| format!("cannot read {file}: {e}"))?;
+        let text = String::from_utf8(bytes).map_err(|e| format!("{file} is not UTF-8: {}", e.utf8_error()))?;
+        let settings = self.model.settings(self.threads.threads);
+        let model = self.model.load(Settings { rows: Wanted::All, ..settings })?;
+        let tokens = model.tokenizer()?.encode(&text, true)?;
+        if tokens.len() < 2 {
+            let message = format!("{file} has {} tokens: at least two are wanted, to predict one from the other", tokens.len());
+            return Err(message.into());
+        }
+        let measured = model.session().perplexity(&tokens)?;
+        let (perplexity, mean_nll, tokens_scored) = (measured.value(), measured.mean, measured.scored);
+        if self.json {
+            print_json(&Report { model: self.model.name(), perplexity, mean_nll, tokens_scored })?;
+        } else {
+            print(format_args!("perplexity {perplexity:.4} ({mean_nll:.5} nats a token over {tokens_scored} tokens)\n"))?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,143 @@
+//! `einfuse run`: continues a text.
+
+use std::io::{self, IsTerminal};
+use std::time::Duration;
+
+use clap::Args;
+use einfuse::{Model, Stop, Summary};
+use serde::Serialize;
+
+use super::Outcome;
+use super::options::{ModelOptions, PromptOptions, SamplingOptions, Threads};
+use super::output::{print, print_json};
+
+const EXAMPLES: &str = "\
+Examples:
+  einfuse run \"ROMEO:\"
+  einfuse run --seed 7 -n 100 \"To be, or not to be\"
+  einfuse run -m ~/models/llama --temperature 0 \"The capital of France is\"
+  einfuse run -m ~/models/llama --ids 1,450,7483 --json
+
+The text goes to standard output as it is generated; how fast, in one line, to standard error.";
+
+/// Continue a text
+#[derive(Args, Debug)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Run {
+    #[command(flatten)]
+    prompt: PromptOptions,
+    #[command(flatten)]
+    sampling: SamplingOptions,
+    #[command(flatten)]
+    model: ModelOptions,
+    #[command(flatten)]
+    threads: Threads,
+
+    /// Print one object with the text, the token ids and the times in place of the text
+    #[arg(long)]
+    json: bool,
+}
+
+/// What `--json` prints. Times are in seconds.
+#[derive(Serialize)]
+struct Report<'a> {
+    model: String,
+    prompt_ids: &'a [u32],
+    text: String,
+    token_ids: &'a [u32],
+    /// `end`, `stop`, `limit` or `context`.
+    stopped: &'static str,
+    seed: u64,
+    threads: usize,
+    prompt_tokens: usize,
+    prompt_tokens_per_second: f64,
+    generated_tokens: usize,
+    tokens_per_second: f64,
+    time_to_first_token: f64,
+    compile_time: f64,
+    pack_time: f64,
+    kernels: usize,
+}
+
+impl Run {
+    pub(crate) fn run(&self) -> Outcome {
+        let model = self.model.load(self.model.settings(self.threads.threads))?;
+        let prompt = self.prompt.tokens(&model)?;
+        let mut session = model.session();
+        let mut text = String::new();
+        let generation = session.generate(&prompt, &self.sampling.generate())?;
+        if let (false, Some(prompt)) = (self.json, &self.prompt.prompt) {
+            print(prompt)?;
+        }
+        for token in generation {
+            let token = token?;
+            if self.json {
+                text += &token.text;
+            } else {
+                print(&token.text)?;
+            }
+        }
+        let summary = session.summary();
+        if !self.json {
+            print("\n")?;
+            eprintln!("{}", dimmed(&self.line(&model, summary)));
+            return Ok(());
+        }
+        let report = Report {
+            model: self.model.name(),
+            prompt_ids: &prompt,
+            text,
+            token_ids: &session.tokens()[prompt.len()..],
+            stopped: match summary.stop {
+                Some(Stop::EndToken(_)) => "end",
+                Some(Stop::StopString(_)) => "stop",
+                Some(Stop::ContextEnd) => "context",
+                Some(Stop::Limit) | None => "limit",
+            },
+            seed: self.sampling.seed,
+            threads: model.threads(),
+            prompt_tokens: summary.prompt_tokens,
+            prompt_tokens_per_second: summary.prefill_rate(),
+            generated_tokens: summary.generated_tokens,
+            tokens_per_second: summary.decode_rate(),
+            time_to_first_token: summary.first_token.as_secs_f64(),
+            compile_time: model.program().compile_time().as_secs_f64(),
+            pack_time: model.pack_time().as_secs_f64(),
+            kernels: model.program().plan().kernels().len(),
+        };
+        print_json(&report)?;
+        Ok(())
+    }
+
+    /// The summary in one line.
+    fn line(&self, model: &Model, summary: &Summary) -> String {
+        let compiled = model.program().compile_time();
+        let mut line = format!(
+            "prompt {} tokens, {:.1} tokens/s · generated {} tokens, {:.1} tokens/s · first token after {} · \
+             compiled in {}, weights packed in {}",
+            summary.prompt_tokens,
+            summary.prefill_rate(),
+            summary.generated_tokens,
+            summary.decode_rate(),
+            milliseconds(summary.first_token),
+            milliseconds(compiled),
+            milliseconds(model.pack_time()),
+        );
+        if self.sampling.temperature > 0.0 {
+            line += &format!(" · seed {}", self.sampling.seed);
+        }
+        if let Some(stop) = summary.stop.as_ref().filter(|stop| **stop != Stop::Limit) {
+            line += &format!(" · stopped at the {stop}");
+        }
+        line
+    }
+}
+
+fn milliseconds(time: Duration) -> String {
+    format!("{:.1} ms", time.as_secs_f64() * 1e3)
+}
+
+/// Grey on a terminal.
+fn dimmed(line: &str) -> String {
+    if io::stderr().is_terminal() { format!("\x1b[2m{line}\x1b[0m") } else { line.to_owned() }
+}

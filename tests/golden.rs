@@ -1,0 +1,223 @@
+//! Each architecture against what the reference implementation computed, and against the interpreter: hidden states after
+//! every layer, logits of every position, and greedy continuations; for prompts given at once, in pieces of 1 to 7
+//! tokens through the cache, with each fusion rule off in turn and with all off, on 1, 2 and 3 threads.
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+
+use common::{Folder, json, repository};
+use einfuse::graph::{Interpreter, Tensor, TensorId};
+use einfuse::runtime::{Precision, Trace};
+use einfuse::{Checkpoint, Generate, Graph, Model, Wanted, Rule, Settings, graph_of};
+use safetensors::SafeTensors;
+
+/// The largest difference allowed, relative to the largest magnitude of what is compared.
+const TOLERANCE: f64 = 1e-4;
+
+/// How many tokens are generated after each prompt.
+const CONTINUATION: usize = 24;
+
+/// What is to be computed for a prompt.
+struct Expected {
+    ids: Vec<u32>,
+    /// `[layers + 1, t, d]`
+    hidden: Vec<Vec<f64>>,
+    /// `[t, v]`
+    logits: Vec<f64>,
+    /// Only the reference has one.
+    greedy: Option<Vec<u32>>,
+}
+
+/// What the reference implementation computed for the prompts of a golden folder.
+fn reference(folder: &Path) -> Vec<Expected> {
+    let bytes = fs::read(folder.join("golden.safetensors")).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let ids = |name: &str| -> Vec<u32> {
+        let tensor = file.tensor(name).unwrap();
+        let ids = tensor.data().as_chunks::<8>().0.iter().map(|b| i64::from_le_bytes(*b));
+        ids.map(|id| u32::try_from(id).unwrap()).collect()
+    };
+    let floats = |name: &str| -> Vec<f64> {
+        let tensor = file.tensor(name).unwrap();
+        tensor.data().as_chunks::<4>().0.iter().map(|b| f64::from(f32::from_le_bytes(*b))).collect()
+    };
+    let prompt = |n: usize| {
+        let layers = file.tensor(&format!("p{n}.hidden")).unwrap().shape()[0];
+        let hidden = floats(&format!("p{n}.hidden"));
+        Expected {
+            ids: ids(&format!("p{n}.input_ids")),
+            hidden: hidden.chunks(hidden.len() / layers).map(<[f64]>::to_vec).collect(),
+            logits: floats(&format!("p{n}.logits")),
+            greedy: Some(ids(&format!("p{n}.greedy_ids"))),
+        }
+    };
+    let prompts = json(&folder.join("golden.json"))["prompts"].as_array().unwrap().len();
+    (0..prompts).map(prompt).collect()
+}
+
+/// What the interpreter computes for the same prompts.
+fn interpreted(checkpoint: &Checkpoint, graph: &Graph, prompts: &[Expected]) -> Vec<Expected> {
+    let weight = |tensor: &Tensor, layer: Option<usize>| {
+        let at = graph.tensors.iter().position(|t| t.name == tensor.name).unwrap();
+        let stored = checkpoint.weight(graph, TensorId(at as u32), layer).map_err(|e| e.to_string())?;
+        Ok(stored.to_f32())
+    };
+    let prompt = |prompt: &Expected| {
+        let ids: Vec<i64> = prompt.ids.iter().map(|&id| id.into()).collect();
+        let computed = Interpreter::new(graph, &weight).unwrap().step(&[("tokens", &ids)]).unwrap();
+        Expected { ids: prompt.ids.clone(), hidden: computed.hidden, logits: computed.output, greedy: None }
+    };
+    prompts.iter().map(prompt).collect()
+}
+
+/// What the compiled model computes for a prompt given in pieces.
+fn traced(model: &Model, ids: &[u32], piece: usize) -> Trace {
+    let mut session = model.session();
+    let mut all = Trace { logits: Vec::new(), hidden: Vec::new() };
+    for ids in ids.chunks(piece) {
+        let trace = session.trace(ids).unwrap();
+        all.logits.extend(trace.logits);
+        all.hidden.resize(trace.hidden.len(), Vec::new());
+        for (all, layer) in all.hidden.iter_mut().zip(trace.hidden) {
+            all.extend(layer);
+        }
+    }
+    all
+}
+
+/// Checks that `computed` is `expected` up to the tolerance.
+fn check_close(what: &str, computed: &[f32], expected: &[f64]) {
+    assert_eq!(computed.len(), expected.len(), "{what}: number of elements");
+    let largest = expected.iter().fold(0.0f64, |max, x| max.max(x.abs()));
+    for (i, (&computed, &expected)) in computed.iter().zip(expected).enumerate() {
+        let difference = (f64::from(computed) - expected).abs();
+        // a NaN is no small difference
+        let close = difference <= TOLERANCE * largest;
+        assert!(close, "{what}: element {i} is {computed}, not {expected} (largest magnitude {largest})");
+    }
+}
+
+fn check_traces(what: &str, model: &Model, expected: &[Expected], pieces: &[usize]) {
+    for prompt in expected {
+        for &piece in pieces {
+            let what = format!("{what}, {} tokens in pieces of {piece}", prompt.ids.len());
+            let trace = traced(model, &prompt.ids, piece);
+            assert_eq!(trace.hidden.len(), prompt.hidden.len(), "{what}: layers");
+            for (layer, (computed, expected)) in trace.hidden.iter().zip(&prompt.hidden).enumerate() {
+                check_close(&format!("{what}: hidden state {layer}"), computed, expected);
+            }
+            check_close(&format!("{what}: logits"), &trace.logits, &prompt.logits);
+        }
+    }
+}
+
+fn check_greedy(what: &str, model: &Model, expected: &[Expected]) {
+    let options = Generate { limit: Some(CONTINUATION), ignore_end: true, ..Generate::default() };
+    for (prompt, greedy) in expected.iter().filter_map(|prompt| Some((prompt, prompt.greedy.as_ref()?))) {
+        let mut session = model.session();
+        let tokens = session.generate(&prompt.ids, &options).unwrap();
+        let tokens: Vec<u32> = tokens.map(|token| token.unwrap().id).collect();
+        assert_eq!(&tokens, greedy, "{what}, {} tokens: greedy continuation", prompt.ids.len());
+    }
+}
+
+/// How a model is compiled.
+struct Variant<'a> {
+    without: &'a [Rule],
+    threads: usize,
+    precision: Precision,
+}
+
+impl Variant<'_> {
+    fn load(&self, checkpoint: &Checkpoint, rows: Wanted) -> Model {
+        let settings = Settings {
+            without: self.without.to_vec(),
+            threads: Some(self.threads),
+            precision: self.precision,
+            rows,
+            ..Settings::default()
+        };
+        einfuse::load_checkpoint(checkpoint, settings).unwrap()
+    }
+
+    /// Holds the model against all that is expected of its prompts.
+    fn check(&self, name: &str, checkpoint: &Checkpoint, expected: &[Expected], pieces: &[usize]) {
+        let without: Vec<&str> = self.without.iter().map(|rule| rule.name()).collect();
+        let what = format!("{name} without [{}], {} threads, {:?}", without.join(", "), self.threads, self.precision);
+        check_traces(&what, &self.load(checkpoint, Wanted::All), expected, pieces);
+        check_greedy(&what, &self.load(checkpoint, Wanted::Last), expected);
+    }
+}
+
+/// Checks an architecture in every way.
+fn check(name: &str) {
+    let folder = repository("tests/golden").join(name);
+    let checkpoint = Checkpoint::open(&folder).unwrap();
+    let graph = graph_of(&checkpoint).unwrap();
+    let mut expected = reference(&folder);
+    expected.extend(interpreted(&checkpoint, &graph, &expected));
+
+    let all_pieces = [usize::MAX, 1, 2, 3, 4, 5, 6, 7];
+    for threads in 1..=3 {
+        let each_off = Rule::ALL.iter().map(std::slice::from_ref);
+        for without in [&[], Rule::ALL].into_iter().chain(each_off) {
+            Variant { without, threads, precision: Precision::F32 }.check(name, &checkpoint, &expected, &all_pieces);
+        }
+        // the weights as the file has them, which is another type in some of the folders
+        let stored = Variant { without: &[], threads, precision: Precision::Stored };
+        stored.check(name, &checkpoint, &expected, &all_pieces);
+    }
+
+    // config.json as newer versions of the reference write it describes the same model
+    let newer = Folder::copy(name);
+    newer.write("config.json", fs::read(folder.join("config_v5.json")).unwrap());
+    let newer = Checkpoint::open(newer.path()).unwrap();
+    assert_eq!(graph_of(&newer).unwrap(), graph, "{name}: the graph of config_v5.json");
+    let variant = Variant { without: &[], threads: 2, precision: Precision::F32 };
+    variant.check(&format!("{name}, config_v5.json"), &newer, &expected, &all_pieces);
+}
+
+#[test]
+fn gpt2() {
+    check("gpt2");
+}
+
+#[test]
+fn opt() {
+    check("opt");
+}
+
+#[test]
+fn llama3() {
+    check("llama3");
+}
+
+#[test]
+fn mistral() {
+    check("mistral");
+}
+
+#[test]
+fn qwen3() {
+    check("qwen3");
+}
+
+/// Text becomes the tokens that the reference makes of it, and back.
+#[test]
+fn tokenizers() {
+    for name in ["gpt2", "opt", "llama3", "mistral", "qwen3"] {
+        let folder = repository("tests/golden").join(name);
+        let tokenizer = einfuse::runtime::Tokenizer::of(&Checkpoint::open(&folder).unwrap()).unwrap().unwrap();
+        let examples = &json(&folder.join("golden.json"))["tokenizer_examples"];
+        for example in examples.as_array().unwrap() {
+            let text = example["text"].as_str().unwrap();
+            let ids = |special: bool| serde_json::to_value(tokenizer.encode(text, special).unwrap()).unwrap();
+            assert_eq!(ids(true), example["ids"], "{name}: {text:?}");
+            assert_eq!(ids(false), example["ids_no_special"], "{name}: {text:?}");
+            let plain = tokenizer.encode(text, false).unwrap();
+            assert_eq!(tokenizer.decode(&plain).unwrap(), example["decoded"].as_str().unwrap(), "{name}: {text:?}");
+        }
+    }
+}
