@@ -101,10 +101,11 @@ impl Number {
                 // A reciprocal and a product are two roundings.
                 Number::rounded(value, (x.bound + value.abs() * y.bound) / (b - y.bound), 2.0)
             }
-            Binary::Pow if x.bound < a || x.bound + y.bound == 0.0 => {
+            // A negative base has a power only where the exponent is an integer, exactly.
+            Binary::Pow if (x.bound < a && (x.value > 0.0 || y.bound == 0.0)) || x.bound + y.bound == 0.0 => {
                 let log = if a > 0.0 { a.ln().abs() } else { 0.0 };
-                let base = if x.bound > 0.0 { -b * (-x.bound / a).ln_1p() } else { 0.0 };
-                let inherited = value.abs() * (base + log * y.bound).exp_m1();
+                let moved = if x.bound > 0.0 { -(-x.bound / a).ln_1p() } else { 0.0 };
+                let inherited = value.abs() * (b * moved + (log + moved) * y.bound).exp_m1();
                 Number::rounded(value, inherited, FUNCTION + b * log)
             }
             Binary::Min => between(x, y, value, f64::min),
@@ -257,5 +258,113 @@ impl Accumulator {
                 Number { value: self.at as f64, bound: if sure { 0.0 } else { f64::INFINITY } }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Values of many magnitudes, with errors of many sizes.
+    fn samples() -> Vec<(f64, f64)> {
+        let values = [0.0, 1e-30, 0.001, 0.1, 0.5, 0.999, 1.0, 1.5, 3.0, 7.9, 20.0, 80.0];
+        let errors = [0.0, 1e-9, 1e-6, 1e-3, 0.1];
+        let both = values.iter().flat_map(|&v| [v, -v]);
+        both.flat_map(|v| errors.iter().map(move |&e| (v, e * f64::abs(v).min(1.0)))).collect()
+    }
+
+    /// What `f32` code may have in place of a number: it, and the ends of its bound.
+    fn candidates((value, error): (f64, f64)) -> [f32; 3] {
+        [value as f32, (value - error) as f32, (value + error) as f32]
+    }
+
+    fn number((value, error): (f64, f64)) -> Number {
+        // The ends were rounded to `f32`.
+        Number { value, bound: error + value.abs() * U }
+    }
+
+    fn check(op: &str, result: Number, computed: f64) {
+        let holds = result.bound.is_infinite() || (result.value - computed).abs() <= result.bound;
+        assert!(holds, "{op}: {result:?}, computed {computed}");
+    }
+
+    #[test]
+    fn functions_stay_within_their_bounds() {
+        use Unary::*;
+        for x in samples() {
+            for op in [Neg, Abs, Exp, Log, Sin, Cos, Tanh, Erf, Sqrt, Rsqrt] {
+                for candidate in candidates(x) {
+                    let computed = op.of(f64::from(candidate)) as f32;
+                    check(&format!("{op:?} of {x:?}"), Number::unary(op, number(x)), f64::from(computed));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn operators_stay_within_their_bounds() {
+        use Binary::*;
+        for x in samples() {
+            for y in samples() {
+                for op in [Add, Sub, Mul, Div, Pow, Min, Max] {
+                    let result = Number::binary(op, number(x), number(y));
+                    for a in candidates(x) {
+                        for b in candidates(y) {
+                            let computed = op.of(f64::from(a), f64::from(b)) as f32;
+                            check(&format!("{op:?} of {x:?} and {y:?}"), result, f64::from(computed));
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn bounds_are_useful() {
+        let x = Number { value: 0.7, bound: 1e-7 };
+        use Unary::*;
+        for op in [Exp, Log, Sin, Cos, Tanh, Erf, Sqrt, Rsqrt] {
+            assert!(Number::unary(op, x).bound < 2e-6, "{op:?}");
+        }
+        use Binary::*;
+        for op in [Add, Sub, Mul, Div, Pow, Min, Max] {
+            assert!(Number::binary(op, x, x).bound < 2e-6, "{op:?}");
+        }
+    }
+
+    #[test]
+    fn sums_grow_with_their_length_up_to_a_block() {
+        let bound = |terms: usize| {
+            let mut sum = Accumulator::new(Reduction::Sum);
+            (0..terms).for_each(|_| sum.add(Number::exact(1.0), 0));
+            sum.result().bound / terms as f64 / U
+        };
+        assert_eq!(bound(1), 1.0);
+        assert_eq!(bound(100), 100.0);
+        assert_eq!(bound(256_000), 1256.0);
+    }
+
+    #[test]
+    fn masks_are_sure_unless_rounding_decides() {
+        let (low, near, high) =
+            (Number::exact(1.0), Number { value: 1.5, bound: 0.2 }, Number { value: 1.6, bound: 0.1 });
+        let less = |a, b| Number::compare(Binary::Lt, a, b);
+        assert!(less(low, near).holds() && less(low, near).is_sure());
+        assert!(less(near, high).holds() && !less(near, high).is_sure());
+        assert!(!Number::unary(Unary::Not, less(near, high)).is_sure());
+        // One side that is sure and decides is enough.
+        let (sure, unsure) = (less(low, near), less(near, high));
+        assert!(Number::logical(Binary::Or, sure, unsure).is_sure());
+        assert!(!Number::logical(Binary::And, sure, unsure).is_sure());
+    }
+
+    #[test]
+    fn an_arg_max_is_the_first_of_equals() {
+        let mut best = Accumulator::new(Reduction::ArgMax);
+        [2.0, 3.0, 3.0, 1.0].iter().enumerate().for_each(|(at, &v)| best.add(Number::exact(v), at));
+        assert_eq!(best.result(), Number::exact(1.0));
+        let mut close = Accumulator::new(Reduction::ArgMax);
+        [3.0, 3.1].iter().enumerate().for_each(|(at, &value)| close.add(Number { value, bound: 0.06 }, at));
+        assert_eq!(close.result(), Number { value: 1.0, bound: f64::INFINITY });
     }
 }
