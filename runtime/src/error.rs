@@ -2,6 +2,8 @@
 
 use std::io;
 
+use einfuse_codegen::{CompileError, PackError, StepError};
+
 /// Any failure of this crate. The message is one line; a deeper cause is the error's [source](std::error::Error::source).
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -66,6 +68,23 @@ pub enum Error {
         /// The tensor's name in the file.
         tensor: String,
     },
+    /// The graph could not be compiled.
+    #[error("the model cannot be compiled: {0}")]
+    Compile(#[from] CompileError),
+    /// A weight could not be laid out in memory.
+    #[error(transparent)]
+    Pack(#[from] PackError),
+    /// The compiled model wants a weight that the graph does not read: a mistake of the compiler.
+    #[error("{weight} is wanted by the compiled model (in layer {layer:?}), but not read by its graph")]
+    Unread {
+        /// The weight and its line in the model.
+        weight: String,
+        /// The layer.
+        layer: Option<usize>,
+    },
+    /// A step could not be run.
+    #[error(transparent)]
+    Step(#[from] StepError),
     /// The tokenizer does not know a token.
     #[error("token {id} is not in the tokenizer's vocabulary of {size} tokens")]
     UnknownToken {

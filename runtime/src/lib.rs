@@ -1,11 +1,46 @@
-//! From a graph and a checkpoint to text: checkpoints, cache, threads, sampling
+//! From a graph and a checkpoint to text: checkpoints, cache, threads, sampling, generation.
+//!
+//! ```no_run
+//! use einfuse_runtime::{Checkpoint, Generate, Model, Settings};
+//! # fn graph_of(_: &Checkpoint) -> Result<einfuse_graph::Graph, Box<dyn std::error::Error>> { Err("none")? }
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let checkpoint = Checkpoint::open("SmolLM2-135M")?;
+//! let graph = graph_of(&checkpoint)?; // by its architecture and config
+//! let model = Model::load(&checkpoint, &graph, Settings::default())?;
+//! let mut session = model.session();
+//! for token in session.generate("The capital of France is", &Generate::default())? {
+//!     print!("{}", token?.text);
+//! }
+//! println!("\n{:?}", session.summary());
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! A [`Checkpoint`] is a Hugging Face folder, or the same files within the program. [`Model::load`] compiles a graph for it
+//! and packs its weights. A [`Session`] is one sequence of tokens, with its pages in the model's key-value cache; sessions of
+//! one model may live at the same time, on any threads, and compute in turn. What comes out of a session is text
+//! ([`Session::generate`]), or numbers ([`Session::feed`], [`Session::trace`], [`Session::perplexity`]).
 
+mod cache;
 mod checkpoint;
 mod error;
+mod generate;
+mod memory;
+mod model;
 mod sample;
+mod session;
+mod threads;
 mod tokens;
 
 pub use checkpoint::{Checkpoint, Dtype, Embedded, Stored};
 pub use error::Error;
+pub use generate::{Generate, Generation, Prompt, Stop, Summary, Token};
+pub use model::{Model, Precision, Progress, Settings};
 pub use sample::{Sampler, Sampling};
+pub use session::{Perplexity, Session, Trace};
+pub use threads::{Threads, default_threads};
 pub use tokens::{Stream, Tokenizer};
+
+#[cfg(test)]
+mod tests;

@@ -3,7 +3,7 @@
 //! The order is Hugging Face's: repetition penalty on the logits, then temperature, top-k, top-p, min-p; each sees what the
 //! one before left, with its probabilities scaled to a sum of 1.
 
-use std::cmp::Ordering;
+use std::collections::HashSet;
 
 use crate::Error;
 
@@ -54,22 +54,16 @@ impl Sampling {
 pub struct Sampler {
     options: Sampling,
     generator: Xoshiro,
-    seen: Vec<bool>,
+    seen: HashSet<u32>,
+    /// Of the whole vocabulary: logits, afterwards probabilities relative to that of the most likely token.
+    weights: Vec<f32>,
     candidates: Vec<Candidate>,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Candidate {
     token: u32,
-    /// A logit, afterwards a probability, to a scale.
-    weight: f64,
-}
-
-impl Candidate {
-    /// The more likely first; of equals the smaller token.
-    fn order(&self, other: &Candidate) -> Ordering {
-        other.weight.total_cmp(&self.weight).then(self.token.cmp(&other.token))
-    }
+    weight: f32,
 }
 
 impl Sampler {
@@ -80,18 +74,12 @@ impl Sampler {
     pub fn new(options: Sampling) -> Result<Sampler, Error> {
         options.check()?;
         let generator = Xoshiro::new(options.seed);
-        Ok(Sampler { options, generator, seen: Vec::new(), candidates: Vec::new() })
+        Ok(Sampler { options, generator, seen: HashSet::new(), weights: Vec::new(), candidates: Vec::new() })
     }
 
     /// Notes tokens that the sequence has now, for the repetition penalty.
     pub fn saw(&mut self, tokens: &[u32]) {
-        for &token in tokens {
-            let at = token as usize;
-            if self.seen.len() <= at {
-                self.seen.resize(at + 1, false);
-            }
-            self.seen[at] = true;
-        }
+        self.seen.extend(tokens);
     }
 
     /// Chooses a token by the logits of the whole vocabulary. NaN and -inf are never chosen.
@@ -99,86 +87,155 @@ impl Sampler {
     /// # Errors
     /// If there is nothing else.
     pub fn choose(&mut self, logits: &[f32]) -> Result<u32, Error> {
-        let (penalty, seen) = (self.options.repeat_penalty, &self.seen);
-        let candidates = logits.iter().zip(0u32..).filter(|(logit, _)| **logit > f32::NEG_INFINITY);
-        let candidates = candidates.map(|(&logit, token)| {
-            let seen = penalty != 1.0 && seen.get(token as usize) == Some(&true);
-            let logit = match seen {
-                true if logit > 0.0 => logit / penalty,
-                true => logit * penalty,
-                false => logit,
-            };
-            Candidate { token, weight: f64::from(logit) }
-        });
-        let best = candidates.clone().min_by(Candidate::order);
-        let Some(best) = best else {
+        self.weights.clear();
+        self.weights.extend_from_slice(logits);
+        let penalty = self.options.repeat_penalty;
+        if penalty != 1.0 {
+            for &token in &self.seen {
+                if let Some(logit) = self.weights.get_mut(token as usize) {
+                    *logit = if *logit > 0.0 { *logit / penalty } else { *logit * penalty };
+                }
+            }
+        }
+        let Some(best) = first_of_the_largest(&self.weights) else {
             return Err(Error::NoNumbers { vocabulary: logits.len() });
         };
-        if self.options.temperature == 0.0 {
-            return Ok(best.token);
+        let temperature = self.options.temperature;
+        if temperature == 0.0 {
+            return Ok(best);
         }
-        self.candidates.clear();
-        self.candidates.extend(candidates);
-        let temperature = f64::from(self.options.temperature);
-        for candidate in &mut self.candidates {
-            // Equal logits, even infinite ones, have the probability of the best.
-            let below = if candidate.weight == best.weight { 0.0 } else { candidate.weight - best.weight };
-            candidate.weight = (below / temperature).exp();
+        let largest = self.weights[best as usize];
+        for weight in &mut self.weights {
+            // Equal logits, even infinite ones, are equally likely.
+            *weight = exp(if *weight == largest { 0.0 } else { (*weight - largest) / temperature });
         }
-        self.keep_top_k();
-        self.keep_top_p();
-        if self.options.min_p > 0.0 {
-            let least = f64::from(self.options.min_p);
-            self.candidates.retain(|candidate| candidate.weight >= least);
-        }
-        let mut left = self.generator.unit() * self.total();
+        self.filter();
+        let mut left = self.generator.unit() * total(&self.candidates);
         for candidate in &self.candidates {
-            left -= candidate.weight;
+            left -= f64::from(candidate.weight);
             if left < 0.0 {
                 return Ok(candidate.token);
             }
         }
-        Ok(best.token)
+        Ok(best)
     }
 
-    fn total(&self) -> f64 {
-        self.candidates.iter().map(|candidate| candidate.weight).sum()
-    }
-
-    fn keep_top_k(&mut self) {
-        let k = self.options.top_k;
-        if k > 0 && k < self.candidates.len() {
-            self.candidates.select_nth_unstable_by(k - 1, Candidate::order);
-            self.candidates.truncate(k);
-            self.candidates.sort_unstable_by(Candidate::order);
+    /// Makes candidates of the tokens that top-k, top-p and min-p leave.
+    fn filter(&mut self) {
+        let Sampling { top_k, top_p, min_p, .. } = self.options;
+        let (by_rank, by_sum) = (top_k > 0 && top_k < self.weights.len(), top_p < 1.0);
+        // Only the most likely tokens have to be sorted: those above a weight that a histogram finds.
+        let floor = if by_rank {
+            Histogram::of(&self.weights).floor(|count, _| count >= top_k)
+        } else if by_sum {
+            let histogram = Histogram::of(&self.weights);
+            let enough = f64::from(top_p) * histogram.sums.iter().sum::<f64>();
+            histogram.floor(|_, sum| sum >= enough)
+        } else {
+            0.0
+        };
+        let mut enough = f64::from(top_p);
+        if by_sum && !by_rank {
+            enough *= self.weights.iter().map(|&weight| f64::from(weight)).sum::<f64>();
         }
+        self.candidates.clear();
+        let candidates = self.weights.iter().zip(0..).map(|(&weight, token)| Candidate { token, weight });
+        self.candidates.extend(candidates.filter(|candidate| candidate.weight > 0.0 && candidate.weight >= floor));
+        if by_rank || by_sum {
+            // The more likely first; of equals the smaller token.
+            self.candidates.sort_unstable_by(|a, b| b.weight.total_cmp(&a.weight).then(a.token.cmp(&b.token)));
+        }
+        if by_rank {
+            self.candidates.truncate(top_k);
+            enough *= total(&self.candidates);
+        }
+        if by_sum {
+            let mut sum = 0.0;
+            let short = self.candidates.iter().position(|candidate| {
+                sum += f64::from(candidate.weight);
+                sum >= enough
+            });
+            self.candidates.truncate(short.map_or(usize::MAX, |last| last + 1));
+        }
+        self.candidates.retain(|candidate| candidate.weight >= min_p);
+    }
+}
+
+fn total(candidates: &[Candidate]) -> f64 {
+    candidates.iter().map(|candidate| f64::from(candidate.weight)).sum()
+}
+
+/// How many weights there are of each size, and their sum: by the exponent and the first three bits of the fraction.
+struct Histogram {
+    counts: Vec<usize>,
+    sums: Vec<f64>,
+}
+
+impl Histogram {
+    /// The bits of a weight that its place leaves out.
+    const REST: u32 = 20;
+
+    /// Of weights from 0 to 1.
+    fn of(weights: &[f32]) -> Histogram {
+        let places = (1f32.to_bits() >> Histogram::REST) as usize + 1;
+        let mut histogram = Histogram { counts: vec![0; places], sums: vec![0.0; places] };
+        for &weight in weights {
+            let place = (weight.to_bits() >> Histogram::REST) as usize;
+            histogram.counts[place] += 1;
+            histogram.sums[place] += f64::from(weight);
+        }
+        histogram
     }
 
-    fn keep_top_p(&mut self) {
-        if self.options.top_p >= 1.0 {
-            return;
-        }
-        let enough = f64::from(self.options.top_p) * self.total();
-        let count = self.candidates.len();
-        let mut sorted = 0;
-        let mut sum = 0.0;
-        // The set is small as a rule: sorting a few more of the most likely each time beats sorting the vocabulary.
-        while sorted < count {
-            let next = count.min((sorted * 4).max(64));
-            if next < count {
-                self.candidates[sorted..].select_nth_unstable_by(next - sorted - 1, Candidate::order);
+    /// A weight such that the count and sum of those from there upwards are enough.
+    fn floor(&self, enough: impl Fn(usize, f64) -> bool) -> f32 {
+        let (mut count, mut sum) = (0, 0.0);
+        for place in (0..self.counts.len()).rev() {
+            count += self.counts[place];
+            sum += self.sums[place];
+            if enough(count, sum) {
+                return f32::from_bits((place as u32) << Histogram::REST);
             }
-            self.candidates[sorted..next].sort_unstable_by(Candidate::order);
-            for at in sorted..next {
-                sum += self.candidates[at].weight;
-                if sum >= enough {
-                    self.candidates.truncate(at + 1);
-                    return;
-                }
-            }
-            sorted = next;
+        }
+        0.0
+    }
+}
+
+/// `e^x` for `x` from -inf to 0, within 2 units in the last place; 0 below -87, and for NaN. Written here, and without a
+/// branch, for the sake of speed, and so that the same seed means the same text on every machine. The polynomial is that of
+/// Cephes' `expf`.
+fn exp(x: f32) -> f32 {
+    // A sum with it has no fraction, and its integer in the last bits.
+    const ROUND: f32 = 12_582_912.0; // 1.5 · 2^23
+    let inside = x > -87.0;
+    let x = if inside { x } else { 0.0 };
+    let sum = x * std::f32::consts::LOG2_E + ROUND;
+    let n = sum - ROUND;
+    let r = x - n * (355.0 / 512.0) + n * 2.121_944_4e-4;
+    let p = 1.987_569_1e-4;
+    let p = p * r + 1.398_2e-3;
+    let p = p * r + 8.333_452e-3;
+    let p = p * r + 4.166_579_6e-2;
+    let p = p * r + 1.666_666_6e-1;
+    let p = p * r + 0.5;
+    let p = p * r * r + r + 1.0;
+    let power = f32::from_bits(sum.to_bits().wrapping_add(127) << 23);
+    if inside { p * power } else { 0.0 }
+}
+
+/// The greedy choice; `None` if there is no number above -inf.
+fn first_of_the_largest(logits: &[f32]) -> Option<u32> {
+    // Sixteen maxima side by side: the compiler makes vectors of them.
+    let (chunks, rest) = logits.as_chunks::<16>();
+    let mut largest = [f32::NEG_INFINITY; 16];
+    for chunk in chunks {
+        for (largest, &logit) in largest.iter_mut().zip(chunk) {
+            *largest = if logit > *largest { logit } else { *largest };
         }
     }
+    let largest = largest.iter().chain(rest).fold(f32::NEG_INFINITY, |a, &b| if b > a { b } else { a });
+    let at = logits.iter().position(|&logit| logit == largest).filter(|_| largest > f32::NEG_INFINITY)?;
+    u32::try_from(at).ok()
 }
 
 /// xoshiro256++ (Blackman and Vigna 2019, "Scrambled linear pseudorandom number generators"), seeded through SplitMix64
@@ -260,6 +317,17 @@ mod tests {
         assert_eq!(greedy.choose(&[2.0, 5.0, 5.0]).unwrap(), 1);
         assert_eq!(greedy.choose(&[f32::NAN, -4.0, f32::NAN, -5.0]).unwrap(), 1);
         assert_eq!(greedy.choose(&[0.0, f32::INFINITY]).unwrap(), 1);
+        for length in 1..70 {
+            for at in 0..length {
+                let mut logits = vec![-1.0; length];
+                logits[0] = f32::NAN;
+                logits[at..].fill(-0.5);
+                assert_eq!(greedy.choose(&logits).unwrap() as usize, at);
+            }
+        }
+        for none in [vec![f32::NAN; 40], vec![f32::NEG_INFINITY; 3], Vec::new()] {
+            assert!(greedy.choose(&none).is_err());
+        }
     }
 
     #[test]
@@ -316,6 +384,21 @@ mod tests {
             let expected: Vec<u32> = all[..kept].iter().map(|(_, token)| *token).collect();
             assert_eq!(tokens, expected, "top-p {top_p}");
         }
+    }
+
+    #[test]
+    fn the_exponential_is_within_two_units() {
+        let mut worst = 0.0f64;
+        for i in 0..=870_000 {
+            let x = -(i as f32) / 10_000.0;
+            if x > -87.0 {
+                let exact = f64::from(x).exp();
+                let unit = f64::from((exact as f32).next_up()) - f64::from(exact as f32);
+                worst = worst.max((f64::from(exp(x)) - exact).abs() / unit);
+            }
+        }
+        assert!(worst < 2.0, "{worst}");
+        assert_eq!([exp(0.0), exp(-0.0), exp(-87.0), exp(f32::NEG_INFINITY), exp(f32::NAN)], [1.0, 1.0, 0.0, 0.0, 0.0]);
     }
 
     #[test]

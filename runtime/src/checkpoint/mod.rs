@@ -9,6 +9,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
+pub(crate) use weight::declared;
 pub use weight::{Dtype, Stored};
 
 use crate::Error;

@@ -30,6 +30,9 @@ fn f32_file(tensors: &[(&str, &[usize])]) -> Vec<u8> {
     file(&header, at)
 }
 
+/// Names and contents.
+type Files<'a> = Vec<(&'a str, &'a [u8])>;
+
 struct Folder(TempDir);
 
 impl Folder {
@@ -201,11 +204,50 @@ fn a_corrupt_header_is_refused() {
 }
 
 #[test]
+fn any_changed_byte_is_an_error_or_other_numbers() {
+    let (graph, weights) = graph();
+    let tensors: [(&str, &[usize]); 4] =
+        [("layers.7.q.weight", &[24, 5]), ("old.weight", &[5]), ("qkv", &[6, 5]), ("scale", &[])];
+    let whole = f32_file(&tensors);
+    let header = whole.len() - 4 * (120 + 5 + 30 + 1);
+    let (mut opened, mut refused) = (0, 0);
+    for at in 0..header {
+        for byte in [0, b'0', b'9', b'"', b',', b'{', b']', b'-', b'e', 0xff, whole[at] ^ 1, whole[at] ^ 0x20] {
+            let mut bytes = whole.clone();
+            bytes[at] = byte;
+            let weights_file: &'static [u8] = bytes.leak();
+            let model = Embedded {
+                name: "x",
+                config: CONFIG.as_bytes(),
+                generation_config: None,
+                tokenizer: None,
+                weights: weights_file,
+            };
+            match Checkpoint::embedded(&model) {
+                Ok(checkpoint) => {
+                    opened += 1;
+                    for &weight in &weights {
+                        if let Ok(stored) = checkpoint.weight(&graph, weight, Some(7)) {
+                            assert_eq!(stored.to_f32().len() * stored.dtype.size(), stored.bytes.len());
+                        }
+                    }
+                }
+                Err(error) => {
+                    refused += 1;
+                    assert!(error.to_string().starts_with("embedded x/model.safetensors: "), "{error}");
+                }
+            }
+        }
+    }
+    assert!(opened > 100 && refused > 2000, "{opened} opened, {refused} refused");
+}
+
+#[test]
 fn what_is_not_a_checkpoint_is_refused() {
     let weights = file(HEADER, 32);
     let config = ("config.json", CONFIG.as_bytes());
     let model = ("model.safetensors", &weights[..]);
-    let cases: Vec<(Vec<(&str, &[u8])>, &str)> = vec![
+    let cases: Vec<(Files<'_>, &str)> = vec![
         (vec![], ".: config.json is missing; a Hugging Face folder was expected"),
         (vec![model], ".: config.json is missing; a Hugging Face folder was expected"),
         (vec![config], ".: neither model.safetensors nor model.safetensors.index.json is there"),

@@ -1,0 +1,373 @@
+//! A loaded model: compiled, its weights packed, with the threads and the cache that its sequences share.
+
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use einfuse_codegen::{Options, Packed, Program, Rule, Storage, Values, Wanted};
+use einfuse_graph::{Expr, ExprId, Graph, Kind, Node, TensorId};
+
+use crate::Error;
+use crate::cache::Cache;
+use crate::checkpoint::{Checkpoint, Dtype, Stored, declared};
+use crate::memory::Memory;
+use crate::session::Session;
+use crate::threads::Threads;
+use crate::tokens::Tokenizer;
+
+/// The context of a model whose files do not say how long a text it can read.
+const DEFAULT_CONTEXT: usize = 4096;
+
+/// How weights lie in memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Precision {
+    /// As the file stores them; F16 becomes F32.
+    #[default]
+    Stored,
+    /// F32.
+    F32,
+    /// BF16 (rounded to the nearest, ties to even) where the file's tensor has two dimensions or more, the rest as stored.
+    Bf16,
+}
+
+/// How far loading is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// The graph is being compiled.
+    Compiling,
+    /// The weights are being packed.
+    Packing {
+        /// Bytes packed.
+        done: usize,
+        /// Of so many.
+        total: usize,
+    },
+}
+
+/// How to load a model.
+pub struct Settings {
+    /// How many threads compute; [`default_threads`](crate::default_threads) if `None`.
+    pub threads: Option<usize>,
+    /// How weights lie in memory.
+    pub precision: Precision,
+    /// Fusion rules that are switched off.
+    pub without: Vec<Rule>,
+    /// The most positions a sequence may have, where that is less than what the model was made for.
+    pub context: Option<usize>,
+    /// How many sequences of that length the cache holds.
+    pub sequences: usize,
+    /// The most tokens computed in a step.
+    pub chunk: usize,
+    /// Whether a step can yield the logits of every row, or only of the last, which needs less work and memory.
+    pub rows: Wanted,
+    /// Whether the text of the compiled code is kept for inspection.
+    pub keep_text: bool,
+    /// Called while loading, from any thread.
+    pub progress: Option<Box<dyn Fn(Progress) + Send + Sync>>,
+}
+
+impl Default for Settings {
+    fn default() -> Settings {
+        Settings {
+            threads: None,
+            precision: Precision::Stored,
+            without: Vec::new(),
+            context: None,
+            sequences: 1,
+            chunk: 512,
+            rows: Wanted::Last,
+            keep_text: false,
+            progress: None,
+        }
+    }
+}
+
+impl fmt::Debug for Settings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Settings")
+            .field("threads", &self.threads)
+            .field("precision", &self.precision)
+            .field("without", &self.without)
+            .field("context", &self.context)
+            .field("sequences", &self.sequences)
+            .field("chunk", &self.chunk)
+            .field("rows", &self.rows)
+            .field("keep_text", &self.keep_text)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A compiled model with its weights.
+pub struct Model {
+    pub(crate) program: Program,
+    pub(crate) weights: Memory,
+    pub(crate) threads: Threads,
+    pub(crate) cache: Mutex<Cache>,
+    pub(crate) chunk: usize,
+    pub(crate) rows: Wanted,
+    pub(crate) vocabulary: usize,
+    tokenizer: Option<Tokenizer>,
+    place: String,
+    end_tokens: Vec<u32>,
+    context: usize,
+    bound: &'static str,
+    leftovers: Vec<String>,
+    pack_time: Duration,
+}
+
+impl fmt::Debug for Model {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Model").field("place", &self.place).field("context", &self.context).finish_non_exhaustive()
+    }
+}
+
+impl Model {
+    /// Compiles a graph and packs the weights that it wants out of a checkpoint, which is not needed afterwards.
+    ///
+    /// # Errors
+    /// If a weight is missing or has another shape than the graph's, a file is corrupt, the graph cannot be compiled, a
+    /// setting is outside its range, or memory or threads cannot be had.
+    pub fn load(checkpoint: &Checkpoint, graph: &Graph, settings: Settings) -> Result<Model, Error> {
+        let at_least_1 = |option, number: usize| match number {
+            0 => Err(Error::Option { option, wants: "a number of at least 1", got: "0".into() }),
+            _ => Ok(()),
+        };
+        at_least_1("chunk", settings.chunk)?;
+        at_least_1("sequences", settings.sequences)?;
+        at_least_1("context", settings.context.unwrap_or(1))?;
+        let progress = |progress| {
+            if let Some(report) = &settings.progress {
+                report(progress);
+            }
+        };
+
+        let tokenizer = Tokenizer::of(checkpoint)?;
+        let end_tokens = checkpoint.end_tokens()?;
+        let positions = checkpoint.positions()?;
+        let threads = Threads::new(settings.threads)?;
+        let found = find_weights(checkpoint, graph)?;
+
+        progress(Progress::Compiling);
+        let storage = storage(&found, settings.precision);
+        let longest = positions.into_iter().chain(settings.context).min().unwrap_or(DEFAULT_CONTEXT);
+        let chunk = settings.chunk.min(longest);
+        let options = Options {
+            without: settings.without.clone(),
+            chunk,
+            positions: longest,
+            rows: settings.rows,
+            keep_text: settings.keep_text,
+        };
+        let program =
+            Program::compile(graph, &|tensor| storage.get(&tensor).copied().unwrap_or(Storage::F32), &options)?;
+
+        let start = Instant::now();
+        let weights = pack(&program, &found, &threads, &progress)?;
+        let pack_time = start.elapsed();
+
+        let bounds = [
+            (program.context(), "that the model has places for"),
+            (positions, "that the model's config.json allows"),
+            (settings.context, "of the context asked for"),
+        ];
+        let bounds = bounds.into_iter().filter_map(|(positions, bound)| Some((positions?, bound)));
+        let (context, bound) =
+            bounds.min_by_key(|(positions, _)| *positions).unwrap_or((DEFAULT_CONTEXT, "by default"));
+        let cache = Mutex::new(Cache::new(&program.caches(), context, settings.sequences, chunk)?);
+
+        let used: HashSet<String> = found.values().map(|stored| stored.name.clone()).collect();
+        let axes = &graph.tensor(graph.output).axes;
+        let vocabulary = axes.iter().filter_map(|&axis| graph.size(axis)).product();
+        Ok(Model {
+            program,
+            weights,
+            threads,
+            cache,
+            chunk,
+            rows: settings.rows,
+            vocabulary,
+            tokenizer,
+            place: checkpoint.place().to_owned(),
+            end_tokens,
+            context,
+            bound,
+            leftovers: checkpoint.leftovers(&used),
+            pack_time,
+        })
+    }
+
+    /// An empty sequence.
+    pub fn session(&self) -> Session<'_> {
+        Session::new(self)
+    }
+
+    /// The compiled program.
+    pub fn program(&self) -> &Program {
+        &self.program
+    }
+
+    /// The tokenizer.
+    ///
+    /// # Errors
+    /// If the checkpoint has none.
+    pub fn tokenizer(&self) -> Result<&Tokenizer, Error> {
+        let problem = "tokenizer.json is missing; text cannot become tokens without it";
+        self.tokenizer.as_ref().ok_or_else(|| Error::File { file: self.place.clone(), problem: problem.into() })
+    }
+
+    /// How many logits a row has.
+    pub fn vocabulary(&self) -> usize {
+        self.vocabulary
+    }
+
+    /// The tokens that end a text.
+    pub fn end_tokens(&self) -> &[u32] {
+        &self.end_tokens
+    }
+
+    /// The most positions that a sequence can have: the least of what the graph has places for, what `config.json` says
+    /// the model was made for, and what the settings ask for.
+    pub fn context(&self) -> usize {
+        self.context
+    }
+
+    /// Checks that a sequence of `past` positions can grow by `tokens`.
+    pub(crate) fn check_room(&self, past: usize, tokens: usize) -> Result<(), Error> {
+        let (context, bound) = (self.context, self.bound);
+        match past.saturating_add(tokens) > context {
+            true => Err(Error::ContextFull { tokens, past, context, bound }),
+            false => Ok(()),
+        }
+    }
+
+    /// The number of threads that compute.
+    pub fn threads(&self) -> usize {
+        einfuse_codegen::Team::workers(&self.threads)
+    }
+
+    /// The checkpoint's tensors that the model does not use, sorted.
+    pub fn leftovers(&self) -> &[String] {
+        &self.leftovers
+    }
+
+    /// How long packing the weights took.
+    pub fn pack_time(&self) -> Duration {
+        self.pack_time
+    }
+}
+
+/// A weight, in a layer if it is another in each.
+type Place = (TensorId, Option<usize>);
+
+/// Finds every weight that the graph reads.
+fn find_weights<'a>(checkpoint: &'a Checkpoint, graph: &Graph) -> Result<HashMap<Place, Stored<'a>>, Error> {
+    let mut found = HashMap::new();
+    let mut find = |tensor, layer: Option<usize>| {
+        let layer = layer.filter(|_| graph.is_layered(tensor));
+        if let std::collections::hash_map::Entry::Vacant(entry) = found.entry((tensor, layer)) {
+            entry.insert(checkpoint.weight(graph, tensor, layer)?);
+        }
+        Ok::<(), Error>(())
+    };
+    for node in &graph.nodes {
+        match node {
+            Node::Layers(layers) => {
+                let read: Vec<Vec<TensorId>> =
+                    layers.bodies.iter().map(|body| weights_in(graph, &body.nodes)).collect();
+                for (layer, &body) in layers.order.iter().enumerate() {
+                    read[body].iter().try_for_each(|&tensor| find(tensor, Some(layer)))?;
+                }
+            }
+            node => {
+                let read = weights_in(graph, std::slice::from_ref(node));
+                read.iter().try_for_each(|&tensor| find(tensor, None))?;
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// The weights that equations read, in order.
+fn weights_in(graph: &Graph, nodes: &[Node]) -> Vec<TensorId> {
+    let bodies = nodes.iter().filter_map(|node| match node {
+        Node::Equation { body, .. } => Some(*body),
+        Node::Append { .. } | Node::Layers(_) => None,
+    });
+    let mut weights = Vec::new();
+    let mut open: Vec<ExprId> = bodies.collect();
+    let mut seen: HashSet<ExprId> = open.iter().copied().collect();
+    while let Some(id) = open.pop() {
+        let expr = graph.expr(id);
+        if let Expr::Load { tensor, .. } = expr
+            && matches!(graph.tensor(*tensor).kind, Kind::Weight(_))
+            && !weights.contains(tensor)
+        {
+            weights.push(*tensor);
+        }
+        open.extend(expr.children().into_iter().filter(|child| seen.insert(*child)));
+    }
+    weights.sort();
+    weights
+}
+
+/// How each weight is to be kept: the same way in all layers.
+fn storage(found: &HashMap<Place, Stored<'_>>, precision: Precision) -> HashMap<TensorId, Storage> {
+    let mut storage = HashMap::new();
+    for ((tensor, _), stored) in found {
+        let narrow = match precision {
+            Precision::F32 => false,
+            Precision::Bf16 if stored.rank >= 2 => true,
+            Precision::Stored | Precision::Bf16 => stored.dtype == Dtype::Bf16,
+        };
+        let kept = storage.entry(*tensor).or_insert(Storage::Bf16);
+        if !narrow {
+            *kept = Storage::F32;
+        }
+    }
+    storage
+}
+
+/// Packs all weights into one block, on all threads.
+fn pack(
+    program: &Program,
+    found: &HashMap<Place, Stored<'_>>,
+    threads: &Threads,
+    progress: &(impl Fn(Progress) + Sync),
+) -> Result<Memory, Error> {
+    let total = program.weight_bytes();
+    let mut block = Memory::new(total, "the weights")?.with_huge_pages();
+    let mut weights: Vec<&Packed> = program.weights().iter().collect();
+    weights.sort_by_key(|packed| packed.offset);
+    let mut parts = Vec::new();
+    let (mut rest, mut at) = (&mut block[..], 0);
+    for packed in weights {
+        let (part, after) = rest[packed.offset - at..].split_at_mut(packed.bytes);
+        parts.push((packed, part));
+        (rest, at) = (after, packed.offset + packed.bytes);
+    }
+    let done = AtomicUsize::new(0);
+    threads.for_each(parts, |(packed, part): (&Packed, &mut [u8])| {
+        let graph = &program.plan().graph;
+        let values = packed.tensors.iter().map(|&tensor| {
+            let layer = packed.layer.filter(|_| graph.is_layered(tensor));
+            // The compiler wants only what the graph reads.
+            let unread = || Error::Unread { weight: declared(graph, tensor), layer };
+            found.get(&(tensor, layer)).map(values).ok_or_else(unread)
+        });
+        packed.pack(&values.collect::<Result<Vec<_>, Error>>()?, part)?;
+        let done = done.fetch_add(packed.bytes, Ordering::Relaxed) + packed.bytes;
+        progress(Progress::Packing { done, total });
+        Ok(())
+    })?;
+    Ok(block)
+}
+
+fn values<'a>(stored: &Stored<'a>) -> Values<'a> {
+    match stored.dtype {
+        Dtype::F32 => Values::F32(stored.bytes),
+        Dtype::Bf16 => Values::Bf16(stored.bytes),
+        Dtype::F16 => Values::F16(stored.bytes),
+    }
+}

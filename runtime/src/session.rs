@@ -1,0 +1,242 @@
+//! One sequence of tokens: what was computed for it, and how it grows.
+
+use std::sync::PoisonError;
+
+use einfuse_codegen::{Observer, Step, Wanted, Workspace};
+
+use crate::Error;
+use crate::cache::Sequence;
+use crate::generate::Summary;
+use crate::model::Model;
+
+/// One sequence. Its pages go back to the model's cache when it is dropped.
+#[derive(Debug)]
+pub struct Session<'m> {
+    model: &'m Model,
+    sequence: Sequence,
+    workspace: Workspace,
+    /// All tokens; those from `sequence.positions()` on have not been computed yet.
+    tokens: Vec<u32>,
+    pub(crate) summary: Summary,
+}
+
+/// Everything that a model computes for some tokens.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Trace {
+    /// `[t, v]`: the logits of each token's successor.
+    pub logits: Vec<f32>,
+    /// For each layer `[t, d]`: first the input of layer 0, then the output of each layer.
+    pub hidden: Vec<Vec<f32>>,
+}
+
+/// How well a model predicts a text.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Perplexity {
+    /// The mean of `-ln p(token | all tokens before it)`, in nats.
+    pub mean: f64,
+    /// Over so many tokens.
+    pub scored: usize,
+}
+
+impl Perplexity {
+    /// `e^mean`.
+    pub fn value(self) -> f64 {
+        self.mean.exp()
+    }
+}
+
+impl<'m> Session<'m> {
+    pub(crate) fn new(model: &'m Model) -> Session<'m> {
+        let workspace = model.program.workspace(model.threads());
+        Session { model, sequence: Sequence::default(), workspace, tokens: Vec::new(), summary: Summary::default() }
+    }
+
+    /// The model.
+    pub fn model(&self) -> &'m Model {
+        self.model
+    }
+
+    /// All tokens so far, given and generated.
+    pub fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+
+    /// Of the last generation.
+    pub fn summary(&self) -> &Summary {
+        &self.summary
+    }
+
+    /// Forgets all tokens.
+    pub fn clear(&mut self) {
+        self.cache(|cache, sequence| cache.release(sequence));
+        self.tokens.clear();
+    }
+
+    /// Another session with the same tokens. What was computed for them is shared, not copied; the settings' number of
+    /// sequences says how many find room in the cache.
+    pub fn fork(&self) -> Session<'m> {
+        let mut fork = Session::new(self.model);
+        let mut cache = self.model.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        fork.sequence = cache.fork(&self.sequence);
+        fork.tokens.clone_from(&self.tokens);
+        fork
+    }
+
+    /// Adds tokens, and returns the logits `[v]` of the successor of the last.
+    ///
+    /// # Errors
+    /// If there is no token, they do not fit, or one is not in the model's vocabulary: nothing is added then. If the cache
+    /// is full, the session keeps the tokens that were computed before.
+    pub fn feed(&mut self, tokens: &[u32]) -> Result<Vec<f32>, Error> {
+        self.add(tokens)?;
+        Ok(self.compute_last()?.to_vec())
+    }
+
+    /// Adds tokens, and returns the logits `[t, v]` of the successor of each. A model loaded with [`Wanted::Last`] computes
+    /// them one by one.
+    ///
+    /// # Errors
+    /// As [`Session::feed`].
+    pub fn feed_all(&mut self, tokens: &[u32]) -> Result<Vec<f32>, Error> {
+        self.catch_up(tokens.len())?;
+        self.add(tokens)?;
+        let mut logits = Vec::with_capacity(tokens.len() * self.model.vocabulary);
+        self.compute(Wanted::All, None, |_, rows| logits.extend_from_slice(rows))?;
+        Ok(logits)
+    }
+
+    /// Adds tokens, and returns all that the model computes for them.
+    ///
+    /// # Errors
+    /// As [`Session::feed`].
+    pub fn trace(&mut self, tokens: &[u32]) -> Result<Trace, Error> {
+        self.catch_up(tokens.len())?;
+        self.add(tokens)?;
+        let mut trace = Trace { logits: Vec::new(), hidden: Vec::new() };
+        let mut observe = |layer, rows: &[f32]| {
+            if trace.hidden.len() <= layer {
+                trace.hidden.resize(layer + 1, Vec::new());
+            }
+            trace.hidden[layer].extend_from_slice(rows);
+        };
+        self.compute(Wanted::All, Some(&mut observe), |_, rows| trace.logits.extend_from_slice(rows))?;
+        Ok(trace)
+    }
+
+    /// Measures how well the model predicts each token but the first from those before it. What is longer than the context
+    /// is cut into windows, each of which starts anew. The session is empty before and afterwards.
+    ///
+    /// # Errors
+    /// If there are fewer than two tokens, or one is not in the model's vocabulary.
+    pub fn perplexity(&mut self, tokens: &[u32]) -> Result<Perplexity, Error> {
+        let vocabulary = self.model.vocabulary;
+        let (mut sum, mut scored) = (0.0, 0);
+        for window in tokens.chunks(self.model.context()).filter(|window| window.len() > 1) {
+            self.clear();
+            let (last, given) = window.split_last().unwrap_or((&0, &[]));
+            if *last as usize >= vocabulary {
+                return Err(self.unknown(*last));
+            }
+            self.add(given)?;
+            self.compute(Wanted::All, None, |first, rows| {
+                for (row, &next) in rows.chunks_exact(vocabulary).zip(&window[first + 1..]) {
+                    sum -= log_probability(row, next as usize);
+                    scored += 1;
+                }
+            })?;
+        }
+        self.clear();
+        match scored {
+            0 => Err(Error::Option { option: "text", wants: "at least two tokens", got: tokens.len().to_string() }),
+            _ => Ok(Perplexity { mean: sum / scored as f64, scored }),
+        }
+    }
+
+    /// Appends tokens without computing anything yet.
+    pub(crate) fn add(&mut self, tokens: &[u32]) -> Result<(), Error> {
+        if tokens.is_empty() {
+            return Err(Error::EmptyPrompt);
+        }
+        self.model.check_room(self.tokens.len(), tokens.len())?;
+        if let Some(&unknown) = tokens.iter().find(|&&token| token as usize >= self.model.vocabulary) {
+            return Err(self.unknown(unknown));
+        }
+        self.tokens.extend_from_slice(tokens);
+        Ok(())
+    }
+
+    /// Appends a token that the model chose. It may be one more than fit: then it cannot be computed.
+    pub(crate) fn push(&mut self, token: u32) {
+        self.tokens.push(token);
+    }
+
+    fn unknown(&self, id: u32) -> Error {
+        Error::NotInModel { id, vocabulary: self.model.vocabulary }
+    }
+
+    /// Computes what has not been yet, for the logits of the last token's successor.
+    pub(crate) fn compute_last(&mut self) -> Result<&[f32], Error> {
+        self.compute(Wanted::Last, None, |_, _| {})?;
+        Ok(self.model.program.output(&self.workspace))
+    }
+
+    /// Computes the token that was generated last, if there is one, before so many others are added.
+    fn catch_up(&mut self, tokens: usize) -> Result<(), Error> {
+        self.model.check_room(self.tokens.len(), tokens)?;
+        self.compute(Wanted::Last, None, |_, _| {})
+    }
+
+    /// Computes the tokens that have not been yet, in steps. After each, `output` gets the position of the first row, and
+    /// the rows' logits: of all, or of the step's last.
+    fn compute(
+        &mut self,
+        rows: Wanted,
+        mut observe: Option<Observer<'_>>,
+        mut output: impl FnMut(usize, &[f32]),
+    ) -> Result<(), Error> {
+        let model = self.model;
+        let one_by_one = rows == Wanted::All && model.rows == Wanted::Last;
+        let chunk = if one_by_one { 1 } else { model.chunk };
+        let mut ids = Vec::new();
+        while self.sequence.positions() < self.tokens.len() {
+            let past = self.sequence.positions();
+            let tokens = &self.tokens[past..self.tokens.len().min(past + chunk)];
+            ids.clear();
+            ids.extend(tokens.iter().map(|&token| token as i32));
+            let first = if rows == Wanted::All { 0 } else { tokens.len() - 1 };
+            let mut cache = model.cache.lock().unwrap_or_else(PoisonError::into_inner);
+            let computed = cache.reserve(&mut self.sequence, tokens.len()).and_then(|()| {
+                let caches = cache.tables(&self.sequence);
+                let observe = observe.as_mut().map(|observe| &mut **observe as Observer<'_>);
+                let step = Step { tokens: &ids, past, first, caches, observe };
+                Ok(model.program.step(&model.weights, &mut self.workspace, step, &model.threads)?)
+            });
+            if let Err(error) = computed {
+                self.tokens.truncate(past);
+                return Err(error);
+            }
+            cache.commit(&mut self.sequence, tokens.len());
+            drop(cache);
+            output(past + first, model.program.output(&self.workspace));
+        }
+        Ok(())
+    }
+
+    fn cache(&mut self, work: impl FnOnce(&mut crate::cache::Cache, &mut Sequence)) {
+        let mut cache = self.model.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        work(&mut cache, &mut self.sequence);
+    }
+}
+
+impl Drop for Session<'_> {
+    fn drop(&mut self) {
+        self.cache(|cache, sequence| cache.release(sequence));
+    }
+}
+
+/// `ln softmax(row)[token]`, in f64.
+fn log_probability(row: &[f32], token: usize) -> f64 {
+    let max = row.iter().fold(f64::NEG_INFINITY, |max, &logit| max.max(f64::from(logit)));
+    let sum: f64 = row.iter().map(|&logit| (f64::from(logit) - max).exp()).sum();
+    f64::from(row[token]) - max - sum.ln()
+}
