@@ -148,12 +148,13 @@ impl Tile<'_> {
     fn product(&self, e: &mut Emitter, at: Value, panel: Value, k: i64, sums: &mut [Value]) {
         let panels = self.panel_vectors(e, panel, self.operands.b.1 + k as i32 * self.row_bytes());
         let mut sums = sums.iter_mut();
-        for (pointer, offset) in &self.operands.a {
+        let last = self.operands.a.len() - 1;
+        for (i, (pointer, offset)) in self.operands.a.iter().enumerate() {
             let row = e.ins().iadd(*pointer, at);
+            let a = e.ins().load(F32, memory(), row, offset + k as i32 * 4);
+            let a = e.ins().splat(F32X4, a);
             for (panel, sum) in panels.iter().zip(&mut sums) {
-                let a = e.ins().load(F32, memory(), row, offset + k as i32 * 4);
-                let a = e.ins().splat(F32X4, a);
-                *sum = e.ins().fma(a, *panel, *sum);
+                *sum = if i == last { e.ins().fma(*panel, a, *sum) } else { e.ins().fma(a, *panel, *sum) };
             }
         }
     }

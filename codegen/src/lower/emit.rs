@@ -383,8 +383,8 @@ pub(super) struct Range {
     pub(super) runs: bool,
 }
 
-/// Emits a loop that carries values from one iteration to the next; returns the last ones. Its test is at the end, and
-/// another before it, so that what is hoisted out of it is computed only if it runs.
+/// Emits a loop that carries values from one iteration to the next; returns the last ones. What is hoisted out of it is
+/// computed only if it runs: a loop that may not is within a condition.
 pub(super) fn repeat<C: AsMut<Emitter>>(
     context: &mut C,
     range: Range,
@@ -405,12 +405,25 @@ pub(super) fn repeat<C: AsMut<Emitter>>(
     let params = e.params(header, &first, 1);
     let branch = e.ins().jump(header, &arguments(&first));
     e.enter(header, branch, true);
+    // Where values are carried, the test is at the start: at the end, each would be used twice, by the next iteration and by
+    // the exit, and what computes a value used twice doesn't take its operands from memory.
+    let test_first = !initial.is_empty();
+    if test_first {
+        let inside = e.new_block();
+        let more = e.icmp(IntCC::SignedLessThan, params[0], range.end);
+        e.ins().brif(more, inside, &[], exit, &arguments(&params[1..]));
+        e.switch(inside);
+    }
     let last = body(context, params[0], &params[1..]);
     let e = context.as_mut();
     let next = e.ins().iadd(params[0], range.step);
-    let more = e.icmp(IntCC::SignedLessThan, next, range.end);
     let again: Vec<Value> = [next].iter().chain(&last).copied().collect();
-    e.ins().brif(more, header, &arguments(&again), exit, &arguments(&last));
+    if test_first {
+        e.ins().jump(header, &arguments(&again));
+    } else {
+        let more = e.icmp(IntCC::SignedLessThan, next, range.end);
+        e.ins().brif(more, header, &arguments(&again), exit, &[]);
+    }
     e.leave();
     if !range.runs {
         e.leave();
