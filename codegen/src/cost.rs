@@ -70,7 +70,7 @@ impl std::ops::Mul<usize> for Cost {
 
 impl Plan {
     /// The kernels of a step with how often each runs, in order.
-    pub fn kernels(&self) -> Vec<(&Kernel, usize)> {
+    pub fn runs(&self) -> Vec<(&Kernel, usize)> {
         let mut all = Vec::new();
         for segment in &self.segments {
             match segment {
@@ -240,7 +240,7 @@ mod tests {
         let plan = fuse(&graph, Rule::ALL, Wanted::All);
         let work = Work { tokens, past, weight_element: &|_| element };
         let cost = |k: &Kernel| plan.cost(k, &work);
-        plan.kernels().into_iter().map(|(k, _)| (k.name.clone(), cost(k))).collect()
+        plan.runs().into_iter().map(|(k, _)| (k.name.clone(), cost(k))).collect()
     }
 
     #[test]

@@ -360,7 +360,8 @@ impl Program {
         }
     }
 
-    /// The output of the last step: the wanted rows, in the order of the output's axes. Without a tokens' axis, all of it.
+    /// The output of the last step: the wanted tokens' rows, one after the other, each in the order of the output's other
+    /// axes. Without a tokens' axis, all of it.
     pub fn output<'w>(&self, workspace: &'w Workspace) -> &'w [f32] {
         let all: &[f32] = bytemuck::cast_slice(&workspace.arena);
         let (from, len) = workspace.output;
@@ -567,14 +568,9 @@ fn supported(graph: &Graph) -> Result<(), CompileError> {
         return refuse(format!("the input `{}` is over {}, not over the tokens", input.name, graph.names(&input.axes)));
     }
     let output = graph.tensor(graph.output);
-    if output.axes.iter().skip(1).any(|&a| graph.size(a).is_none())
-        || output.axes.first().is_some_and(|&a| graph.axis(a).extent == Extent::Positions)
-    {
-        return refuse(format!(
-            "the output `{}` is over {}: only its first axis may be the tokens, and none the positions",
-            output.name,
-            graph.names(&output.axes)
-        ));
+    if let Some(&a) = output.axes.iter().find(|&&a| graph.axis(a).extent == Extent::Positions) {
+        let (output, a) = (&output.name, &graph.axis(a).name);
+        return refuse(format!("the output `{output}` is over the positions `{a}`"));
     }
     for tensor in &graph.tensors {
         let kept = matches!(tensor.kind, Kind::Carry | Kind::State { .. });
@@ -611,7 +607,10 @@ fn tables(plan: &Plan, homes: &Homes) -> (Vec<Packed>, usize, Vec<Vec<Slot>>, Ha
         let mut table = Vec::new();
         for entry in &homes.tables[scope] {
             table.push(match entry {
-                Entry::State(state) => Slot::State(homes.states.get(&(*state, layer)).map_or(0, |(_, at)| *at)),
+                Entry::State(state) => {
+                    let own = homes.states.get(&(*state, layer)).or_else(|| homes.states.get(&(*state, None)));
+                    Slot::State(own.map_or(0, |(_, at)| *at))
+                }
                 Entry::Region(region) => {
                     let whose = if homes.regions[*region].layered { layer } else { None };
                     let at = *places.entry((*region, whose)).or_insert_with(|| {

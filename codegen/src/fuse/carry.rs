@@ -6,7 +6,7 @@
 use einfuse_graph::{Expr, Kind, TensorId, Type};
 
 use super::edit::Edit;
-use super::{EqId, Equation, Kernel, Plan, Segment, Shape, is_identity, loads_of};
+use super::{EqId, Equation, Kernel, Plan, Segment, Shape, is_identity, is_tokens, loads_of};
 
 impl Plan {
     /// Adds the copies that are needed at the borders of the layers and at the output.
@@ -38,8 +38,18 @@ impl Plan {
         }
         let output = self.graph.output;
         let is_value = matches!(self.graph.tensor(output).kind, Kind::Value);
-        if !is_value || self.graph.tensor(output).ty != Type::Float || self.states.contains_key(&output) {
-            let (tensor, kernel) = self.copy(output);
+        let axes = &self.graph.tensor(output).axes;
+        let tokens = axes.iter().position(|&a| is_tokens(&self.graph, a));
+        if !is_value
+            || tokens.is_some_and(|at| at > 0)
+            || self.graph.tensor(output).ty != Type::Float
+            || self.states.contains_key(&output)
+        {
+            let (tensor, mut kernel) = self.copy(output);
+            if let Some(at) = tokens {
+                self.graph.tensors[tensor.index()].axes[..=at].rotate_right(1);
+            }
+            kernel.name = self.graph.tensor(tensor).name.clone();
             self.graph.output = tensor;
             if let Some(Segment::Once(kernels)) = self.segments.last_mut() {
                 kernels.push(kernel);

@@ -18,6 +18,7 @@ mod epilogue;
 mod hoist;
 mod inline;
 mod online_softmax;
+mod print;
 mod prologue;
 mod ranges;
 mod rows;

@@ -2,7 +2,7 @@
 
 use einfuse_graph::{AxisId, Expr};
 
-use super::{Kernel, Plan, Remark, Rule, Shape, is_positions, is_tokens, loads_of};
+use super::{Kernel, Plan, Remark, Rule, Shape, is_tokens, loads_of};
 
 pub(super) fn apply(plan: &mut Plan) {
     plan.each_scope(|plan, kernels| {
@@ -75,8 +75,8 @@ fn chain(plan: &Plan, first: &Kernel, second: &Kernel) -> Result<Vec<AxisId>, St
         if let Expr::Reduce { axes: summed, .. } = graph.expr(equation.body) {
             axes.extend(summed);
         }
-        if let Some(&a) = axes.iter().find(|&&a| !rows.contains(&a) && is_positions(graph, a)) {
-            return Err(format!("the rows grow with the positions `{}`", graph.axis(a).name));
+        if let Some(&a) = axes.iter().find(|&&a| !rows.contains(&a) && graph.size(a).is_none()) {
+            return Err(format!("the rows grow with `{}`", graph.axis(a).name));
         }
         let shared = rows.iter().find(|&&a| is_tokens(graph, a));
         let row: usize = graph

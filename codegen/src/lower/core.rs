@@ -35,20 +35,86 @@ pub(super) fn emitter() -> &'static dyn CoreEmitter {
 
 /// 128 bits wide, on every machine.
 ///
-/// Cranelift's multiply-add overwrites a multiplicand, so an operand that several share has to be copied or loaded again
-/// for each: the first operand is broadcast anew for each product, and the panel's vectors are shared.
+/// On x86 Cranelift's multiply-add overwrites a multiplicand (never the addend), and there are sixteen registers. So the
+/// shape of a tile is chosen with care: each panel vector is overwritten by the last row that needs it, and a row's
+/// broadcast is shared where registers allow, and made anew for each product where they don't.
 struct Clif;
 
 /// How many products are unrolled.
 const UNROLL: i64 = 4;
 
+/// How deep a tile goes before its neighbour takes over the same rows of the panel, while they are in the nearest cache.
+const CHUNK: i64 = 64;
+
 impl CoreEmitter for Clif {
     fn emit(&self, e: &mut Emitter, operands: &Operands, depth: Affine) {
-        // As many accumulators as leave registers for the operands: four rows take half of the columns at a time.
-        let vectors = if operands.a.len() == 4 { 2 } else { PANEL / LANES };
-        for first in (0..PANEL / LANES).step_by(vectors) {
-            Tile { operands, first, vectors }.emit(e, &depth);
+        let depth = match depth.as_constant() {
+            Some(depth) => Affine::constant(depth.max(0)),
+            None => {
+                let (depth, zero) = (depth.emit(e), e.int(0));
+                let positive = e.icmp(IntCC::SignedGreaterThan, depth, zero);
+                Affine::value(e.select(positive, depth, zero))
+            }
+        };
+        if operands.a.len() < 4 {
+            let tile = Tile { operands, first: 0, vectors: PANEL / LANES };
+            let sums = tile.start(e, operands.accumulate);
+            let (_, sums) = tile.products(e, operands.b.0, None, &depth, sums);
+            return tile.finish(e, &sums);
         }
+        halves(e, operands, &depth);
+    }
+}
+
+/// Four rows, half of the columns at a time: all would take too many registers.
+fn halves(e: &mut Emitter, operands: &Operands, depth: &Affine) {
+    let tiles = [0, 2].map(|first| Tile { operands, first, vectors: 2 });
+    let constant = depth.as_constant();
+    if constant.is_some_and(|depth| depth <= CHUNK) {
+        for tile in &tiles {
+            let sums = tile.start(e, operands.accumulate);
+            let (_, sums) = tile.products(e, operands.b.0, None, depth, sums);
+            tile.finish(e, &sums);
+        }
+        return;
+    }
+    if !operands.accumulate {
+        for tile in &tiles {
+            let zeros = tile.start(e, false);
+            tile.finish(e, &zeros);
+        }
+    }
+    let row_bytes = tiles[0].row_bytes();
+    let chunk = |e: &mut Emitter, panel: Value, at: Value, depth: &Affine| {
+        for tile in &tiles {
+            let sums = tile.start(e, true);
+            let (_, sums) = tile.products(e, panel, Some(at), depth, sums);
+            tile.finish(e, &sums);
+        }
+    };
+    // The panel's rows and, in bytes of the first operand, how far it has come.
+    let (whole, rest) = match constant {
+        Some(depth) => (e.int(depth / CHUNK * CHUNK * 4), Affine::constant(depth % CHUNK)),
+        None => {
+            let depth = depth.clone().emit(e);
+            let mask = e.int(-CHUNK);
+            let whole = e.ins().band(depth, mask);
+            (e.shl(whole, 2), Affine::value(e.ins().isub(depth, whole)))
+        }
+    };
+    let (start, step) = (e.int(0), e.int(CHUNK * 4));
+    let range = Range { start, end: whole, step, runs: constant.is_some() };
+    let times = (row_bytes / 4).trailing_zeros();
+    repeat(e, range, &[], |e, at, _| {
+        let further = e.shl(at, times);
+        let panel = e.ins().iadd(operands.b.0, further);
+        chunk(e, panel, at, &Affine::constant(CHUNK));
+        Vec::new()
+    });
+    if rest != Affine::constant(0) {
+        let further = e.shl(whole, times);
+        let panel = e.ins().iadd(operands.b.0, further);
+        chunk(e, panel, whole, &rest);
     }
 }
 
@@ -62,47 +128,30 @@ struct Tile<'a> {
 }
 
 impl Tile<'_> {
-    fn emit(&self, e: &mut Emitter, depth: &Affine) {
+    /// What is added to: of one row, twice, as so few chains of additions would wait for each other.
+    fn start(&self, e: &mut Emitter, accumulate: bool) -> Vec<Value> {
         let mut sums = Vec::new();
         for (pointer, offset) in &self.operands.c {
             for vector in self.first..self.first + self.vectors {
-                sums.push(if self.operands.accumulate {
+                sums.push(if accumulate {
                     e.ins().load(F32X4, memory(), *pointer, offset + (vector * 16) as i32)
                 } else {
                     e.float_of(F32X4, 0.0)
                 });
             }
         }
-        let panel = self.operands.b.0;
-        let sums = match depth.as_constant() {
-            Some(depth) => {
-                let depth = depth.max(0);
-                let whole = depth - depth % UNROLL;
-                let zero = e.int(0);
-                let (panel, mut sums) = if whole > 0 {
-                    let end = e.int(whole * 4);
-                    self.run(e, zero, end, true, UNROLL, panel, sums)
-                } else {
-                    (panel, sums)
-                };
-                let at = e.int(whole * 4);
-                for k in 0..depth - whole {
-                    self.product(e, at, panel, k, &mut sums);
-                }
-                sums
-            }
-            None => {
-                let depth = depth.clone().emit(e);
-                let zero = e.int(0);
-                let positive = e.icmp(IntCC::SignedGreaterThan, depth, zero);
-                let depth = e.select(positive, depth, zero);
-                let mask = e.int(-UNROLL);
-                let whole = e.ins().band(depth, mask);
-                let whole = e.shl(whole, 2);
-                let end = e.shl(depth, 2);
-                let (panel, sums) = self.run(e, zero, whole, false, UNROLL, panel, sums);
-                self.run(e, whole, end, false, 1, panel, sums).1
-            }
+        if self.operands.c.len() == 1 {
+            let zero = e.float_of(F32X4, 0.0);
+            sums.resize(2 * self.vectors, zero);
+        }
+        sums
+    }
+
+    fn finish(&self, e: &mut Emitter, sums: &[Value]) {
+        let count = self.operands.c.len() * self.vectors;
+        let sums: Vec<Value> = match sums.split_at(count) {
+            (sums, []) => sums.to_vec(),
+            (even, odd) => even.iter().zip(odd).map(|(a, b)| e.ins().fadd(*a, *b)).collect(),
         };
         let mut sums = sums.iter();
         for (pointer, offset) in &self.operands.c {
@@ -112,18 +161,55 @@ impl Tile<'_> {
         }
     }
 
-    /// A loop over the products `from..to` (in bytes of the first operand), `unroll` at a time.
-    #[allow(clippy::too_many_arguments)]
+    /// Adds `depth` products, from a place of the panel and `from` bytes into the rows on.
+    fn products(
+        &self,
+        e: &mut Emitter,
+        panel: Value,
+        from: Option<Value>,
+        depth: &Affine,
+        sums: Vec<Value>,
+    ) -> (Value, Vec<Value>) {
+        let start = from.unwrap_or_else(|| e.int(0));
+        let from = Affine::value(start);
+        let (whole, rest) = match depth.as_constant() {
+            Some(depth) => (Affine::constant(depth - depth % UNROLL), Some(depth % UNROLL)),
+            None => {
+                let depth = depth.clone().emit(e);
+                let mask = e.int(-UNROLL);
+                (Affine::value(e.ins().band(depth, mask)), None)
+            }
+        };
+        let middle = whole.times(4).plus(&from).emit(e);
+        let (panel, sums) = self.run(e, (start, middle), rest.is_some(), UNROLL, panel, sums);
+        match rest {
+            Some(rest) => {
+                let mut sums = sums;
+                for k in 0..rest {
+                    self.product(e, middle, panel, k, &mut sums);
+                }
+                (panel, sums)
+            }
+            None => {
+                let end = depth.clone().times(4).plus(&from).emit(e);
+                self.run(e, (middle, end), false, 1, panel, sums)
+            }
+        }
+    }
+
+    /// A loop over the products between two places in the rows, `unroll` at a time.
     fn run(
         &self,
         e: &mut Emitter,
-        start: Value,
-        end: Value,
+        (start, end): (Value, Value),
         runs: bool,
         unroll: i64,
         panel: Value,
         mut sums: Vec<Value>,
     ) -> (Value, Vec<Value>) {
+        if runs && start == end {
+            return (panel, sums);
+        }
         let step = e.int(unroll * 4);
         sums.insert(0, panel);
         let mut carried = repeat(e, Range { start, end, step, runs }, &sums, |e, at, carried| {
@@ -146,34 +232,38 @@ impl Tile<'_> {
 
     /// Adds the product number `k` from `at` on.
     fn product(&self, e: &mut Emitter, at: Value, panel: Value, k: i64, sums: &mut [Value]) {
-        let panels = self.panel_vectors(e, panel, self.operands.b.1 + k as i32 * self.row_bytes());
-        let mut sums = sums.iter_mut();
-        let last = self.operands.a.len() - 1;
-        for (i, (pointer, offset)) in self.operands.a.iter().enumerate() {
-            let row = e.ins().iadd(*pointer, at);
-            let a = e.ins().load(F32, memory(), row, offset + k as i32 * 4);
-            let a = e.ins().splat(F32X4, a);
-            for (panel, sum) in panels.iter().zip(&mut sums) {
-                *sum = if i == last { e.ins().fma(*panel, a, *sum) } else { e.ins().fma(a, *panel, *sum) };
+        let offset = self.operands.b.1 + k as i32 * self.row_bytes();
+        let rows = self.operands.a.len();
+        let broadcast = |e: &mut Emitter, row: usize| {
+            let (pointer, offset) = self.operands.a[row];
+            let pointer = e.ins().iadd(pointer, at);
+            let a = e.ins().load(F32, memory(), pointer, offset + k as i32 * 4);
+            e.ins().splat(F32X4, a)
+        };
+        // Twelve sums leave four registers: three rows share nothing but the last row's broadcast.
+        let shared: Vec<Option<Value>> =
+            (0..rows).map(|row| (rows != 3 || row == 2).then(|| broadcast(e, row))).collect();
+        let sums = if rows == 1 { &mut sums[(k % 2) as usize * self.vectors..] } else { sums };
+        for group in (0..self.vectors).step_by(if self.operands.b_elem == Elem::Bf16 { 2 } else { 1 }) {
+            for (i, b) in self.panel_vectors(e, panel, offset, self.first + group).into_iter().enumerate() {
+                for (row, a) in shared.iter().enumerate() {
+                    let a = a.unwrap_or_else(|| broadcast(e, row));
+                    let sum = &mut sums[row * self.vectors + group + i];
+                    *sum = if row + 1 == rows { e.ins().fma(b, a, *sum) } else { e.ins().fma(a, b, *sum) };
+                }
             }
         }
     }
 
-    /// One row of the panel.
-    fn panel_vectors(&self, e: &mut Emitter, panel: Value, offset: i32) -> Vec<Value> {
-        let columns = self.first..self.first + self.vectors;
+    /// One vector of a row of the panel, or the two that are stored together.
+    fn panel_vectors(&self, e: &mut Emitter, panel: Value, offset: i32, vector: usize) -> Vec<Value> {
         if self.operands.b_elem != Elem::Bf16 {
-            return columns.map(|v| e.ins().load(F32X4, memory(), panel, offset + v as i32 * 16)).collect();
+            return vec![e.ins().load(F32X4, memory(), panel, offset + vector as i32 * 16)];
         }
-        let mut vectors = Vec::new();
-        for group in columns.step_by(2) {
-            let pairs = e.ins().load(I32X4, memory(), panel, offset + group as i32 * 8);
-            let lower = e.shl(pairs, 16);
-            let mask = e.int_of(I32X4, 0xffff_0000u32 as i32);
-            let upper = e.ins().band(pairs, mask);
-            vectors.push(e.from_bits(lower));
-            vectors.push(e.from_bits(upper));
-        }
-        vectors
+        let pairs = e.ins().load(I32X4, memory(), panel, offset + vector as i32 * 8);
+        let lower = e.shl(pairs, 16);
+        let mask = e.int_of(I32X4, 0xffff_0000u32 as i32);
+        let upper = e.ins().band(pairs, mask);
+        vec![e.from_bits(lower), e.from_bits(upper)]
     }
 }

@@ -557,7 +557,11 @@ impl<'a> Emitter<'a> {
     }
 
     fn load(&mut self, scope: &Scope, tensor: TensorId, index: &[GExpr]) -> Value {
-        let place = self.places[&tensor].clone();
+        let place = self
+            .places
+            .get(&tensor)
+            .cloned()
+            .unwrap_or_else(|| panic!("no place for {}", self.graph.tensor(tensor).name));
         let axes = self.graph.tensor(tensor).axes.clone();
         let steps: Vec<Step> = index.iter().map(|&i| self.step(scope, i)).collect();
         let float = self.graph.tensor(tensor).ty == Type::Float;

@@ -36,7 +36,8 @@ impl Storage {
         }
     }
 
-    pub(crate) fn bytes(self) -> usize {
+    /// Bytes of an element.
+    pub fn bytes(self) -> usize {
         match self {
             Storage::F32 => 4,
             Storage::Bf16 => 2,
@@ -353,32 +354,46 @@ impl Homes {
 
     fn pages(&mut self, plan: &Plan) {
         let graph = &plan.graph;
+        let kernels: Vec<&Kernel> = plan.scopes().into_iter().flatten().collect();
+        let mut appended: Vec<(TensorId, TensorId, Vec<Option<usize>>)> = Vec::new();
         for (scope, layers) in scope_layers(plan).into_iter().enumerate() {
-            let kernels = plan.scopes()[scope];
-            let made = kernels.iter().flat_map(|k| &k.equations).map(|&e| plan.equations[e].out);
-            let states: Vec<(TensorId, TensorId)> =
-                made.filter_map(|rows| plan.states.get(&rows).map(|&s| (rows, s))).collect();
-            for (rows, state) in states {
-                let window = match graph.tensor(state).kind {
-                    Kind::State { window } => window,
-                    _ => None,
+            for &e in plan.scopes()[scope].iter().flat_map(|k| &k.equations) {
+                let rows = plan.equations[e].out;
+                if let Some(&state) = plan.states.get(&rows) {
+                    appended.push((rows, state, layers.clone()));
+                }
+            }
+        }
+        for (rows, state, layers) in appended {
+            let window = match graph.tensor(state).kind {
+                Kind::State { window } => window,
+                _ => None,
+            };
+            let group = self.groups.iter().position(|g| g.window == window).unwrap_or_else(|| {
+                self.groups.push(Group { window, page_bytes: 0, slot: self.frame_len });
+                self.frame_len += 1;
+                self.groups.len() - 1
+            });
+            let (layout, len) = self.state_layout(plan, &kernels, state);
+            for &layer in &layers {
+                let at = self.groups[group].page_bytes;
+                self.states.insert((state, layer), (group, at));
+                self.groups[group].page_bytes += (len * 4).next_multiple_of(64);
+            }
+            let dims = graph.tensor(state).axes.len();
+            let elem = if graph.tensor(state).ty == Type::Int { Elem::I32 } else { Elem::F32 };
+            for (scope, kernels) in plan.scopes().into_iter().enumerate() {
+                let mut equations = kernels.iter().flat_map(|k| &k.equations).map(|&e| plan.equations[e]);
+                let touches = |e: crate::fuse::Equation| {
+                    let loads = crate::fuse::loads(graph, e.body);
+                    e.out == rows || loads.contains(&rows) || loads.contains(&state)
                 };
-                let group = self.groups.iter().position(|g| g.window == window).unwrap_or_else(|| {
-                    self.groups.push(Group { window, page_bytes: 0, slot: self.frame_len });
-                    self.frame_len += 1;
-                    self.groups.len() - 1
-                });
-                let (layout, len) = self.state_layout(plan, kernels, state);
-                for &layer in &layers {
-                    let at = self.groups[group].page_bytes;
-                    self.states.insert((state, layer), (group, at));
-                    self.groups[group].page_bytes += (len * 4).next_multiple_of(64);
+                if !equations.any(touches) {
+                    continue;
                 }
                 let slot = self.slot(scope, Entry::State(state));
                 let memory = Memory::Paged { table: self.groups[group].slot, slot, positions: PAGE };
-                let dims = graph.tensor(state).axes.len();
-                let elem = if graph.tensor(state).ty == Type::Int { Elem::I32 } else { Elem::F32 };
-                let place = Place { memory, elem, layout, origin: vec![Expr::Int(0); dims] };
+                let place = Place { memory, elem, layout: layout.clone(), origin: vec![Expr::Int(0); dims] };
                 // The appended rows live in the state, at the positions that follow the past.
                 let here = place.clone().with_origin(0, Expr::Int(0) - Arg::Past);
                 self.places[scope].insert(state, place);
@@ -389,7 +404,7 @@ impl Homes {
 
     /// The layout of a state within a page, by its first use in a stream: panels over positions where it yields scores, panels
     /// over columns where it is summed along the positions, else rows one after the other. And its elements in a page.
-    fn state_layout(&mut self, plan: &Plan, kernels: &[Kernel], state: TensorId) -> (Layout, usize) {
+    fn state_layout(&mut self, plan: &Plan, kernels: &[&Kernel], state: TensorId) -> (Layout, usize) {
         let graph = &plan.graph;
         let axes = &graph.tensor(state).axes;
         let size = |a: AxisId| graph.size(a).unwrap_or(1);

@@ -144,9 +144,9 @@ pub(crate) fn schedule(cx: &Context, kernel: &Kernel, partial: usize) -> (Vec<lo
     (vec![cx.close(&kernel.name, e)], 0)
 }
 
-/// A name with only letters, digits, dots and underscores.
+/// A name with only letters, digits and underscores.
 fn identifier(name: &str) -> String {
-    name.chars().map(|c| if c.is_alphanumeric() || c == '.' { c } else { '_' }).collect()
+    name.chars().map(|c| if c.is_alphanumeric() { c } else { '_' }).collect()
 }
 
 /// Whether any kernel of the plan has a tokens' axis.

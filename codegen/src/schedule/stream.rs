@@ -808,5 +808,5 @@ fn merge(cx: &Context, kernel: &Kernel, shape: &Shape, partials: &Partials, head
         }
         finish(cx, kernel, shape, &tile.stats, &scope, e);
     });
-    cx.close(&format!("{}.merge", kernel.name), e)
+    cx.close(&format!("{}_merge", kernel.name), e)
 }
