@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use crate::graph::*;
+use crate::verify::{Site, VerifyError, verify};
 
 /// A graph that was put together wrongly: the first mistake, in words.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -551,11 +552,19 @@ impl Builder {
         out
     }
 
-    /// The finished graph, whose result is `output`; or the first mistake that was made.
+    /// The finished graph, whose result is `output`; or the first mistake that was made, else what [`verify`] finds.
     pub fn finish(self, output: TensorId) -> Result<Graph, BuildError> {
-        match self.error {
-            Some(error) => Err(error),
-            None => Ok(Graph { output, ..self.graph }),
+        if let Some(error) = self.error {
+            return Err(error);
+        }
+        let graph = Graph { output, ..self.graph };
+        match verify(&graph) {
+            Ok(()) => Ok(graph),
+            Err(VerifyError { message, site: Site::Tensor(tensor) }) => {
+                let location = graph.tensors.get(tensor.index()).and_then(|tensor| tensor.location.clone());
+                Err(BuildError { message, location })
+            }
+            Err(VerifyError { message, .. }) => Err(BuildError { message, location: None }),
         }
     }
 }

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use crate::graph::*;
 
 /// Expressions nest at most this deep, so that walking them needs little stack.
-pub const MAX_DEPTH: usize = 512;
+pub const MAX_DEPTH: usize = 256;
 
 /// What is wrong with a graph.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -190,3 +190,24 @@ fn bounds_are_infinite_where_rounding_decides() {
     // A masked maximum has no error of its own.
     assert_eq!(bound("y = max[c] a where c < 2"), 0.0);
 }
+
+#[test]
+fn the_deepest_expression_runs() {
+    let mut text = "%0 = a[c = 0]\n".to_owned();
+    // Two levels for each: a sum of one element, and the negation.
+    for i in 0..126 {
+        text.push_str(&format!("%{} = -(sum[d] %{i} * (if d == 0 then 1 else 0))\n", i + 1));
+    }
+    let message =
+        match parse(&format!("graph g\naxis c = 2\naxis d = 3\nweight a[c] = \"a\"\n{text}y = %126\noutput y")) {
+            Ok(_) => "accepted".to_owned(),
+            Err(error) => error.message,
+        };
+    assert_eq!(message, "an expression is nested more than 256 deep");
+    let text: String = text.lines().take(84).map(|line| format!("{line}\n")).collect();
+    let graph =
+        parse(&format!("graph g\naxis c = 2\naxis d = 3\nweight a[c] = \"a\"\n{text}y = %83\noutput y")).unwrap();
+    let weights = |_: &Tensor, _: Option<usize>| Ok(vec![7.0, 8.0]);
+    assert_eq!(Interpreter::new(&graph, &weights).unwrap().step(&[]).unwrap().output, [-7.0]);
+    assert_eq!(parse(&graph.to_string()).unwrap().to_string(), graph.to_string());
+}

@@ -254,7 +254,7 @@ fn nesting_is_bounded() {
         assert!(message.contains("nested more than 128 deep"), "{open}: {message}");
     }
     let text = with(&format!("y = a{}", " + a".repeat(1000)));
-    assert!(parse(&text).unwrap_err().to_string().contains("nested more than 512 deep"));
+    assert!(parse(&text).unwrap_err().to_string().contains("nested more than 256 deep"));
 }
 
 #[test]

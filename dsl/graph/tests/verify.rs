@@ -118,7 +118,7 @@ fn each_mistake_is_found() {
                     last = ExprId(g.exprs.len() as u32 - 1);
                 }
             },
-            "an expression is nested more than 512 deep",
+            "an expression is nested more than 256 deep",
         ),
         (|g| g.nodes.swap(0, 1), "`x` is used where it is not yet defined"),
         (|g| g.nodes.push(g.nodes[0].clone()), "`x` is defined twice"),

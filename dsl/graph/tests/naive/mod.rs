@@ -13,6 +13,23 @@ pub(crate) struct Naive<'g> {
     layer: Option<usize>,
 }
 
+/// How many operations it takes: too many to try where reductions nest deep.
+pub(crate) fn cost(graph: &Graph, tokens: usize) -> f64 {
+    let length = |axes: &[AxisId]| axes.iter().map(|&a| graph.size(a).unwrap_or(tokens)).product::<usize>() as f64;
+    let mut costs: Vec<f64> = Vec::new();
+    for expr in &graph.exprs {
+        let inner: f64 = expr.children().iter().map(|child| costs[child.index()]).sum();
+        costs.push(1.0 + if let Expr::Reduce { axes, .. } = expr { inner * length(axes) } else { inner });
+    }
+    let of = |node: &Node| match node {
+        Node::Equation { out, body } => length(&graph.tensor(*out).axes) * costs[body.index()],
+        _ => 0.0,
+    };
+    let layers =
+        |layers: &Layers| -> f64 { layers.order.iter().flat_map(|&body| &layers.bodies[body].nodes).map(of).sum() };
+    graph.nodes.iter().map(|node| if let Node::Layers(stack) = node { layers(stack) } else { of(node) }).sum()
+}
+
 impl<'g> Naive<'g> {
     /// Runs one step from the beginning of a sequence, and returns the output.
     pub(crate) fn run(
