@@ -300,6 +300,7 @@ fn step(model: &Model, program: &Program, step: &Step) -> TokenStream {
             let at = at(name.span());
             quote!(#at let #name = #builder.append(#rows, #over);)
         }
+        Step::Mention(axis) => quote!(let _ = #axis;),
         Step::Layers { out, stack, initial } => layers(model, program, *stack, out, initial),
     }
 }
@@ -314,8 +315,9 @@ fn layers(model: &Model, program: &Program, stack: usize, out: &Local, initial: 
         .iter()
         .map(|body| {
             let weights = body.weights.iter().map(|w| weight(graph, w));
-            let (parameter, steps, result) = (&body.parameter, steps(model, program, body), local(&body.result));
-            quote!({ let #parameter = #carry; #(#weights)* #steps #result })
+            let (parameter, axes) = (&body.parameter, &body.parameter_axes);
+            let (steps, result) = (steps(model, program, body), local(&body.result));
+            quote!({ let #parameter = #carry; #(let _ = #axes;)* #(#weights)* #steps #result })
         })
         .collect();
     let (index, value) = match &blocks[..] {

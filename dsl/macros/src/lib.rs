@@ -10,6 +10,8 @@ mod diagnostics;
 mod emit;
 mod parse;
 mod program;
+#[cfg(test)]
+mod tests;
 
 use proc_macro2::{Group, Span, TokenStream, TokenTree};
 

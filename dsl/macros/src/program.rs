@@ -104,6 +104,8 @@ pub(crate) enum Step {
     Append { name: Ident, rows: Ident, over: Ident },
     /// A stack of layers.
     Layers { out: Local, stack: usize, initial: Local },
+    /// An axis that is written here and does nothing in the generated code: an editor shall find it all the same.
+    Mention(Ident),
 }
 
 /// A scalar expression; numbers stand for the scalars of earlier steps.

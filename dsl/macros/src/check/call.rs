@@ -168,6 +168,7 @@ impl Checker<'_> {
             return cx.unknown();
         }
         let Some(given) = given else { return cx.unknown() };
+        self.mention(cx, axes);
         let mut frame: Vec<(String, Entry)> = Vec::new();
         for (parameter, &axis) in function.axes.iter().zip(&given) {
             frame.push((parameter.to_string(), Entry::Axis(axis)));
@@ -202,6 +203,13 @@ impl Checker<'_> {
         cx.layer = layer;
         cx.later = later;
         result
+    }
+
+    /// Keeps axes that the generated code does not need for an editor, where they are written in the model.
+    pub(super) fn mention(&self, cx: &mut Cx, axes: &[Ident]) {
+        if cx.calls.is_empty() {
+            cx.steps.extend(axes.iter().cloned().map(Step::Mention));
+        }
     }
 
     /// Checks an argument against the axes of its parameter, and binds those that are new names. Whether it fits.

@@ -36,8 +36,10 @@ impl Kind {
 pub(super) enum At {
     /// Where the config is read: its values are variables.
     Reading,
-    /// Where the graph is built: its values are fields of `config`.
+    /// Where the graph is built: its values are fields of `config`, and the axes declared before have their sizes.
     Building,
+    /// In a function of its own: its values are fields of `config`.
+    Alone,
 }
 
 impl Checker<'_> {
@@ -215,7 +217,7 @@ impl Checker<'_> {
     fn config_name(&self, cx: &Cx, ident: &proc_macro2::Ident, at: At) -> Option<(TokenStream, Kind)> {
         let field = match at {
             At::Reading => quote!(#ident),
-            At::Building => quote!(config.#ident),
+            At::Building | At::Alone => quote!(config.#ident),
         };
         match self.lookup(cx, &ident.to_string()) {
             Some(Entry::Axis(axis)) => {
@@ -224,6 +226,11 @@ impl Checker<'_> {
                     return Some((field, Kind::Number));
                 }
                 match &self.axes[axis].kind {
+                    _ if at == At::Alone => {
+                        let message = format!("`{ident}` is an axis: only values of the config are known here");
+                        self.diagnostics.error(ident.span(), message);
+                        None
+                    }
                     AxisKind::Fixed(size) => {
                         self.axes[axis].counted.set(true);
                         Some((size.clone(), Kind::Number))

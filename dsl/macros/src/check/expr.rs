@@ -258,6 +258,7 @@ impl Checker<'_> {
                 self.diagnostics.error(entry.axis.span(), message);
             }
             let Some(index) = &entry.index else {
+                self.mention(cx, std::slice::from_ref(&entry.axis));
                 spelled.push(axis);
                 continue;
             };

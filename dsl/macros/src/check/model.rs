@@ -80,7 +80,7 @@ impl Checker<'_> {
         }
         if let Some((_, context)) = &model.context {
             let of = format!("context {}", self.describe(context));
-            let tokens = self.config_expr(&base, context, None, At::Building, &of);
+            let tokens = self.config_expr(&base, context, None, At::Alone, &of);
             let optional = self.optional(context);
             self.program.context = Some(if optional { tokens } else { quote!(::std::option::Option::Some(#tokens)) });
         }
@@ -107,9 +107,6 @@ impl Checker<'_> {
     }
 
     fn declare_host(&mut self, cx: &Cx, name: &Ident, idents: &[Ident], rust: &TokenStream) {
-        if rust.is_empty() {
-            self.diagnostics.error(name.span(), format!("`{name}` has no value"));
-        }
         let axes = self.fixed_axes(cx, idents, name);
         let mut bindings = Vec::new();
         let mut seen = Vec::new();
@@ -403,7 +400,7 @@ impl Checker<'_> {
         let weights = layered.filter_map(|w| self.tensors[w].weight.clone()).collect();
         let body = Body {
             parameter: parameter.name.clone(),
-            parameter_axes: idents.clone(),
+            parameter_axes: if axes.is_some() { idents.clone() } else { Vec::new() },
             weights,
             steps: cx.steps,
             result,

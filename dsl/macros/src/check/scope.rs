@@ -6,7 +6,7 @@ use std::rc::Rc;
 use proc_macro2::{Ident, Span};
 
 use super::{AxisKind, Checker, Cx};
-use crate::ast::ConfigType;
+use crate::ast::{ConfigType, Item};
 use crate::parse::REDUCTIONS;
 use crate::program::Local;
 
@@ -91,6 +91,14 @@ impl Checker<'_> {
         }
     }
 
+    /// Whether an axis of this name is declared anywhere in the model.
+    fn declared_below(&self, name: &str) -> bool {
+        self.model.items.iter().any(|item| match item {
+            Item::Axis { name: axis, .. } | Item::Alias { name: axis, .. } => axis == name,
+            _ => false,
+        })
+    }
+
     /// The axis that a name stands for; anything else is reported.
     pub(super) fn axis(&self, cx: &Cx, ident: &Ident) -> Option<usize> {
         let name = ident.to_string();
@@ -108,6 +116,9 @@ impl Checker<'_> {
                 self.diagnostics.error(ident.span(), format!("`{name}` is {what}, not an axis: only a `size` is one"));
             }
             Some(_) => self.diagnostics.error(ident.span(), format!("`{name}` is not an axis")),
+            None if self.declared_below(&name) => {
+                self.diagnostics.error(ident.span(), format!("the axis `{name}` is declared further below"));
+            }
             None => {
                 let mut axes: Vec<&str> =
                     self.known(cx).filter(|n| matches!(self.lookup(cx, n), Some(Entry::Axis(_)))).collect();

@@ -24,7 +24,7 @@ impl Checker<'_> {
             let name = weight.name.to_string();
             let axes = self.fixed_axes(&cx, &weight.axes, &weight.name);
             let (places, stand_in) = self.sources(&cx, section, weight, index.as_ref());
-            if let Some(other) = stand_in.map(|w| &self.tensors[w])
+            if let Some(other) = stand_in.as_ref().map(|(w, _)| &self.tensors[*w])
                 && let (Some(axes), Some(others)) = (&axes, &other.axes)
                 && axes != others
             {
@@ -40,7 +40,7 @@ impl Checker<'_> {
                 name: weight.name.clone(),
                 axes: if axes.is_some() { weight.axes.clone() } else { Vec::new() },
                 places,
-                otherwise: stand_in.map(|w| self.tensors[w].name.clone()),
+                otherwise: stand_in.as_ref().map(|(_, name)| name.clone()),
             };
             self.tensors.push(Declared {
                 name: weight.name.clone(),
@@ -48,7 +48,7 @@ impl Checker<'_> {
                 used: false.into(),
                 what: "a weight",
                 weight: Some(emitted),
-                stand_in,
+                stand_in: stand_in.map(|(w, _)| w),
             });
             let entry = Entry::Declared(at, scope.is_some());
             match &mut scope {
@@ -72,7 +72,7 @@ impl Checker<'_> {
         section: &ast::Weights,
         weight: &ast::Weight,
         index: Option<&Ident>,
-    ) -> (Vec<FileTensor>, Option<usize>) {
+    ) -> (Vec<FileTensor>, Option<(usize, Ident)>) {
         let mut places = Vec::new();
         let mut stand_in = None;
         let mut certain = false;
@@ -109,7 +109,9 @@ impl Checker<'_> {
                         );
                     }
                     match self.lookup(cx, &other.to_string()) {
-                        Some(Entry::Declared(at, _)) if self.tensors[at].what == "a weight" => stand_in = Some(at),
+                        Some(Entry::Declared(at, _)) if self.tensors[at].what == "a weight" => {
+                            stand_in = Some((at, other.clone()));
+                        }
                         Some(_) => self.diagnostics.error(other.span(), format!("`{other}` is not a weight")),
                         None => self.unknown_name(cx, other),
                     }

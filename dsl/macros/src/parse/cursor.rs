@@ -140,6 +140,7 @@ impl<'d> Cursor<'d> {
                 self.at += 1;
                 Some(ident)
             }
+            Some(TokenTree::Ident(ident)) => self.expected(&format!("{what} (`{ident}` is a word of the language)")),
             _ => self.expected(what),
         }
     }

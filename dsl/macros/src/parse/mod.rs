@@ -93,7 +93,14 @@ fn item(c: &mut Cursor, model: &mut Model) -> Option<()> {
             c.next();
             let (name, axes) = (c.name("the constant's name")?, c.axes()?);
             c.sign("=")?;
-            model.items.push(Item::Host { name, axes, rust: c.until_semicolon() });
+            let end = c.span();
+            let mut rust = c.until_semicolon();
+            if let Err(error) = syn::parse2::<syn::Expr>(rust.clone()) {
+                let span = if rust.is_empty() { end } else { error.span() };
+                c.diagnostics.error(span, format!("a constant's value is an expression of Rust: {error}"));
+                rust = quote!(::std::vec::Vec::<f32>::new());
+            }
+            model.items.push(Item::Host { name, axes, rust });
         }
         "context" => {
             c.next();
@@ -397,11 +404,16 @@ fn braced_choice(c: &mut Cursor) -> Option<Choice> {
 impl Cursor<'_> {
     fn visibility(&mut self) -> TokenStream {
         let mut tokens = TokenStream::new();
+        let span = self.span();
         if self.is_word("pub") {
             tokens.extend(self.next());
             if self.is_group(Delimiter::Parenthesis) {
                 tokens.extend(self.next());
             }
+        }
+        if syn::parse2::<syn::Visibility>(tokens.clone()).is_err() {
+            self.diagnostics.error(span, "this is no visibility of Rust");
+            return quote!(pub);
         }
         tokens
     }

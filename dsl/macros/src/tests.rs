@@ -1,0 +1,108 @@
+//! What the macro expands to.
+
+use std::collections::HashSet;
+
+use proc_macro2::{TokenStream, TokenTree};
+
+use crate::expand;
+
+const MODEL: &str = r#"
+/// One layer of attention.
+pub Small for "SmallForCausalLM" {
+    config {
+        d: size = "hidden_size";
+        h: size = "heads" else 1;
+        c: size = "head_dim" else d / h;
+        v: size = "vocab_size";
+        layers: count = "depth";
+        eps: f32 = "eps" else 1e-5;
+        tied: bool = "tied" else false;
+        window: option<size> = "window";
+        require "act" == "silu";
+    }
+    axis r = c / 2;
+    host freq[r] = vec![1.0; c / 2];
+    weights { embed[v, d] = "embed"; head[v, d] = "head" if !tied else embed; }
+    layer l in layers {
+        weights "layers.{l}." {
+            wq[h, c, d] = "q";
+            wk[c, d] = "k";
+        }
+        fn (x[t, d]) -> [t, d] {
+            let a = rms_norm[d](x, eps);
+            let q[t, h, c] = rotate[c](sum[d] a * wq, freq);
+            let k[t, c] = sum[d] a * wk;
+            cache k over s within window;
+            let p[t, h, s] = softmax[s]((sum[c] q * k) where s <= t);
+            x + sum[h, s] p * (sum[c] k * wk)
+        }
+    }
+    fn (tokens[t]) -> [t, v] {
+        let x = embed[v = tokens];
+        let y = layers(x);
+        sum[d] y * head
+    }
+}
+"#;
+
+fn expanded(model: &str) -> TokenStream {
+    expand(model.parse().unwrap())
+}
+
+#[test]
+fn expansion() {
+    let file = syn::parse2(expanded(MODEL)).unwrap();
+    insta::assert_snapshot!(prettyplease::unparse(&file));
+}
+
+/// The names in a list of tokens, each with the line and column where it was written.
+fn names(tokens: TokenStream, found: &mut HashSet<(String, usize, usize)>) {
+    for token in tokens {
+        match token {
+            TokenTree::Group(group) => names(group.stream(), found),
+            TokenTree::Ident(name) => {
+                let start = name.span().start();
+                found.insert((name.to_string(), start.line, start.column));
+            }
+            _ => {}
+        }
+    }
+}
+
+#[test]
+fn names_keep_the_place_where_they_are_written() {
+    let tokens: TokenStream = MODEL.parse().unwrap();
+    let (mut written, mut kept) = (HashSet::new(), HashSet::new());
+    names(tokens.clone(), &mut written);
+    names(expand(tokens), &mut kept);
+    let own = ["d", "h", "c", "v", "r", "t", "s", "freq", "embed", "head", "wq", "wk", "x", "a", "q", "k", "p", "y"];
+    let lost: Vec<_> = written.iter().filter(|n| own.contains(&n.0.as_str()) && !kept.contains(n)).collect();
+    assert_eq!(lost, Vec::<&(String, usize, usize)>::new());
+}
+
+fn assert_rust(tokens: TokenStream) {
+    if let Err(error) = syn::parse2::<syn::File>(tokens.clone()) {
+        panic!("{error}:\n{tokens}");
+    }
+}
+
+#[test]
+fn anything_is_read_without_a_panic() {
+    let tokens: Vec<TokenTree> = MODEL.parse::<TokenStream>().unwrap().into_iter().collect();
+    let body = match tokens.last() {
+        Some(TokenTree::Group(group)) => group.stream().into_iter().collect::<Vec<_>>(),
+        _ => Vec::new(),
+    };
+    // The model without each of its tokens, and cut off at each of them.
+    for at in 0..body.len() {
+        let without = body.iter().enumerate().filter(|(i, _)| *i != at).map(|(_, t)| t.clone());
+        for body in [without.collect::<TokenStream>(), body[..at].iter().cloned().collect()] {
+            let mut model: TokenStream = tokens[..tokens.len() - 1].iter().cloned().collect();
+            model.extend([TokenTree::Group(proc_macro2::Group::new(proc_macro2::Delimiter::Brace, body))]);
+            assert_rust(expand(model));
+        }
+    }
+    for cut in 0..tokens.len() {
+        assert_rust(expand(tokens[..cut].iter().cloned().collect()));
+    }
+}

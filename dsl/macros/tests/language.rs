@@ -1,0 +1,399 @@
+//! What declarations mean: small models, built from a config and run by the interpreter.
+
+use einfuse_graph::{Graph, Interpreter, Kind, ModelError, Tensor, verify};
+use einfuse_macros::model;
+use serde_json::{Value, json};
+
+/// Weights whose elements count up from 1 in each tensor, plus 100 for each layer.
+fn counting(graph: &Graph) -> impl Fn(&Tensor, Option<usize>) -> Result<Vec<f32>, String> {
+    let sizes: Vec<(String, usize)> = graph
+        .tensors
+        .iter()
+        .map(|t| (t.name.clone(), t.axes.iter().filter_map(|&a| graph.size(a)).product()))
+        .collect();
+    move |tensor, layer| {
+        let size = sizes.iter().find(|s| s.0 == tensor.name).map_or(0, |s| s.1);
+        Ok((1..=size).map(|i| (i + 100 * layer.unwrap_or(0)) as f32).collect())
+    }
+}
+
+fn run(graph: &Graph, steps: &[&[i64]]) -> Vec<f64> {
+    verify(graph).unwrap();
+    let weights = counting(graph);
+    let mut interpreter = Interpreter::new(graph, &weights).unwrap();
+    steps.iter().flat_map(|ids| interpreter.step(&[("tokens", ids)]).unwrap().output).collect()
+}
+
+fn places(graph: &Graph, name: &str) -> Vec<String> {
+    let tensor = graph.tensors.iter().find(|t| t.name == name).unwrap();
+    match &tensor.kind {
+        Kind::Weight(places) => {
+            let rows = |r: &std::ops::Range<usize>| format!("[{}..{}]", r.start, r.end);
+            places.iter().map(|p| format!("{}{}", p.name, p.rows.as_ref().map_or(String::new(), rows))).collect()
+        }
+        _ => Vec::new(),
+    }
+}
+
+mod expressions {
+    use super::*;
+
+    model! {
+        /// Every kind of expression, one after another.
+        Expressions for "Expressions" {
+            config { d: size = "d"; v: size = "v"; e: size = "e"; scale: f32 = "scale" else 2; }
+            axis o = alias d;
+            weights { table[v, e] = "table"; square[d, o] = "square"; gains[d] = "gains"; }
+            fn twice(x) { 2 * x }
+            fn dot[a](x[a, ..], y[a, ..]) -> [] { sum[a] x * y }
+            fn shifted[a](x[a, ..]) -> [a] { x[a = (a + 1) % size(a)] - x }
+            fn (tokens[t]) -> [t, e] {
+                let g = gains;                                               // 1, 2, 3 along d
+                let trace = sum[d] square[o = d] * g;                        // 1·1 + 5·2 + 9·3 = 38
+                let largest = (max[d] g) + (min[d] g) + mean[d] g;           // 3 + 1 + 2
+                let some = sum[d] (g where d >= 1 && !(d == 2));             // 2
+                let at = argmax[d] (g where d < 2);                          // 1
+                let chosen = sum[d] if d == at then g ^ 2 else 0;            // 4
+                let powers = size(d) ^ 2 + size(d) ^ -1 * 3 - -1;            // 9 + 1 + 1
+                let whole = div(7, 2) * 7 % 4;                               // 21 % 4 = 1
+                let spelled = dot[d](g[d], shifted[d](twice(g)));            // 2·(1·1 + 2·1 + 3·(-2)) = -6
+                let of = scale * exp(log(2.0)) + max(1, at) + abs(-1.5);     // 4 + 1 + 1.5
+                let all = trace + largest + some + chosen + powers + whole + spelled + of;
+                let pairs[t, e] = table[v = tokens] + (if e == 0 then t else all);
+                pairs
+            }
+        }
+    }
+
+    #[test]
+    fn expressions_mean_what_they_say() {
+        let config = ExpressionsConfig::from_json(&json!({"d": 3, "v": 2, "e": 2})).unwrap();
+        let graph = Expressions::graph(&config).unwrap();
+        let all = 38.0 + 6.0 + 2.0 + 4.0 + 11.0 + 1.0 - 6.0 + 6.5;
+        let expected = [3.0, 4.0 + all, 1.0 + 1.0, 2.0 + all, 3.0 + 2.0, 4.0 + all];
+        let found = run(&graph, &[&[1], &[0, 1]]);
+        for (found, expected) in found.iter().zip(expected) {
+            assert!((found - expected).abs() < 1e-6, "{found} {expected}");
+        }
+        assert_eq!(found.len(), expected.len());
+    }
+}
+
+mod prelude {
+    use super::*;
+
+    model! {
+        Prelude for "Prelude" {
+            config { d: size = "d"; v: size = "v"; i: size = "i"; }
+            axis r = d / 2;
+            host freq[r] = vec![0.5f32; d / 2];
+            weights { table[v, d] = "table"; }
+            fn (tokens[t]) -> [t, d, i] {
+                let x = table[v = tokens] - 2.5;
+                let rms = rms_norm[d](x, 0);
+                let normal = layer_norm[d](x, 0);
+                let soft = softmax[d](x where d > 0);
+                let turned = rotate[d](x, freq);
+                let y = if i == 0 then rms else if i == 1 then normal else if i == 2 then soft else if i == 3 then turned
+                    else if i == 4 then silu(x) else if i == 5 then gelu(x) else if i == 6 then gelu_tanh(x)
+                    else if i == 7 then relu(x) else if i == 8 then softcap(x, 2) else sigmoid(x);
+                let out[t, d, i] = y;
+                out
+            }
+        }
+    }
+
+    #[test]
+    fn functions_of_the_prelude() {
+        let config = PreludeConfig::from_json(&json!({"d": 4, "v": 3, "i": 10})).unwrap();
+        let graph = Prelude::graph(&config).unwrap();
+        let found = run(&graph, &[&[2], &[0]]);
+        // Of the second token, at position 1: x = -1.5, -0.5, 0.5, 1.5.
+        let x = [-1.5f64, -0.5, 0.5, 1.5];
+        let second = |d: usize, i: usize| found[40 + 10 * d + i];
+        let (cos, sin) = (0.5f64.cos(), 0.5f64.sin());
+        let weights: f64 = x[1..].iter().map(|x| x.exp()).sum();
+        for d in 0..4 {
+            let x_d = x[d];
+            let other = if d < 2 { -x[d + 2] } else { x[d - 2] };
+            let cubic = (2.0 / std::f64::consts::PI).sqrt() * (x_d + 0.044715 * x_d.powi(3));
+            let expected = [
+                x_d / 1.25f64.sqrt(),
+                x_d / 1.25f64.sqrt(),
+                if d == 0 { 0.0 } else { x_d.exp() / weights },
+                x_d * cos + other * sin,
+                x_d / (1.0 + (-x_d).exp()),
+                0.5 * x_d * (1.0 + einfuse_graph::erf(x_d / 2f64.sqrt())),
+                0.5 * x_d * (1.0 + cubic.tanh()),
+                x_d.max(0.0),
+                2.0 * (x_d / 2.0).tanh(),
+                1.0 / (1.0 + (-x_d).exp()),
+            ];
+            for (i, expected) in expected.into_iter().enumerate() {
+                assert!((second(d, i) - expected).abs() < 1e-9, "{i}: {} {expected}", second(d, i));
+            }
+        }
+    }
+
+    #[test]
+    fn what_a_function_indexes_is_an_equation_of_its_own() {
+        let config = PreludeConfig::from_json(&json!({"d": 4, "v": 3, "i": 1})).unwrap();
+        let graph = Prelude::graph(&config).unwrap();
+        assert!(graph.tensors.iter().all(|t| t.name != "turned.x"), "`x` is a tensor already");
+        assert!(graph.tensors.iter().any(|t| t.name == "turned"));
+    }
+}
+
+mod layers {
+    use super::*;
+
+    model! {
+        Layers for "Layers" {
+            config {
+                d: size = "d";
+                v: size = "v";
+                depth: count = "depth";
+                dense: count = "dense" else 0;
+                window: option<size> = "window";
+            }
+            weights { table[v, d] = "table"; }
+            layer l in depth {
+                weights "h.{l}." { a[d] = "a"; b[d] = "b"; }
+                fn first(x[t, d]) -> [t, d] { x + a }
+                fn odd(x[t, d]) -> [t, d] { x + a * b }
+                fn seen(x[t, d]) -> [t, d] {
+                    let k[t, d] = 1.0 + 0 * x;
+                    cache k over s within window;
+                    x + sum[s] (k where s <= t)
+                }
+                if l < dense { first } else { match l % 4 { 1 | 3 => odd, _ => seen } }
+            }
+            fn (tokens[t]) -> [t, d] {
+                let x[t, d] = 0 * table[v = tokens];
+                depth(x)
+            }
+        }
+    }
+
+    fn graph(config: Value) -> Result<Graph, ModelError> {
+        Layers::graph(&LayersConfig::from_json(&config)?)
+    }
+
+    #[test]
+    fn layers_have_the_bodies_that_the_config_says() {
+        let graph = graph(json!({"d": 1, "v": 2, "depth": 3, "dense": 1})).unwrap();
+        // Layer 0 adds a = 1, layer 1 a·b = 101·101, layer 2 the number of positions up to the token's.
+        let base = 1.0 + 101.0 * 101.0;
+        assert_eq!(run(&graph, &[&[0, 1], &[1]]), [base + 1.0, base + 2.0, base + 3.0]);
+    }
+
+    #[test]
+    fn a_window_hides_what_is_behind_it() {
+        let graph = graph(json!({"d": 1, "v": 2, "depth": 1, "window": 2})).unwrap();
+        assert_eq!(run(&graph, &[&[0, 1, 0], &[1]]), [1.0, 2.0, 2.0, 2.0]);
+    }
+
+    #[test]
+    fn a_body_that_no_layer_has_is_not_built() {
+        let graph = graph(json!({"d": 1, "v": 2, "depth": 2, "dense": 2})).unwrap();
+        assert!(graph.tensors.iter().all(|t| t.name != "b" && t.name != "k"));
+        assert_eq!(run(&graph, &[&[0]]), [1.0 + 101.0]);
+    }
+
+    #[test]
+    fn a_wrong_number_of_layers_names_its_key() {
+        for depth in [0, 100_000] {
+            let error = graph(json!({"d": 1, "v": 2, "depth": depth})).unwrap_err().to_string();
+            assert_eq!(error, format!("the config's `depth`: expected 1 to 10000 layers, found {depth}"));
+        }
+    }
+}
+
+mod weights {
+    use super::*;
+
+    model! {
+        Weights for "Weights", "Other" {
+            config { d: size = "d"; v: size = "v"; tied: bool = "tied"; wide: bool = "wide" else false; }
+            axis p = 2 * d;
+            axis d2 = alias d;
+            weights "model." else "" {
+                embed[v, d] = "embed";
+                first[d, d2] = "both"[0 .. d];
+                second[d, d2] = "both"[d .. p];
+                either[p] = "wide" if wide else "narrow" else "old";
+            }
+            weights { head[v, d] = "head" if !tied else embed; }
+            context = 2 * d;
+            fn (tokens[t]) -> [t, v] {
+                let x = embed[v = tokens];
+                let y[t, p] = either * sum[d, d2] x * (first + second);
+                sum[d, p] x * y * head
+            }
+        }
+    }
+
+    fn graph(config: Value) -> Graph {
+        Weights::graph(&WeightsConfig::from_json(&config).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn weights_come_from_the_places_that_the_config_says() {
+        let g = graph(json!({"d": 3, "v": 2, "tied": false}));
+        assert_eq!(places(&g, "embed"), ["model.embed", "embed"]);
+        assert_eq!(places(&g, "first"), ["model.both[0..3]", "both[0..3]"]);
+        assert_eq!(places(&g, "second"), ["model.both[3..6]", "both[3..6]"]);
+        assert_eq!(places(&g, "either"), ["model.narrow", "narrow", "model.old", "old"]);
+        assert_eq!(places(&g, "head"), ["head"]);
+        let g = graph(json!({"d": 3, "v": 2, "tied": true, "wide": true}));
+        assert_eq!(places(&g, "either").len(), 6);
+        assert_eq!(places(&g, "either")[..2], ["model.wide", "wide"]);
+        assert!(g.tensors.iter().all(|t| t.name != "head"), "a tied head is the embedding");
+        verify(&g).unwrap();
+    }
+
+    #[test]
+    fn the_declaration_of_a_tensor_is_known() {
+        let g = graph(json!({"d": 3, "v": 2, "tied": true}));
+        let location = |name: &str| g.tensors.iter().find(|t| t.name == name).unwrap().location.clone().unwrap();
+        let (embed, second) = (location("embed"), location("second"));
+        assert!(embed.file.ends_with("language.rs"));
+        assert_eq!((second.line, second.column), (embed.line + 2, embed.column));
+    }
+
+    #[test]
+    fn a_model_says_what_it_is_for() {
+        assert_eq!(Weights::ARCHITECTURES, ["Weights", "Other"]);
+        let config = WeightsConfig::from_json(&json!({"d": 3, "v": 2, "tied": true})).unwrap();
+        assert_eq!(Weights::context(&config).unwrap(), Some(6));
+    }
+}
+
+mod config {
+    use super::*;
+
+    /// A value that is read from two keys.
+    #[derive(Clone, Debug, serde::Deserialize)]
+    pub(crate) struct Pair {
+        a: u32,
+        b: Option<u32>,
+    }
+
+    impl Pair {
+        fn values(&self, n: usize) -> Result<Vec<f32>, String> {
+            let b = self.b.ok_or("no `b`")?;
+            Ok(vec![(self.a + b) as f32; n])
+        }
+    }
+
+    model! {
+        Keys for "Keys" {
+            config {
+                /// The width.
+                d: size = "d", "width";
+                h: size = "h" else 2;
+                v: size = "v" else 4 * d;
+                c: size = "c" else d / h;
+                eps: f32 = "eps" else 1e-6;
+                name: String = "name" else "plain";
+                pair: Pair = {"a", "b"};
+                require "act" == "silu" | "swish";
+                require "bias" == false;
+                require "width_again" == d;
+                require "theta" == 1;
+            }
+            axis g = d / h;
+            host given[c] = pair.values(c + name.len() - name.len());
+            weights { table[v, g] = "table"; }
+            fn (tokens[t]) -> [t, g] { table[v = tokens] + eps * sum[c] given }
+        }
+    }
+
+    fn good() -> Value {
+        json!({"width": 8, "a": 1, "b": 2, "act": "swish", "bias": false, "width_again": 8.0, "theta": 1.0, "other": [1]})
+    }
+
+    fn changed(changes: Value) -> Value {
+        let mut config = good();
+        for (key, value) in changes.as_object().unwrap() {
+            config[key] = value.clone();
+        }
+        config
+    }
+
+    #[test]
+    fn defaults_are_taken() {
+        let config: KeysConfig = serde_json::from_value(good()).unwrap();
+        assert_eq!((config.d, config.h, config.v, config.c), (8, 2, 32, 4));
+        assert_eq!((config.eps, config.name.as_str()), (1e-6, "plain"));
+        let graph = Keys::graph(&config).unwrap();
+        verify(&graph).unwrap();
+        assert!(graph.axes.iter().all(|a| a.name != "h"), "a size that indexes nothing is no axis of the graph");
+        let config = KeysConfig::from_json(&changed(json!({"c": 2, "h": null, "d": 4, "width_again": 4}))).unwrap();
+        assert_eq!((config.d, config.h, config.c), (4, 2, 2));
+    }
+
+    #[test]
+    fn errors_name_the_key() {
+        let cases = [
+            (json!([]), "the config of Keys is not an object of keys and values"),
+            (json!({"a": 1}), "the config has no `d` or `width`, which Keys needs"),
+            (changed(json!({"width": "8"})), "the config's `width`: expected a size from 1 to 16777216, found \"8\""),
+            (changed(json!({"width": 0})), "the config's `width`: expected a size from 1 to 16777216, found 0"),
+            (changed(json!({"width": -8})), "the config's `width`: expected a size from 1 to 16777216, found -8"),
+            (changed(json!({"width": 8.5})), "the config's `width`: expected a size from 1 to 16777216, found 8.5"),
+            (changed(json!({"width": u64::MAX})), "found 18446744073709551615"),
+            (changed(json!({"eps": "x"})), "the config's `eps`: expected a number, found \"x\""),
+            (changed(json!({"eps": 1e300})), "the config's `eps`: expected a number, found 1e+300"),
+            (changed(json!({"name": 1})), "the config's `name`: invalid type: integer `1`, expected a string"),
+            (changed(json!({"a": "x"})), "the config's `a` or `b`: invalid type: string \"x\", expected u32"),
+            (
+                changed(json!({"act": "gelu"})),
+                "the config's `act` is \"gelu\", Keys supports only \"silu\" or \"swish\"",
+            ),
+            (changed(json!({"bias": true})), "the config's `bias` is true, Keys supports only false"),
+            (changed(json!({"width_again": 7})), "the config's `width_again` is 7, Keys supports only 8"),
+            (changed(json!({"h": 3})), "the config has no `c`, and its default d / h: 8 / 3 is not a whole number"),
+            (changed(json!({"h": 3, "c": 4})), "axis `g` = d / h: 8 / 3 is not a whole number"),
+            (changed(json!({"b": null})), "the constant `given`: no `b`"),
+            (changed(json!({"width": 16777216, "width_again": 16777216})), "67108864 is no size from 1 to 16777216"),
+        ];
+        for (config, expected) in cases {
+            let error = KeysConfig::from_json(&config).and_then(|c| Keys::graph(&c)).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}\n{expected}");
+        }
+    }
+}
+
+/// A facade puts the path of `einfuse-graph` in front, so that its users depend on it alone.
+mod facade {
+    pub(crate) use einfuse_graph as graph;
+
+    macro_rules! facade_model {
+        ($($tokens:tt)*) => { einfuse_macros::model! { crate = super::facade::graph; $($tokens)* } };
+    }
+
+    pub(crate) use facade_model;
+}
+
+mod through_a_facade {
+    super::facade::facade_model! {
+        Small for "Small" {
+            config { d: size = "d"; v: size = "v"; config2: size = "e"; }
+            axis r = d / 2;
+            host freq[r] = vec![1.0; r];
+            weights { table[v, d] = "table"; w[config2, d] = "w"; }
+            fn (tokens[t]) -> [t, config2] {
+                let x = rotate[d](2 * table[v = tokens], freq);
+                sum[d] x * w
+            }
+        }
+    }
+
+    #[test]
+    fn names_are_found_through_a_facade() {
+        let config = SmallConfig::from_json(&serde_json::json!({"d": 2, "v": 2, "e": 1})).unwrap();
+        let graph = Small::graph(&config).unwrap();
+        assert_eq!(super::run(&graph, &[&[0]]), [2.0 * (1.0 + 2.0 * 2.0)]);
+    }
+}
