@@ -148,7 +148,7 @@ impl Pool {
         let memory = Memory::new(bytes, "the cache (a smaller context needs less)")?;
         let pages = u32::try_from(pages).unwrap_or(u32::MAX);
         Ok(Pool {
-            group: group.clone(),
+            group: *group,
             memory,
             holders: vec![0; pages as usize],
             free: (0..pages).rev().collect(),

@@ -428,6 +428,24 @@ fn an_embedded_model_is_like_a_folder() {
 }
 
 #[test]
+fn an_empty_prompt_will_do_where_the_tokenizer_begins_a_text() {
+    let numbers = Numbers::chain(&[381, 64, 65, 0]);
+    let model = Embedded {
+        name: "chain",
+        config: CONFIG.as_bytes(),
+        generation_config: None,
+        tokenizer: Some(include_bytes!("../../tests/golden/llama3/tokenizer.json")),
+        weights: numbers.safetensors(Dtype::F32).leak(),
+    };
+    let model = Model::load(&Checkpoint::embedded(&model).unwrap(), &graph(), threads(1)).unwrap();
+    let mut session = model.session();
+    assert_eq!(run(&mut session, "", &Generate::default()).0, [64, 65, 0]);
+    assert_eq!(session.summary().prompt_tokens, 1);
+    // Within a sequence there is no second begin token.
+    assert!(matches!(session.generate("", &Generate::default()), Err(Error::EmptyPrompt)));
+}
+
+#[test]
 fn what_cannot_be_generated_is_refused() {
     let (_, _, numbers) = chain();
     let model = load(&numbers, threads(1));

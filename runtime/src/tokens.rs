@@ -1,5 +1,9 @@
 //! Text to tokens and back, by a `tokenizer.json`.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use serde_json::Value;
+
 use crate::Error;
 use crate::checkpoint::Checkpoint;
 
@@ -25,8 +29,10 @@ impl Tokenizer {
     /// If it cannot be understood.
     pub fn parse(file: &str, json: &[u8]) -> Result<Tokenizer, Error> {
         let wrong = |problem| Error::File { file: file.into(), problem };
-        let mut inner =
-            tokenizers::Tokenizer::from_bytes(json).map_err(|error| wrong(format!("not a tokenizer: {error}")))?;
+        let value: Value = serde_json::from_slice(json).map_err(|error| wrong(format!("not JSON: {error}")))?;
+        check(&value).map_err(|problem| wrong(format!("not a tokenizer: {problem}")))?;
+        let parsed = guard(|| serde_json::from_value::<tokenizers::Tokenizer>(value));
+        let mut inner = parsed.map_err(|problem| wrong(format!("not a tokenizer: {problem}")))?;
         // What a training script left there is not meant for texts to be continued.
         inner.with_truncation(None).map_err(|error| wrong(error.to_string()))?;
         inner.with_padding(None);
@@ -48,10 +54,8 @@ impl Tokenizer {
     /// # Errors
     /// If the tokenizer cannot express the text.
     pub fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>, Error> {
-        match self.inner.encode_fast(text, special) {
-            Ok(encoding) => Ok(encoding.get_ids().to_vec()),
-            Err(error) => Err(Error::Tokenizer { problem: error.to_string() }),
-        }
+        let encoding = guard(|| self.inner.encode_fast(text, special));
+        encoding.map(|encoding| encoding.get_ids().to_vec()).map_err(|problem| Error::Tokenizer { problem })
     }
 
     /// The text of tokens, without the special ones. Bytes that are not UTF-8 become U+FFFD.
@@ -152,9 +156,56 @@ impl Stream<'_> {
     }
 
     fn text(&self, tokens: &[u32]) -> Result<String, Error> {
-        let text = self.tokenizer.inner.decode(tokens, true);
-        text.map_err(|error| Error::Tokenizer { problem: error.to_string() })
+        guard(|| self.tokenizer.inner.decode(tokens, true)).map_err(|problem| Error::Tokenizer { problem })
     }
+}
+
+/// Calls the `tokenizers` crate, which panics on some inputs: a panic is an error here.
+fn guard<T, E: ToString>(work: impl FnOnce() -> Result<T, E>) -> Result<T, String> {
+    match catch_unwind(AssertUnwindSafe(work)) {
+        Ok(result) => result.map_err(|error| error.to_string()),
+        Err(_) => Err("the tokenizers library gave up on it".into()),
+    }
+}
+
+/// Refuses what the `tokenizers` crate is known to panic on, anywhere in a `tokenizer.json`.
+fn check(value: &Value) -> Result<(), String> {
+    let inner: Vec<&Value> = match value {
+        Value::Object(object) => object.values().collect(),
+        Value::Array(list) => list.iter().collect(),
+        _ => return Ok(()),
+    };
+    let text = |key: &str| value.get(key).and_then(Value::as_str).unwrap_or_default();
+    let list = |key: &str| value.get(key).and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+    match text("type") {
+        "TemplateProcessing" => {
+            for piece in list("single") {
+                if piece.pointer("/Sequence/id").is_some_and(|id| id != "A") {
+                    return Err("the template of a single text wants a second one".into());
+                }
+                let token = piece.pointer("/SpecialToken/id").and_then(Value::as_str);
+                let known = |token: &&str| value.get("special_tokens").and_then(|known| known.get(*token)).is_some();
+                if let Some(token) = token.filter(|token| !known(token)) {
+                    return Err(format!("the template has `{token}`, which is not among its special tokens"));
+                }
+            }
+        }
+        "Strip" if value.get("stop").and_then(Value::as_u64).is_some_and(|stop| stop > 0) => {
+            return Err("a decoder that strips the end of a text cannot give it out as it comes".into());
+        }
+        "BPE" => {
+            let prefix = text("continuing_subword_prefix");
+            let continues = |merge: &Value| match merge {
+                Value::String(pair) => pair.split(' ').nth(1).is_none_or(|piece| piece.starts_with(prefix)),
+                pair => pair.get(1).and_then(Value::as_str).is_none_or(|piece| piece.starts_with(prefix)),
+            };
+            if let Some(odd) = list("merges").iter().find(|merge| !continues(merge)) {
+                return Err(format!("the merge {odd} does not have the prefix `{prefix}` of pieces within words"));
+            }
+        }
+        _ => {}
+    }
+    inner.into_iter().try_for_each(check)
 }
 
 #[cfg(test)]
@@ -273,14 +324,22 @@ mod tests {
         assert!(tokenizer.stream().push(u32::MAX).is_err());
     }
 
+    const TEMPLATE: &str = r#""post_processor":{"type":"TemplateProcessing","single":[{"SpecialToken":{"id":"<s>","type_id":0}},{"Sequence":{"id":"A","type_id":0}}],"pair":[],"special_tokens":{"<p>":{"id":"<p>","ids":[1],"tokens":["<p>"]}}}"#;
+
     #[test]
     fn files_that_describe_no_tokenizer_are_named() {
         let good = include_str!("../../tests/golden/gpt2/tokenizer.json");
         let cases = [
-            String::new(),
             "{}".into(),
             "[1, 2]".into(),
-            good[..good.len() / 2].into(),
+            good.replacen("\"continuing_subword_prefix\":null", "\"continuing_subword_prefix\":\"##\"", 1),
+            good.replacen("\"post_processor\":null", TEMPLATE, 1),
+            good.replacen("\"post_processor\":null", &TEMPLATE.replace("A", "B").replace("<s>", "<p>"), 1),
+            good.replacen(
+                "\"normalizer\":null",
+                "\"normalizer\":{\"type\":\"Precompiled\",\"precompiled_charsmap\":\"x\"}",
+                1,
+            ),
             good.replacen("\"BPE\"", "\"XYZ\"", 1),
             good.replacen("\"merges\":[[", "\"merges\":[[\"no such\", \"piece\"], [", 1),
         ];
@@ -288,6 +347,10 @@ mod tests {
             assert!(json != good);
             let error = Tokenizer::parse("a/tokenizer.json", json.as_bytes()).unwrap_err().to_string();
             assert!(error.starts_with("a/tokenizer.json: not a tokenizer: ") && !error.contains('\n'), "{error}");
+        }
+        for json in ["", &good[..good.len() / 2], "{]"] {
+            let error = Tokenizer::parse("a/tokenizer.json", json.as_bytes()).unwrap_err().to_string();
+            assert!(error.starts_with("a/tokenizer.json: not JSON: ") && !error.contains('\n'), "{error}");
         }
     }
 }
