@@ -36,8 +36,8 @@ pub(super) fn emitter() -> &'static dyn CoreEmitter {
 /// 128 bits wide, on every machine.
 ///
 /// On x86 Cranelift's multiply-add overwrites a multiplicand (never the addend), and there are sixteen registers. So the
-/// shape of a tile is chosen with care: each panel vector is overwritten by the last row that needs it, and a row's
-/// broadcast is shared where registers allow, and made anew for each product where they don't.
+/// shape of a tile is chosen with care: each panel vector is overwritten by the last row that needs it, and there are no
+/// more sums than leave registers for the operands.
 struct Clif;
 
 /// How many products are unrolled.
@@ -56,7 +56,7 @@ impl CoreEmitter for Clif {
                 Affine::value(e.select(positive, depth, zero))
             }
         };
-        if operands.a.len() < 4 {
+        if operands.a.len() < 3 {
             let tile = Tile { operands, first: 0, vectors: PANEL / LANES };
             let sums = tile.start(e, operands.accumulate);
             let (_, sums) = tile.products(e, operands.b.0, None, &depth, sums);
@@ -66,7 +66,7 @@ impl CoreEmitter for Clif {
     }
 }
 
-/// Four rows, half of the columns at a time: all would take too many registers.
+/// Three or four rows, half of the columns at a time: all would take too many registers.
 fn halves(e: &mut Emitter, operands: &Operands, depth: &Affine) {
     let tiles = [0, 2].map(|first| Tile { operands, first, vectors: 2 });
     let constant = depth.as_constant();
@@ -240,16 +240,13 @@ impl Tile<'_> {
             let a = e.ins().load(F32, memory(), pointer, offset + k as i32 * 4);
             e.ins().splat(F32X4, a)
         };
-        // Twelve sums leave four registers: three rows share nothing but the last row's broadcast.
-        let shared: Vec<Option<Value>> =
-            (0..rows).map(|row| (rows != 3 || row == 2).then(|| broadcast(e, row))).collect();
+        let a: Vec<Value> = (0..rows).map(|row| broadcast(e, row)).collect();
         let sums = if rows == 1 { &mut sums[(k % 2) as usize * self.vectors..] } else { sums };
         for group in (0..self.vectors).step_by(if self.operands.b_elem == Elem::Bf16 { 2 } else { 1 }) {
             for (i, b) in self.panel_vectors(e, panel, offset, self.first + group).into_iter().enumerate() {
-                for (row, a) in shared.iter().enumerate() {
-                    let a = a.unwrap_or_else(|| broadcast(e, row));
+                for (row, a) in a.iter().enumerate() {
                     let sum = &mut sums[row * self.vectors + group + i];
-                    *sum = if row + 1 == rows { e.ins().fma(b, a, *sum) } else { e.ins().fma(a, b, *sum) };
+                    *sum = if row + 1 == rows { e.ins().fma(b, *a, *sum) } else { e.ins().fma(*a, b, *sum) };
                 }
             }
         }
