@@ -53,11 +53,8 @@
 
 mod builder;
 mod config;
-mod evaluate;
 mod graph;
-pub mod interpret;
-mod lex;
-mod number;
+mod interpret;
 mod parse;
 mod print;
 pub mod random;
@@ -66,8 +63,7 @@ mod verify;
 pub use builder::{BuildError, Builder};
 pub use config::ModelError;
 pub use graph::*;
-pub use interpret::{InterpretError, Interpreter, Output, Weights};
-pub use number::Number;
+pub use interpret::{InterpretError, Interpreter, Number, Output, Weights};
 pub use parse::{ParseError, parse};
 pub use print::print_expr;
 pub use verify::{MAX_DEPTH, Site, VerifyError, verify};

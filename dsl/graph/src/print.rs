@@ -1,6 +1,6 @@
 //! The text form of a graph, written: `Display` for [`Graph`], and [`print_expr`] for one expression.
 //!
-//! The grammar stands with the parser, in [`parse`](crate::parse).
+//! The grammar stands with the parser, at [`parse`](crate::parse()).
 
 use std::collections::HashMap;
 use std::fmt::{self, Display, Formatter, Write};

@@ -7,8 +7,8 @@
 use std::collections::HashMap;
 use std::rc::Rc;
 
+use super::number::{Accumulator, Number};
 use crate::graph::*;
-use crate::number::{Accumulator, Number};
 
 /// Tensors and values under way may have this many elements, so that an absurd graph is refused and doesn't exhaust memory.
 const LARGEST_COUNT: usize = 1 << 26;

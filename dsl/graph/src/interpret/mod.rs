@@ -3,12 +3,15 @@
 //! A step gets the inputs of some tokens, and appends to the states what the graph says; so a sequence may be given at
 //! once, in chunks, or token by token, and the results are the same.
 
+mod evaluate;
+mod number;
+
 use std::collections::HashMap;
 use std::rc::Rc;
 
-use crate::evaluate::{Data, Failure, LARGEST_INT, Lengths, evaluate};
+use self::evaluate::{Data, Failure, LARGEST_INT, Lengths, evaluate};
+pub use self::number::Number;
 use crate::graph::*;
-use crate::number::Number;
 use crate::verify::verify;
 
 /// What the interpreter can't do, in words that name the equation, the tensor, the axis and the value.
