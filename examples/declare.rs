@@ -62,7 +62,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("{graph}");
 
     let program = Program::compile(&graph, &|_| Storage::F32, &Options::default())?;
-    for (kernel, times) in program.plan().kernels() {
+    for (kernel, times) in program.plan().runs() {
         println!("kernel {}, {times} times a step", kernel.name);
         for remark in &kernel.applied {
             println!("    {}: {}", remark.rule, remark.text);

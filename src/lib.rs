@@ -33,7 +33,8 @@ pub use einfuse_runtime as runtime;
 pub use einfuse_codegen::{Rule, Wanted};
 pub use einfuse_graph::Graph;
 pub use einfuse_runtime::{
-    Checkpoint, Generate, Generation, Model, Precision, Progress, Prompt, Sampling, Session, Settings, Stop, Summary, Token,
+    Checkpoint, Generate, Generation, Model, Precision, Progress, Prompt, Sampling, Session, Settings, Stop, Summary,
+    Token,
 };
 
 /// Declares a model: config keys, axes, weights, and equations. It expands to a config type that reads config.json, and a

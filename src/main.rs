@@ -37,7 +37,7 @@ fn main() -> ExitCode {
                 }
                 cause = error.source();
             }
-            ExitCode::FAILURE
+            if error.is::<commands::Usage>() { ExitCode::from(2) } else { ExitCode::FAILURE }
         }
     }
 }

@@ -10,7 +10,7 @@ use std::path::Path;
 use common::{Folder, json, repository};
 use einfuse::graph::{Interpreter, Tensor, TensorId};
 use einfuse::runtime::{Precision, Trace};
-use einfuse::{Checkpoint, Generate, Graph, Model, Wanted, Rule, Settings, graph_of};
+use einfuse::{Checkpoint, Generate, Graph, Model, Rule, Settings, Wanted, graph_of};
 use safetensors::SafeTensors;
 
 /// The largest difference allowed, relative to the largest magnitude of what is compared.

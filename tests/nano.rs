@@ -35,7 +35,12 @@ fn ranks_the_next_token_as_the_reference_does() {
         order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]));
         let expected: Vec<(usize, f32)> = serde_json::from_value(prompt["last_top10"].clone()).unwrap();
         for (rank, (id, logit)) in expected.into_iter().enumerate() {
-            assert!((logits[id] - logit).abs() < 1e-3, "{}: token {id} has {}, not {logit}", prompt["text"], logits[id]);
+            assert!(
+                (logits[id] - logit).abs() < 1e-3,
+                "{}: token {id} has {}, not {logit}",
+                prompt["text"],
+                logits[id]
+            );
             assert_eq!(order[rank], id, "{}: rank {rank}", prompt["text"]);
         }
     }

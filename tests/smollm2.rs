@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use common::{json, repository};
-use einfuse::{Generate, Model, Precision, Wanted, Settings};
+use einfuse::{Generate, Model, Precision, Settings, Wanted};
 use libtest_mimic::{Arguments, Failed, Trial};
 use serde_json::Value;
 

@@ -7,16 +7,16 @@ use clap::{Args, ValueEnum};
 use einfuse::{Model, Session, runtime};
 use serde::Serialize;
 
-use super::Outcome;
 use super::options::ModelOptions;
 use super::output::{print, print_json};
 use super::step;
+use super::{Outcome, Usage};
 use crate::peak;
 
 const EXAMPLES: &str = "\
 Examples:
-  einfuse bench -m ~/models/llama -p 512 -n 128 -t 1,2
-  einfuse bench -m ~/models/llama --precision bf16 -p 0 -n 32 -d 1900 -o json
+  einfuse bench -m ~/smollm2-135m -p 512 -n 128 -t 1,2
+  einfuse bench -m ~/smollm2-135m --precision bf16 -p 0 -n 32 -d 1900 -o json
 
 `pp512` reads 512 tokens at once, `tg128` generates 128 one after another, `@ d1900` after 1,900 others. Beside tokens
 per second stands what of the machine they use: generation reads weights and cache (GB/s, against a plain read of a
@@ -94,7 +94,7 @@ impl Bench {
             let prompt = self.prompt.unwrap_or(room.min(512));
             let generate = self.generate.unwrap_or(room.min(128));
             if prompt == 0 && generate == 0 {
-                return Err("nothing to measure: -p and -n are both 0".into());
+                return Err(Usage("nothing to measure: -p and -n are both 0".to_owned()).into());
             }
             if prompt > 0 {
                 let flops = step::cost(&model, prompt, self.depth).flops / prompt as f64;

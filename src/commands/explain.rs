@@ -1,11 +1,11 @@
 //! `einfuse explain`: what the model became: kernels, the rules that made them, their costs, their code.
 
 use std::fmt::Write;
+use std::num::NonZeroUsize;
 
 use clap::{Args, ValueEnum};
 use einfuse::codegen::cost::{Cost, Work};
 use einfuse::codegen::fuse::{Kernel, Plan, Remark};
-use einfuse::graph::print_expr;
 use einfuse::{Model, Rule, Settings};
 
 use super::Outcome;
@@ -17,7 +17,7 @@ use crate::peak;
 const EXAMPLES: &str = "\
 Examples:
   einfuse explain                                      what a decoded token costs, kernel by kernel
-  einfuse explain -m ~/models/llama --tokens 512       the same for a prompt
+  einfuse explain -m ~/smollm2-135m --tokens 512       the same for a prompt
   einfuse explain --without online-softmax             what would be without a rule
   einfuse explain --dump asm --kernel attn             the code of kernels with such a name
 
@@ -32,7 +32,7 @@ pub(crate) struct Explain {
 
     /// Tokens of the step whose costs are shown
     #[arg(long, value_name = "N", default_value = "1")]
-    tokens: usize,
+    tokens: NonZeroUsize,
 
     /// Positions before that step
     #[arg(long, value_name = "N", default_value = "0")]
@@ -42,7 +42,7 @@ pub(crate) struct Explain {
     #[arg(long, value_enum, value_name = "STAGE")]
     dump: Option<Stage>,
 
-    /// Only kernels whose name has this in it
+    /// Only kernels whose name has this in it (not of the graph or the plan)
     #[arg(long, value_name = "NAME")]
     kernel: Option<String>,
 }
@@ -71,7 +71,7 @@ impl Explain {
         let model = self.model.load(Settings { keep_text, ..self.model.settings(None) })?;
         let text = match self.dump {
             None => self.table(&model)?,
-            Some(Stage::Plan) => self.plan(&model)?,
+            Some(Stage::Plan) => model.program().plan().to_string(),
             Some(stage) => self.code(&model, stage)?,
         };
         print(text)?;
@@ -80,7 +80,7 @@ impl Explain {
 
     /// The kernels that are asked for, with how often each runs in a step.
     fn chosen<'a>(&self, plan: &'a Plan) -> Result<Vec<(&'a Kernel, usize)>, String> {
-        let kernels = plan.kernels();
+        let kernels = plan.runs();
         let Some(part) = &self.kernel else { return Ok(kernels) };
         let names: Vec<&str> = kernels.iter().map(|(kernel, _)| kernel.name.as_str()).collect();
         let message = format!("no kernel has `{part}` in its name; there are {}", names.join(", "));
@@ -97,7 +97,7 @@ impl Explain {
         let balance = arithmetic / bandwidth;
         let elements = step::weight_elements(model);
         let weight_element = |tensor| elements.get(&tensor).copied().unwrap_or(4);
-        let work = Work { tokens: self.tokens, past: self.past, weight_element: &weight_element };
+        let work = Work { tokens: self.tokens.get(), past: self.past, weight_element: &weight_element };
 
         let mut text = format!(
             "{} as {}: a step of {} tokens after {} positions\n\
@@ -132,17 +132,6 @@ impl Explain {
         writeln!(text, "{:<30} {:>5} {}", "the step", "", columns(total))?;
         text += &whole(plan);
         Ok(text)
-    }
-
-    /// The kernels alone.
-    fn plan(&self, model: &Model) -> Result<String, Box<dyn std::error::Error>> {
-        let plan = model.program().plan();
-        let mut text = String::new();
-        for (kernel, times) in self.chosen(plan)? {
-            writeln!(text, "{} ({times} a step): {}", kernel.name, rules(kernel))?;
-            text += &details(plan, kernel);
-        }
-        Ok(text + &whole(plan))
     }
 
     /// The code of the kernels: each has one for a single token and one for many, some in several parts.
@@ -198,10 +187,7 @@ fn rules(kernel: &Kernel) -> String {
 fn details(plan: &Plan, kernel: &Kernel) -> String {
     let mut text = String::new();
     for &equation in &kernel.equations {
-        let equation = plan.equations[equation];
-        let name = &plan.graph.tensor(equation.out).name;
-        let right = print_expr(&plan.graph, equation.body);
-        text += &format!("    {name}{} = {right}\n", plan.graph.axes_of(equation.out));
+        text += &format!("    {}\n", plan.equation_text(equation));
     }
     let remarks = |sign: char, remarks: &[Remark]| -> String {
         remarks.iter().map(|remark| format!("  {sign} {}: {}\n", remark.rule, remark.text)).collect()

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use einfuse::{Wanted, Settings};
+use einfuse::{Settings, Wanted};
 use safetensors::tensor::{Dtype, TensorView};
 
 use super::Outcome;
@@ -12,7 +12,7 @@ use super::options::{ModelOptions, PromptOptions, Threads};
 const EXAMPLES: &str = "\
 Examples:
   einfuse logits \"ROMEO:\" -o romeo.safetensors
-  einfuse logits -m ~/models/llama --ids 1,450,7483 --hidden -o out.safetensors
+  einfuse logits -m ~/smollm2-135m --ids 1,450,7483 --hidden -o out.safetensors
 
 The file has `logits` [tokens, vocabulary] in f32, and with --hidden `hidden` [layers + 1, tokens, width]: the input of
 the first layer, then the output of each layer.";

@@ -17,12 +17,17 @@ use clap::{Parser, Subcommand};
 /// What a command returns.
 pub(crate) type Outcome = Result<(), Box<dyn Error>>;
 
+/// Options that make no sense together: a wrong command line, found out late.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct Usage(pub(crate) String);
+
 const EXAMPLES: &str = "\
 Examples:
   einfuse run \"ROMEO:\"                            continue a text with the embedded model
-  einfuse run -m ~/models/llama -n 64 \"Once\"      with a model of your own
+  einfuse run -m ~/smollm2-135m -n 64 \"Once\"      with a model of your own
   einfuse explain                                 the kernels that the model became, and why
-  einfuse bench -m ~/models/llama -t 1,2          how fast, beside what the machine can do
+  einfuse bench -m ~/smollm2-135m -t 1,2          how fast, beside what the machine can do
 
 A model is a folder in Hugging Face's form: config.json, *.safetensors, tokenizer.json.
 `einfuse <COMMAND> --help` has the options of a command.";

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use einfuse::{Wanted, Settings};
+use einfuse::{Settings, Wanted};
 use serde::Serialize;
 
 use super::Outcome;
@@ -13,7 +13,7 @@ use super::output::{print, print_json};
 const EXAMPLES: &str = "\
 Examples:
   einfuse perplexity sonnets.txt
-  einfuse perplexity -m ~/models/llama --precision bf16 --json hamlet.txt
+  einfuse perplexity -m ~/smollm2-135m --precision bf16 --json hamlet.txt
 
 Each token but the first is predicted from all before it; a text longer than the context is cut into windows of the
 context's length, each of which starts anew. The perplexity is e to the mean of -ln p.";
@@ -52,7 +52,8 @@ impl Perplexity {
         let model = self.model.load(Settings { rows: Wanted::All, ..settings })?;
         let tokens = model.tokenizer()?.encode(&text, true)?;
         if tokens.len() < 2 {
-            let message = format!("{file} has {} tokens: at least two are wanted, to predict one from the other", tokens.len());
+            let message =
+                format!("{file} has {} tokens: at least two are wanted, to predict one from the other", tokens.len());
             return Err(message.into());
         }
         let measured = model.session().perplexity(&tokens)?;
@@ -60,7 +61,9 @@ impl Perplexity {
         if self.json {
             print_json(&Report { model: self.model.name(), perplexity, mean_nll, tokens_scored })?;
         } else {
-            print(format_args!("perplexity {perplexity:.4} ({mean_nll:.5} nats a token over {tokens_scored} tokens)\n"))?;
+            print(format_args!(
+                "perplexity {perplexity:.4} ({mean_nll:.5} nats a token over {tokens_scored} tokens)\n"
+            ))?;
         }
         Ok(())
     }

@@ -15,8 +15,8 @@ const EXAMPLES: &str = "\
 Examples:
   einfuse run \"ROMEO:\"
   einfuse run --seed 7 -n 100 \"To be, or not to be\"
-  einfuse run -m ~/models/llama --temperature 0 \"The capital of France is\"
-  einfuse run -m ~/models/llama --ids 1,450,7483 --json
+  einfuse run -m ~/smollm2-135m --temperature 0 \"The capital of France is\"
+  einfuse run -m ~/smollm2-135m --ids 1,450,7483 --json
 
 The text goes to standard output as it is generated; how fast, in one line, to standard error.";
 
@@ -103,7 +103,7 @@ impl Run {
             time_to_first_token: summary.first_token.as_secs_f64(),
             compile_time: model.program().compile_time().as_secs_f64(),
             pack_time: model.pack_time().as_secs_f64(),
-            kernels: model.program().plan().kernels().len(),
+            kernels: model.program().plan().runs().len(),
         };
         print_json(&report)?;
         Ok(())

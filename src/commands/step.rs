@@ -17,7 +17,7 @@ pub(crate) fn cost(model: &Model, tokens: usize, past: usize) -> Cost {
     let elements = weight_elements(model);
     let work = Work { tokens, past, weight_element: &|tensor| elements.get(&tensor).copied().unwrap_or(4) };
     let plan = model.program().plan();
-    let kernels = plan.kernels().into_iter();
+    let kernels = plan.runs().into_iter();
     kernels.map(|(kernel, times)| plan.cost(kernel, &work) * times).fold(Cost::default(), |a, b| a + b)
 }
 
@@ -28,8 +28,7 @@ pub(crate) fn parameters(model: &Model) -> usize {
     // a weight may be packed in more than one way
     let weights: HashSet<(TensorId, Option<usize>)> =
         packed.flat_map(|packed| packed.tensors.iter().map(|&tensor| (tensor, packed.layer))).collect();
-    let elements = |tensor: TensorId| -> usize {
-        graph.tensor(tensor).axes.iter().filter_map(|&axis| graph.size(axis)).product()
-    };
+    let elements =
+        |tensor: TensorId| -> usize { graph.tensor(tensor).axes.iter().filter_map(|&axis| graph.size(axis)).product() };
     weights.into_iter().map(|(tensor, _)| elements(tensor)).sum()
 }

@@ -1,5 +1,5 @@
 //! What several test binaries share: where things are, and broken copies of a model.
-#![allow(dead_code)] // each binary uses a part
+#![allow(dead_code, unreachable_pub)] // each binary uses a part
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -40,7 +40,9 @@ impl Folder {
     /// A copy of `tests/golden/NAME`, as a user would have it.
     pub fn copy(name: &str) -> Folder {
         let folder = tempfile::tempdir().unwrap();
-        for file in ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"] {
+        for file in
+            ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
+        {
             fs::copy(repository("tests/golden").join(name).join(file), folder.path().join(file)).unwrap();
         }
         Folder { folder }
