@@ -80,6 +80,23 @@ fn names_keep_the_place_where_they_are_written() {
     assert_eq!(lost, Vec::<&(String, usize, usize)>::new());
 }
 
+#[test]
+fn the_reference_is_right() {
+    let reference = include_str!("../../../docs/language.md");
+    let blocks: Vec<&str> = reference.split("```rust\n").skip(1).filter_map(|b| b.split("```").next()).collect();
+    assert_eq!(blocks.len(), 3);
+    for block in blocks {
+        let model = block.trim().strip_prefix("einfuse::model! {").and_then(|b| b.strip_suffix('}')).unwrap();
+        let tokens = expanded(model).to_string();
+        assert!(!tokens.contains("compile_error"), "{tokens}");
+    }
+    let prelude = include_str!("prelude.ein");
+    let functions = prelude.lines().filter_map(|l| l.strip_prefix("fn ")).filter_map(|l| l.split(['[', '(']).next());
+    for function in functions {
+        assert!(reference.contains(&format!("`{function}")), "the reference does not name `{function}`");
+    }
+}
+
 fn assert_rust(tokens: TokenStream) {
     if let Err(error) = syn::parse2::<syn::File>(tokens.clone()) {
         panic!("{error}:\n{tokens}");

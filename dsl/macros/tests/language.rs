@@ -261,6 +261,39 @@ mod weights {
         assert_eq!((second.line, second.column), (embed.line + 2, embed.column));
     }
 
+    model! {
+        Renamed for "Renamed" {
+            config { d: size = "d"; v: size = "v"; }
+            weights { embed[v, d] = "embed"; }
+            fn (tokens[t]) -> [t, v, d] {
+                let all = embed;
+                let ids = tokens;
+                let out[t, v, d] = all + 0 * ids;
+                let last = out;
+                last
+            }
+        }
+    }
+
+    model! {
+        Bare for "Bare" {
+            config { d: size = "d"; v: size = "v"; }
+            weights { embed[v, d] = "embed"; }
+            fn (tokens[t]) -> [d, t] { embed[v = tokens] }
+        }
+    }
+
+    #[test]
+    fn a_result_is_an_equation() {
+        let config = json!({"d": 2, "v": 1});
+        let renamed = Renamed::graph(&RenamedConfig::from_json(&config).unwrap()).unwrap();
+        assert_eq!(renamed.tensor(renamed.output).name, "out");
+        assert_eq!(run(&renamed, &[&[0]]), [1.0, 2.0]);
+        let bare = Bare::graph(&BareConfig::from_json(&config).unwrap()).unwrap();
+        assert_eq!((bare.tensor(bare.output).name.as_str(), bare.axes_of(bare.output).as_str()), ("output", "[d, t]"));
+        assert_eq!(run(&bare, &[&[0, 0]]), [1.0, 1.0, 2.0, 2.0]);
+    }
+
     #[test]
     fn a_model_says_what_it_is_for() {
         assert_eq!(Weights::ARCHITECTURES, ["Weights", "Other"]);

@@ -131,7 +131,7 @@ impl Checker<'_> {
         let initial = self.materialise(cx, &value, &label, name.span());
         let out = cx.numbered();
         cx.steps.push(Step::Layers { out: out.clone(), stack, initial: initial.local });
-        cx.load(Tensor { local: out, axes, ordered: false, ty: Type::Float })
+        cx.load(Tensor { local: out, axes, equation: false, ty: Type::Float })
     }
 
     /// A tensor that holds a value: the one it is an element of, or a new one.
@@ -142,7 +142,7 @@ impl Checker<'_> {
         let local = cx.numbered();
         let (tensor, label) = (local.clone(), label.to_owned());
         cx.steps.push(Step::Define { tensor, label, axes: None, body: value.id, at });
-        Tensor { local, axes: value.axes.clone(), ordered: false, ty: value.ty }
+        Tensor { local, axes: value.axes.clone(), equation: false, ty: value.ty }
     }
 
     /// A call of a function that is written in the language.

@@ -187,7 +187,7 @@ impl Checker<'_> {
                     self.axes[axis].used.set(true);
                 }
                 let (local, axes) = (Local::Named(ident.clone()), declared.axes.clone());
-                Some(Tensor { local, axes, ordered: true, ty: Type::Float })
+                Some(Tensor { local, axes, equation: false, ty: Type::Float })
             }
             Entry::Tensor(tensor) => {
                 let local = match tensor.local {

@@ -196,7 +196,7 @@ impl Checker<'_> {
             }
             for parameter in &function.parameters {
                 let tensor = cx.numbered();
-                let tensor = Tensor { local: tensor, axes: None, ordered: false, ty: Type::Unknown };
+                let tensor = Tensor { local: tensor, axes: None, equation: false, ty: Type::Unknown };
                 let value = cx.load(tensor);
                 cx.locals.push((parameter.name.to_string(), Entry::Bound(Rc::new(RefCell::new(value)))));
             }
@@ -354,7 +354,7 @@ impl Checker<'_> {
         }
         let ty = ty.unwrap_or(Type::Float);
         let local = Local::Named(parameter.name.clone());
-        cx.locals.push((name, Entry::Tensor(Tensor { local, axes: axes.clone(), ordered: true, ty })));
+        cx.locals.push((name, Entry::Tensor(Tensor { local, axes: axes.clone(), equation: false, ty })));
         cx.later = function.statements.iter().flat_map(Statement::names).rev().collect();
         for statement in &function.statements {
             self.statement(&mut cx, statement);
@@ -383,11 +383,10 @@ impl Checker<'_> {
                 format!("a layer yields what it gets, {}, but `->` says {}", self.names(axes), self.names(want));
             self.diagnostics.error(function.span, message);
         }
-        let direct = value.tensor.as_ref().filter(|t| t.ordered && t.axes == order && order.is_some());
-        let is_parameter = matches!(&result.bare().kind, ast::ExprKind::Name(n) if *n == parameter.name);
+        let direct = value.tensor.as_ref().filter(|t| t.equation && t.axes == order && order.is_some());
         let result = match direct {
-            Some(tensor) if !is_parameter => tensor.local.clone(),
-            _ => {
+            Some(tensor) => tensor.local.clone(),
+            None => {
                 let tensor = cx.numbered();
                 let axes = wanted.filter(|_| order.is_some()).map(<[Ident]>::to_vec);
                 let (at, body) = (result.span, value.id);
@@ -434,8 +433,8 @@ impl Checker<'_> {
                         let (tensor, label, body, at) = (local.clone(), text.clone(), scalar.id, name.span());
                         let axes = axes.clone().filter(|_| understood);
                         cx.steps.push(Step::Define { tensor, label, axes, body, at });
-                        let ordered = declared.is_some();
-                        Tensor { local, axes: declared.unwrap_or(scalar.axes), ordered, ty: scalar.ty }
+                        let equation = declared.is_some();
+                        Tensor { local, axes: declared.unwrap_or(scalar.axes), equation, ty: scalar.ty }
                     }
                 };
                 cx.locals.push((text, Entry::Tensor(tensor)));
@@ -500,7 +499,7 @@ impl Checker<'_> {
                 cx.steps.push(Step::Append { name: name.clone(), rows: name.clone(), over: over.clone() });
             }
             let local = Local::Named(name.clone());
-            cached.push((name.to_string(), Entry::Tensor(Tensor { local, axes, ordered: true, ty: tensor.ty })));
+            cached.push((name.to_string(), Entry::Tensor(Tensor { local, axes, equation: false, ty: tensor.ty })));
         }
         cx.locals.extend(cached);
         cx.locals.push((text, entry));

@@ -28,8 +28,8 @@ pub(super) enum Type {
 pub(super) struct Tensor {
     pub(super) local: Local,
     pub(super) axes: Axes,
-    /// Whether the order of `axes` is that of the layout.
-    pub(super) ordered: bool,
+    /// Whether it is an equation of this `fn`, laid out in the order of `axes`.
+    pub(super) equation: bool,
     pub(super) ty: Type,
 }
 

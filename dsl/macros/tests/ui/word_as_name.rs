@@ -1,0 +1,14 @@
+//! A word of the language as a name.
+
+einfuse_macros::model! {
+    pub Model for "Model" {
+        config { d: size = "hidden"; v: size = "vocab"; f: size = "inner"; }
+        weights { embed[v, d] = "embed"; w[f, d] = "w"; }
+        fn (tokens[t]) -> [t, f] {
+            let layer = embed[v = tokens];
+            sum[d] embed[v = tokens] * w
+        }
+    }
+}
+
+fn main() {}
