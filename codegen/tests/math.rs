@@ -56,7 +56,7 @@ fn ulps(got: f32, exact: f64) -> f64 {
     if !got.is_finite() && !nearest.is_finite() || got.is_nan() || nearest.is_nan() {
         return f64::INFINITY;
     }
-    let exponent = f64::from(nearest.abs().min(f32::MAX).max(f32::MIN_POSITIVE)).log2().floor();
+    let exponent = f64::from(nearest.abs().clamp(f32::MIN_POSITIVE, f32::MAX)).log2().floor();
     // Overflow counts from the largest float on.
     let finite = |x: f64| x.clamp(-2f64.powi(128), 2f64.powi(128));
     (finite(f64::from(got)) - finite(exact)).abs() / (exponent - 23.0).exp2()

@@ -261,6 +261,6 @@ impl Tile<'_> {
         let lower = e.shl(pairs, 16);
         let mask = e.int_of(I32X4, 0xffff_0000u32 as i32);
         let upper = e.ins().band(pairs, mask);
-        vec![e.from_bits(lower), e.from_bits(upper)]
+        vec![e.as_floats(lower), e.as_floats(upper)]
     }
 }

@@ -260,7 +260,7 @@ impl Emitter {
     }
 
     /// The floats with these bits.
-    pub(super) fn from_bits(&mut self, x: Value) -> Value {
+    pub(super) fn as_floats(&mut self, x: Value) -> Value {
         let ty = if self.ty(x) == I32 { F32 } else { F32X4 };
         self.ins().bitcast(ty, MemFlagsData::new(), x)
     }
@@ -278,7 +278,7 @@ impl Emitter {
         if !self.ty(a).is_vector() {
             return self.ins().select(mask, a, b);
         }
-        let mask = if self.ty(a) == F32X4 { self.from_bits(mask) } else { mask };
+        let mask = if self.ty(a) == F32X4 { self.as_floats(mask) } else { mask };
         self.ins().bitselect(mask, a, b)
     }
 
@@ -432,25 +432,33 @@ pub(super) fn repeat<C: AsMut<Emitter>>(
     results
 }
 
-/// Makes each vector constant again before each use. A load from the constant pool is cheap; sixteen registers are few.
+/// Makes each vector constant again where it is used, for the few instructions that follow. A load from the constant pool is
+/// cheap; sixteen registers are few.
 fn rematerialise_vectors(func: &mut Function) {
+    /// As far as the parts of a minimum are apart, which become one instruction if they use one value.
+    const REACH: usize = 6;
     let blocks: Vec<Block> = func.layout.blocks().collect();
     for block in blocks {
         let insts: Vec<Inst> = func.layout.block_insts(block).collect();
-        for inst in insts {
-            let mut fresh = Vec::new();
-            for value in func.dfg.inst_values(inst).collect::<Vec<_>>() {
+        let mut copies: HashMap<Value, (Value, usize)> = HashMap::new();
+        for (at, inst) in insts.into_iter().enumerate() {
+            let values: Vec<Value> = func.dfg.inst_values(inst).collect();
+            let mut any = false;
+            for value in values {
                 let ValueDef::Result(def, _) = func.dfg.value_def(value) else { continue };
-                if let InstructionData::UnaryConst { opcode: Opcode::Vconst, constant_handle } = func.dfg.insts[def] {
+                let InstructionData::UnaryConst { opcode: Opcode::Vconst, constant_handle } = func.dfg.insts[def]
+                else {
+                    continue;
+                };
+                any = true;
+                if copies.get(&value).is_none_or(|(_, made)| made + REACH < at) {
                     let ty = func.dfg.value_type(value);
                     let copy = FuncCursor::new(func).at_inst(inst).ins().vconst(ty, constant_handle);
-                    fresh.push((value, copy));
+                    copies.insert(value, (copy, at));
                 }
             }
-            if !fresh.is_empty() {
-                func.dfg.map_inst_values(inst, |value| {
-                    fresh.iter().find(|(old, _)| *old == value).map_or(value, |(_, new)| *new)
-                });
+            if any {
+                func.dfg.map_inst_values(inst, |value| copies.get(&value).map_or(value, |(copy, _)| *copy));
             }
         }
     }

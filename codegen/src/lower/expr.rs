@@ -162,12 +162,12 @@ impl Lowerer {
             (Elem::Bf16, 1) => {
                 let x = e.ins().uload16(I32, memory(), pointer, offset);
                 let x = e.shl(x, 16);
-                e.from_bits(x)
+                e.as_floats(x)
             }
             (Elem::Bf16, _) => {
                 let x = e.ins().uload16x4(memory(), pointer, offset);
                 let x = e.shl(x, 16);
-                e.from_bits(x)
+                e.as_floats(x)
             }
         }
     }

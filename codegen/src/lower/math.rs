@@ -75,7 +75,7 @@ impl Emitter {
         let sign = self.ins().band(sign, mask);
         let x = self.bits(x);
         let x = self.ins().bor(x, sign);
-        self.from_bits(x)
+        self.as_floats(x)
     }
 
     fn integers_like(&self, x: Value) -> Type {
@@ -96,8 +96,7 @@ pub(super) fn exp(e: &mut Emitter, x: Value) -> Value {
     let n = e.sub(shifted, round);
     let r = e.fma_of(n, -0.693_359_4, x);
     let r = e.fma_of(n, 2.121_944_4e-4, r);
-    let p = e
-        .polynomial(r, &[1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 5.000_000_1e-1]);
+    let p = e.polynomial(r, &[1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5]);
     let square = e.mul(r, r);
     let p = e.fma(p, square, r);
     let p = e.add_of(p, 1.0);
@@ -117,7 +116,7 @@ fn scale(e: &mut Emitter, x: Value, n: Value) -> Value {
     let exponent = e.shl(n, 23);
     let one = e.int_of(e.ty(n), 1.0f32.to_bits() as i32);
     let power = e.ins().iadd(exponent, one);
-    let power = e.from_bits(power);
+    let power = e.as_floats(power);
     e.mul(x, power)
 }
 
@@ -143,7 +142,7 @@ fn log_parts(e: &mut Emitter, x: Value) -> (Value, Value) {
     let n = e.sshr(above, 23);
     let exponent = e.shl(n, 23);
     let mantissa = e.ins().isub(bits, exponent);
-    let m = e.from_bits(mantissa);
+    let m = e.as_floats(mantissa);
     let n = e.ins().fcvt_from_sint(ty, n);
     let lower = e.add_of(n, -23.0);
     let n = e.select(small, lower, n);
@@ -161,7 +160,7 @@ fn log_parts(e: &mut Emitter, x: Value) -> (Value, Value) {
             -1.666_805_7e-1,
             2.000_071_5e-1,
             -2.499_999_4e-1,
-            3.333_333_1e-1,
+            3.333_333e-1,
         ],
     );
     let cube = e.mul(m, square);
@@ -212,7 +211,7 @@ fn circular(e: &mut Emitter, x: Value, quarters: i32) -> Value {
     let shifted = e.fma_of(x, std::f32::consts::FRAC_2_PI, round);
     let q = e.sub(shifted, round);
     let r = e.fma_of(q, -std::f32::consts::FRAC_PI_2, x);
-    let r = e.fma_of(q, 4.371_138_8e-8, r);
+    let r = e.fma_of(q, 4.371_139e-8, r);
     let r = e.fma_of(q, 1.715_124_5e-15, r);
 
     let square = e.mul(r, r);
@@ -241,7 +240,7 @@ fn circular(e: &mut Emitter, x: Value, quarters: i32) -> Value {
     let sign = e.shl(sign, 30);
     let bits = e.bits(result);
     let bits = e.ins().bxor(bits, sign);
-    let result = e.from_bits(bits);
+    let result = e.as_floats(bits);
     let size = e.ins().fabs(x);
     let far = e.where_(size, FloatCC::UnorderedOrGreaterThan, LARGEST_ANGLE);
     e.select_of(far, f32::NAN, result)
@@ -250,7 +249,7 @@ fn circular(e: &mut Emitter, x: Value, quarters: i32) -> Value {
 /// The hyperbolic tangent, to 2 ulp.
 pub(super) fn tanh(e: &mut Emitter, x: Value) -> Value {
     let square = e.mul(x, x);
-    let p = e.polynomial(square, &[-5.704_988_7e-3, 2.063_908_8e-2, -5.373_971_5e-2, 1.333_144_2e-1, -3.333_328_2e-1]);
+    let p = e.polynomial(square, &[-5.704_988_7e-3, 2.063_908_8e-2, -5.373_971_5e-2, 1.333_144_2e-1, -3.333_328e-1]);
     let cube = e.mul(square, x);
     let near = e.fma(p, cube, x);
 
@@ -272,7 +271,7 @@ pub(super) fn erf(e: &mut Emitter, x: Value) -> Value {
     let square = e.mul(x, x);
     let p = e.polynomial(
         square,
-        &[-5.967_617e-4, 4.991_194_2e-3, -2.676_813_5e-2, 1.128_199_25e-1, -3.761_253_4e-1, 1.283_791_66e-1],
+        &[-5.967_617e-4, 4.991_194_2e-3, -2.676_813_5e-2, 1.128_199_25e-1, -3.761_253_4e-1, 1.283_791_7e-1],
     );
     let near = e.fma(p, x, x);
 

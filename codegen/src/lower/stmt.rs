@@ -1,5 +1,6 @@
 //! Statements: blocks, loops, conditions, and the variables they change.
 
+use cranelift::codegen::ir::condcodes::IntCC;
 use cranelift::codegen::ir::types::{I32, I64};
 use cranelift::codegen::ir::{Function, InstBuilder, Value};
 use cranelift::codegen::isa::TargetIsa;
@@ -102,11 +103,13 @@ impl Lowerer {
         let Params { worker, workers, .. } = self.params;
         match share {
             Share::Blocks => {
-                let count = count.emit(&mut self.e);
+                let (count, zero) = (count.emit(&mut self.e), self.e.int(0));
+                let positive = self.e.icmp(IntCC::SignedGreaterThan, count, zero);
+                let count = self.e.select(positive, count, zero);
                 let start = self.e.ins().imul(count, worker);
                 let end = self.e.ins().iadd(start, count);
-                let start = self.e.ins().sdiv(start, workers);
-                let end = self.e.ins().sdiv(end, workers);
+                let start = self.e.ins().udiv(start, workers);
+                let end = self.e.ins().udiv(end, workers);
                 self.counted(var, Affine::value(start), Affine::value(end), Step::By(1), body);
             }
             Share::Cyclic => self.counted(var, Affine::value(worker), count, Step::Workers(workers), body),
