@@ -2,8 +2,9 @@
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use einfuse_codegen::Team;
 use rayon::ThreadPool;
@@ -44,7 +45,7 @@ impl Threads {
             builder.thread_name(|worker| format!("einfuse-{worker}")).build()
         });
         let pool = pool.transpose().map_err(|error| Error::Threads { threads: workers, problem: error.to_string() })?;
-        let spins = if workers <= available() { SPINS } else { 0 };
+        let spins = if workers <= available() { MOST_SPINS } else { 0 };
         Ok(Threads { workers, pool, barrier: Barrier::new(workers, spins), busy: Mutex::new(()) })
     }
 
@@ -109,8 +110,14 @@ fn cores() -> Option<usize> {
     (!cores.is_empty()).then_some(cores.len())
 }
 
-/// How often a waiting worker looks before it sleeps: some 50 µs, a long kernel's imbalance.
-const SPINS: u32 = 4000;
+/// How often a waiting worker looks before it sleeps, at most: some 50 µs, a long kernel's imbalance.
+const MOST_SPINS: u32 = 4000;
+
+/// So often it looks where looking does not pay.
+const FEWEST_SPINS: u32 = 50;
+
+/// Who is waited for so long has not got a processor: then spinning only takes it from him.
+const DESCHEDULED: Duration = Duration::from_micros(500);
 
 /// The end of a worker because another one has panicked.
 struct Poisoned;
@@ -124,7 +131,10 @@ struct Apart<T>(T);
 #[derive(Debug)]
 struct Barrier {
     workers: usize,
-    spins: u32,
+    most_spins: u32,
+    /// How often to look before sleeping. One more after each short wait, the fewest after a long one: on a machine that
+    /// has other work, the system serves those first that sleep.
+    spins: Apart<AtomicU32>,
     /// The round's number in the upper half; in the lower, how many have arrived. One word, for it is what the workers'
     /// caches hand around.
     state: Apart<AtomicU64>,
@@ -136,10 +146,11 @@ struct Barrier {
 }
 
 impl Barrier {
-    fn new(workers: usize, spins: u32) -> Barrier {
+    fn new(workers: usize, most_spins: u32) -> Barrier {
         Barrier {
             workers,
-            spins,
+            most_spins,
+            spins: Apart(AtomicU32::new(most_spins)),
             state: Apart(AtomicU64::new(0)),
             asleep: AtomicUsize::new(0),
             poisoned: AtomicBool::new(false),
@@ -167,13 +178,7 @@ impl Barrier {
                 self.open();
             }
         } else if !self.spin(round) {
-            self.asleep.fetch_add(1, Ordering::SeqCst);
-            let mut door = lock(&self.door);
-            while !self.is_over(round) {
-                door = self.opened.wait(door).unwrap_or_else(PoisonError::into_inner);
-            }
-            drop(door);
-            self.asleep.fetch_sub(1, Ordering::Relaxed);
+            self.sleep(round);
         }
         if self.poisoned.load(Ordering::SeqCst) {
             resume_unwind(Box::new(Poisoned));
@@ -182,13 +187,35 @@ impl Barrier {
 
     /// Waits for the round's end with open eyes; false if that takes too long.
     fn spin(&self, round: u64) -> bool {
-        for _ in 0..self.spins {
+        let spins = self.spins.0.load(Ordering::Relaxed);
+        for _ in 0..spins {
             if self.is_over(round) {
+                self.set_spins(spins, spins + 1);
                 return true;
             }
             std::hint::spin_loop();
         }
         false
+    }
+
+    fn sleep(&self, round: u64) {
+        let start = Instant::now();
+        self.asleep.fetch_add(1, Ordering::SeqCst);
+        let mut door = lock(&self.door);
+        while !self.is_over(round) {
+            door = self.opened.wait(door).unwrap_or_else(PoisonError::into_inner);
+        }
+        drop(door);
+        self.asleep.fetch_sub(1, Ordering::Relaxed);
+        let spins = self.spins.0.load(Ordering::Relaxed);
+        self.set_spins(spins, if start.elapsed() > DESCHEDULED { FEWEST_SPINS } else { spins + 1 });
+    }
+
+    fn set_spins(&self, before: u32, spins: u32) {
+        let spins = spins.min(self.most_spins);
+        if spins != before {
+            self.spins.0.store(spins, Ordering::Relaxed);
+        }
     }
 
     fn is_over(&self, round: u64) -> bool {
@@ -246,7 +273,7 @@ mod tests {
 
     #[test]
     fn both_ways_of_waiting_keep_step() {
-        for spins in [0, 1, u32::MAX] {
+        for spins in [0, 1, 1 << 30] {
             let mut threads = Threads::new(Some(2)).unwrap();
             threads.barrier = Barrier::new(2, spins);
             neighbours(&threads, 3000);
