@@ -203,14 +203,15 @@ impl<'d> Cursor<'d> {
         self.inside(&group).list(|c| c.name("the name of an axis"))
     }
 
-    /// The tokens up to the next `;`, which is passed.
-    pub(crate) fn until_semicolon(&mut self) -> TokenStream {
+    /// The tokens up to the next `;`, which is passed, and where they end.
+    pub(crate) fn until_semicolon(&mut self) -> (TokenStream, Span) {
         let mut tokens = TokenStream::new();
         while !self.is_empty() && !self.is_sign(";") {
             tokens.extend(self.next());
         }
+        let end = self.span();
         self.eat_sign(";");
-        tokens
+        (tokens, end)
     }
 
     /// Goes on behind the next `;` or `{ … }`: to the next statement after one that could not be read.

@@ -63,7 +63,7 @@ fn graph_path(c: &mut Cursor) -> Option<TokenStream> {
         return Some(quote!(::einfuse_graph));
     }
     c.sign("=")?;
-    Some(c.until_semicolon())
+    Some(c.until_semicolon().0)
 }
 
 fn item(c: &mut Cursor, model: &mut Model) -> Option<()> {
@@ -93,11 +93,11 @@ fn item(c: &mut Cursor, model: &mut Model) -> Option<()> {
             c.next();
             let (name, axes) = (c.name("the constant's name")?, c.axes()?);
             c.sign("=")?;
-            let end = c.span();
-            let mut rust = c.until_semicolon();
+            let (mut rust, end) = c.until_semicolon();
             if let Err(error) = syn::parse2::<syn::Expr>(rust.clone()) {
-                let span = if rust.is_empty() { end } else { error.span() };
-                c.diagnostics.error(span, format!("a constant's value is an expression of Rust: {error}"));
+                let text = error.to_string();
+                let span = if text.starts_with("unexpected end") { end } else { error.span() };
+                c.diagnostics.error(span, format!("a constant's value is an expression of Rust: {text}"));
                 rust = quote!(::std::vec::Vec::<f32>::new());
             }
             model.items.push(Item::Host { name, axes, rust });
