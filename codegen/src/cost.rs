@@ -90,17 +90,23 @@ impl Plan {
     pub fn cost(&self, kernel: &Kernel, work: &Work<'_>) -> Cost {
         let sizes = Sizes::of(self, kernel, work);
         let mut cost = Cost::default();
+        let mut loads: HashSet<ExprId> = HashSet::new();
         let mut touched: HashMap<TensorId, f64> = HashMap::new();
         for &e in &kernel.equations {
             let equation = self.equations[e];
             cost.flops += sizes.flops(equation);
             for expr in reachable(&self.graph, equation.body) {
-                if let Expr::Load { tensor, index } = self.graph.expr(expr) {
-                    let elements = sizes.touched(*tensor, index);
-                    let most = touched.entry(*tensor).or_default();
-                    *most = most.max(elements);
+                // equal expressions are one: two loads of a tensor are of different elements, as far as it has them
+                if let Expr::Load { tensor, index } = self.graph.expr(expr)
+                    && loads.insert(expr)
+                {
+                    *touched.entry(*tensor).or_default() += sizes.touched(*tensor, index);
                 }
             }
+        }
+        for (&tensor, elements) in &mut touched {
+            let axes = &self.graph.tensor(tensor).axes;
+            *elements = elements.min(axes.iter().map(|&a| sizes.extent(a)).product());
         }
         let own: HashSet<TensorId> = kernel.equations.iter().map(|&e| self.equations[e].out).collect();
         for (&tensor, elements) in touched.iter().filter(|(tensor, _)| !own.contains(tensor)) {
@@ -234,6 +240,26 @@ mod tests {
         y[t, d] = sum[s] e * x.cache where s <= t
         z[t, f] = sum[d] y * up
         output z"#;
+
+    #[test]
+    fn counts_each_part_of_a_weight_once() {
+        let text = r#"graph parts
+            axis t = tokens
+            axis j = 3
+            axis d = 16
+            axis f = 8
+            axis v = 100
+            input tokens[t]
+            weight embed[v, d] = "embed"
+            weight w[j, f, d] = "w"
+            x[t, d] = embed[v = tokens]
+            y[t, f] = (sum[d] x * w[j = 0]) * (sum[d] x * w[j = 2]) * (sum[d] x * w[j = 2])
+            output y"#;
+        let plan = fuse(&parse(text).unwrap(), &[], Wanted::All);
+        let work = Work { tokens: 1, past: 0, weight_element: &|_| 4 };
+        let all: f64 = plan.runs().iter().map(|(kernel, _)| plan.cost(kernel, &work).stored).sum();
+        assert_eq!(all, (16.0 + 2.0 * 8.0 * 16.0) * 4.0);
+    }
 
     fn costs(tokens: usize, past: usize, element: usize) -> HashMap<String, Cost> {
         let graph = parse(MODEL).unwrap();

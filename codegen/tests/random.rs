@@ -61,43 +61,6 @@ fn is_returned(graph: &Graph) -> bool {
     output.ty != Type::Mask && output.axes.iter().all(|&a| graph.axis(a).extent != Extent::Positions)
 }
 
-#[test]
-fn debug_seeds() {
-    let (from, to): (u64, u64) = (
-        std::env::var("FROM").map_or(0, |v| v.parse().unwrap()),
-        std::env::var("TO").map_or(300, |v| v.parse().unwrap()),
-    );
-    let off: u32 = std::env::var("OFF").map_or(0, |v| v.parse().unwrap());
-    let (mut bad, mut skipped) = (0, 0);
-    for seed in from..to {
-        let graph = random_graph(seed, random::Options::default());
-        if !is_returned(&graph) {
-            skipped += 1;
-            continue;
-        }
-        let without: Vec<Rule> =
-            Rule::ALL.iter().enumerate().filter(|(i, _)| off & (1 << i) != 0).map(|(_, r)| *r).collect();
-        let outcome = std::panic::catch_unwind(|| compare(&graph, seed, without, &[3, 1, 2, 7, 1], 1));
-        match outcome {
-            Ok(Ok(())) => {}
-            Ok(Err(e)) => {
-                bad += 1;
-                println!("seed {seed}: {e}");
-            }
-            Err(_) => {
-                bad += 1;
-                println!("seed {seed}: PANIC");
-            }
-        }
-        if std::env::var("SHOW").is_ok() {
-            println!("{graph}");
-            println!("{}", einfuse_codegen::fuse::fuse(&graph, &[], Wanted::All));
-        }
-    }
-    println!("bad {bad} skipped {skipped} of {}", to - from);
-    assert_eq!(bad, 0);
-}
-
 proptest! {
     #![proptest_config(ProptestConfig { cases: 500, failure_persistence: None, ..ProptestConfig::default() })]
 

@@ -2,7 +2,8 @@
 //! operation; the activation of a contraction is a plain load, its axes in the order rows, batch, depth; every state is
 //! appended to by an equation of its own.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::rc::Rc;
 
 use einfuse_graph::{AxisId, Expr, ExprId, Graph, Kind, Node, Reduction, TensorId, Type};
 
@@ -12,7 +13,12 @@ use super::edit::{Edit, layout_order};
 /// Brings a graph into normal form. The result means the same.
 pub(super) fn split(graph: &Graph) -> Graph {
     let mut edit = Edit::new(Graph { nodes: Vec::new(), ..graph.clone() });
-    let mut outer = Splitter::default();
+    let loaded = |e: &Expr| match e {
+        Expr::Load { tensor, .. } => Some(*tensor),
+        _ => None,
+    };
+    let read = Rc::new(graph.exprs.iter().filter_map(loaded).collect());
+    let mut outer = Splitter { read, ..Splitter::default() };
     outer.nodes(&mut edit, &graph.nodes);
     Graph { nodes: outer.done, ..edit.graph }
 }
@@ -24,6 +30,8 @@ struct Splitter {
     memo: HashMap<ExprId, ExprId>,
     /// The right sides of masks, which are no tensors in compiled code.
     masks: HashMap<TensorId, ExprId>,
+    /// The tensors that equations load.
+    read: Rc<HashSet<TensorId>>,
 }
 
 impl Splitter {
@@ -35,8 +43,7 @@ impl Splitter {
                 Node::Layers(layers) => {
                     let mut layers = layers.clone();
                     for body in &mut layers.bodies {
-                        let mut inner =
-                            Splitter { done: Vec::new(), memo: self.memo.clone(), masks: self.masks.clone() };
+                        let mut inner = Splitter { done: Vec::new(), ..self.clone() };
                         inner.nodes(edit, &body.nodes);
                         body.nodes = inner.done;
                     }
@@ -139,12 +146,13 @@ impl Splitter {
         result
     }
 
-    /// Keeps one equation per state: rows that are not a value of this block, or are appended twice, are copied first.
+    /// Keeps one equation per state, whose result lives there and is read nowhere else: other rows are copied first.
     fn append(&mut self, edit: &mut Edit, state: TensorId, rows: TensorId) {
+        let read = self.read.contains(&rows);
         let here = self.done.iter().any(|n| matches!(n, Node::Equation { out, .. } if *out == rows));
         let twice = self.done.iter().any(|n| matches!(n, Node::Append { rows: r, .. } if *r == rows));
         let mut rows = rows;
-        if !here || twice {
+        if !here || twice || read {
             let tensor = edit.graph.tensor(rows).clone();
             let body = edit.load(rows);
             rows = edit.value(&tensor.name, tensor.axes, tensor.ty);

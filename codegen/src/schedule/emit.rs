@@ -557,11 +557,7 @@ impl<'a> Emitter<'a> {
     }
 
     fn load(&mut self, scope: &Scope, tensor: TensorId, index: &[GExpr]) -> Value {
-        let place = self
-            .places
-            .get(&tensor)
-            .cloned()
-            .unwrap_or_else(|| panic!("no place for {}", self.graph.tensor(tensor).name));
+        let place = self.places[&tensor].clone();
         let axes = self.graph.tensor(tensor).axes.clone();
         let steps: Vec<Step> = index.iter().map(|&i| self.step(scope, i)).collect();
         let float = self.graph.tensor(tensor).ty == Type::Float;
@@ -720,7 +716,7 @@ impl<'a> Emitter<'a> {
     fn segments(&mut self, scope: Scope, axis: AxisId, span: Span, body: GExpr) -> Vec<(Scope, Span)> {
         const MOST: usize = 8;
         let (Some(0), Some(size)) = (span.from.as_int(), span.len) else { return vec![(scope, span)] };
-        if size > 1 << 16 {
+        if size > 1 << 16 || self.graph.size(axis) != Some(size) {
             return vec![(scope, span)];
         }
         let (mut ints, mut masks) = (Vec::new(), Vec::new());

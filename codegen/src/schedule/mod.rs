@@ -17,7 +17,7 @@ mod stream;
 
 pub use homes::Storage;
 
-use crate::fuse::{Contraction, EqId, Fold, Kernel, Plan, Shape, factors, is_tokens};
+use crate::fuse::{Contraction, EqId, Fold, Kernel, Plan, Shape, factors};
 use crate::loops::{self, Arg, Expr};
 use emit::{Emitter, Place, Span};
 use homes::Homes;
@@ -147,9 +147,4 @@ pub(crate) fn schedule(cx: &Context, kernel: &Kernel, partial: usize) -> (Vec<lo
 /// A name with only letters, digits and underscores.
 fn identifier(name: &str) -> String {
     name.chars().map(|c| if c.is_alphanumeric() { c } else { '_' }).collect()
-}
-
-/// Whether any kernel of the plan has a tokens' axis.
-pub(crate) fn has_tokens(plan: &Plan) -> bool {
-    (0..plan.graph.axes.len()).any(|a| is_tokens(&plan.graph, einfuse_graph::AxisId(a as u32)))
 }

@@ -1,15 +1,15 @@
 //! Running compiled programs beside the interpreter.
 
 use einfuse_codegen::{Options, PageTable, Program, Step, Storage, Team, Values, Wanted, Workspace};
-use einfuse_graph::{Graph, Kind, TensorId, Weights};
+use einfuse_graph::{Graph, TensorId, Weights};
 
 /// A program with its weights and the caches of one sequence.
-pub struct Runner {
-    pub program: Program,
+pub(crate) struct Runner {
+    pub(crate) program: Program,
     weights: Aligned,
     workspace: Workspace,
     caches: Vec<(Aligned, Vec<u32>)>,
-    pub past: usize,
+    pub(crate) past: usize,
 }
 
 /// Bytes that begin at a multiple of 64.
@@ -36,7 +36,7 @@ impl Aligned {
 }
 
 /// Workers that are threads of their own, for one step.
-pub struct Threads(pub usize);
+pub(crate) struct Threads(pub(crate) usize);
 
 impl Team for Threads {
     fn workers(&self) -> usize {
@@ -60,7 +60,7 @@ impl Team for Threads {
 
 impl Runner {
     /// Compiles a graph and packs its weights; the cache holds `positions`.
-    pub fn new(
+    pub(crate) fn new(
         graph: &Graph,
         weights: &dyn Weights,
         storage: Storage,
@@ -96,7 +96,7 @@ impl Runner {
     }
 
     /// The output of the wanted rows, and the activations between layers.
-    pub fn step(&mut self, tokens: &[i32], team: &dyn Team) -> (Vec<f32>, Vec<Vec<f32>>) {
+    pub(crate) fn step(&mut self, tokens: &[i32], team: &dyn Team) -> (Vec<f32>, Vec<Vec<f32>>) {
         let mut hidden = Vec::new();
         let mut observe = |_: usize, values: &[f32]| hidden.push(values.to_vec());
         let first = match self.program.options().rows {
@@ -110,10 +110,4 @@ impl Runner {
         self.past += tokens.len();
         (self.program.output(&self.workspace).to_vec(), hidden)
     }
-}
-
-/// Whether any tensor is a weight (a graph without has nothing to pack).
-#[allow(dead_code)]
-pub fn has_weights(graph: &Graph) -> bool {
-    graph.tensors.iter().any(|t| matches!(t.kind, Kind::Weight(_)))
 }
