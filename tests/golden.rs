@@ -16,22 +16,29 @@ use safetensors::SafeTensors;
 /// The largest difference allowed, relative to the largest magnitude of what is compared.
 const TOLERANCE: f64 = 1e-4;
 
-/// How many tokens are generated after each prompt.
-const CONTINUATION: usize = 24;
+/// How many tokens of a prompt are given at a time.
+const PIECES: [usize; 8] = [usize::MAX, 1, 2, 3, 4, 5, 6, 7];
+
+/// A prompt of a golden folder.
+struct Prompt {
+    ids: Vec<u32>,
+    /// The reference's greedy continuation.
+    greedy: Vec<u32>,
+    /// What the reference computes, and what the interpreter does.
+    expected: [Expected; 2],
+}
 
 /// What is to be computed for a prompt.
 struct Expected {
-    ids: Vec<u32>,
+    by: &'static str,
     /// `[layers + 1, t, d]`
     hidden: Vec<Vec<f64>>,
     /// `[t, v]`
     logits: Vec<f64>,
-    /// Only the reference has one.
-    greedy: Option<Vec<u32>>,
 }
 
-/// What the reference implementation computed for the prompts of a golden folder.
-fn reference(folder: &Path) -> Vec<Expected> {
+/// The prompts of a golden folder, with what the reference implementation computed for them.
+fn prompts(folder: &Path, checkpoint: &Checkpoint, graph: &Graph) -> Vec<Prompt> {
     let bytes = fs::read(folder.join("golden.safetensors")).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
     let ids = |name: &str| -> Vec<u32> {
@@ -46,30 +53,26 @@ fn reference(folder: &Path) -> Vec<Expected> {
     let prompt = |n: usize| {
         let layers = file.tensor(&format!("p{n}.hidden")).unwrap().shape()[0];
         let hidden = floats(&format!("p{n}.hidden"));
-        Expected {
-            ids: ids(&format!("p{n}.input_ids")),
-            hidden: hidden.chunks(hidden.len() / layers).map(<[f64]>::to_vec).collect(),
-            logits: floats(&format!("p{n}.logits")),
-            greedy: Some(ids(&format!("p{n}.greedy_ids"))),
-        }
+        let hidden = hidden.chunks(hidden.len() / layers).map(<[f64]>::to_vec).collect();
+        let reference = Expected { by: "the reference", hidden, logits: floats(&format!("p{n}.logits")) };
+        let (ids, greedy) = (ids(&format!("p{n}.input_ids")), ids(&format!("p{n}.greedy_ids")));
+        let interpreted = interpreted(checkpoint, graph, &ids);
+        Prompt { ids, greedy, expected: [reference, interpreted] }
     };
     let prompts = json(&folder.join("golden.json"))["prompts"].as_array().unwrap().len();
     (0..prompts).map(prompt).collect()
 }
 
-/// What the interpreter computes for the same prompts.
-fn interpreted(checkpoint: &Checkpoint, graph: &Graph, prompts: &[Expected]) -> Vec<Expected> {
+/// What the interpreter computes for a prompt.
+fn interpreted(checkpoint: &Checkpoint, graph: &Graph, ids: &[u32]) -> Expected {
     let weight = |tensor: &Tensor, layer: Option<usize>| {
         let at = graph.tensors.iter().position(|t| t.name == tensor.name).unwrap();
         let stored = checkpoint.weight(graph, TensorId(at as u32), layer).map_err(|e| e.to_string())?;
         Ok(stored.to_f32())
     };
-    let prompt = |prompt: &Expected| {
-        let ids: Vec<i64> = prompt.ids.iter().map(|&id| id.into()).collect();
-        let computed = Interpreter::new(graph, &weight).unwrap().step(&[("tokens", &ids)]).unwrap();
-        Expected { ids: prompt.ids.clone(), hidden: computed.hidden, logits: computed.output, greedy: None }
-    };
-    prompts.iter().map(prompt).collect()
+    let ids: Vec<i64> = ids.iter().map(|&id| id.into()).collect();
+    let computed = Interpreter::new(graph, &weight).unwrap().step(&[("tokens", &ids)]).unwrap();
+    Expected { by: "the interpreter", hidden: computed.hidden, logits: computed.output }
 }
 
 /// What the compiled model computes for a prompt given in pieces.
@@ -99,27 +102,30 @@ fn check_close(what: &str, computed: &[f32], expected: &[f64]) {
     }
 }
 
-fn check_traces(what: &str, model: &Model, expected: &[Expected], pieces: &[usize]) {
-    for prompt in expected {
-        for &piece in pieces {
-            let what = format!("{what}, {} tokens in pieces of {piece}", prompt.ids.len());
+fn check_traces(what: &str, model: &Model, prompts: &[Prompt]) {
+    for prompt in prompts {
+        for piece in PIECES {
             let trace = traced(model, &prompt.ids, piece);
-            assert_eq!(trace.hidden.len(), prompt.hidden.len(), "{what}: layers");
-            for (layer, (computed, expected)) in trace.hidden.iter().zip(&prompt.hidden).enumerate() {
-                check_close(&format!("{what}: hidden state {layer}"), computed, expected);
+            for expected in &prompt.expected {
+                let what = format!("{what}, {} tokens in pieces of {piece}, {}", prompt.ids.len(), expected.by);
+                assert_eq!(trace.hidden.len(), expected.hidden.len(), "{what}: layers");
+                for (layer, (computed, expected)) in trace.hidden.iter().zip(&expected.hidden).enumerate() {
+                    check_close(&format!("{what}: hidden state {layer}"), computed, expected);
+                }
+                check_close(&format!("{what}: logits"), &trace.logits, &expected.logits);
             }
-            check_close(&format!("{what}: logits"), &trace.logits, &prompt.logits);
         }
     }
 }
 
-fn check_greedy(what: &str, model: &Model, expected: &[Expected]) {
-    let options = Generate { limit: Some(CONTINUATION), ignore_end: true, ..Generate::default() };
-    for (prompt, greedy) in expected.iter().filter_map(|prompt| Some((prompt, prompt.greedy.as_ref()?))) {
+fn check_greedy(what: &str, model: &Model, prompts: &[Prompt]) {
+    for prompt in prompts {
+        let limit = Some(prompt.greedy.len());
+        let options = Generate { limit, ignore_end: true, ..Generate::default() };
         let mut session = model.session();
         let tokens = session.generate(&prompt.ids, &options).unwrap();
         let tokens: Vec<u32> = tokens.map(|token| token.unwrap().id).collect();
-        assert_eq!(&tokens, greedy, "{what}, {} tokens: greedy continuation", prompt.ids.len());
+        assert_eq!(tokens, prompt.greedy, "{what}, {} tokens: greedy continuation", prompt.ids.len());
     }
 }
 
@@ -143,11 +149,11 @@ impl Variant<'_> {
     }
 
     /// Holds the model against all that is expected of its prompts.
-    fn check(&self, name: &str, checkpoint: &Checkpoint, expected: &[Expected], pieces: &[usize]) {
+    fn check(&self, name: &str, checkpoint: &Checkpoint, prompts: &[Prompt]) {
         let without: Vec<&str> = self.without.iter().map(|rule| rule.name()).collect();
         let what = format!("{name} without [{}], {} threads, {:?}", without.join(", "), self.threads, self.precision);
-        check_traces(&what, &self.load(checkpoint, Wanted::All), expected, pieces);
-        check_greedy(&what, &self.load(checkpoint, Wanted::Last), expected);
+        check_traces(&what, &self.load(checkpoint, Wanted::All), prompts);
+        check_greedy(&what, &self.load(checkpoint, Wanted::Last), prompts);
     }
 }
 
@@ -156,18 +162,14 @@ fn check(name: &str) {
     let folder = repository("tests/golden").join(name);
     let checkpoint = Checkpoint::open(&folder).unwrap();
     let graph = graph_of(&checkpoint).unwrap();
-    let mut expected = reference(&folder);
-    expected.extend(interpreted(&checkpoint, &graph, &expected));
-
-    let all_pieces = [usize::MAX, 1, 2, 3, 4, 5, 6, 7];
+    let prompts = prompts(&folder, &checkpoint, &graph);
     for threads in 1..=3 {
         let each_off = Rule::ALL.iter().map(std::slice::from_ref);
         for without in [&[], Rule::ALL].into_iter().chain(each_off) {
-            Variant { without, threads, precision: Precision::F32 }.check(name, &checkpoint, &expected, &all_pieces);
+            Variant { without, threads, precision: Precision::F32 }.check(name, &checkpoint, &prompts);
         }
         // the weights as the file has them, which is another type in some of the folders
-        let stored = Variant { without: &[], threads, precision: Precision::Stored };
-        stored.check(name, &checkpoint, &expected, &all_pieces);
+        Variant { without: &[], threads, precision: Precision::Stored }.check(name, &checkpoint, &prompts);
     }
 
     // config.json as newer versions of the reference write it describes the same model
@@ -176,7 +178,7 @@ fn check(name: &str) {
     let newer = Checkpoint::open(newer.path()).unwrap();
     assert_eq!(graph_of(&newer).unwrap(), graph, "{name}: the graph of config_v5.json");
     let variant = Variant { without: &[], threads: 2, precision: Precision::F32 };
-    variant.check(&format!("{name}, config_v5.json"), &newer, &expected, &all_pieces);
+    variant.check(&format!("{name}, config_v5.json"), &newer, &prompts);
 }
 
 #[test]

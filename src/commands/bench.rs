@@ -27,9 +27,6 @@ are measured before each number of threads, on as many.";
 #[derive(Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Bench {
-    #[command(flatten)]
-    model: ModelOptions,
-
     /// Tokens of the prompt; 0: none [default: 512, or what fits]
     #[arg(short, long, value_name = "N")]
     prompt: Option<usize>,
@@ -50,16 +47,17 @@ pub(crate) struct Bench {
     #[arg(short, long, value_name = "N", default_value = "5")]
     repeat: NonZeroUsize,
 
-    /// The form of the output
+    /// A table in markdown, or a list of objects
     #[arg(short, long, value_enum, default_value = "md")]
     output: Form,
+
+    #[command(flatten)]
+    model: ModelOptions,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Form {
-    /// A table in markdown
     Md,
-    /// A list of objects
     Json,
 }
 

@@ -27,9 +27,6 @@ Examples:
 #[derive(Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Explain {
-    #[command(flatten)]
-    model: ModelOptions,
-
     /// Tokens of the step whose costs are shown
     #[arg(long, value_name = "N", default_value = "1")]
     tokens: NonZeroUsize,
@@ -38,26 +35,25 @@ pub(crate) struct Explain {
     #[arg(long, value_name = "N", default_value = "0")]
     past: usize,
 
-    /// Print what a stage of the compiler made instead
+    /// Print what a stage of the compiler made instead: the model's equations, the kernels without their costs, their loops,
+    /// Cranelift's intermediate form, machine code
     #[arg(long, value_enum, value_name = "STAGE")]
     dump: Option<Stage>,
 
     /// Only kernels whose name has this in it (not of the graph or the plan)
     #[arg(long, value_name = "NAME")]
     kernel: Option<String>,
+
+    #[command(flatten)]
+    model: ModelOptions,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Stage {
-    /// The equations of the model
     Graph,
-    /// The kernels, without costs
     Plan,
-    /// The kernels as loops
     Loops,
-    /// The kernels in Cranelift's intermediate form
     Clif,
-    /// The kernels in machine code
     Asm,
 }
 
@@ -100,12 +96,12 @@ impl Explain {
         let work = Work { tokens: self.tokens.get(), past: self.past, weight_element: &weight_element };
 
         let mut text = format!(
-            "{} as {}: a step of {} tokens after {} positions\n\
+            "{} as {}: a step of {} after {} positions\n\
              one core does {:.1} GFLOP/s (128 bits) and reads {:.1} GB/s: up to {balance:.1} flops a byte, memory is the bound\n\n\
              {:<30} {:>5} {:>10} {:>10} {:>8}  {:<7} rules\n",
             self.model.name(),
             plan.graph.name,
-            self.tokens,
+            if self.tokens.get() == 1 { "one token".to_owned() } else { format!("{} tokens", self.tokens) },
             self.past,
             arithmetic / 1e9,
             bandwidth / 1e9,
@@ -124,8 +120,8 @@ impl Explain {
             let row = format!("{times:>5} {} {bound:<7} {}", columns(cost), rules(kernel));
             // a long name has a line of its own
             match kernel.name.chars().count() {
-                0..=30 => writeln!(text, "{:<30} {row}", kernel.name)?,
-                _ => writeln!(text, "{}\n{:<30} {row}", kernel.name, "")?,
+                0..=30 => writeln!(text, "{:<30} {}", kernel.name, row.trim_end())?,
+                _ => writeln!(text, "{}\n{:<30} {}", kernel.name, "", row.trim_end())?,
             }
             text += &details(plan, kernel);
         }

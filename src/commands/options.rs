@@ -12,6 +12,7 @@ use super::progress::Progress;
 
 /// Which model, and how it is compiled.
 #[derive(Args, Debug)]
+#[command(next_help_heading = "Model")]
 pub(crate) struct ModelOptions {
     /// The model: a folder with config.json, *.safetensors and tokenizer.json [default: the embedded one]
     #[arg(short, long, value_name = "FOLDER")]
@@ -30,12 +31,10 @@ pub(crate) struct ModelOptions {
     pub(crate) without: Vec<Rule>,
 }
 
-/// The type in which weights are kept.
+/// The type in which weights are kept: 32 bits, or the upper 16 of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Precision {
-    /// 32 bits
     F32,
-    /// 16 bits, the upper half of f32
     Bf16,
 }
 
@@ -85,6 +84,7 @@ impl ModelOptions {
 
 /// How many threads.
 #[derive(Args, Debug)]
+#[command(next_help_heading = "Model")]
 pub(crate) struct Threads {
     /// Threads [default: one per core]
     #[arg(short, long, value_name = "N")]

@@ -25,14 +25,15 @@ pub(crate) struct Perplexity {
     /// A text in UTF-8
     #[arg(value_name = "FILE")]
     file: PathBuf,
-    #[command(flatten)]
-    model: ModelOptions,
-    #[command(flatten)]
-    threads: Threads,
 
     /// Print one object
     #[arg(long)]
     json: bool,
+
+    #[command(flatten)]
+    model: ModelOptions,
+    #[command(flatten)]
+    threads: Threads,
 }
 
 #[derive(Serialize)]

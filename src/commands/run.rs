@@ -26,16 +26,17 @@ The text goes to standard output as it is generated; how fast, in one line, to s
 pub(crate) struct Run {
     #[command(flatten)]
     prompt: PromptOptions,
+
+    /// Print one object with the text, the token ids and the times in place of the text
+    #[arg(long)]
+    json: bool,
+
     #[command(flatten)]
     sampling: SamplingOptions,
     #[command(flatten)]
     model: ModelOptions,
     #[command(flatten)]
     threads: Threads,
-
-    /// Print one object with the text, the token ids and the times in place of the text
-    #[arg(long)]
-    json: bool,
 }
 
 /// What `--json` prints. Times are in seconds.
