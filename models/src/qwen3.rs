@@ -18,6 +18,7 @@ einfuse_macros::model! {
             require "hidden_act" == "silu";
             require "attention_bias" == false;
             require "use_sliding_window" == false;
+            require "partial_rotary_factor" == 1;
         }
         context = positions;
         axis g = h / n;                        // queries that share one key head

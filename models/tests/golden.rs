@@ -37,7 +37,8 @@ fn declarations_agree_with_the_reference() {
             let found = places.iter().find_map(|p| floats(&model, &p.name.replace("{l}", &layer)));
             found.ok_or_else(|| format!("none of {places:?}"))
         };
-        for prompt in ["p0", "p1"] {
+        // The second prompt is longer than the window.
+        for prompt in if name == "mistral" { &["p0", "p1"][..] } else { &["p0"] } {
             let ids = golden.tensor(&format!("{prompt}.input_ids")).unwrap();
             let ids: Vec<i64> = ids.data().as_chunks().0.iter().map(|&bytes| i64::from_le_bytes(bytes)).collect();
             let mut interpreter = Interpreter::new(&graph, &weights).unwrap();

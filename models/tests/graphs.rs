@@ -114,6 +114,7 @@ fn what_an_architecture_does_not_describe_is_refused() {
             json!({"rope_scaling": 3}),
             "the config's `rope_theta` or `rope_scaling`: invalid type: integer `3`",
         ),
+        ("llama3", json!({"partial_rotary_factor": 0.5}), "`partial_rotary_factor` is 0.5, Llama supports only 1"),
         ("mistral", json!({"sliding_window": 0}), "the config's `sliding_window`: expected a size from 1"),
         ("qwen3", json!({"use_sliding_window": true}), "`use_sliding_window` is true, Qwen3 supports only false"),
         ("qwen3", json!({"attention_bias": true}), "`attention_bias` is true, Qwen3 supports only false"),

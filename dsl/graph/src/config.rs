@@ -1,6 +1,7 @@
 //! What a declared model shares at load time: its errors, reading its keys, arithmetic on its sizes.
 
 use std::fmt::Display;
+use std::ops::Range;
 
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
@@ -222,6 +223,12 @@ pub fn div(of: &str, a: usize, b: usize) -> Result<usize, ModelError> {
 /// `a % b`.
 pub fn rem(of: &str, a: usize, b: usize) -> Result<usize, ModelError> {
     sized(of, a.checked_rem(b), || format!("{a} % {b} has no value"))
+}
+
+/// The part `from..to` of a tensor's first dimension.
+pub fn rows(of: &str, from: usize, to: usize) -> Result<Range<usize>, ModelError> {
+    sized(of, (from < to).then_some(to), || format!("the part {from} .. {to} of a tensor is empty"))?;
+    Ok(from..to)
 }
 
 /// A size that an axis can have.

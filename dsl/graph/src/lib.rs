@@ -71,6 +71,6 @@ pub use verify::{MAX_DEPTH, Site, VerifyError, verify};
 /// What the `model!` macro expands to calls; no interface for people.
 #[doc(hidden)]
 pub mod __private {
-    pub use crate::config::{HostValues, Source, add, div, extent, mul, rem, stack, sub};
+    pub use crate::config::{HostValues, Source, add, div, extent, mul, rem, rows, stack, sub};
     pub use {serde, serde_json};
 }

@@ -54,6 +54,7 @@ fn config(model: &Model, program: &Program) -> TokenStream {
                 config: &#private::serde_json::Value,
             ) -> ::std::result::Result<Self, #graph::ModelError> {
                 let #source = #private::Source::new(#name, config)?;
+                let _ = &#source;
                 #(#reads)*
                 #(#requires)*
                 ::std::result::Result::Ok(Self { #(#names),* })
@@ -101,6 +102,7 @@ fn architecture(model: &Model, program: &Program) -> TokenStream {
 
             /// The equations, with the sizes of this config. An error names the axis, the key or the tensor.
             pub fn graph(config: &#config) -> ::std::result::Result<#graph::Graph, #graph::ModelError> {
+                let _ = config;
                 let mut #builder = #graph::Builder::new(#text);
                 #body
                 ::std::result::Result::Ok(#builder.finish(#output)?)
@@ -209,7 +211,7 @@ fn weight(graph: &TokenStream, weight: &Weight) -> TokenStream {
         .map(|place| {
             let name = &place.name;
             let rows = match &place.rows {
-                Some((from, to)) => quote!(::std::option::Option::Some(#from..#to)),
+                Some(rows) => quote!(::std::option::Option::Some(#rows.clone())),
                 None => quote!(::std::option::Option::None),
             };
             quote!(#graph::FileTensor { name: ::std::string::String::from(#name), rows: #rows })
@@ -300,6 +302,7 @@ fn step(model: &Model, program: &Program, step: &Step) -> TokenStream {
             let at = at(name.span());
             quote!(#at let #name = #builder.append(#rows, #over);)
         }
+        Step::At(span) => at(*span),
         Step::Mention(axis) => quote!(let _ = #axis;),
         Step::Layers { out, stack, initial } => layers(model, program, *stack, out, initial),
     }

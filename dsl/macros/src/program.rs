@@ -57,7 +57,7 @@ pub(crate) struct Weight {
 #[derive(Clone)]
 pub(crate) struct FileTensor {
     pub(crate) name: String,
-    pub(crate) rows: Option<(TokenStream, TokenStream)>,
+    pub(crate) rows: Option<TokenStream>,
     /// When this place counts.
     pub(crate) condition: Option<TokenStream>,
 }
@@ -104,6 +104,8 @@ pub(crate) enum Step {
     Append { name: Ident, rows: Ident, over: Ident },
     /// A stack of layers.
     Layers { out: Local, stack: usize, initial: Local },
+    /// What follows belongs to the declaration that stands here.
+    At(Span),
     /// An axis that is written here and does nothing in the generated code: an editor shall find it all the same.
     Mention(Ident),
 }

@@ -283,6 +283,47 @@ mod weights {
         }
     }
 
+    model! {
+        Parts for "Parts" {
+            config { d: size = "d"; v: size = "v"; from: count = "from"; }
+            axis j = 3;
+            weights { embed[v, d] = "embed"[from .. v]; w[j] = "w"; }
+            fn (tokens[t]) -> [t, d] {
+                let x = embed[v = tokens];
+                let y[t, d] = x * w[j = 0];
+                y * w[j = 3]
+            }
+        }
+    }
+
+    #[test]
+    fn what_the_config_makes_wrong_is_an_error_on_its_line() {
+        let error = |from: usize| {
+            let config = PartsConfig::from_json(&json!({"d": 2, "v": 2, "from": from})).unwrap();
+            Parts::graph(&config).unwrap_err().to_string()
+        };
+        assert_eq!(error(2), "weight `embed`: the part 2 .. 2 of a tensor is empty");
+        let line = include_str!("language.rs").lines().position(|l| l.trim() == "y * w[j = 3]").unwrap() + 1;
+        let expected = "`w[j = 3]`: the coordinates of `j` are 0 to 2 (dsl/macros/tests/language.rs:";
+        assert!(error(0).starts_with(&format!("{expected}{line}:")), "{}", error(0));
+    }
+
+    #[deny(warnings)]
+    mod nothing {
+        einfuse_macros::model! {
+            /// A model without a config.
+            pub(super) Nothing for "Nothing" {
+                fn (tokens[t]) -> [t] { tokens + t }
+            }
+        }
+    }
+
+    #[test]
+    fn a_model_can_do_without_a_config() {
+        let config = nothing::NothingConfig::from_json(&json!({})).unwrap();
+        assert_eq!(run(&nothing::Nothing::graph(&config).unwrap(), &[&[5], &[5]]), [5.0, 6.0]);
+    }
+
     #[test]
     fn a_result_is_an_equation() {
         let config = json!({"d": 2, "v": 1});

@@ -347,8 +347,13 @@ impl Checker<'_> {
     /// Computes an expression over the config before anything is built; the name of its value.
     pub(super) fn hoist(&mut self, cx: &Cx, expr: &Expr, want: Kind, of: &str) -> TokenStream {
         let tokens = self.config_expr(cx, expr, Some(want), At::Building, of);
+        self.prologue(tokens)
+    }
+
+    /// A variable that gets this value before anything is built.
+    pub(super) fn prologue(&mut self, value: TokenStream) -> TokenStream {
         let name = internal(&format!("value{}", self.program.prologue.len()));
-        self.program.prologue.push(quote!(let #name = #tokens;));
+        self.program.prologue.push(quote!(let #name = #value;));
         quote!(#name)
     }
 }

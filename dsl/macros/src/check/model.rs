@@ -362,6 +362,7 @@ impl Checker<'_> {
         let label = if main { "output".to_owned() } else { format!("{}.out", parameter.name) };
         cx.label = label.clone();
         let result = function.result.as_ref()?;
+        cx.steps.push(Step::At(result.span));
         let value = self.expr(&mut cx, result);
         let wanted = function.result_axes.as_deref();
         if wanted.is_none() {
@@ -415,6 +416,7 @@ impl Checker<'_> {
         match statement {
             Statement::Let { name, axes, value } => {
                 cx.label = name.to_string();
+                cx.steps.push(Step::At(name.span()));
                 let scalar = self.expr(cx, value);
                 cx.later.pop();
                 let declared = axes.as_ref().map(|idents| self.check_sides(cx, name, idents, &scalar.axes));

@@ -2,12 +2,13 @@
 
 use std::collections::HashMap;
 
-use proc_macro2::Ident;
+use proc_macro2::{Ident, TokenStream};
+use quote::quote;
 
-use super::config::Kind;
+use super::config::{At, Kind};
 use super::scope::Entry;
 use super::{Checker, Cx, Declared};
-use crate::ast::{self, Text};
+use crate::ast::{self, Expr, Text};
 use crate::program::{FileTensor, Weight};
 
 impl Checker<'_> {
@@ -82,9 +83,7 @@ impl Checker<'_> {
                 ast::Place::File { name, rows } => {
                     let condition = source.condition.as_ref().map(|c| self.hoist(cx, c, Kind::Flag, &of));
                     certain |= condition.is_none();
-                    let rows = rows.as_ref().map(|(from, to)| {
-                        (self.hoist(cx, from, Kind::Number, &of), self.hoist(cx, to, Kind::Number, &of))
-                    });
+                    let rows = rows.as_ref().map(|(from, to)| self.rows(cx, from, to, &of));
                     let empty = [Text { value: String::new(), span: name.span }];
                     let prefixes = if section.prefixes.is_empty() { &empty[..] } else { &section.prefixes };
                     for prefix in prefixes {
@@ -119,6 +118,15 @@ impl Checker<'_> {
             }
         }
         (places, stand_in)
+    }
+
+    /// A part of a tensor's first dimension, computed before anything is built.
+    fn rows(&mut self, cx: &Cx, from: &Expr, to: &Expr, of: &str) -> TokenStream {
+        let from = self.config_expr(cx, from, Some(Kind::Number), At::Building, of);
+        let to = self.config_expr(cx, to, Some(Kind::Number), At::Building, of);
+        let graph = &self.model.graph;
+        let rows = quote!(#graph::__private::rows(#of, #from, #to)?);
+        self.prologue(rows)
     }
 
     /// The name of a tensor in the file, with `{l}` for the number of the layer.
