@@ -33,7 +33,8 @@ fn compare(graph: &Graph, seed: u64, without: Vec<Rule>, steps: &[usize], worker
         }
         for (i, (got, (want, bound))) in got.iter().zip(want_output.iter().zip(&want_bound)).enumerate() {
             let error = (*got as f64 - want).abs();
-            if !(error <= SLACK * bound + 1e-30) {
+            let within = error <= SLACK * bound + 1e-30;
+            if !within {
                 let past = runner.past;
                 return Err(format!("element {i} before position {past} is {got}, not {want} ± {bound:e}"));
             }

@@ -8,7 +8,8 @@ use super::contraction::Contraction;
 use super::edit::{Edit, loads, loads_of};
 use super::{Remark, Rule};
 
-/// An expression of at most this many additions and multiplications is cheaper to recompute than to load.
+/// An expression of at most this many additions and multiplications, with one load, is cheaper to recompute than to store
+/// and load again.
 const CHEAP: usize = 2;
 
 /// Inlines within each block of nodes.
@@ -120,7 +121,7 @@ fn worth(edit: &Edit, nodes: &[Node], out: TensorId, body: ExprId, consumers: &[
             uses += 1;
         }
     }
-    uses <= 1 || cost <= CHEAP
+    uses <= 1 || (cost <= CHEAP && loads(graph, body).len() <= 1)
 }
 
 /// Operations per element, a transcendental function counted as eight. Integer arithmetic on coordinates is free.

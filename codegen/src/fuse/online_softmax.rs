@@ -54,7 +54,7 @@ pub enum Fold {
         /// The weight of each position.
         weight: Weighted,
         /// The contraction with a stored operand over the positions, if it is one.
-        over: Option<Contraction>,
+        over: Option<Box<Contraction>>,
         /// What the sum is multiplied with at the end.
         scale: Vec<ExprId>,
         /// What the sum is divided by at the end.
@@ -378,7 +378,7 @@ fn sum(
     {
         return Err(no_identity(plan, &name, m));
     }
-    Ok(Fold::Sum { eq, weight, over, scale, divisor })
+    Ok(Fold::Sum { eq, weight, over: over.map(Box::new), scale, divisor })
 }
 
 /// The `x` of `exp(x - m)`.

@@ -86,6 +86,7 @@ impl Splitter {
     /// Gives the activation of a contraction an equation of its own where it is more than a load, or where its rows do not
     /// lie evenly spaced.
     fn operand(&mut self, edit: &mut Edit, out: TensorId, summed: &[AxisId], inner: ExprId) -> ExprId {
+        let inner = mask_activation(edit, summed, inner);
         let mut all = factors(&edit.graph, inner);
         let Some(at) = stored_factor(&edit.graph, summed, &all) else { return inner };
         let stored = all.remove(at);
@@ -160,6 +161,20 @@ impl Splitter {
         }
         self.done.push(Node::Append { state, rows });
     }
+}
+
+/// `mask ? a · b : 0` as `(mask ? a : 0) · b`, where `b` can be a contraction's stored operand.
+fn mask_activation(edit: &mut Edit, summed: &[AxisId], inner: ExprId) -> ExprId {
+    let Expr::Select { mask, then, otherwise } = *edit.graph.expr(inner) else { return inner };
+    if !matches!(edit.graph.expr(otherwise), Expr::Float(zero) if zero.0 == 0.0) {
+        return inner;
+    }
+    let mut all = factors(&edit.graph, then);
+    let Some(at) = stored_factor(&edit.graph, summed, &all) else { return inner };
+    let stored = all.remove(at);
+    let activation = edit.product(&all);
+    let activation = edit.intern(Expr::Select { mask, then: activation, otherwise });
+    edit.product(&[activation, stored])
 }
 
 fn is_weight(graph: &Graph, tensor: TensorId) -> bool {

@@ -61,7 +61,7 @@ pub(super) fn schedule(cx: &Context, kernel: &Kernel, stream: &Stream, partial: 
         .iter()
         .filter_map(|(_, c)| c.as_ref())
         .chain(stream.folds.iter().filter_map(|f| match f {
-            Fold::Sum { over, .. } => over.as_ref(),
+            Fold::Sum { over, .. } => over.as_deref(),
             Fold::Max { .. } => None,
         }))
         .collect();
