@@ -103,23 +103,44 @@ fn assert_rust(tokens: TokenStream) {
     }
 }
 
-#[test]
-fn anything_is_read_without_a_panic() {
-    let tokens: Vec<TokenTree> = MODEL.parse::<TokenStream>().unwrap().into_iter().collect();
-    let body = match tokens.last() {
-        Some(TokenTree::Group(group)) => group.stream().into_iter().collect::<Vec<_>>(),
-        _ => Vec::new(),
+/// How many tokens there are, at every depth.
+fn count(tokens: TokenStream) -> usize {
+    let inside = |token: TokenTree| match token {
+        TokenTree::Group(group) => 1 + count(group.stream()),
+        _ => 1,
     };
-    // The model without each of its tokens, and cut off at each of them.
-    for at in 0..body.len() {
-        let without = body.iter().enumerate().filter(|(i, _)| *i != at).map(|(_, t)| t.clone());
-        for body in [without.collect::<TokenStream>(), body[..at].iter().cloned().collect()] {
-            let mut model: TokenStream = tokens[..tokens.len() - 1].iter().cloned().collect();
-            model.extend([TokenTree::Group(proc_macro2::Group::new(proc_macro2::Delimiter::Brace, body))]);
-            assert_rust(expand(model));
+    tokens.into_iter().map(inside).sum()
+}
+
+/// The tokens with the one at a position, counted at every depth, replaced.
+fn with(tokens: TokenStream, at: &mut usize, new: &TokenStream) -> TokenStream {
+    let mut result = TokenStream::new();
+    for token in tokens {
+        let here = *at == 0;
+        *at = at.wrapping_sub(1);
+        match token {
+            _ if here => result.extend(new.clone()),
+            TokenTree::Group(group) => {
+                let inner = with(group.stream(), at, new);
+                result.extend([TokenTree::Group(proc_macro2::Group::new(group.delimiter(), inner))]);
+            }
+            token => result.extend([token]),
         }
     }
-    for cut in 0..tokens.len() {
-        assert_rust(expand(tokens[..cut].iter().cloned().collect()));
+    result
+}
+
+#[test]
+fn whatever_is_written_expands_to_rust() {
+    let tokens: TokenStream = MODEL.parse().unwrap();
+    for new in ["", "x", "; {}"] {
+        let new: TokenStream = new.parse().unwrap();
+        for at in 0..count(tokens.clone()) {
+            assert_rust(expand(with(tokens.clone(), &mut at.clone(), &new)));
+        }
+    }
+    let all: Vec<TokenTree> = tokens.into_iter().collect();
+    for cut in 0..all.len() {
+        assert_rust(expand(all[..cut].iter().cloned().collect()));
     }
 }

@@ -93,10 +93,12 @@ mod prelude {
                 let rms = rms_norm[d](x, 0);
                 let normal = layer_norm[d](x, 0);
                 let soft = softmax[d](x where d > 0);
-                let turned = rotate[d](x, freq);
+                let turned = rotate[d](2 * (x / 2), freq);
+                let again = rotate[d](turned, freq);
                 let y = if i == 0 then rms else if i == 1 then normal else if i == 2 then soft else if i == 3 then turned
                     else if i == 4 then silu(x) else if i == 5 then gelu(x) else if i == 6 then gelu_tanh(x)
-                    else if i == 7 then relu(x) else if i == 8 then softcap(x, 2) else sigmoid(x);
+                    else if i == 7 then relu(x) else if i == 8 then softcap(x, 2)
+                    else if i == 9 then sigmoid(x) else again;
                 let out[t, d, i] = y;
                 out
             }
@@ -105,13 +107,14 @@ mod prelude {
 
     #[test]
     fn functions_of_the_prelude() {
-        let config = PreludeConfig::from_json(&json!({"d": 4, "v": 3, "i": 10})).unwrap();
+        let config = PreludeConfig::from_json(&json!({"d": 4, "v": 3, "i": 11})).unwrap();
         let graph = Prelude::graph(&config).unwrap();
         let found = run(&graph, &[&[2], &[0]]);
         // Of the second token, at position 1: x = -1.5, -0.5, 0.5, 1.5.
         let x = [-1.5f64, -0.5, 0.5, 1.5];
-        let second = |d: usize, i: usize| found[40 + 10 * d + i];
+        let second = |d: usize, i: usize| found[44 + 11 * d + i];
         let (cos, sin) = (0.5f64.cos(), 0.5f64.sin());
+        let (cos_twice, sin_twice) = (1f64.cos(), 1f64.sin());
         let weights: f64 = x[1..].iter().map(|x| x.exp()).sum();
         for d in 0..4 {
             let x_d = x[d];
@@ -128,6 +131,7 @@ mod prelude {
                 x_d.max(0.0),
                 2.0 * (x_d / 2.0).tanh(),
                 1.0 / (1.0 + (-x_d).exp()),
+                x_d * cos_twice + other * sin_twice,
             ];
             for (i, expected) in expected.into_iter().enumerate() {
                 assert!((second(d, i) - expected).abs() < 1e-9, "{i}: {} {expected}", second(d, i));
@@ -139,8 +143,8 @@ mod prelude {
     fn what_a_function_indexes_is_an_equation_of_its_own() {
         let config = PreludeConfig::from_json(&json!({"d": 4, "v": 3, "i": 1})).unwrap();
         let graph = Prelude::graph(&config).unwrap();
-        assert!(graph.tensors.iter().all(|t| t.name != "turned.x"), "`x` is a tensor already");
-        assert!(graph.tensors.iter().any(|t| t.name == "turned"));
+        assert!(graph.tensors.iter().any(|t| t.name == "turned.x"));
+        assert!(graph.tensors.iter().all(|t| t.name != "again.x"), "`turned` is a tensor already");
     }
 }
 

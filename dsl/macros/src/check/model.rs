@@ -80,20 +80,13 @@ impl Checker<'_> {
         }
         if let Some((_, context)) = &model.context {
             let of = format!("context {}", self.describe(context));
-            let tokens = self.config_expr(&base, context, None, At::Alone, &of);
-            let optional = self.optional(context);
-            self.program.context = Some(if optional { tokens } else { quote!(::std::option::Option::Some(#tokens)) });
+            self.program.context = Some(self.config_expr(&base, context, Some(Kind::Optional), At::Alone, &of));
         }
         if self.diagnostics.count() == 0 {
             self.report_unused();
         }
         self.program.mistaken = self.diagnostics.count() > 0;
         self.gather();
-    }
-
-    fn optional(&self, expr: &Expr) -> bool {
-        let ast::ExprKind::Name(name) = &expr.kind else { return false };
-        self.values.iter().any(|v| v.name == *name && matches!(v.ty, ast::ConfigType::OptionSize))
     }
 
     fn declare_axis(&mut self, cx: &Cx, name: &Ident, extent: &Expr) {
@@ -530,10 +523,15 @@ impl Checker<'_> {
                 self.diagnostics.error(axis.name.span(), format!("`{}` is an axis that is never used", axis.name));
             }
         }
-        for (name, &stack) in &self.stack_names {
-            if self.stacks[stack].calls.get() == 0 {
-                let span = self.model.name.span();
-                self.diagnostics.error(span, format!("the layers are never called: `{name}(x)` in the model's `fn`"));
+        let layers = self.model.items.iter().filter_map(|item| match item {
+            Item::Layer(layer) => Some(layer),
+            _ => None,
+        });
+        for (layer, stack) in layers.zip(&self.stacks) {
+            if stack.calls.get() == 0 {
+                let message = "these layers are never called";
+                let help = format!("the model's `fn` runs them: `{}(x)`", layer.count);
+                self.diagnostics.help(layer.count.span(), message, help);
             }
         }
     }

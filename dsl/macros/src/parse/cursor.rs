@@ -2,6 +2,8 @@
 
 use proc_macro2::{Delimiter, Group, Ident, Spacing, Span, TokenStream, TokenTree};
 
+use syn::parse::Parser;
+
 use crate::ast::Text;
 use crate::diagnostics::Diagnostics;
 
@@ -236,6 +238,10 @@ impl<'d> Cursor<'d> {
         {
             tokens.extend(self.next());
             tokens.extend(self.next());
+        }
+        if let Err(error) = syn::Attribute::parse_outer.parse2(tokens.clone()) {
+            self.diagnostics.error(error.span(), format!("this is no attribute of Rust: {error}"));
+            return TokenStream::new();
         }
         tokens
     }
