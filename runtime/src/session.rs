@@ -66,6 +66,11 @@ impl<'m> Session<'m> {
         &self.summary
     }
 
+    /// What the session computes in: to ask how long each kernel takes.
+    pub fn workspace(&mut self) -> &mut Workspace {
+        &mut self.workspace
+    }
+
     /// Forgets all tokens.
     pub fn clear(&mut self) {
         self.cache(|cache, sequence| cache.release(sequence));

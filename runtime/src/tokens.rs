@@ -11,7 +11,6 @@ use crate::checkpoint::Checkpoint;
 #[derive(Debug)]
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
-    size: usize,
 }
 
 impl Tokenizer {
@@ -36,17 +35,16 @@ impl Tokenizer {
         // What a training script left there is not meant for texts to be continued.
         inner.with_truncation(None).map_err(|error| wrong(error.to_string()))?;
         inner.with_padding(None);
-        let size = inner.get_vocab_size(true);
-        if size == 0 {
+        if inner.get_vocab_size(false) == 0 {
             return Err(wrong("not a tokenizer: its vocabulary is empty".into()));
         }
-        Ok(Tokenizer { inner, size })
+        Ok(Tokenizer { inner })
     }
 
     /// How many tokens there are, special ones included. A model's vocabulary may be larger, where rows were added to
     /// its embedding for alignment.
     pub fn size(&self) -> usize {
-        self.size
+        self.inner.get_vocab_size(true)
     }
 
     /// The tokens of a text; with `special`, also those that the tokenizer puts around a text of its own (a begin token).
@@ -118,7 +116,7 @@ impl Stream<'_> {
     /// If the token is not in the vocabulary.
     pub fn push(&mut self, token: u32) -> Result<String, Error> {
         if !self.tokenizer.knows(token) {
-            return Err(Error::UnknownToken { id: token, size: self.tokenizer.size });
+            return Err(Error::UnknownToken { id: token, size: self.tokenizer.size() });
         }
         self.window.push(token);
         let mut text = self.text(&self.window)?;
@@ -168,44 +166,49 @@ fn guard<T, E: ToString>(work: impl FnOnce() -> Result<T, E>) -> Result<T, Strin
     }
 }
 
-/// Refuses what the `tokenizers` crate is known to panic on, anywhere in a `tokenizer.json`.
-fn check(value: &Value) -> Result<(), String> {
-    let inner: Vec<&Value> = match value {
-        Value::Object(object) => object.values().collect(),
-        Value::Array(list) => list.iter().collect(),
-        _ => return Ok(()),
-    };
-    let text = |key: &str| value.get(key).and_then(Value::as_str).unwrap_or_default();
-    let list = |key: &str| value.get(key).and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
-    match text("type") {
-        "TemplateProcessing" => {
-            for piece in list("single") {
-                if piece.pointer("/Sequence/id").is_some_and(|id| id != "A") {
-                    return Err("the template of a single text wants a second one".into());
-                }
-                let token = piece.pointer("/SpecialToken/id").and_then(Value::as_str);
-                let known = |token: &&str| value.get("special_tokens").and_then(|known| known.get(*token)).is_some();
-                if let Some(token) = token.filter(|token| !known(token)) {
-                    return Err(format!("the template has `{token}`, which is not among its special tokens"));
-                }
-            }
-        }
-        "Strip" if value.get("stop").and_then(Value::as_u64).is_some_and(|stop| stop > 0) => {
-            return Err("a decoder that strips the end of a text cannot give it out as it comes".into());
-        }
-        "BPE" => {
-            let prefix = text("continuing_subword_prefix");
-            let continues = |merge: &Value| match merge {
-                Value::String(pair) => pair.split(' ').nth(1).is_none_or(|piece| piece.starts_with(prefix)),
-                pair => pair.get(1).and_then(Value::as_str).is_none_or(|piece| piece.starts_with(prefix)),
-            };
-            if let Some(odd) = list("merges").iter().find(|merge| !continues(merge)) {
-                return Err(format!("the merge {odd} does not have the prefix `{prefix}` of pieces within words"));
-            }
-        }
-        _ => {}
+/// Refuses what the `tokenizers` crate is known to panic on.
+fn check(tokenizer: &Value) -> Result<(), String> {
+    for part in ["post_processor", "decoder"] {
+        tokenizer.get(part).map_or(Ok(()), check_part)?;
     }
-    inner.into_iter().try_for_each(check)
+    let Some(model) = tokenizer.get("model") else { return Ok(()) };
+    let prefix = model.get("continuing_subword_prefix").and_then(Value::as_str).filter(|prefix| !prefix.is_empty());
+    let Some(prefix) = prefix else { return Ok(()) };
+    let continues = |merge: &&Value| match merge {
+        Value::String(pair) => pair.split(' ').nth(1).is_none_or(|piece| piece.starts_with(prefix)),
+        pair => pair.get(1).and_then(Value::as_str).is_none_or(|piece| piece.starts_with(prefix)),
+    };
+    match list(model, "merges").iter().find(|merge| !continues(merge)) {
+        Some(merge) => Err(format!("the merge {merge} does not have the prefix `{prefix}` of pieces within words")),
+        None => Ok(()),
+    }
+}
+
+/// Checks a part of a tokenizer, and the parts that it is a sequence of.
+fn check_part(part: &Value) -> Result<(), String> {
+    match part.get("type").and_then(Value::as_str) {
+        Some("Sequence") => ["processors", "decoders"].iter().flat_map(|key| list(part, key)).try_for_each(check_part),
+        Some("TemplateProcessing") => list(part, "single").iter().try_for_each(|piece| {
+            if piece.pointer("/Sequence/id").is_some_and(|id| id != "A") {
+                return Err("the template of a single text wants a second one".into());
+            }
+            let known = |token: &str| part.get("special_tokens").is_some_and(|tokens| tokens.get(token).is_some());
+            match piece.pointer("/SpecialToken/id").and_then(Value::as_str) {
+                Some(token) if !known(token) => {
+                    Err(format!("the template has `{token}`, which is not among its special tokens"))
+                }
+                _ => Ok(()),
+            }
+        }),
+        Some("Strip") if part.get("stop").and_then(Value::as_u64).is_some_and(|stop| stop > 0) => {
+            Err("a decoder that strips the end of a text cannot give it out as it comes".into())
+        }
+        _ => Ok(()),
+    }
+}
+
+fn list<'a>(value: &'a Value, key: &str) -> &'a [Value] {
+    value.get(key).and_then(Value::as_array).map_or(&[], Vec::as_slice)
 }
 
 #[cfg(test)]
