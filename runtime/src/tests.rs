@@ -16,8 +16,13 @@ const VOCABULARY: usize = 400;
 
 /// `x[t, v] = table[tokens, v]`; twice `x[t, v] += Σ_s x[s, v] · w[v] where s <= t`, from the cache; the logits are `x`.
 fn graph() -> Graph {
+    graph_within(None)
+}
+
+/// The same, where a position sees only the last few.
+fn graph_within(window: Option<usize>) -> Graph {
     let mut b = Builder::new("test");
-    let (t, s) = (b.tokens("t"), b.positions("s", None));
+    let (t, s) = (b.tokens("t"), b.positions("s", window));
     let (u, v) = (b.axis("u", VOCABULARY), b.axis("v", VOCABULARY));
     let ids = b.input("tokens", &[t]);
     b.at("src/test.rs", 12, 5);
@@ -76,16 +81,18 @@ impl Numbers {
 
     /// For each layer the carry `[t, v]`, the last being the logits.
     fn expected(&self, tokens: &[u32]) -> Vec<Vec<f64>> {
+        self.expected_within(usize::MAX, tokens)
+    }
+
+    fn expected_within(&self, window: usize, tokens: &[u32]) -> Vec<Vec<f64>> {
         let row = |&token: &u32| &self.table[token as usize * VOCABULARY..][..VOCABULARY];
         let mut x: Vec<f64> = tokens.iter().flat_map(row).map(|&x| f64::from(x)).collect();
         let mut all = vec![x.clone()];
         for w in &self.w {
-            let mut sums = vec![0.0; VOCABULARY];
-            for row in x.chunks_exact_mut(VOCABULARY) {
-                for ((x, sum), &w) in row.iter_mut().zip(&mut sums).zip(w) {
-                    *sum += *x * f64::from(w);
-                    *x += *sum;
-                }
+            let products: Vec<f64> = x.iter().zip(w.iter().cycle()).map(|(x, &w)| x * f64::from(w)).collect();
+            for (i, x) in x.iter_mut().enumerate() {
+                let column = products[i % VOCABULARY..=i].iter().rev().step_by(VOCABULARY);
+                *x += column.take(window).sum::<f64>();
             }
             all.push(x.clone());
         }
@@ -169,6 +176,28 @@ fn a_sequence_is_the_same_however_it_is_cut() {
                 assert_close(hidden, &expected[4 * VOCABULARY..]);
             }
             assert_eq!(session.tokens(), TOKENS);
+        }
+    }
+}
+
+#[test]
+fn a_window_needs_no_more_than_its_pages() {
+    let numbers = Numbers::random();
+    let config = CONFIG.replace("40", "1000");
+    let weights = numbers.safetensors(Dtype::F32).leak();
+    let config = config.leak().as_bytes();
+    let model = Embedded { name: "window", config, generation_config: None, tokenizer: None, weights };
+    let checkpoint = Checkpoint::embedded(&model).unwrap();
+    let tokens: Vec<u32> = (0..400).map(|i| i * 37 % 400).collect();
+    for (window, chunk) in [(10, 1), (10, 70), (64, 33), (65, 512)] {
+        let graph = graph_within(Some(window));
+        let model = Model::load(&checkpoint, &graph, Settings { chunk, ..threads(1) }).unwrap();
+        let mut session = model.session();
+        for end in [3, 63, 64, 200, 400] {
+            let past = session.tokens().len();
+            let logits = session.feed(&tokens[past..end]).unwrap();
+            let expected = numbers.expected_within(window, &tokens[..end]).pop().unwrap();
+            assert_close(&logits, &expected[(end - 1) * VOCABULARY..]);
         }
     }
 }
