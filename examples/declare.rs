@@ -78,7 +78,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut interpreter = Interpreter::new(&graph, &weights)?;
     let computed = interpreter.step(&[("tokens", &[3, 1, 4, 1, 5])])?;
     let last = &computed.output[4 * 100..];
-    let likeliest = (0..last.len()).max_by(|&a, &b| last[a].total_cmp(&last[b]));
-    println!("after 3 1 4 1 5, token {likeliest:?} is the likeliest");
+    let likeliest = (0..last.len()).max_by(|&a, &b| last[a].total_cmp(&last[b])).unwrap_or(0);
+    println!("after 3 1 4 1 5, token {likeliest} is the likeliest");
     Ok(())
 }
