@@ -55,7 +55,7 @@ pub enum Elem {
     I32,
 }
 
-/// Where memory begins.
+/// Where memory begins. Buffers of different kinds do not overlap.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Buffer {
     /// This many bytes into the step's arena.

@@ -50,6 +50,22 @@ impl Affine {
         self
     }
 
+    /// `whole` and `rest` of which this is `whole * divisor + rest`, with all in the first that divides without a look at the
+    /// values.
+    pub(super) fn split(&self, divisor: i64) -> (Affine, Affine) {
+        let (whole, rest) = self.terms.iter().partition(|(_, factor)| factor % divisor == 0);
+        let mut whole = Affine { terms: whole, constant: self.constant.div_euclid(divisor) };
+        for (_, factor) in &mut whole.terms {
+            *factor /= divisor;
+        }
+        (whole, Affine { terms: rest, constant: self.constant.rem_euclid(divisor) })
+    }
+
+    /// The innermost scope of its values.
+    pub(super) fn scope(&self, e: &Emitter) -> usize {
+        self.terms.iter().map(|(value, _)| e.scope_of(*value) as usize).max().unwrap_or(0)
+    }
+
     /// The number itself.
     pub(super) fn emit(self, e: &mut Emitter) -> Value {
         let constant = self.constant;

@@ -20,6 +20,8 @@ pub(super) struct Emitter {
     pub(super) func: Function,
     block: Block,
     scopes: Vec<Scope>,
+    /// The scope in which to emit what is not pure, if not here.
+    hoist: Option<usize>,
     /// The pure instructions whose results are visible here.
     known: HashMap<(InstructionData, Type), Inst>,
     /// The scope that defines each value.
@@ -52,6 +54,7 @@ impl Emitter {
             func,
             block: entry,
             scopes: vec![Scope { is_loop: false, exit: None, known: Vec::new() }],
+            hoist: None,
             known: HashMap::new(),
             scope_of: SecondaryMap::new(),
         };
@@ -110,6 +113,16 @@ impl Emitter {
     pub(super) fn switch(&mut self, block: Block) {
         self.func.layout.append_block(block);
         self.block = block;
+    }
+
+    /// The number of the innermost scope.
+    pub(super) fn scope(&self) -> usize {
+        self.scopes.len() - 1
+    }
+
+    /// From now on emits what is not pure in a scope further out, before the one in it that is being emitted.
+    pub(super) fn hoist(&mut self, to: Option<usize>) {
+        self.hoist = to;
     }
 
     fn innermost(&mut self) -> &mut Scope {
@@ -171,15 +184,21 @@ impl Emitter {
         let scope = self.outermost(operands.max().unwrap_or(0), always);
         let inst = self.func.dfg.make_inst(data);
         self.func.dfg.make_inst_results(inst, ctrl);
-        match self.scopes[scope].exit {
-            Some(exit) if scope + 1 < self.scopes.len() => self.func.layout.insert_inst(inst, exit),
-            _ => self.func.layout.append_inst(inst, self.block),
-        }
-        let result = self.func.dfg.first_result(inst);
-        self.scope_of[result] = scope as u32;
+        self.place(inst, scope);
         self.scopes[scope].known.push((data, ctrl));
         self.known.insert((data, ctrl), inst);
         inst
+    }
+
+    /// Puts an instruction at the end of what is emitted of a scope.
+    fn place(&mut self, inst: Inst, scope: usize) {
+        match self.scopes[scope].exit {
+            Some(exit) if scope < self.scope() => self.func.layout.insert_inst(inst, exit),
+            _ => self.func.layout.append_inst(inst, self.block),
+        }
+        for result in self.func.dfg.inst_results(inst) {
+            self.scope_of[*result] = scope as u32;
+        }
     }
 
     /// Where to compute what needs values of scope `operands`: outside the outermost loop that is within it. What may not
@@ -359,11 +378,7 @@ impl<'f> InstBuilderBase<'f> for Ins<'f> {
         }
         let inst = e.func.dfg.make_inst(data);
         e.func.dfg.make_inst_results(inst, ctrl);
-        e.func.layout.append_inst(inst, e.block);
-        let here = (e.scopes.len() - 1) as u32;
-        for result in e.func.dfg.inst_results(inst) {
-            e.scope_of[*result] = here;
-        }
+        e.place(inst, e.hoist.unwrap_or(e.scope()));
         inst
     }
 }

@@ -7,7 +7,8 @@ use cranelift::codegen::ir::{InstBuilder, Type, Value};
 use super::affine::{Affine, divide, remainder};
 use super::emit::memory;
 use super::math;
-use super::stmt::Lowerer;
+use super::stmt::{Around, Lowerer};
+use super::written::Kind;
 use crate::loops::{Address, Arg, Binary, Buffer, Elem, Expr, Fold, Unary};
 
 /// What an expression yields: a 64-bit integer as a sum that is not emitted yet, anything else as a value.
@@ -22,6 +23,9 @@ const TOKENS: usize = 0;
 const PAST: usize = 1;
 const ARENA: usize = 2;
 const FIRST: usize = 3;
+
+/// How many loads may leave a loop: registers are few.
+const HOISTED: usize = 8;
 
 impl Lowerer {
     /// A value of an expression of any type.
@@ -59,8 +63,7 @@ impl Lowerer {
                 return Yield::Int(Affine::value(self.frame(slot)));
             }
             Expr::Load { elem, lanes, at } => {
-                let (pointer, offset) = self.address(at, *elem);
-                let value = self.load(*elem, *lanes, pointer, offset);
+                let value = self.load_at(at, *elem, *lanes);
                 if self.e.ty(value) == I64 {
                     return Yield::Int(Affine::value(value));
                 }
@@ -132,13 +135,15 @@ impl Lowerer {
 
     /// The same, `further` bytes on.
     pub(super) fn address_plus(&mut self, at: &Address, elem: Elem, further: &Affine) -> (Value, i32) {
-        let size = match elem {
-            Elem::F32 | Elem::I32 => 4,
-            Elem::Bf16 => 2,
-        };
-        let base = match &at.buffer {
-            Buffer::Arena(bytes) => Affine::value(self.frame(ARENA)).plus(&Affine::constant(*bytes as i64)),
-            Buffer::Scratch(bytes) => Affine::value(self.params.scratch).plus(&Affine::constant(*bytes as i64)),
+        let base = self.base(&at.buffer);
+        self.within(at, elem).plus(&base).plus(further).emit_address(&mut self.e)
+    }
+
+    /// Where a kind of buffer begins.
+    fn base(&mut self, buffer: &Buffer) -> Affine {
+        match buffer {
+            Buffer::Arena(_) => Affine::value(self.frame(ARENA)),
+            Buffer::Scratch(_) => Affine::value(self.params.scratch),
             Buffer::Frame(slot) => Affine::value(self.frame(*slot)),
             Buffer::Layer(slot) => Affine::value(self.slot(self.params.layer, *slot)),
             Buffer::Page { table, slot, page } => {
@@ -148,8 +153,47 @@ impl Lowerer {
                 let base = self.e.read_only(pointer, offset, false);
                 Affine::value(base).plus(&Affine::value(self.slot(self.params.layer, *slot)))
             }
+        }
+    }
+
+    /// How many bytes from there an address is.
+    fn within(&mut self, at: &Address, elem: Elem) -> Affine {
+        let size = if elem == Elem::Bf16 { 2 } else { 4 };
+        let start = match &at.buffer {
+            Buffer::Arena(bytes) | Buffer::Scratch(bytes) => *bytes as i64,
+            _ => 0,
         };
-        self.int(&at.offset).times(size).plus(&base).plus(further).emit_address(&mut self.e)
+        self.int(&at.offset).times(size).plus(&Affine::constant(start))
+    }
+
+    /// A load: outside of the loops around that neither change its address nor write what it reads.
+    fn load_at(&mut self, at: &Address, elem: Elem, lanes: usize) -> Value {
+        let within = self.within(at, elem);
+        let address = self.base(&at.buffer).plus(&within);
+        let size = lanes as i64 * if elem == Elem::Bf16 { 2 } else { 4 };
+        let (kind, operands) = (Kind::of(&at.buffer), address.scope(&self.e));
+        let stays = |around: &Around| around.hoisted.len() >= HOISTED || around.written.touches(kind, &within, size);
+        let mut left = 0;
+        while let Some(i) = self.loops.len().checked_sub(left + 1) {
+            let scope = self.e.scope() - left;
+            if scope <= operands || self.loops[i].scope != scope || stays(&self.loops[i]) {
+                break;
+            }
+            left += 1;
+        }
+        let (pointer, offset) = address.emit_address(&mut self.e);
+        let Some(outermost) = self.loops.len().checked_sub(left).filter(|_| left > 0) else {
+            return self.load(elem, lanes, pointer, offset);
+        };
+        let key = (elem, lanes, pointer, offset);
+        if let Some(value) = self.loops[outermost].hoisted.get(&key) {
+            return *value;
+        }
+        self.e.hoist(Some(self.e.scope() - left));
+        let value = self.load(elem, lanes, pointer, offset);
+        self.e.hoist(None);
+        self.loops[outermost].hoisted.insert(key, value);
+        value
     }
 
     fn load(&mut self, elem: Elem, lanes: usize, pointer: Value, offset: i32) -> Value {
@@ -287,17 +331,25 @@ impl Lowerer {
             (Binary::Sub, _, _) => a.clone().plus(&b.clone().times(-1)),
             (Binary::Mul, Some(factor), _) => b.clone().times(factor),
             (Binary::Mul, _, Some(factor)) => a.clone().times(factor),
-            _ => {
-                let a = a.clone().emit(e);
-                let value = match (function, cb) {
-                    (Binary::Div, Some(divisor)) => divide(e, a, divisor.max(1)),
-                    (Binary::Rem, Some(divisor)) => remainder(e, a, divisor.max(1)),
-                    _ => {
-                        let b = b.clone().emit(e);
-                        self.int_values(function, a, b)
+            (Binary::Div | Binary::Rem, _, Some(divisor)) => {
+                let divisor = divisor.max(1);
+                let (whole, rest) = a.split(divisor);
+                match (function, rest.as_constant()) {
+                    (Binary::Div, Some(_)) => whole,
+                    (Binary::Div, None) => {
+                        let rest = rest.emit(e);
+                        whole.plus(&Affine::value(divide(e, rest, divisor)))
                     }
-                };
-                Affine::value(value)
+                    (_, Some(rest)) => Affine::constant(rest),
+                    (_, None) => {
+                        let rest = rest.emit(e);
+                        Affine::value(remainder(e, rest, divisor))
+                    }
+                }
+            }
+            _ => {
+                let (a, b) = (a.clone().emit(e), b.clone().emit(e));
+                Affine::value(self.int_values(function, a, b))
             }
         })
     }

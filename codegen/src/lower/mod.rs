@@ -14,6 +14,7 @@ mod expr;
 mod math;
 mod stmt;
 mod target;
+mod written;
 
 use cranelift::codegen::Context;
 use cranelift::codegen::ir::{Function, UserFuncName};

@@ -1,5 +1,7 @@
 //! Statements: blocks, loops, conditions, and the variables they change.
 
+use std::collections::HashMap;
+
 use cranelift::codegen::ir::condcodes::IntCC;
 use cranelift::codegen::ir::types::{I32, I64};
 use cranelift::codegen::ir::{Function, InstBuilder, Value};
@@ -9,6 +11,7 @@ use super::affine::Affine;
 use super::core::{self, Operands};
 use super::emit::{Emitter, Range, arguments, memory, repeat};
 use super::expr::Yield;
+use super::written::{Written, counted};
 use crate::loops::{Address, Core, Elem, Expr, Kernel, Share, Stmt, Var};
 
 /// The lowering of one kernel.
@@ -16,6 +19,17 @@ pub(super) struct Lowerer {
     pub(super) e: Emitter,
     pub(super) params: Params,
     vars: Vec<Option<Yield>>,
+    /// The loops around, from the outermost.
+    pub(super) loops: Vec<Around>,
+}
+
+/// A loop around what is lowered.
+pub(super) struct Around {
+    /// The scope of its body.
+    pub(super) scope: usize,
+    pub(super) written: Written,
+    /// The loads that have left it, by how and where they load.
+    pub(super) hoisted: HashMap<(Elem, usize, Value, i32), Value>,
 }
 
 /// What a compiled kernel is called with.
@@ -34,7 +48,7 @@ pub(super) fn lower(kernel: &Kernel, isa: &dyn TargetIsa) -> Function {
     let (e, params) = Emitter::new(isa, &[word; 5]);
     let params =
         Params { frame: params[0], layer: params[1], worker: params[2], workers: params[3], scratch: params[4] };
-    let mut lowerer = Lowerer { e, params, vars: vec![None; kernel.vars.len()] };
+    let mut lowerer = Lowerer { e, params, vars: vec![None; kernel.vars.len()], loops: Vec::new() };
     lowerer.block(&kernel.body);
     lowerer.e.finish()
 }
@@ -128,6 +142,7 @@ impl Lowerer {
             return self.block(body);
         }
         let carried = self.carried(body);
+        let written = Written::by(body, (var, counted(&from, &to)), &self.vars);
         let start = from.emit(&mut self.e);
         let end = to.emit(&mut self.e);
         let step = match step {
@@ -139,7 +154,9 @@ impl Lowerer {
         let after = repeat(self, range, &initial, |lowerer, counter, values| {
             lowerer.assign(var, Yield::Int(Affine::value(counter)));
             lowerer.assign_all(&carried, values);
+            lowerer.loops.push(Around { scope: lowerer.e.scope(), written, hoisted: HashMap::new() });
             lowerer.block(body);
+            lowerer.loops.pop();
             lowerer.values_of(&carried)
         });
         self.assign_all(&carried, &after);
