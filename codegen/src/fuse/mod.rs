@@ -1,6 +1,6 @@
 //! Fusion: from equations to kernels, by named rules.
 //!
-//! A graph is first [`split`](split::split) into equations of at most one reduction; each would be a kernel of its own. The rules then
+//! A graph is first split into equations of at most one reduction; each would be a kernel of its own. The rules then
 //! rewrite equations (hoist, inline) and group them (online-softmax, siblings, epilogue, rows, prologue), and note what a
 //! kernel need not visit (ranges, tail). Every grouping keeps the name of its rule, and a rule that nearly applied says
 //! why it did not.
