@@ -2,7 +2,6 @@
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, ValueEnum};
@@ -73,12 +72,9 @@ impl ModelOptions {
 
     /// Loads the model, with a word on the terminal about what takes long.
     pub(crate) fn load(&self, settings: Settings) -> Result<Model, Error> {
-        let progress = Arc::new(Progress::start(format!("loading {}", self.name())));
-        let reporter = Arc::clone(&progress);
-        let settings = Settings { progress: Some(Box::new(move |at| reporter.report(at))), ..settings };
-        let model = einfuse::load_checkpoint(&self.checkpoint()?, settings);
-        progress.finish();
-        model
+        let progress = Progress::start(self.name());
+        let settings = Settings { progress: Some(Box::new(progress.reporter())), ..settings };
+        einfuse::load_checkpoint(&self.checkpoint()?, settings)
     }
 }
 

@@ -1,8 +1,10 @@
 //! Says on the terminal what takes long.
 
 use std::io::{self, IsTerminal};
-use std::sync::Mutex;
-use std::time::{Duration, Instant};
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use einfuse::Progress as At;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -10,46 +12,73 @@ use indicatif::{ProgressBar, ProgressStyle};
 /// How long something may take before it is worth a word.
 const PATIENCE: Duration = Duration::from_millis(500);
 
-/// Progress of loading a model: shown once it takes longer than half a second, where standard error is a terminal.
+/// How often what is shown is brought up to date.
+const INTERVAL: Duration = Duration::from_millis(100);
+
+/// Progress of loading a model: shown once it takes longer than half a second, until it is dropped, where standard error
+/// is a terminal.
 pub(crate) struct Progress {
-    what: String,
-    start: Instant,
-    bar: Mutex<Option<ProgressBar>>,
+    at: Arc<Mutex<At>>,
+    shown: Option<(Sender<()>, JoinHandle<()>)>,
 }
 
 impl Progress {
     /// Loading begins.
     pub(crate) fn start(what: String) -> Progress {
-        Progress { what, start: Instant::now(), bar: Mutex::new(None) }
+        let at = Arc::new(Mutex::new(At::Compiling));
+        let shown = io::stderr().is_terminal().then(|| {
+            let (done, wait) = mpsc::channel::<()>();
+            let at = Arc::clone(&at);
+            let thread = thread::spawn(move || {
+                if wait.recv_timeout(PATIENCE) != Err(RecvTimeoutError::Timeout) {
+                    return;
+                }
+                let style = ProgressStyle::with_template("{msg} {wide_bar} {percent} %");
+                let bar = ProgressBar::new(1).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+                loop {
+                    show(&bar, &what, at.lock().map_or(At::Compiling, |at| *at));
+                    // a dropped sender ends it
+                    if wait.recv_timeout(INTERVAL) != Err(RecvTimeoutError::Timeout) {
+                        break bar.finish_and_clear();
+                    }
+                }
+            });
+            (done, thread)
+        });
+        Progress { at, shown }
     }
 
-    /// Loading is here.
-    pub(crate) fn report(&self, at: At) {
-        if self.start.elapsed() < PATIENCE || !io::stderr().is_terminal() {
-            return;
-        }
-        // another thread that reports at this moment says it as well
-        let Ok(mut bar) = self.bar.try_lock() else { return };
-        let bar = bar.get_or_insert_with(|| {
-            let style = ProgressStyle::with_template("{msg} {wide_bar} {percent} %");
-            ProgressBar::new(1).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
-        });
-        match at {
-            At::Compiling => bar.set_message(format!("{}: compiling", self.what)),
-            At::Packing { done, total } => {
-                bar.set_message(format!("{}: packing weights", self.what));
-                bar.set_length(total as u64);
-                bar.set_position(done as u64);
+    /// What is to be called with how far loading is.
+    pub(crate) fn reporter(&self) -> impl Fn(At) + Send + Sync + use<> {
+        let shared = Arc::clone(&self.at);
+        move |now| {
+            if let Ok(mut at) = shared.lock() {
+                *at = now;
             }
         }
     }
+}
 
-    /// Loading is over: what was shown goes.
-    pub(crate) fn finish(&self) {
-        if let Ok(mut bar) = self.bar.lock()
-            && let Some(bar) = bar.take()
-        {
-            bar.finish_and_clear();
+impl Drop for Progress {
+    fn drop(&mut self) {
+        if let Some((done, thread)) = self.shown.take() {
+            drop(done);
+            // a display that failed is not worth failing for
+            let _ = thread.join();
+        }
+    }
+}
+
+fn show(bar: &ProgressBar, what: &str, at: At) {
+    match at {
+        At::Compiling => {
+            bar.set_message(format!("loading {what}: compiling"));
+            bar.tick();
+        }
+        At::Packing { done, total } => {
+            bar.set_message(format!("loading {what}: packing weights"));
+            bar.set_length(total as u64);
+            bar.set_position(done as u64);
         }
     }
 }

@@ -114,11 +114,11 @@ impl Run {
     fn line(&self, model: &Model, summary: &Summary) -> String {
         let compiled = model.program().compile_time();
         let mut line = format!(
-            "prompt {} tokens, {:.1} tokens/s · generated {} tokens, {:.1} tokens/s · first token after {} · \
+            "prompt {}, {:.1} tokens/s · generated {}, {:.1} tokens/s · first token after {} · \
              compiled in {}, weights packed in {}",
-            summary.prompt_tokens,
+            tokens(summary.prompt_tokens),
             summary.prefill_rate(),
-            summary.generated_tokens,
+            tokens(summary.generated_tokens),
             summary.decode_rate(),
             milliseconds(summary.first_token),
             milliseconds(compiled),
@@ -132,6 +132,10 @@ impl Run {
         }
         line
     }
+}
+
+fn tokens(count: usize) -> String {
+    if count == 1 { "1 token".to_owned() } else { format!("{count} tokens") }
 }
 
 fn milliseconds(time: Duration) -> String {
