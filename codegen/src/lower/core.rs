@@ -240,13 +240,29 @@ impl Tile<'_> {
             let a = e.ins().load(F32, memory(), pointer, offset + k as i32 * 4);
             e.ins().splat(F32X4, a)
         };
-        let a: Vec<Value> = (0..rows).map(|row| broadcast(e, row)).collect();
         let sums = if rows == 1 { &mut sums[(k % 2) as usize * self.vectors..] } else { sums };
-        for group in (0..self.vectors).step_by(if self.operands.b_elem == Elem::Bf16 { 2 } else { 1 }) {
-            for (i, b) in self.panel_vectors(e, panel, offset, self.first + group).into_iter().enumerate() {
-                for (row, a) in a.iter().enumerate() {
-                    let sum = &mut sums[row * self.vectors + group + i];
-                    *sum = if row + 1 == rows { e.ins().fma(b, *a, *sum) } else { e.ins().fma(*a, b, *sum) };
+        let add = |e: &mut Emitter, sum: &mut Value, row: usize, a: Value, b: Value| {
+            *sum = if row + 1 == rows { e.ins().fma(b, a, *sum) } else { e.ins().fma(a, b, *sum) };
+        };
+        let pair = if self.operands.b_elem == Elem::Bf16 { 2 } else { 1 };
+        let groups = (0..self.vectors).step_by(pair);
+        // Whichever are fewer, the broadcasts or the panel's vectors, are held while the others pass.
+        if rows < 3 {
+            let a: Vec<Value> = (0..rows).map(|row| broadcast(e, row)).collect();
+            for group in groups {
+                for (i, b) in self.panel_vectors(e, panel, offset, self.first + group).into_iter().enumerate() {
+                    for (row, a) in a.iter().enumerate() {
+                        add(e, &mut sums[row * self.vectors + group + i], row, *a, b);
+                    }
+                }
+            }
+        } else {
+            let b: Vec<Value> =
+                groups.flat_map(|group| self.panel_vectors(e, panel, offset, self.first + group)).collect();
+            for (row, sums) in sums.chunks_mut(self.vectors).enumerate() {
+                let a = broadcast(e, row);
+                for (sum, b) in sums.iter_mut().zip(&b) {
+                    add(e, sum, row, a, *b);
                 }
             }
         }

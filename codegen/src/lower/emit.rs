@@ -67,7 +67,7 @@ impl Emitter {
     /// Ends the function.
     pub(super) fn finish(mut self) -> Function {
         self.ins().return_(&[]);
-        rematerialise_vectors(&mut self.func);
+        rematerialise_constants(&mut self.func);
         self.func
     }
 
@@ -250,8 +250,7 @@ impl Emitter {
         self.constant(InstructionData::UnaryConst { opcode: Opcode::Vconst, constant_handle }, ty)
     }
 
-    /// Constants live in the entry. Scalar ones are made again at each use by the code generator, vectors by
-    /// [`rematerialise_vectors`]: none holds a register through a loop.
+    /// Constants live in the entry, until [`rematerialise_constants`]: none holds a register through a loop.
     fn constant(&mut self, data: InstructionData, ty: Type) -> Value {
         let inst = match self.known.get(&(data, ty)) {
             Some(inst) => *inst,
@@ -447,9 +446,8 @@ pub(super) fn repeat<C: AsMut<Emitter>>(
     results
 }
 
-/// Makes each vector constant again where it is used, for the few instructions that follow. A load from the constant pool is
-/// cheap; sixteen registers are few.
-fn rematerialise_vectors(func: &mut Function) {
+/// Makes each constant again where it is used, for the few instructions that follow. It is cheap, and registers are few.
+fn rematerialise_constants(func: &mut Function) {
     /// As far as the parts of a minimum are apart, which become one instruction if they use one value.
     const REACH: usize = 6;
     let blocks: Vec<Block> = func.layout.blocks().collect();
@@ -461,14 +459,15 @@ fn rematerialise_vectors(func: &mut Function) {
             let mut any = false;
             for value in values {
                 let ValueDef::Result(def, _) = func.dfg.value_def(value) else { continue };
-                let InstructionData::UnaryConst { opcode: Opcode::Vconst, constant_handle } = func.dfg.insts[def]
-                else {
+                let data = func.dfg.insts[def];
+                if !matches!(data.opcode(), Opcode::Vconst | Opcode::F32const | Opcode::Iconst) {
                     continue;
-                };
+                }
                 any = true;
                 if copies.get(&value).is_none_or(|(_, made)| made + REACH < at) {
                     let ty = func.dfg.value_type(value);
-                    let copy = FuncCursor::new(func).at_inst(inst).ins().vconst(ty, constant_handle);
+                    let (copy, _) = FuncCursor::new(func).at_inst(inst).ins().build(data, ty);
+                    let copy = func.dfg.first_result(copy);
                     copies.insert(value, (copy, at));
                 }
             }
