@@ -10,7 +10,6 @@
 mod support;
 
 use std::fmt::Write;
-use std::path::Path;
 
 use einfuse_codegen::loops::{Kernel, Memory, Slot, parse, verify};
 use einfuse_codegen::lower::{Target, compile_text};
@@ -18,40 +17,17 @@ use support::both;
 
 #[test]
 fn loops() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/filetests/loops");
-    let bless = std::env::var_os("BLESS").is_some();
-    let mut wrong = String::new();
-    let mut files = 0;
-    for entry in std::fs::read_dir(&folder).expect("the folder of tests") {
-        let path = entry.expect("a file").path();
-        let text = std::fs::read_to_string(&path).expect("text");
-        let found = filled(&text).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-        files += 1;
-        if bless {
-            std::fs::write(&path, found).expect("a file that can be written");
-        } else if found != text {
-            let line = found.lines().zip(text.lines()).position(|(a, b)| a != b).unwrap_or_default();
-            let found = found.lines().nth(line).unwrap_or("the end");
-            writeln!(wrong, "{}:{}: found {found}", path.display(), line + 1).expect("memory");
-        }
-    }
-    assert!(files > 0, "no files");
-    assert!(wrong.is_empty(), "{wrong}(BLESS=1 accepts what is found)");
+    support::filetests("loops", sections);
 }
 
-/// The file with its sections filled in.
-fn filled(text: &str) -> Result<String, String> {
-    let mut sections = text.split("\n---- ");
-    let source = sections.next().unwrap_or_default();
-    let kinds: Vec<&str> = sections.map(|section| section.lines().next().unwrap_or_default()).collect();
+/// What belongs into the sections of a file.
+fn sections(source: &str, kinds: &[&str]) -> Result<Vec<String>, String> {
     let kernel = parse(source).map_err(|e| e.to_string()).and_then(|kernel| {
         verify(&kernel).map_err(|e| e.to_string())?;
         Ok(kernel)
     });
-    let mut filled = source.to_string();
     if kinds == ["error"] {
-        let error = kernel.err().ok_or("is accepted")?;
-        return Ok(format!("{filled}\n---- error\n{error}\n"));
+        return Ok(vec![kernel.err().ok_or("is accepted")?]);
     }
     let kernel = kernel?;
     let again = parse(&kernel.to_string()).map_err(|e| format!("the printed text: {e}"))?;
@@ -64,18 +40,15 @@ fn filled(text: &str) -> Result<String, String> {
         Ok((name, compile_text(&kernel, &target).map_err(|e| e.to_string())?))
     });
     let texts = texts.into_iter().collect::<Result<Vec<_>, String>>()?;
-    for kind in kinds {
-        let section = match kind.split_once(' ') {
-            None if kind == "run" => run(&kernel)?,
-            Some((form @ ("clif" | "asm"), name)) => {
-                let text = texts.iter().find(|(known, _)| *known == name).ok_or(format!("no target `{name}`"))?;
-                if form == "clif" { text.1.0.clone() } else { text.1.1.clone() }
-            }
-            _ => return Err(format!("no section is `{kind}`")),
-        };
-        write!(filled, "\n---- {kind}\n{}\n", section.trim_end()).map_err(|e| e.to_string())?;
-    }
-    Ok(filled)
+    let section = |kind: &&str| match kind.split_once(' ') {
+        None if *kind == "run" => run(&kernel),
+        Some((form @ ("clif" | "asm"), name)) => {
+            let text = texts.iter().find(|(known, _)| *known == name).ok_or(format!("no target `{name}`"))?;
+            Ok(if form == "clif" { text.1.0.clone() } else { text.1.1.clone() })
+        }
+        _ => Err(format!("no section is `{kind}`")),
+    };
+    kinds.iter().map(section).collect()
 }
 
 /// What a kernel changes.

@@ -75,7 +75,9 @@ fn chain(plan: &Plan, first: &Kernel, second: &Kernel) -> Result<Vec<AxisId>, St
         if let Expr::Reduce { axes: summed, .. } = graph.expr(equation.body) {
             axes.extend(summed);
         }
-        if let Some(&a) = axes.iter().find(|&&a| !rows.contains(&a) && graph.size(a).is_none()) {
+        // Only the tokens are shared out row by row; along any other axis a row is kept whole.
+        let kept = |a: &&AxisId| graph.size(**a).is_none() && !(rows.contains(a) && is_tokens(graph, **a));
+        if let Some(&a) = axes.iter().find(kept) {
             return Err(format!("the rows grow with `{}`", graph.axis(a).name));
         }
         let shared = rows.iter().find(|&&a| is_tokens(graph, a));
@@ -103,7 +105,7 @@ fn chain(plan: &Plan, first: &Kernel, second: &Kernel) -> Result<Vec<AxisId>, St
     Ok(rows)
 }
 
-/// The axes that all results have, in the order of the first.
+/// The axes that all results have: the tokens first, the others in the order of the first result.
 pub(crate) fn common_rows(plan: &Plan, equations: &[usize]) -> Vec<AxisId> {
     let axes = |e: &usize| &plan.graph.tensor(plan.equations[*e].out).axes;
     let Some(first) = equations.first() else { return Vec::new() };
@@ -113,5 +115,7 @@ pub(crate) fn common_rows(plan: &Plan, equations: &[usize]) -> Vec<AxisId> {
             .any(|&e| matches!(plan.graph.expr(plan.equations[e].body), Expr::Reduce { axes, .. } if axes.contains(a)))
     };
     let common = |a: &&AxisId| equations.iter().all(|e| axes(e).contains(a)) && !summed(a);
-    axes(first).iter().filter(common).copied().collect()
+    let mut rows: Vec<AxisId> = axes(first).iter().filter(common).copied().collect();
+    rows.sort_by_key(|&a| !is_tokens(&plan.graph, a));
+    rows
 }

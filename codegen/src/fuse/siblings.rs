@@ -1,6 +1,6 @@
 //! Rule siblings: contractions of one activation over the same axes share a kernel, so that it is read and packed once.
 
-use super::{Contract, Kernel, Plan, Remark, Rule, Shape};
+use super::{Contract, Contraction, Kernel, Plan, Remark, Rule, Shape};
 
 pub(super) fn apply(plan: &mut Plan) {
     plan.each_scope(|plan, kernels| {
@@ -8,24 +8,18 @@ pub(super) fn apply(plan: &mut Plan) {
         while first < kernels.len() {
             let mut second = first + 1;
             while second < kernels.len() {
-                if !same_activation(&kernels[first], &kernels[second]) {
-                    second += 1;
-                    continue;
-                }
-                let Some(place) = plan.meeting_place(kernels, first, second) else {
-                    let other = kernels[second].name.clone();
-                    let text = format!("`{other}` contracts the same activation, but needs what comes between");
-                    kernels[first].declined.push(Remark { rule: Rule::Siblings, text });
-                    second += 1;
-                    continue;
-                };
-                let other = kernels.remove(second);
-                merge(&mut kernels[first], other);
-                if place == second {
-                    let merged = kernels.remove(first);
-                    kernels.insert(second - 1, merged);
-                    first = 0;
-                    second = 1;
+                match fits(plan, &kernels[first], &kernels[second]) {
+                    None => second += 1,
+                    Some(Err(why)) => {
+                        let text = format!("`{}` contracts the same activation, but {why}", kernels[second].name);
+                        kernels[first].declined.push(Remark { rule: Rule::Siblings, text });
+                        second += 1;
+                    }
+                    // Both need the activation alone, so the second can come as early as the first.
+                    Some(Ok(())) => {
+                        let other = kernels.remove(second);
+                        merge(&mut kernels[first], other);
+                    }
                 }
             }
             first += 1;
@@ -33,10 +27,25 @@ pub(super) fn apply(plan: &mut Plan) {
     });
 }
 
-fn same_activation(a: &Kernel, b: &Kernel) -> bool {
-    let (Shape::Contract(a), Shape::Contract(b)) = (&a.shape, &b.shape) else { return false };
-    let (a, b) = (&a.tasks[0].contractions[0].1, &b.tasks[0].contractions[0].1);
-    a.a == b.a && a.rows == b.rows && a.depth == b.depth && a.batch.is_empty() && b.batch.is_empty()
+/// Whether two kernels that contract the same activation do it alike, or why not; `None` if they don't contract the same.
+fn fits(plan: &Plan, a: &Kernel, b: &Kernel) -> Option<Result<(), String>> {
+    let one = |kernel: &Kernel| -> Option<Contraction> {
+        let Shape::Contract(contract) = &kernel.shape else { return None };
+        Some(contract.tasks[0].contractions[0].1.clone())
+    };
+    let (a, b) = (one(a)?, one(b)?);
+    let graph = &plan.graph;
+    if a.a != b.a {
+        return None;
+    }
+    if a.depth != b.depth {
+        let (depth, other) = (graph.names(&b.depth), graph.names(&a.depth));
+        return Some(Err(format!("over {depth}, not over {other}")));
+    }
+    if let Some(&axis) = a.batch.iter().chain(&b.batch).next() {
+        return Some(Err(format!("the weights are others for each `{}`", graph.axis(axis).name)));
+    }
+    Some(Ok(()))
 }
 
 fn merge(into: &mut Kernel, other: Kernel) {

@@ -1,6 +1,6 @@
 //! The normal form that the rules work on: every equation has at most one reduction, as its right side's outermost
 //! operation; the activation of a contraction is a plain load, its axes in the order rows, batch, depth; every state is
-//! appended to by an equation of its own.
+//! appended to by an equation of its own; and whatever is computed is needed.
 
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
@@ -8,7 +8,7 @@ use std::rc::Rc;
 use einfuse_graph::{AxisId, Expr, ExprId, Graph, Kind, Node, Reduction, TensorId, Type};
 
 use super::contraction::{Contraction, factors, stored_factor};
-use super::edit::{Edit, layout_order};
+use super::edit::{Edit, layout_order, loads};
 
 /// Brings a graph into normal form. The result means the same.
 pub(super) fn split(graph: &Graph) -> Graph {
@@ -20,7 +20,33 @@ pub(super) fn split(graph: &Graph) -> Graph {
     let read = Rc::new(graph.exprs.iter().filter_map(loaded).collect());
     let mut outer = Splitter { read, ..Splitter::default() };
     outer.nodes(&mut edit, &graph.nodes);
-    Graph { nodes: outer.done, ..edit.graph }
+    let nodes = needed(&edit.graph, outer.done, &mut HashSet::from([graph.output]));
+    Graph { nodes, ..edit.graph }
+}
+
+/// The nodes without equations that none of the tensors in `wanted`, and no cache, is computed from. What they load is
+/// wanted too.
+fn needed(graph: &Graph, nodes: Vec<Node>, wanted: &mut HashSet<TensorId>) -> Vec<Node> {
+    let mut kept = Vec::new();
+    for mut node in nodes.into_iter().rev() {
+        match &mut node {
+            Node::Equation { out, .. } if !wanted.contains(out) => continue,
+            Node::Equation { body, .. } => wanted.extend(loads(graph, *body)),
+            Node::Append { rows, .. } => {
+                wanted.insert(*rows);
+            }
+            Node::Layers(layers) => {
+                wanted.insert(layers.initial);
+                for body in &mut layers.bodies {
+                    wanted.insert(body.result);
+                    body.nodes = needed(graph, std::mem::take(&mut body.nodes), wanted);
+                }
+            }
+        }
+        kept.push(node);
+    }
+    kept.reverse();
+    kept
 }
 
 #[derive(Default, Clone)]

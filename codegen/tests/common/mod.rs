@@ -1,7 +1,78 @@
 //! Running compiled programs beside the interpreter.
 
 use einfuse_codegen::{Options, PageTable, Program, Step, Storage, Team, Values, Wanted, Workspace};
-use einfuse_graph::{Graph, TensorId, Weights};
+use einfuse_graph::random::{random_inputs, random_weights};
+use einfuse_graph::{Extent, Graph, Interpreter, Tensor, TensorId, Weights};
+
+/// How many times the interpreter's error bound a difference may be.
+const SLACK: f64 = 4.0;
+
+/// A step, and what the interpreter says of it.
+pub(crate) struct Expected {
+    ids: Vec<i32>,
+    /// Each element of the output and its bound, the tokens first as programs put them.
+    output: Vec<(f64, f64)>,
+    /// How many of them each token has; all, where the output has no tokens' axis.
+    row: usize,
+}
+
+/// What the interpreter says of steps of so many tokens, one after the other.
+pub(crate) fn interpreted(graph: &Graph, seed: u64, steps: &[usize]) -> Result<Vec<Expected>, String> {
+    let weights = |tensor: &Tensor, layer: Option<usize>| random_weights(tensor, layer, graph);
+    let mut interpreter = Interpreter::new(graph, &weights).map_err(|e| e.to_string())?;
+    let step = |&tokens: &usize| {
+        let inputs = random_inputs(graph, tokens, seed);
+        let inputs: Vec<(&str, &[i64])> = inputs.iter().map(|(n, v)| (n.as_str(), v.as_slice())).collect();
+        let out = interpreter.step(&inputs).map_err(|e| e.to_string())?;
+        let ids: Vec<i32> = match inputs.first() {
+            Some((_, ids)) => ids.iter().map(|&i| i as i32).collect(),
+            None => vec![0; tokens],
+        };
+        let output: Vec<_> = tokens_first(graph, tokens).into_iter().map(|i| (out.output[i], out.bound[i])).collect();
+        let axes = &graph.tensor(graph.output).axes;
+        let per_token = axes.iter().any(|&a| graph.axis(a).extent == Extent::Tokens);
+        Ok(Expected { ids, row: if per_token { output.len() / tokens } else { output.len() }, output })
+    };
+    steps.iter().map(step).collect()
+}
+
+/// Runs a program from the start of a sequence, and holds it against what the interpreter says.
+pub(crate) fn hold(runner: &mut Runner, workers: usize, steps: &[Expected]) -> Result<(), String> {
+    runner.restart(workers);
+    for step in steps {
+        let (got, _) = runner.step(&step.ids, &Threads(workers));
+        let want = match runner.program.options().rows {
+            Wanted::All => &step.output[..],
+            Wanted::Last => &step.output[step.output.len() - step.row..],
+        };
+        if got.len() != want.len() {
+            return Err(format!("{} elements, not {}", got.len(), want.len()));
+        }
+        for (i, (got, (want, bound))) in got.iter().zip(want).enumerate() {
+            let error = (*got as f64 - want).abs();
+            // A NaN is not within.
+            let within = error <= SLACK * bound + 1e-30;
+            if !within {
+                let past = runner.past;
+                return Err(format!("element {i} before position {past} is {got}, not {want} ± {bound:e}"));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// For each element of the compiled output its place in the interpreter's: programs put the tokens first.
+fn tokens_first(graph: &Graph, tokens: usize) -> Vec<usize> {
+    let axes = &graph.tensor(graph.output).axes;
+    let sizes: Vec<usize> = axes.iter().map(|&a| graph.size(a).unwrap_or(tokens)).collect();
+    let at = axes.iter().position(|&a| graph.axis(a).extent == Extent::Tokens).unwrap_or(0);
+    let inner: usize = sizes.iter().skip(at + 1).product();
+    let (middle, total) = (sizes.get(at).copied().unwrap_or(1), sizes.iter().product::<usize>());
+    let outer = total / inner / middle;
+    let all =
+        (0..middle).flat_map(|t| (0..outer).flat_map(move |o| (0..inner).map(move |i| (o * middle + t) * inner + i)));
+    all.collect()
+}
 
 /// A program with its weights and the caches of one sequence.
 pub(crate) struct Runner {
@@ -66,9 +137,8 @@ impl Runner {
         storage: Storage,
         options: &Options,
         positions: usize,
-        workers: usize,
-    ) -> Runner {
-        let program = Program::compile(graph, &|_| storage, options).unwrap();
+    ) -> Result<Runner, String> {
+        let program = Program::compile(graph, &|_| storage, options).map_err(|e| e.to_string())?;
         let mut memory = Aligned::new(program.weight_bytes());
         for packed in program.weights() {
             let bytes: Vec<Vec<u8>> = packed
@@ -91,8 +161,14 @@ impl Runner {
                 (Aligned::new(pages * g.page_bytes), (0..pages as u32).rev().collect())
             })
             .collect();
-        let workspace = program.workspace(workers);
-        Runner { program, weights: memory, workspace, caches, past: 0 }
+        let workspace = program.workspace(1);
+        Ok(Runner { program, weights: memory, workspace, caches, past: 0 })
+    }
+
+    /// Begins another sequence, for so many workers. The caches keep what the one before left there.
+    pub(crate) fn restart(&mut self, workers: usize) {
+        self.past = 0;
+        self.workspace = self.program.workspace(workers);
     }
 
     /// The output of the wanted rows, and the activations between layers.

@@ -1,10 +1,52 @@
-//! Runs kernels both ways.
+//! Runs files of tests, and kernels both ways.
 #![allow(dead_code, unreachable_pub)]
 
+use std::fmt::Write;
+use std::path::Path;
 use std::sync::OnceLock;
 
 use einfuse_codegen::loops::{Fault, Kernel, Memory, Slot, interpret};
 use einfuse_codegen::lower::{Code, Lowering, Target, compile};
+
+/// Holds every file of `filetests/FOLDER` against itself with its sections filled in. `BLESS=1` writes what is found into
+/// the files.
+///
+/// A file is a source, then sections, each begun by a line of `----` and its kind. `fill` gets the source and the
+/// kinds, and says what belongs into each section.
+pub fn filetests(folder: &str, fill: impl Fn(&str, &[&str]) -> Result<Vec<String>, String>) {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/filetests").join(folder);
+    let bless = std::env::var_os("BLESS").is_some();
+    let mut wrong = String::new();
+    let mut files = 0;
+    for entry in std::fs::read_dir(&folder).expect("the folder of tests") {
+        let path = entry.expect("a file").path();
+        let text = std::fs::read_to_string(&path).expect("text");
+        let mut sections = text.split("\n---- ");
+        let source = sections.next().unwrap_or_default();
+        let kinds: Vec<&str> = sections.map(|section| section.lines().next().unwrap_or_default()).collect();
+        files += 1;
+        let contents = match fill(source, &kinds) {
+            Ok(contents) => contents,
+            Err(e) => {
+                writeln!(wrong, "{}: {e}", path.display()).expect("memory");
+                continue;
+            }
+        };
+        let mut found = source.to_string();
+        for (kind, contents) in kinds.iter().zip(contents) {
+            write!(found, "\n---- {kind}\n{}\n", contents.trim_end()).expect("memory");
+        }
+        if bless {
+            std::fs::write(&path, found).expect("a file that can be written");
+        } else if found != text {
+            let line = found.lines().zip(text.lines()).position(|(a, b)| a != b).unwrap_or_default();
+            let found = found.lines().nth(line).unwrap_or("the end");
+            writeln!(wrong, "{}:{}: found {found}", path.display(), line + 1).expect("memory");
+        }
+    }
+    assert!(files > 0, "no files");
+    assert!(wrong.is_empty(), "{wrong}(BLESS=1 accepts what is found)");
+}
 
 /// This machine.
 pub fn host() -> &'static Target {

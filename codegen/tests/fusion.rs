@@ -1,0 +1,61 @@
+//! Runs the files under `filetests/fuse`: a graph as text, then the plans that become of it.
+//!
+//! A section begins with a line of `----` and is `plan`, the plan made by all rules, or `plan without RULE, …`, that
+//! made by the others. Whatever the sections, the graph is compiled with all rules, with each switched off in turn and
+//! with none, and held against the interpreter.
+//!
+//! `BLESS=1` writes what is found into the files.
+
+mod common;
+mod support;
+
+use common::{Expected, Runner, hold, interpreted};
+use einfuse_codegen::fuse::fuse;
+use einfuse_codegen::{Options, Rule, Storage, Wanted};
+use einfuse_graph::random::random_weights;
+use einfuse_graph::{Graph, Tensor, parse};
+
+/// Tokens of each step: short ones, and some that cross the border of a page.
+const STEPS: [&[usize]; 2] = [&[5, 1, 1, 8, 1], &[40, 40, 1, 1]];
+
+#[test]
+fn plans() {
+    support::filetests("fuse", |source, kinds| {
+        let graph = parse(source).map_err(|e| e.to_string())?;
+        means_what_the_interpreter_says(&graph)?;
+        kinds.iter().map(|kind| plan(&graph, kind)).collect()
+    });
+}
+
+/// The plan that a section asks for.
+fn plan(graph: &Graph, kind: &str) -> Result<String, String> {
+    let names = match kind.split_once(" without ") {
+        None if kind == "plan" => "",
+        Some(("plan", names)) => names,
+        _ => return Err(format!("no section is `{kind}`")),
+    };
+    let names = names.split(", ").filter(|name| !name.is_empty());
+    let without = names.map(|name| name.parse::<Rule>().map_err(|e| e.to_string())).collect::<Result<Vec<_>, _>>()?;
+    Ok(fuse(graph, &without, Wanted::Last).to_string())
+}
+
+fn means_what_the_interpreter_says(graph: &Graph) -> Result<(), String> {
+    let expected = STEPS.iter().map(|steps| interpreted(graph, 7, steps)).collect::<Result<Vec<_>, _>>()?;
+    let each_off = Rule::ALL.iter().map(std::slice::from_ref);
+    for without in [&[], Rule::ALL].into_iter().chain(each_off) {
+        holds(graph, without, Wanted::All, &expected).map_err(|e| format!("without {without:?}: {e}"))?;
+    }
+    holds(graph, &[], Wanted::Last, &expected).map_err(|e| format!("the last row alone: {e}"))
+}
+
+fn holds(graph: &Graph, without: &[Rule], rows: Wanted, expected: &[Vec<Expected>]) -> Result<(), String> {
+    let weights = |tensor: &Tensor, layer: Option<usize>| random_weights(tensor, layer, graph);
+    let options = Options { without: without.to_vec(), chunk: 40, positions: 128, rows, keep_text: false };
+    let mut runner = Runner::new(graph, &weights, Storage::F32, &options, 128)?;
+    for workers in [1, 3] {
+        for steps in expected {
+            hold(&mut runner, workers, steps).map_err(|e| format!("{workers} workers: {e}"))?;
+        }
+    }
+    Ok(())
+}
