@@ -157,6 +157,26 @@ fn check(a: &[f32], b: &[u8], c: &[u8], n: usize, depth: usize, elem: Elem) {
     }
 }
 
+/// Compiles all kernels together, a few times.
+fn compile_time(kernels: &[Kernel]) {
+    let how = Lowering { verify: false, keep_text: false };
+    let target = Target::host().unwrap_or_else(|e| panic!("{e}"));
+    let mut best = f64::INFINITY;
+    let mut instructions = 0;
+    for _ in 0..9 {
+        let start = Instant::now();
+        let code = compile(kernels, &target, &how).unwrap_or_else(|e| panic!("{e}"));
+        best = best.min(start.elapsed().as_secs_f64());
+        instructions = (0..kernels.len()).map(|kernel| code.instructions(kernel)).sum();
+    }
+    println!(
+        "compiling: {:.0} us a kernel, {:.2} us an instruction ({instructions} instructions in {} kernels)",
+        best * 1e6 / kernels.len() as f64,
+        best * 1e6 / instructions as f64,
+        kernels.len()
+    );
+}
+
 fn main() {
     let depth = 576;
     let wide = (64 << 20) / (4 * depth) / PANEL * PANEL * 2;
@@ -169,6 +189,7 @@ fn main() {
     let mut peak = Case::new(&fma, &[&factor, &sink, &sink], flops, 0);
 
     let mut cases = Vec::new();
+    let mut kernels = Vec::new();
     let mut kept = Vec::new();
     for elem in [Elem::F32, Elem::Bf16] {
         for rows in 1..=4 {
@@ -178,6 +199,7 @@ fn main() {
                 let (a_bytes, c) = (as_bytes(&a, Elem::F32), vec![0u8; 4 * m * n]);
                 let name = format!("{elem}_{rows}_rows_{place}");
                 let kernel = product(&name, m, n, depth, rows, elem);
+                kernels.push(kernel.clone());
                 let mut case = Case::new(&kernel, &[&a_bytes, &b, &c], 2 * m * n * depth, b.len());
                 case.run();
                 check(&a, &b, &c, n, depth, elem);
@@ -194,6 +216,7 @@ fn main() {
             case.run();
         }
     }
+    compile_time(&kernels);
     println!("peak: {:.1} GFLOP/s of 128-bit multiply-adds, {:.1} GB/s read from memory", peak.gflops(), read.gbytes());
     for case in &cases {
         println!(
