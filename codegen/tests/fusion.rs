@@ -11,9 +11,9 @@ mod support;
 
 use common::{Expected, Runner, hold, interpreted};
 use einfuse_codegen::fuse::fuse;
-use einfuse_codegen::{Options, Rule, Storage, Wanted};
+use einfuse_codegen::{Options, Program, Rule, Storage, Wanted};
 use einfuse_graph::random::random_weights;
-use einfuse_graph::{Graph, Tensor, parse};
+use einfuse_graph::{Extent, Graph, Tensor, parse};
 
 /// Tokens of each step: short ones, and some that cross the border of a page.
 const STEPS: [&[usize]; 2] = [&[5, 1, 1, 8, 1], &[40, 40, 1, 1]];
@@ -58,4 +58,36 @@ fn holds(graph: &Graph, without: &[Rule], rows: Wanted, expected: &[Vec<Expected
         }
     }
     Ok(())
+}
+
+/// Two layers, in the sizes of a small model.
+const LAYERS: &str = include_str!("filetests/fuse/two_layers.graph");
+
+/// The sizes of a larger one.
+const SIZES: [(&str, usize); 5] = [("d", 576), ("n", 3), ("g", 3), ("f", 1536), ("v", 49152)];
+
+/// Bytes that a token may take between kernels: floats of the activation, of the queries, of what they return, and of the
+/// wide layer; twice, for what is read and written at once.
+const PER_TOKEN: usize = 2 * 4 * (576 + 36 + 36 + 1536);
+
+#[test]
+fn no_kernel_keeps_scores() {
+    let mut graph = parse(LAYERS.split("\n---- ").next().unwrap_or_default()).expect("a graph");
+    for (name, size) in SIZES {
+        let axis = graph.axes.iter_mut().find(|axis| axis.name == name).expect("an axis");
+        axis.extent = Extent::Fixed(size);
+    }
+    let arena = |tokens: usize, without: &[Rule]| {
+        let options = Options { without: without.to_vec(), chunk: tokens, positions: tokens, ..Options::default() };
+        Program::compile(&graph, &|_| Storage::F32, &options).expect("a program").arena_bytes()
+    };
+    let (short, long) = (arena(4096, &[]), arena(8192, &[]));
+    assert!(short <= 4096 * PER_TOKEN, "{short} bytes for 4096 tokens, {} each", short / 4096);
+    assert!(long as f64 <= 2.05 * short as f64, "{short} bytes for 4096 tokens, {long} for 8192");
+
+    // What would be there without the rule: a float for each head, token and position.
+    let scores = |tokens: usize| 4 * 9 * tokens * tokens;
+    let (short, long) = (arena(4096, &[Rule::OnlineSoftmax]), arena(8192, &[Rule::OnlineSoftmax]));
+    assert!(short >= scores(4096) && long >= scores(8192), "{short} and {long} bytes without the rule");
+    assert!(long as f64 >= 3.5 * short as f64, "{short} and {long} bytes without the rule");
 }

@@ -14,60 +14,65 @@ pub(super) fn apply(plan: &mut Plan) {
         let mut at = 0;
         while at < kernels.len() {
             match step(plan, kernels, at) {
-                true => at = 0,
-                false => at += 1,
+                Ok(()) => at = 0,
+                Err(refused) => {
+                    kernels[at].decline(Rule::Epilogue, refused);
+                    at += 1;
+                }
             }
         }
     });
 }
 
-/// Joins one equation to the contraction kernel at `k`, if there is one that fits.
-fn step(plan: &Plan, kernels: &mut Vec<Kernel>, k: usize) -> bool {
+/// Joins one equation to the contraction kernel at `k`; or says why none of those that follow fits.
+fn step(plan: &Plan, kernels: &mut Vec<Kernel>, k: usize) -> Result<(), Vec<String>> {
+    let mut refused = Vec::new();
+    let Shape::Contract(contract) = &kernels[k].shape else { return Err(refused) };
     for j in k + 1..kernels.len() {
-        let (Shape::Contract(contract), Shape::Rows, [eq]) =
-            (&kernels[k].shape, &kernels[j].shape, &kernels[j].equations[..])
-        else {
-            continue;
-        };
-        if !plan.depends(&kernels[j], &kernels[k]) {
+        if !plan.depends(&kernels[j], &kernels[k]) || plan.has_between(kernels, k, j) {
             continue;
         }
-        let eq = *eq;
-        let out = plan.quoted(plan.equations[eq].out);
+        let follows = format!("`{}` follows", kernels[j].name);
+        let eq = match (&kernels[j].shape, &kernels[j].equations[..]) {
+            (Shape::Rows, [eq]) => *eq,
+            (Shape::Stream(stream), _) => {
+                let s = &plan.graph.axis(stream.positions).name;
+                refused.push(format!("{follows}, but it reads other rows, along all of `{s}`"));
+                continue;
+            }
+            _ => continue,
+        };
         let joined = join(plan, contract, eq).and_then(|task| match plan.meeting_place(kernels, k, j) {
             Some(place) => Ok((task, place)),
             None => Err("it needs what comes between".to_owned()),
         });
-        match joined {
+        let ((touched, task), place) = match joined {
+            Ok(joined) => joined,
             Err(why) => {
-                let text = format!("{out} follows, but {why}");
-                let remark = Remark { rule: Rule::Epilogue, text };
-                if !kernels[k].declined.contains(&remark) {
-                    kernels[k].declined.push(remark);
-                }
+                refused.push(format!("{follows}, but {why}"));
+                continue;
             }
-            Ok(((touched, task), place)) => {
-                let other = kernels.remove(j);
-                let mut kernel = kernels.remove(k);
-                if let Shape::Contract(contract) = &mut kernel.shape {
-                    let mut at = 0;
-                    contract.tasks.retain(|_| {
-                        at += 1;
-                        !touched.contains(&(at - 1))
-                    });
-                    contract.tasks.insert(touched[0].min(contract.tasks.len()), task);
-                }
-                kernel.equations.push(eq);
-                kernel.equations.sort();
-                kernel.applied.extend(other.applied);
-                kernel.applied.push(Remark { rule: Rule::Epilogue, text: format!("{out} is computed from the tile") });
-                kernel.declined.extend(other.declined);
-                kernels.insert(if place == j { j - 1 } else { k }, kernel);
-                return true;
-            }
+        };
+        let other = kernels.remove(j);
+        let mut kernel = kernels.remove(k);
+        if let Shape::Contract(contract) = &mut kernel.shape {
+            let mut at = 0;
+            contract.tasks.retain(|_| {
+                at += 1;
+                !touched.contains(&(at - 1))
+            });
+            contract.tasks.insert(touched[0].min(contract.tasks.len()), task);
         }
+        kernel.equations.push(eq);
+        kernel.equations.sort();
+        kernel.applied.extend(other.applied);
+        let text = format!("`{}` is computed from the tile", other.name);
+        kernel.applied.push(Remark { rule: Rule::Epilogue, text });
+        kernel.declined.extend(other.declined);
+        kernels.insert(if place == j { j - 1 } else { k }, kernel);
+        return Ok(());
     }
-    false
+    Err(refused)
 }
 
 /// The task that computes `eq` from its tile, made of those that it reads; or why there can be none.

@@ -69,7 +69,12 @@ impl Hoist<'_> {
             for node in std::mem::take(&mut body.nodes) {
                 match node {
                     Node::Equation { out, body: right } => {
-                        if out != body.result && !appended.contains(&out) && self.is_invariant(right) {
+                        let stays = out == body.result || appended.contains(&out);
+                        if !stays && self.is_same(right) && self.mentions_positions(right) {
+                            let name = &self.edit.graph.tensor(out).name;
+                            self.say(format!("`{name}` is the same in every layer, but grows with the positions"));
+                        }
+                        if !stays && self.is_invariant(right) {
                             let name = self.edit.graph.tensor(out).name.clone();
                             self.say(format!("`{name}` is computed once, before the layers"));
                             self.inner.remove(&out);
@@ -93,11 +98,15 @@ impl Hoist<'_> {
 
     /// Whether an expression is the same in every layer, and does not grow with the positions.
     fn is_invariant(&self, id: ExprId) -> bool {
+        self.is_same(id) && !self.mentions_positions(id)
+    }
+
+    /// Whether an expression is the same in every layer.
+    fn is_same(&self, id: ExprId) -> bool {
         let graph = &self.edit.graph;
-        let same = super::loads(graph, id).iter().all(|t| {
+        super::loads(graph, id).iter().all(|t| {
             !self.inner.contains(t) && !graph.is_layered(*t) && !matches!(graph.tensor(*t).kind, Kind::State { .. })
-        });
-        same && !self.mentions_positions(id)
+        })
     }
 
     fn mentions_positions(&self, id: ExprId) -> bool {

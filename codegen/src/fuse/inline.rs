@@ -12,8 +12,9 @@ use super::{Remark, Rule};
 /// and load again.
 const CHEAP: usize = 2;
 
-/// Inlines within each block of nodes.
-pub(super) fn apply(graph: Graph, remarks: &mut Vec<Remark>) -> Graph {
+/// Inlines within each block of nodes. Also tells which maps stay that are read by more equations than one, and why.
+pub(super) fn apply(graph: Graph, remarks: &mut Vec<Remark>) -> (Graph, Vec<(TensorId, String)>) {
+    let mut stay = Vec::new();
     let mut edit = Edit::new(Graph { nodes: Vec::new(), ..graph.clone() });
     let mut kept: HashSet<TensorId> = HashSet::from([graph.output]);
     keep(&graph.nodes, &mut kept);
@@ -23,12 +24,12 @@ pub(super) fn apply(graph: Graph, remarks: &mut Vec<Remark>) -> Graph {
         if let Node::Layers(layers) = node {
             for body in &mut layers.bodies {
                 kept.insert(body.result);
-                block(&mut edit, &mut body.nodes, &kept, None, remarks);
+                block(&mut edit, &mut body.nodes, &kept, None, remarks, &mut stay);
             }
         }
     }
-    block(&mut edit, &mut nodes, &kept, Some(&everywhere), remarks);
-    Graph { nodes, ..edit.graph }
+    block(&mut edit, &mut nodes, &kept, Some(&everywhere), remarks, &mut stay);
+    (Graph { nodes, ..edit.graph }, stay)
 }
 
 /// Tensors that are needed beyond the equations that load them.
@@ -70,6 +71,7 @@ fn block(
     kept: &HashSet<TensorId>,
     elsewhere: Option<&HashSet<TensorId>>,
     remarks: &mut Vec<Remark>,
+    stay: &mut Vec<(TensorId, String)>,
 ) {
     let mut at = 0;
     while at < nodes.len() {
@@ -82,9 +84,22 @@ fn block(
         let consumers: Vec<usize> = (at + 1..nodes.len())
             .filter(|&c| matches!(nodes[c], Node::Equation { body, .. } if loads(&edit.graph, body).contains(&out)))
             .collect();
-        if !is_map || needed || consumers.is_empty() || !worth(edit, nodes, out, body, &consumers) {
+        if !is_map || needed || consumers.is_empty() {
             at += 1;
             continue;
+        }
+        match worth(edit, nodes, out, body, &consumers) {
+            Worth::Moved => {}
+            Worth::Kept(uses) => {
+                let name = &edit.graph.tensor(out).name;
+                stay.push((out, format!("`{name}` is read {uses} times, and costs more to compute than to load")));
+                at += 1;
+                continue;
+            }
+            Worth::Contracted => {
+                at += 1;
+                continue;
+            }
         }
         let mut into = Vec::new();
         for &c in &consumers {
@@ -101,16 +116,25 @@ fn block(
     }
 }
 
-/// Whether the consumers can take the producer's expression without computing more than a load is worth.
-fn worth(edit: &Edit, nodes: &[Node], out: TensorId, body: ExprId, consumers: &[usize]) -> bool {
+/// What becomes of a map.
+enum Worth {
+    /// It moves into its consumers, without computing more than a load is worth.
+    Moved,
+    /// It stays: it is read so many times.
+    Kept(usize),
+    /// It stays, being the activation of a contraction.
+    Contracted,
+}
+
+fn worth(edit: &Edit, nodes: &[Node], out: TensorId, body: ExprId, consumers: &[usize]) -> Worth {
     let graph = &edit.graph;
     let cost = cost(graph, body, &mut HashMap::new());
     let axes = &graph.tensor(out).axes;
     let mut uses = 0;
     for &c in consumers {
-        let Node::Equation { out: to, body: right } = nodes[c] else { return false };
+        let Node::Equation { out: to, body: right } = nodes[c] else { continue };
         if Contraction::of(graph, to, right).is_some_and(|c| c.a == out) {
-            return false;
+            return Worth::Contracted;
         }
         uses += loads_of(graph, right, out).len();
         let mut around = graph.tensor(to).axes.clone();
@@ -121,7 +145,10 @@ fn worth(edit: &Edit, nodes: &[Node], out: TensorId, body: ExprId, consumers: &[
             uses += 1;
         }
     }
-    uses <= 1 || (cost <= CHEAP && loads(graph, body).len() <= 1)
+    match uses <= 1 || (cost <= CHEAP && loads(graph, body).len() <= 1) {
+        true => Worth::Moved,
+        false => Worth::Kept(uses),
+    }
 }
 
 /// Operations per element, a transcendental function counted as eight. Integer arithmetic on coordinates is free.

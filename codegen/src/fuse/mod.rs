@@ -135,6 +135,14 @@ pub struct Kernel {
     pub last_rows: bool,
 }
 
+impl Kernel {
+    /// Puts down why a rule declined, in place of what it said before.
+    fn decline(&mut self, rule: Rule, reasons: Vec<String>) {
+        self.declined.retain(|remark| remark.rule != rule);
+        self.declined.extend(reasons.into_iter().map(|text| Remark { rule, text }));
+    }
+}
+
 /// The skeletons.
 #[derive(Clone, Debug)]
 pub enum Shape {
@@ -219,8 +227,9 @@ pub fn fuse(graph: &Graph, without: &[Rule], wanted: Wanted) -> Plan {
     if on(Rule::Hoist) {
         graph = hoist::apply(graph, &mut remarks);
     }
+    let mut stay = Vec::new();
     if on(Rule::Inline) {
-        graph = inline::apply(graph, &mut remarks);
+        (graph, stay) = inline::apply(graph, &mut remarks);
     }
     let mut plan = Plan::of(graph, remarks);
     if on(Rule::OnlineSoftmax) {
@@ -248,8 +257,10 @@ pub fn fuse(graph: &Graph, without: &[Rule], wanted: Wanted) -> Plan {
     plan.each_scope(|plan, kernels| {
         for kernel in kernels {
             let outputs = plan.outputs(kernel);
-            let names: Vec<&str> = outputs.iter().map(|&t| plan.graph.tensor(t).name.as_str()).collect();
-            kernel.name = names.join("+");
+            // Whoever could have done without a round trip to memory; within a kernel there is none.
+            let stored = stay.iter().filter(|(tensor, _)| outputs.contains(tensor));
+            kernel.decline(Rule::Inline, stored.map(|(_, why)| why.clone()).collect());
+            kernel.name = plan.names(&outputs);
         }
     });
     plan
@@ -373,11 +384,30 @@ impl Plan {
             })
     }
 
+    /// Who needs a tensor besides some equations, if anybody does: "is needed by …".
+    fn needed_outside(&self, tensor: TensorId, equations: &[EqId]) -> Option<String> {
+        if self.states.contains_key(&tensor) {
+            return Some("goes into a cache".to_owned());
+        }
+        if self.escapes(tensor) {
+            return Some("is handed on".to_owned());
+        }
+        let other = self.consumers(tensor).into_iter().find(|e| !equations.contains(e))?;
+        Some(format!("is needed by {} too", self.quoted(self.equations[other].out)))
+    }
+
     /// Whether kernel `b` needs something that kernel `a` computes.
     fn depends(&self, b: &Kernel, a: &Kernel) -> bool {
         b.equations
             .iter()
             .any(|&e| self.reads(e).iter().any(|t| a.equations.iter().any(|&p| self.equations[p].out == *t)))
+    }
+
+    /// Whether one that comes between two kernels needs the first and is needed by the second. The two can't be one then, and
+    /// the reason why lies with the one between.
+    fn has_between(&self, kernels: &[Kernel], first: usize, second: usize) -> bool {
+        let needs = |b: usize, a: usize| self.depends(&kernels[b], &kernels[a]);
+        (first + 1..second).any(|between| needs(between, first) && needs(second, between))
     }
 
     /// Where two kernels of a stretch can be computed as one: at the place of the first or of the second, so that
@@ -393,6 +423,11 @@ impl Plan {
     /// The name of a tensor, quoted.
     pub(crate) fn quoted(&self, tensor: TensorId) -> String {
         format!("`{}`", self.graph.tensor(tensor).name)
+    }
+
+    /// The names of some tensors, joined.
+    fn names(&self, tensors: &[TensorId]) -> String {
+        tensors.iter().map(|&t| self.graph.tensor(t).name.as_str()).collect::<Vec<_>>().join("+")
     }
 
     /// What a kernel computes that others need.

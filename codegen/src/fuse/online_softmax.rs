@@ -119,7 +119,8 @@ pub(super) fn apply(plan: &mut Plan) {
 fn regroup(plan: &Plan, kernels: &mut Vec<Kernel>, stream: Stream, members: Vec<EqId>) -> usize {
     let reduced: Vec<String> = stream.folds.iter().map(|f| plan.quoted(plan.equations[f.equation()].out)).collect();
     let s = &plan.graph.axis(stream.positions).name;
-    let text = format!("{} are carried along `{s}` in one pass and rescaled", reduced.join(", "));
+    let is = if reduced.len() == 1 { "is" } else { "are" };
+    let text = format!("{} {is} carried along `{s}` in one pass and rescaled", reduced.join(", "));
     let is_member = |k: &Kernel| k.equations.iter().all(|e| members.contains(e));
     let last = kernels.iter().rposition(is_member).unwrap_or(0);
     let name = kernels[last].name.clone();
@@ -153,32 +154,40 @@ fn gather(plan: &mut Plan, kernels: &[Kernel], last: EqId, over: Contraction) ->
     let along = |plan: &Plan, t: TensorId| plan.graph.tensor(t).axes.contains(&s);
 
     // Members: whatever the contraction reads that has the positions' axis or was reduced over it, as far back as it goes.
-    let mut members = vec![last];
-    let mut at = 0;
-    while at < members.len() {
-        for tensor in loads(&plan.graph, plan.equations[members[at]].body) {
-            if let Some(e) = producer(plan, tensor)
-                && (along(plan, tensor) || over_positions(plan, e))
-                && !members.contains(&e)
-            {
-                members.push(e);
+    // Where that leaves out who reads a member, also maps on the way there: what a statistic is turned into.
+    let members = |plan: &Plan, maps: bool| {
+        let is_map = |plan: &Plan, e: EqId| !matches!(plan.graph.expr(plan.equations[e].body), Expr::Reduce { .. });
+        let mut members = vec![last];
+        let mut at = 0;
+        while at < members.len() {
+            for tensor in loads(&plan.graph, plan.equations[members[at]].body) {
+                if let Some(e) = producer(plan, tensor)
+                    && (along(plan, tensor) || over_positions(plan, e) || maps && is_map(plan, e))
+                    && !members.contains(&e)
+                {
+                    members.push(e);
+                }
             }
+            at += 1;
         }
-        at += 1;
-    }
-    members.sort();
-    if members.len() == 1 {
+        members.sort();
+        members
+    };
+    let open = |plan: &Plan, members: &[EqId]| {
+        let outs = members.iter().filter(|&&e| e != last).map(|&e| plan.equations[e].out);
+        outs.filter_map(|out| Some((out, plan.needed_outside(out, members)?))).next()
+    };
+    let mut all = members(plan, false);
+    if all.len() == 1 {
         return Err(format!("what {} sums along the positions is not computed here", plan.quoted(over.out)));
     }
-    for &e in &members {
-        let out = plan.equations[e].out;
-        if e == last {
-            continue;
-        }
-        if plan.escapes(out) || plan.consumers(out).iter().any(|c| !members.contains(c)) {
-            return Err(format!("{} is needed elsewhere too", plan.quoted(out)));
+    if let Some((out, elsewhere)) = open(plan, &all) {
+        all = members(plan, true);
+        if open(plan, &all).is_some() {
+            return Err(format!("{} {elsewhere}", plan.quoted(out)));
         }
     }
+    let members = all;
 
     let mut edit = Edit::new(plan.graph.clone());
     let result = form(plan, &mut edit, &members, last, &over);

@@ -18,7 +18,8 @@ pub(super) fn apply(plan: &mut Plan) {
             };
             match fits(plan, &kernels[p], &kernels[at]) {
                 Err(why) => {
-                    let text = format!("`{}` could be computed here, but {why}", kernels[p].name);
+                    let text =
+                        format!("`{}` could be computed here, but {why}", plan.names(&plan.outputs(&kernels[p])));
                     kernels[at].declined.push(Remark { rule: Rule::Prologue, text });
                     at += 1;
                 }
@@ -43,25 +44,29 @@ pub(super) fn apply(plan: &mut Plan) {
     });
 }
 
-/// The kernel that computes the activation of the contraction kernel at `at` row by row.
+/// The kernel that computes the activation of the contraction kernel at `at`.
 fn producer(plan: &Plan, kernels: &[Kernel], at: usize) -> Option<usize> {
     let Shape::Contract(contract) = &kernels[at].shape else { return None };
     let a = contract.tasks[0].contractions[0].1.a;
-    (0..at).find(|&p| {
-        matches!(kernels[p].shape, Shape::Rows) && kernels[p].equations.iter().any(|&e| plan.equations[e].out == a)
-    })
+    (0..at).find(|&p| kernels[p].equations.iter().any(|&e| plan.equations[e].out == a))
 }
 
 fn fits(plan: &Plan, producer: &Kernel, kernel: &Kernel) -> Result<(), String> {
     let graph = &plan.graph;
     let Shape::Contract(contract) = &kernel.shape else { return Err(String::new()) };
+    match producer.shape {
+        Shape::Rows => {}
+        Shape::Contract(_) => return Err("it is a contraction, which each tile of columns would repeat".to_owned()),
+        Shape::Stream(_) => return Err("it is a stream, which each tile of columns would repeat".to_owned()),
+    }
     let Some(&tokens) = contract.tasks[0].contractions[0].1.rows.iter().find(|&&a| is_tokens(graph, a)) else {
         return Err("the contraction has no tokens' axis".to_owned());
     };
-    for out in plan.outputs(producer) {
-        let consumers = plan.consumers(out);
-        if plan.escapes(out) || consumers.iter().any(|e| !kernel.equations.contains(e)) {
-            return Err(format!("{} is needed elsewhere too", plan.quoted(out)));
+    let outputs = plan.outputs(producer);
+    for &out in &outputs {
+        if let Some(elsewhere) = plan.needed_outside(out, &kernel.equations) {
+            let which = if outputs.len() == 1 { "it".to_owned() } else { plan.quoted(out) };
+            return Err(format!("{which} {elsewhere}"));
         }
     }
     for &e in &producer.equations {

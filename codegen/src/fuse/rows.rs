@@ -9,8 +9,11 @@ pub(super) fn apply(plan: &mut Plan) {
         let mut first = 0;
         while first < kernels.len() {
             match step(plan, kernels, first) {
-                true => first = 0,
-                false => first += 1,
+                Ok(()) => first = 0,
+                Err(refused) => {
+                    kernels[first].decline(Rule::Rows, refused);
+                    first += 1;
+                }
             }
         }
     });
@@ -19,41 +22,39 @@ pub(super) fn apply(plan: &mut Plan) {
 /// A row that is kept while it is worked on has at most this many elements.
 const LONGEST: usize = 1 << 16;
 
-fn step(plan: &Plan, kernels: &mut Vec<Kernel>, first: usize) -> bool {
+/// Joins a kernel to the one at `first`; or says why none of those that follow fits.
+fn step(plan: &Plan, kernels: &mut Vec<Kernel>, first: usize) -> Result<(), Vec<String>> {
+    let mut refused = Vec::new();
     for second in first + 1..kernels.len() {
         let (Shape::Rows, Shape::Rows) = (&kernels[first].shape, &kernels[second].shape) else { continue };
-        if !plan.depends(&kernels[second], &kernels[first]) {
+        if !plan.depends(&kernels[second], &kernels[first]) || plan.has_between(kernels, first, second) {
             continue;
         }
         let outcome = chain(plan, &kernels[first], &kernels[second]).and_then(|rows| {
             let place = plan.meeting_place(kernels, first, second);
             place.map(|place| (rows, place)).ok_or_else(|| "it needs what comes between".to_owned())
         });
-        match outcome {
-            Err(why) if why.is_empty() => {}
+        let (rows, place) = match outcome {
+            Ok(joined) => joined,
             Err(why) => {
-                let text = format!("`{}` follows, but {why}", kernels[second].name);
-                let remark = Remark { rule: Rule::Rows, text };
-                if !kernels[first].declined.contains(&remark) {
-                    kernels[first].declined.push(remark);
+                if !why.is_empty() {
+                    refused.push(format!("`{}` follows, but {why}", kernels[second].name));
                 }
+                continue;
             }
-            Ok((rows, place)) => {
-                let other = kernels.remove(second);
-                let mut kernel = kernels.remove(first);
-                let text =
-                    format!("`{}` and `{}` share a pass over {}", kernel.name, other.name, plan.graph.names(&rows));
-                kernel.equations.extend(other.equations);
-                kernel.equations.sort();
-                kernel.applied.extend(other.applied);
-                kernel.applied.push(Remark { rule: Rule::Rows, text });
-                kernel.declined.extend(other.declined);
-                kernels.insert(if place == second { second - 1 } else { first }, kernel);
-                return true;
-            }
-        }
+        };
+        let other = kernels.remove(second);
+        let mut kernel = kernels.remove(first);
+        let text = format!("`{}` and `{}` share a pass over {}", kernel.name, other.name, plan.graph.names(&rows));
+        kernel.equations.extend(other.equations);
+        kernel.equations.sort();
+        kernel.applied.extend(other.applied);
+        kernel.applied.push(Remark { rule: Rule::Rows, text });
+        kernel.declined.extend(other.declined);
+        kernels.insert(if place == second { second - 1 } else { first }, kernel);
+        return Ok(());
     }
-    false
+    Err(refused)
 }
 
 /// The axes that two kernels' equations have in common and at which they read each other's values; or why there are none.
