@@ -11,8 +11,8 @@ use crate::fuse::{Plan, Rule, Segment, Wanted, fuse};
 use crate::loops::{self, Buffer};
 use crate::lower::{Code, LowerError, Lowering, Target};
 use crate::pack::Packed;
-use crate::schedule::emit::Memory;
 use crate::schedule::homes::{Entry, Extents, Homes, PAGE, scope_layers};
+use crate::schedule::place::Memory;
 use crate::schedule::{Context, Mode, Prepared, Storage, schedule};
 use crate::team::Team;
 
@@ -141,6 +141,21 @@ pub struct Workspace {
     weights: usize,
     /// Rows of the last output, and where they begin.
     output: (usize, usize),
+    /// For each kernel how long its calls took, where that is asked for.
+    times: Option<Vec<Duration>>,
+}
+
+impl Workspace {
+    /// From here on measures how long each kernel takes, from one meeting of the workers to the next.
+    pub fn measure(&mut self, kernels: usize) {
+        self.times = Some(vec![Duration::ZERO; kernels]);
+    }
+
+    /// How long the calls of each kernel, in the order of [`Program::kernels`], have taken since
+    /// [`Workspace::measure`].
+    pub fn times(&self) -> &[Duration] {
+        self.times.as_deref().unwrap_or_default()
+    }
 }
 
 /// A line of the processor's cache.
@@ -357,6 +372,7 @@ impl Program {
             pages: vec![Vec::new(); self.homes.groups.len()],
             weights: 0,
             output: (0, 0),
+            times: None,
         }
     }
 
@@ -391,8 +407,10 @@ impl Program {
         let frame = workspace.frame.as_ptr().expose_provenance();
         let arena = workspace.arena.as_ptr().expose_provenance();
         let layers = calls.iter().filter(|c| c.layer.is_some()).count();
+        let times = workspace.times.as_mut().map(Mutex::new);
         team.run(&|worker, meet| {
             let mut inside = false;
+            let mut times = times.as_ref().filter(|_| worker == 0).and_then(|t| t.lock().ok());
             let look = |layer: usize| {
                 let (Some(observe), Some((at, row))) = (&observe, carry) else { return };
                 if worker == 0 {
@@ -411,6 +429,7 @@ impl Program {
                     look(layer);
                     inside = true;
                 }
+                let started = times.is_some().then(Instant::now);
                 // SAFETY: `prepare` has checked the sizes of weights, pages and tokens against what the plan asks for, the
                 // workspace was made by this program, and the schedule keeps every access within the homes it was given.
                 // `meet` orders the writes of each kernel before the reads of the next.
@@ -425,6 +444,9 @@ impl Program {
                     );
                 }
                 meet();
+                if let (Some(started), Some(times)) = (started, &mut times) {
+                    times[call.kernel] += started.elapsed();
+                }
                 let ends = inside && calls.get(i + 1).is_none_or(|next| next.layer.is_none() && self.is_once(next));
                 if ends {
                     look(layers);

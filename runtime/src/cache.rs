@@ -145,7 +145,7 @@ impl Cache {
 impl Pool {
     fn new(group: &CacheGroup, pages: usize) -> Result<Pool, Error> {
         let bytes = pages.saturating_mul(group.page_bytes);
-        let memory = Memory::new(bytes, "the cache (a smaller context needs less)")?;
+        let memory = Memory::new(bytes, "the cache (a smaller context needs less)")?.with_huge_pages();
         let pages = u32::try_from(pages).unwrap_or(u32::MAX);
         Ok(Pool {
             group: *group,

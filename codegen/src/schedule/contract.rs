@@ -6,9 +6,10 @@
 
 use einfuse_graph::{AxisId, TensorId};
 
-use super::emit::{Emitter, Place, Scope, Span};
+use super::emit::{Emitter, Scope, Span};
 use super::homes::{Panels, Units};
 use super::layout::Layout;
+use super::place::Place;
 use super::{Context, Mode};
 use crate::fuse::{Contract, Contraction, Kernel, Task, is_tokens};
 use crate::loops::{Address, Arg, Buffer, Core, Elem, Expr, PANEL, Share, Stmt};
@@ -274,8 +275,8 @@ fn cores(
 /// The buffer of a place that is one stretch.
 pub(super) fn flat(place: &Place) -> Buffer {
     match &place.memory {
-        super::emit::Memory::Flat(buffer) => buffer.clone(),
-        super::emit::Memory::Paged { .. } => Buffer::Scratch(0),
+        super::place::Memory::Flat(buffer) => buffer.clone(),
+        super::place::Memory::Paged { .. } => Buffer::Scratch(0),
     }
 }
 

@@ -5,69 +5,12 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use einfuse_graph as graph;
 use einfuse_graph::{AxisId, Extent, Graph, Reduction, TensorId, Type};
 
-use super::layout::{Layout, Step};
+use super::layout::Step;
+use super::place::Place;
+use super::segments::Affine;
 use crate::loops::{Address, Arg, Binary, Buffer, Elem, Expr, Fold, LANES, Share, Stmt, Ty, Unary, Var};
 
 type GExpr = graph::ExprId;
-
-/// Where a tensor's elements are.
-#[derive(Clone, Debug)]
-pub(crate) struct Place {
-    pub(crate) memory: Memory,
-    pub(crate) elem: Elem,
-    pub(crate) layout: Layout,
-    /// For each dimension what is taken from a coordinate before the layout sees it.
-    pub(crate) origin: Vec<Expr>,
-}
-
-/// The kinds of memory.
-#[derive(Clone, Debug)]
-pub(crate) enum Memory {
-    /// One stretch.
-    Flat(Buffer),
-    /// Pages of a cache; the first dimension is the absolute position, of which the layout sees the remainder.
-    Paged { table: usize, slot: usize, positions: usize },
-}
-
-impl Place {
-    pub(crate) fn flat(buffer: Buffer, layout: Layout, dims: usize) -> Place {
-        Place { memory: Memory::Flat(buffer), elem: Elem::F32, layout, origin: vec![Expr::Int(0); dims] }
-    }
-
-    /// The address of the element at these coordinates.
-    pub(crate) fn address(&self, index: &[Expr]) -> Address {
-        let index: Vec<Expr> = index.iter().zip(&self.origin).map(|(i, o)| i.clone() - o.clone()).collect();
-        match &self.memory {
-            Memory::Flat(buffer) => Address { buffer: buffer.clone(), offset: self.layout.offset(&index) },
-            Memory::Paged { table, slot, positions } => {
-                let page = Box::new(index[0].clone().div(*positions));
-                let mut within = index;
-                within[0] = within[0].clone().rem(*positions);
-                let buffer = Buffer::Page { table: *table, slot: *slot, page };
-                Address { buffer, offset: self.layout.offset(&within) }
-            }
-        }
-    }
-
-    /// Whether lanes that step so through the dimensions are neighbours in memory.
-    pub(crate) fn is_contiguous(&self, steps: &[Step]) -> bool {
-        let within_page = match self.memory {
-            Memory::Flat(_) => true,
-            Memory::Paged { .. } => match steps[0] {
-                Step::Still => true,
-                Step::One { aligned } => aligned && self.origin[0] == Expr::Int(0),
-                Step::Other => false,
-            },
-        };
-        within_page && self.layout.is_contiguous(steps)
-    }
-
-    /// Moves the origin of one dimension.
-    pub(crate) fn with_origin(mut self, dim: usize, origin: Expr) -> Place {
-        self.origin[dim] = origin;
-        self
-    }
-}
 
 /// A range of coordinates of one axis. For a tokens axis they count from the step's first token.
 #[derive(Clone, Debug)]
@@ -101,18 +44,9 @@ pub(crate) struct Scope {
     /// The axis along which lanes are neighbours; its entry in `at` is the first lane's.
     vector: Option<(AxisId, bool)>,
     /// Integers that are affine in one coordinate here.
-    affine: HashMap<GExpr, Affine>,
+    pub(super) affine: HashMap<GExpr, Affine>,
     /// Masks that are known here.
-    truth: HashMap<GExpr, bool>,
-}
-
-/// `slope · coordinate + offset`, and the smallest and largest value that it has.
-#[derive(Clone, Copy, Debug)]
-struct Affine {
-    axis: AxisId,
-    slope: i64,
-    offset: i64,
-    range: (i64, i64),
+    pub(super) truth: HashMap<GExpr, bool>,
 }
 
 impl Scope {
@@ -615,39 +549,7 @@ impl<'a> Emitter<'a> {
         }
     }
 
-    /// The smallest and largest value of an integer, where they are known.
-    fn range(&mut self, scope: &Scope, id: GExpr) -> Option<(i64, i64)> {
-        if let Some(affine) = scope.affine.get(&id) {
-            return Some(affine.range);
-        }
-        match *self.graph.expr(id) {
-            graph::Expr::Int(x) => Some((x, x)),
-            graph::Expr::Coordinate(axis) => Some((0, self.graph.size(axis)? as i64 - 1)),
-            graph::Expr::Binary(op, a, b) => {
-                let ((a, x), (b, y)) = (self.range(scope, a)?, self.range(scope, b)?);
-                match op {
-                    graph::Binary::Add => Some((a + b, x + y)),
-                    graph::Binary::Sub => Some((a - y, x - b)),
-                    graph::Binary::Mul => {
-                        let all = [a * b, a * y, x * b, x * y];
-                        Some((*all.iter().min()?, *all.iter().max()?))
-                    }
-                    graph::Binary::Div if b == y && b > 0 => Some((a.div_euclid(b), x.div_euclid(b))),
-                    graph::Binary::Rem if b == y && b > 0 => Some((0, b - 1)),
-                    graph::Binary::Min => Some((a.min(b), x.min(y))),
-                    graph::Binary::Max => Some((a.max(b), x.max(y))),
-                    _ => None,
-                }
-            }
-            graph::Expr::Select { then, otherwise, .. } => {
-                let ((a, x), (b, y)) = (self.range(scope, then)?, self.range(scope, otherwise)?);
-                Some((a.min(b), x.max(y)))
-            }
-            _ => None,
-        }
-    }
-
-    fn free(&mut self, id: GExpr) -> &[AxisId] {
+    pub(super) fn free(&mut self, id: GExpr) -> &[AxisId] {
         let graph = self.graph;
         self.free.entry(id).or_insert_with(|| graph.free_axes(id))
     }
@@ -709,76 +611,6 @@ impl<'a> Emitter<'a> {
             }
         }
         true
-    }
-
-    /// Cuts a span where integers and masks that depend on the axis alone change their course, so that within a segment
-    /// each is `slope · coordinate + offset`, or known.
-    fn segments(&mut self, scope: Scope, axis: AxisId, span: Span, body: GExpr) -> Vec<(Scope, Span)> {
-        const MOST: usize = 8;
-        let (Some(0), Some(size)) = (span.from.as_int(), span.len) else { return vec![(scope, span)] };
-        if size > 1 << 16 || self.graph.size(axis) != Some(size) {
-            return vec![(scope, span)];
-        }
-        let (mut ints, mut masks) = (Vec::new(), Vec::new());
-        let mut seen = HashSet::new();
-        let mut stack = vec![body];
-        while let Some(id) = stack.pop() {
-            if !seen.insert(id) {
-                continue;
-            }
-            let expr = self.graph.expr(id);
-            let alone = self.free(id) == [axis];
-            match self.graph.type_of(id) {
-                Type::Int if alone && !matches!(expr, graph::Expr::Coordinate(_) | graph::Expr::Load { .. }) => {
-                    if let Some(values) = tabulate(self.graph, id, axis, size) {
-                        ints.push((id, values));
-                        continue;
-                    }
-                }
-                Type::Mask if alone => {
-                    if let Some(values) = tabulate(self.graph, id, axis, size) {
-                        masks.push((id, values));
-                        continue;
-                    }
-                }
-                _ => {}
-            }
-            stack.extend(expr.children());
-        }
-        if ints.is_empty() && masks.is_empty() {
-            return vec![(scope, span)];
-        }
-        let mut cuts = vec![0];
-        let mut from = 0;
-        for at in 1..size {
-            let broken = ints.iter().any(|(_, v)| at > from + 1 && v[at] - v[at - 1] != v[from + 1] - v[from])
-                || masks.iter().any(|(_, v)| v[at] != v[from]);
-            if broken {
-                cuts.push(at);
-                from = at;
-                if cuts.len() > MOST {
-                    return vec![(scope, span)];
-                }
-            }
-        }
-        cuts.push(size);
-        let mut segments = Vec::new();
-        for cut in cuts.windows(2) {
-            let (from, to) = (cut[0], cut[1]);
-            let mut scope = scope.clone();
-            for (id, values) in &ints {
-                let slope = if to - from > 1 { values[from + 1] - values[from] } else { 0 };
-                let (first, last) = (values[from], values[to - 1]);
-                let range = (first.min(last), first.max(last));
-                scope.affine.insert(*id, Affine { axis, slope, offset: first - slope * from as i64, range });
-            }
-            for (id, values) in &masks {
-                scope.truth.insert(*id, values[from] != 0);
-            }
-            let aligned = from % LANES == 0;
-            segments.push((scope, Span { from: from.into(), to: to.into(), aligned, len: Some(to - from) }));
-        }
-        segments
     }
 }
 
@@ -846,37 +678,6 @@ fn binary(op: graph::Binary) -> Binary {
         graph::Binary::Ne => Binary::Ne,
         graph::Binary::And => Binary::And,
         graph::Binary::Or => Binary::Or,
-    }
-}
-
-/// The values of an integer or mask (as 0 and 1) for all coordinates of the only axis that it depends on.
-fn tabulate(graph: &Graph, id: GExpr, axis: AxisId, size: usize) -> Option<Vec<i64>> {
-    (0..size as i64).map(|at| evaluate(graph, id, axis, at)).collect()
-}
-
-fn evaluate(graph: &Graph, id: GExpr, axis: AxisId, at: i64) -> Option<i64> {
-    let int = |id: GExpr| evaluate(graph, id, axis, at);
-    match *graph.expr(id) {
-        graph::Expr::Int(x) => Some(x),
-        graph::Expr::Coordinate(a) if a == axis => Some(at),
-        graph::Expr::Unary(graph::Unary::Neg, x) => int(x).map(|x| -x),
-        graph::Expr::Unary(graph::Unary::Not, x) => int(x).map(|x| 1 - x),
-        graph::Expr::Binary(op, a, b) if graph.type_of(a) != Type::Float => {
-            let (a, b) = (int(a)?, int(b)?);
-            match op {
-                graph::Binary::Lt => Some((a < b).into()),
-                graph::Binary::Le => Some((a <= b).into()),
-                graph::Binary::Gt => Some((a > b).into()),
-                graph::Binary::Ge => Some((a >= b).into()),
-                graph::Binary::Eq => Some((a == b).into()),
-                graph::Binary::Ne => Some((a != b).into()),
-                graph::Binary::And => Some(a & b),
-                graph::Binary::Or => Some(a | b),
-                op => op.of_ints(a, b),
-            }
-        }
-        graph::Expr::Select { mask, then, otherwise } => int(if int(mask)? != 0 { then } else { otherwise }),
-        _ => None,
     }
 }
 

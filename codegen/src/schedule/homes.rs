@@ -8,8 +8,8 @@ use std::collections::{BTreeMap, HashMap};
 
 use einfuse_graph::{AxisId, Extent, Graph, Kind, TensorId, Type};
 
-use super::emit::{Memory, Place};
 use super::layout::Layout;
+use super::place::{Memory, Place};
 use crate::fuse::{Contraction, EqId, Fold, Kernel, Plan, Segment, Shape, Task};
 use crate::loops::{Arg, Buffer, Elem, Expr, PANEL};
 

@@ -12,15 +12,18 @@ mod contract;
 pub(crate) mod emit;
 pub(crate) mod homes;
 pub(crate) mod layout;
+pub(crate) mod place;
 mod rows;
+mod segments;
 mod stream;
 
 pub use homes::Storage;
 
 use crate::fuse::{Contraction, EqId, Fold, Kernel, Plan, Shape, factors};
 use crate::loops::{self, Arg, Expr};
-use emit::{Emitter, Place, Span};
+use emit::{Emitter, Span};
 use homes::Homes;
+use place::Place;
 
 /// How many rows a program's kernels are made for.
 #[derive(Clone, Debug, PartialEq)]

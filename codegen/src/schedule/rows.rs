@@ -2,8 +2,9 @@
 
 use einfuse_graph::{AxisId, Extent};
 
-use super::emit::{Emitter, Place, Scope};
+use super::emit::{Emitter, Scope};
 use super::layout::Layout;
+use super::place::Place;
 use super::{Context, Mode};
 use crate::fuse::{Kernel, common_rows, is_positions};
 use crate::loops::{Expr, Share};

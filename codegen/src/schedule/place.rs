@@ -1,0 +1,63 @@
+//! Places: a layout with the memory that it lies in.
+
+use super::layout::{Layout, Step};
+use crate::loops::{Address, Buffer, Elem, Expr};
+
+/// Where a tensor's elements are.
+#[derive(Clone, Debug)]
+pub(crate) struct Place {
+    pub(crate) memory: Memory,
+    pub(crate) elem: Elem,
+    pub(crate) layout: Layout,
+    /// For each dimension what is taken from a coordinate before the layout sees it.
+    pub(crate) origin: Vec<Expr>,
+}
+
+/// The kinds of memory.
+#[derive(Clone, Debug)]
+pub(crate) enum Memory {
+    /// One stretch.
+    Flat(Buffer),
+    /// Pages of a cache; the first dimension is the absolute position, of which the layout sees the remainder.
+    Paged { table: usize, slot: usize, positions: usize },
+}
+
+impl Place {
+    pub(crate) fn flat(buffer: Buffer, layout: Layout, dims: usize) -> Place {
+        Place { memory: Memory::Flat(buffer), elem: Elem::F32, layout, origin: vec![Expr::Int(0); dims] }
+    }
+
+    /// The address of the element at these coordinates.
+    pub(crate) fn address(&self, index: &[Expr]) -> Address {
+        let index: Vec<Expr> = index.iter().zip(&self.origin).map(|(i, o)| i.clone() - o.clone()).collect();
+        match &self.memory {
+            Memory::Flat(buffer) => Address { buffer: buffer.clone(), offset: self.layout.offset(&index) },
+            Memory::Paged { table, slot, positions } => {
+                let page = Box::new(index[0].clone().div(*positions));
+                let mut within = index;
+                within[0] = within[0].clone().rem(*positions);
+                let buffer = Buffer::Page { table: *table, slot: *slot, page };
+                Address { buffer, offset: self.layout.offset(&within) }
+            }
+        }
+    }
+
+    /// Whether lanes that step so through the dimensions are neighbours in memory.
+    pub(crate) fn is_contiguous(&self, steps: &[Step]) -> bool {
+        let within_page = match self.memory {
+            Memory::Flat(_) => true,
+            Memory::Paged { .. } => match steps[0] {
+                Step::Still => true,
+                Step::One { aligned } => aligned && self.origin[0] == Expr::Int(0),
+                Step::Other => false,
+            },
+        };
+        within_page && self.layout.is_contiguous(steps)
+    }
+
+    /// Moves the origin of one dimension.
+    pub(crate) fn with_origin(mut self, dim: usize, origin: Expr) -> Place {
+        self.origin[dim] = origin;
+        self
+    }
+}

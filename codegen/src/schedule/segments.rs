@@ -1,0 +1,154 @@
+//! Integers and masks that are known when the loops are written: what lies between which bounds, and where along an axis
+//! they are affine.
+
+use std::collections::HashSet;
+
+use einfuse_graph as graph;
+use einfuse_graph::{AxisId, ExprId, Graph, Type};
+
+use super::emit::{Emitter, Scope, Span};
+use crate::loops::LANES;
+
+/// `slope · coordinate + offset`, and the smallest and largest value that it has.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Affine {
+    pub(super) axis: AxisId,
+    pub(super) slope: i64,
+    pub(super) offset: i64,
+    pub(super) range: (i64, i64),
+}
+
+impl Emitter<'_> {
+    /// The smallest and largest value of an integer, where they are known.
+    pub(super) fn range(&mut self, scope: &Scope, id: ExprId) -> Option<(i64, i64)> {
+        if let Some(affine) = scope.affine.get(&id) {
+            return Some(affine.range);
+        }
+        match *self.graph.expr(id) {
+            graph::Expr::Int(x) => Some((x, x)),
+            graph::Expr::Coordinate(axis) => Some((0, self.graph.size(axis)? as i64 - 1)),
+            graph::Expr::Binary(op, a, b) => {
+                let ((a, x), (b, y)) = (self.range(scope, a)?, self.range(scope, b)?);
+                match op {
+                    graph::Binary::Add => Some((a + b, x + y)),
+                    graph::Binary::Sub => Some((a - y, x - b)),
+                    graph::Binary::Mul => {
+                        let all = [a * b, a * y, x * b, x * y];
+                        Some((*all.iter().min()?, *all.iter().max()?))
+                    }
+                    graph::Binary::Div if b == y && b > 0 => Some((a.div_euclid(b), x.div_euclid(b))),
+                    graph::Binary::Rem if b == y && b > 0 => Some((0, b - 1)),
+                    graph::Binary::Min => Some((a.min(b), x.min(y))),
+                    graph::Binary::Max => Some((a.max(b), x.max(y))),
+                    _ => None,
+                }
+            }
+            graph::Expr::Select { then, otherwise, .. } => {
+                let ((a, x), (b, y)) = (self.range(scope, then)?, self.range(scope, otherwise)?);
+                Some((a.min(b), x.max(y)))
+            }
+            _ => None,
+        }
+    }
+
+    /// Cuts a span where integers and masks that depend on the axis alone change their course, so that within a segment
+    /// each is `slope · coordinate + offset`, or known.
+    pub(super) fn segments(&mut self, scope: Scope, axis: AxisId, span: Span, body: ExprId) -> Vec<(Scope, Span)> {
+        const MOST: usize = 8;
+        let (Some(0), Some(size)) = (span.from.as_int(), span.len) else { return vec![(scope, span)] };
+        if size > 1 << 16 || self.graph.size(axis) != Some(size) {
+            return vec![(scope, span)];
+        }
+        let (mut ints, mut masks) = (Vec::new(), Vec::new());
+        let mut seen = HashSet::new();
+        let mut stack = vec![body];
+        while let Some(id) = stack.pop() {
+            if !seen.insert(id) {
+                continue;
+            }
+            let expr = self.graph.expr(id);
+            let alone = self.free(id) == [axis];
+            match self.graph.type_of(id) {
+                Type::Int if alone && !matches!(expr, graph::Expr::Coordinate(_) | graph::Expr::Load { .. }) => {
+                    if let Some(values) = tabulate(self.graph, id, axis, size) {
+                        ints.push((id, values));
+                        continue;
+                    }
+                }
+                Type::Mask if alone => {
+                    if let Some(values) = tabulate(self.graph, id, axis, size) {
+                        masks.push((id, values));
+                        continue;
+                    }
+                }
+                _ => {}
+            }
+            stack.extend(expr.children());
+        }
+        if ints.is_empty() && masks.is_empty() {
+            return vec![(scope, span)];
+        }
+        let mut cuts = vec![0];
+        let mut from = 0;
+        for at in 1..size {
+            let broken = ints.iter().any(|(_, v)| at > from + 1 && v[at] - v[at - 1] != v[from + 1] - v[from])
+                || masks.iter().any(|(_, v)| v[at] != v[from]);
+            if broken {
+                cuts.push(at);
+                from = at;
+                if cuts.len() > MOST {
+                    return vec![(scope, span)];
+                }
+            }
+        }
+        cuts.push(size);
+        let mut segments = Vec::new();
+        for cut in cuts.windows(2) {
+            let (from, to) = (cut[0], cut[1]);
+            let mut scope = scope.clone();
+            for (id, values) in &ints {
+                let slope = if to - from > 1 { values[from + 1] - values[from] } else { 0 };
+                let (first, last) = (values[from], values[to - 1]);
+                let range = (first.min(last), first.max(last));
+                scope.affine.insert(*id, Affine { axis, slope, offset: first - slope * from as i64, range });
+            }
+            for (id, values) in &masks {
+                scope.truth.insert(*id, values[from] != 0);
+            }
+            let aligned = from % LANES == 0;
+            segments.push((scope, Span { from: from.into(), to: to.into(), aligned, len: Some(to - from) }));
+        }
+        segments
+    }
+}
+
+/// The values of an integer or mask (as 0 and 1) for all coordinates of the only axis that it depends on.
+fn tabulate(graph: &Graph, id: ExprId, axis: AxisId, size: usize) -> Option<Vec<i64>> {
+    (0..size as i64).map(|at| evaluate(graph, id, axis, at)).collect()
+}
+
+fn evaluate(graph: &Graph, id: ExprId, axis: AxisId, at: i64) -> Option<i64> {
+    let int = |id: ExprId| evaluate(graph, id, axis, at);
+    match *graph.expr(id) {
+        graph::Expr::Int(x) => Some(x),
+        graph::Expr::Coordinate(a) if a == axis => Some(at),
+        graph::Expr::Unary(graph::Unary::Neg, x) => int(x).map(|x| -x),
+        graph::Expr::Unary(graph::Unary::Not, x) => int(x).map(|x| 1 - x),
+        graph::Expr::Binary(op, a, b) if graph.type_of(a) != Type::Float => {
+            let (a, b) = (int(a)?, int(b)?);
+            match op {
+                graph::Binary::Lt => Some((a < b).into()),
+                graph::Binary::Le => Some((a <= b).into()),
+                graph::Binary::Gt => Some((a > b).into()),
+                graph::Binary::Ge => Some((a >= b).into()),
+                graph::Binary::Eq => Some((a == b).into()),
+                graph::Binary::Ne => Some((a != b).into()),
+                graph::Binary::And => Some(a & b),
+                graph::Binary::Or => Some(a | b),
+                op => op.of_ints(a, b),
+            }
+        }
+        graph::Expr::Select { mask, then, otherwise } => int(if int(mask)? != 0 { then } else { otherwise }),
+        _ => None,
+    }
+}

@@ -1,0 +1,396 @@
+//! The skeleton of a stream: one pass over the pages of a cache, with running statistics that are rescaled on the way.
+//!
+//! A tile is some tokens with all rows that read the same keys and values (the axes that only the activations have). For
+//! each page that the tile's tokens may see, the cores compute the scores, then every row updates its statistics and
+//! turns its scores into weights, then the cores add the weighted values. With one token the pages are split among
+//! several tiles, whose partial statistics are merged by a second kernel.
+
+use einfuse_graph::{AxisId, TensorId};
+
+mod merge;
+mod page;
+
+use super::contract::flat;
+use super::emit::{Emitter, Scope, Span, end_of_positions};
+use super::homes::PAGE;
+use super::layout::Layout;
+use super::place::Place;
+use super::{Context, Mode};
+use crate::fuse::{Contraction, EqId, Fold, Kernel, Stream, Weighted, is_tokens};
+use crate::loops::{self, Address, Arg, Buffer, Elem, Expr, LANES, PANEL, Share, Stmt};
+use merge::{Partials, merge};
+use page::Page;
+
+/// Rows that a core takes at once.
+const GROUP: usize = 4;
+
+/// Rows that a tile has about, where there are many tokens.
+const ROWS: usize = 32;
+
+/// Tiles there should be, at least, where there is one token.
+const SPLITS: usize = 16;
+
+/// What a running maximum starts from: below every score, yet finite, so that its difference to itself is 0.
+const LOWEST: f32 = -1e30;
+
+/// What is the same for the whole kernel.
+struct Shape<'s> {
+    stream: &'s Stream,
+    outer: Vec<AxisId>,
+    /// The tokens' axis among the rows.
+    tokens: Option<AxisId>,
+    /// The rows' axes other than the tokens and the outer ones.
+    inner: Vec<AxisId>,
+    /// Their number per token.
+    per_token: usize,
+    /// Tokens in a tile, at most.
+    most: usize,
+    /// Tiles that share the pages of one token.
+    splits: usize,
+}
+
+/// The private memory of a tile.
+struct Tile {
+    /// Weights that several folds share, with their place.
+    weights: Vec<(Weighted, Place)>,
+    /// For each score contraction that a core computes: its activation's rows and their length.
+    queries: Vec<(EqId, Buffer, usize)>,
+    /// For each fold its statistic; of a contraction, its accumulated columns.
+    stats: Vec<Place>,
+}
+
+pub(super) fn schedule(cx: &Context, kernel: &Kernel, stream: &Stream, partial: usize) -> (Vec<loops::Kernel>, usize) {
+    let graph = &cx.plan.graph;
+    let size = |a: AxisId| graph.size(a).unwrap_or(1);
+    let contractions: Vec<&Contraction> = stream
+        .scores
+        .iter()
+        .filter_map(|(_, c)| c.as_ref())
+        .chain(stream.folds.iter().filter_map(|f| match f {
+            Fold::Sum { over, .. } => over.as_deref(),
+            Fold::Max { .. } => None,
+        }))
+        .collect();
+    let tokens = stream.rows.iter().copied().find(|&a| is_tokens(graph, a));
+    let is_outer = |a: &AxisId| Some(*a) != tokens && contractions.iter().any(|c| c.batch.contains(a));
+    let outer: Vec<AxisId> = stream.rows.iter().filter(|a| is_outer(a)).copied().collect();
+    let inner: Vec<AxisId> = stream.rows.iter().filter(|a| Some(**a) != tokens && !is_outer(a)).copied().collect();
+    let per_token: usize = inner.iter().map(|&a| size(a)).product();
+    let many = matches!(cx.mode(kernel), Mode::Many) && tokens.is_some();
+    let most = if many { (ROWS / per_token / GROUP * GROUP).max(GROUP) } else { 1 };
+    let heads: usize = outer.iter().map(|&a| size(a)).product();
+    let splits = if many { 1 } else { (SPLITS / heads.max(1)).clamp(1, 8) };
+    let shape = Shape { stream, outer, tokens, inner, per_token, most, splits };
+
+    let mut e = cx.emitter(kernel);
+    let mode = cx.mode(kernel);
+    cx.bind_tokens(&mode, &mut e);
+    let partials = Partials::of(cx, &shape, partial);
+    match (&mode, tokens) {
+        (Mode::Many, Some(_)) => {
+            let tiles = Expr::from(Arg::Tokens).div_ceil(shape.most as i64);
+            e.parallel(tiles * heads, Share::Cyclic, |e, at| {
+                let from = e.int(at.clone().div(heads) * shape.most);
+                let left = e.int((Expr::from(Arg::Tokens) - from.clone()).min(shape.most));
+                tile(cx, kernel, &shape, at.rem(heads), None, (from, left), &partials, e);
+            });
+        }
+        _ => {
+            let from = match &mode {
+                Mode::One(at) => at.clone(),
+                Mode::Many => Expr::Int(0),
+            };
+            e.parallel((heads * shape.splits).into(), Share::Blocks, |e, at| {
+                let split = (shape.splits > 1).then(|| at.clone().rem(shape.splits));
+                tile(cx, kernel, &shape, at.div(shape.splits), split, (from, Expr::Int(1)), &partials, e);
+            });
+        }
+    }
+    let mut kernels = vec![cx.close(&kernel.name, e)];
+    if shape.splits > 1 {
+        kernels.push(merge(cx, kernel, &shape, &partials, heads));
+    }
+    (kernels, if shape.splits > 1 { partials.bytes } else { 0 })
+}
+
+/// Coordinates of the outer axes out of their number.
+fn outer_scope(cx: &Context, shape: &Shape, number: Expr, e: &mut Emitter) -> Scope {
+    let mut scope = Scope::default();
+    let mut rest = e.int(number);
+    for (i, &a) in shape.outer.iter().enumerate().rev() {
+        let count = cx.plan.graph.size(a).unwrap_or(1);
+        let digit = if i == 0 { rest.clone() } else { rest.clone().rem(count) };
+        let digit = e.int(digit);
+        scope.at.insert(a, digit);
+        rest = rest.div(count);
+    }
+    scope
+}
+
+#[allow(clippy::too_many_arguments)]
+fn tile(
+    cx: &Context,
+    kernel: &Kernel,
+    shape: &Shape,
+    number: Expr,
+    split: Option<Expr>,
+    (from, count): (Expr, Expr),
+    partials: &Partials,
+    e: &mut Emitter,
+) {
+    let stream = shape.stream;
+    let number = e.int(number);
+    let scope = outer_scope(cx, shape, number.clone(), e);
+    if let Some(t) = shape.tokens {
+        let len = count.as_int().map(|n| n as usize);
+        e.spans.insert(t, Span { from: from.clone(), to: from.clone() + count.clone(), aligned: false, len });
+    }
+    let rows = shape.most * shape.per_token;
+    let tile = memory(cx, shape, &from, rows, e);
+    start(cx, shape, &tile, rows, e);
+    for (q, buffer, depth) in &tile.queries {
+        queries(cx, shape, &scope, *q, buffer, *depth, &from, e);
+    }
+
+    // Which pages the tile's tokens may see.
+    let end = e.int(end_of_positions());
+    let first = Expr::from(Arg::Past) + from.clone();
+    let last = first.clone() + count.clone() - 1;
+    let to = match stream.upper {
+        Some(upper) => (last + (upper + 1)).min(end.clone()).max(0),
+        None => end.clone(),
+    };
+    let low = match stream.lower {
+        Some(lower) => (first + lower).max(0),
+        None => Expr::Int(0),
+    };
+    let mut page_from = e.int(low.div(PAGE));
+    let mut page_to = e.int(to.div_ceil(PAGE as i64));
+    if let Some(split) = split.clone() {
+        let pages = e.int((page_to - page_from.clone()).max(0));
+        let begin = page_from.clone() + (pages.clone() * split.clone()).div(shape.splits);
+        page_to = e.int(page_from + (pages * (split + 1)).div(shape.splits));
+        page_from = e.int(begin);
+    }
+    e.repeat(page_from, page_to, 1, |e, page| {
+        let first = e.int(page * PAGE);
+        let whole = Span { from: first.clone(), to: first.clone() + PAGE, aligned: true, len: Some(PAGE) };
+        e.spans.insert(stream.positions, whole);
+        let page = Page { cx, shape, tile: &tile, first, end: end.clone(), rows };
+        page.scores(&scope, e);
+        each_row(shape, &scope, e, |e, scope| page.row(scope, e));
+        for fold in &stream.folds {
+            let Fold::Sum { weight, over: Some(c), .. } = fold else { continue };
+            page.sum_columns(weight, c, &scope, e);
+        }
+        e.spans.remove(&stream.positions);
+    });
+
+    match split {
+        None => finish(cx, kernel, shape, &tile.stats, &scope, e),
+        Some(split) => partials.store(&tile.stats, number * shape.splits + split, e),
+    }
+}
+
+/// The place of a value per row (and, with `width` more than 1, per position or column) of a tile.
+fn row_place(
+    cx: &Context,
+    shape: &Shape,
+    buffer: Buffer,
+    width: usize,
+    tensor: TensorId,
+    from: &Expr,
+    columns: Option<&Contraction>,
+) -> Place {
+    let graph = &cx.plan.graph;
+    let axes = &graph.tensor(tensor).axes;
+    let size = |a: AxisId| graph.size(a).unwrap_or(1);
+    let dim = |a: AxisId| axes.iter().position(|&x| x == a);
+    let mut layout = Layout::default();
+    let mut stride = width;
+    for &a in shape.inner.iter().rev() {
+        if let Some(dim) = dim(a) {
+            layout.push(dim, stride);
+        }
+        stride *= size(a);
+    }
+    if let Some(dim) = shape.tokens.and_then(dim) {
+        layout.push(dim, stride);
+    }
+    if let Some(c) = columns {
+        let mut stride = 1;
+        for (i, &a) in c.cols.iter().enumerate().rev() {
+            if let Some(dim) = dim(a) {
+                layout.push(dim, stride);
+            }
+            stride *= if i + 1 == c.cols.len() { size(a).next_multiple_of(PANEL) } else { size(a) };
+        }
+    } else if let Some(dim) = dim(shape.stream.positions)
+        && width > 1
+    {
+        layout.push(dim, 1);
+    }
+    let mut place = Place::flat(buffer, layout, axes.len());
+    if let Some(dim) = shape.tokens.and_then(dim) {
+        place = place.with_origin(dim, from.clone());
+    }
+    place
+}
+
+/// How many columns a fold's contraction has, each lane axis filled up to whole panels.
+fn columns(cx: &Context, c: &Contraction) -> usize {
+    let size = |a: AxisId| cx.plan.graph.size(a).unwrap_or(1);
+    let lane = c.cols[c.cols.len() - 1];
+    c.cols[..c.cols.len() - 1].iter().map(|&a| size(a)).product::<usize>() * size(lane).next_multiple_of(PANEL)
+}
+
+fn memory(cx: &Context, shape: &Shape, from: &Expr, rows: usize, e: &mut Emitter) -> Tile {
+    let stream = shape.stream;
+    let padded = rows.next_multiple_of(GROUP);
+    let mut queries = Vec::new();
+    for (q, c) in &stream.scores {
+        let buffer = e.floats(padded * PAGE);
+        let out = cx.plan.equations[*q].out;
+        e.places.insert(out, row_place(cx, shape, buffer, PAGE, out, from, None));
+        if let Some(c) = c.as_ref().filter(|c| cx.has_score_panels(c)) {
+            let depth = c.depth_size(&cx.plan.graph).unwrap_or(1);
+            queries.push((*q, e.floats(padded * depth), depth));
+        }
+    }
+    let mut weights: Vec<(Weighted, Place)> = Vec::new();
+    let mut stats = Vec::new();
+    for fold in &stream.folds {
+        let out = cx.plan.equations[fold.equation()].out;
+        let place = match fold {
+            Fold::Sum { over: Some(c), .. } => {
+                let width = columns(cx, c);
+                let buffer = e.floats(padded * width);
+                row_place(cx, shape, buffer, width, out, from, Some(c))
+            }
+            _ => {
+                let buffer = e.floats(padded);
+                row_place(cx, shape, buffer, 1, out, from, None)
+            }
+        };
+        if let Fold::Sum { weight, .. } = fold
+            && !weights.iter().any(|(w, _)| w == weight)
+        {
+            let buffer = e.floats(padded * PAGE);
+            weights.push((weight.clone(), Place::flat(buffer, Layout::default(), 0)));
+        }
+        e.places.insert(out, place.clone());
+        stats.push(place);
+    }
+    Tile { weights, queries, stats }
+}
+
+/// Gives the statistics their first values.
+fn start(cx: &Context, shape: &Shape, tile: &Tile, rows: usize, e: &mut Emitter) {
+    for (fold, place) in shape.stream.folds.iter().zip(&tile.stats) {
+        let (value, width) = match fold {
+            Fold::Max { .. } => (LOWEST, 1),
+            Fold::Sum { over: Some(c), .. } => (0.0, columns(cx, c)),
+            Fold::Sum { .. } => (0.0, 1),
+        };
+        let len = rows.next_multiple_of(GROUP) * width;
+        let buffer = flat(place);
+        e.repeat(Expr::Int(0), len.into(), LANES, |e, at| {
+            let at = Address::new(buffer, at);
+            e.push(Stmt::Store { elem: Elem::F32, at, value: Expr::Float(value).splat() });
+        });
+    }
+}
+
+/// Copies the activation's rows of a score contraction, one after the other.
+#[allow(clippy::too_many_arguments)]
+fn queries(
+    cx: &Context,
+    shape: &Shape,
+    scope: &Scope,
+    q: EqId,
+    buffer: &Buffer,
+    depth: usize,
+    from: &Expr,
+    e: &mut Emitter,
+) {
+    let graph = &cx.plan.graph;
+    let Some((_, Some(c))) = shape.stream.scores.iter().find(|(e, _)| *e == q) else { return };
+    let axes = &graph.tensor(c.a).axes;
+    let mut layout = Layout::default();
+    let mut stride = 1;
+    for &a in c.depth.iter().rev() {
+        if let Some(dim) = axes.iter().position(|&x| x == a) {
+            layout.push(dim, stride);
+        }
+        stride *= graph.size(a).unwrap_or(1);
+    }
+    let mut place = row_place(cx, shape, buffer.clone(), depth, c.a, from, None);
+    place.layout.terms.extend(layout.terms);
+    // Rows that the activation does not tell apart (it lacks one of their axes) get a copy each.
+    let missing = |a: &AxisId| !axes.contains(a);
+    let mut copies = vec![0];
+    let mut stride = depth;
+    for &a in shape.inner.iter().rev() {
+        let size = graph.size(a).unwrap_or(1);
+        if missing(&a) {
+            copies = copies.iter().flat_map(|&at| (0..size).map(move |i| at + i * stride)).collect();
+        }
+        stride *= size;
+    }
+    if shape.tokens.as_ref().is_some_and(missing) {
+        copies = copies.iter().flat_map(|&at| (0..shape.most).map(move |i| at + i * stride)).collect();
+    }
+    for base in copies {
+        let mut to = place.clone();
+        to.layout.base = base;
+        e.equation(scope, c.a, cx.load(c.a), &to);
+    }
+}
+
+/// The number of a row in its tile, of the coordinates in the scope; others count as 0.
+fn row_number(cx: &Context, shape: &Shape, scope: &Scope, from: &Expr) -> Expr {
+    let mut number = Expr::Int(0);
+    if let Some(at) = shape.tokens.and_then(|t| scope.at.get(&t)) {
+        number = (at.clone() - from.clone()) * shape.per_token;
+    }
+    let mut stride = 1;
+    for &a in shape.inner.iter().rev() {
+        if let Some(at) = scope.at.get(&a) {
+            number = number + at.clone() * stride;
+        }
+        stride *= cx.plan.graph.size(a).unwrap_or(1);
+    }
+    number
+}
+
+/// Loops over some axes.
+fn each_of(axes: &[AxisId], scope: Scope, e: &mut Emitter, f: &mut dyn FnMut(&mut Emitter, Scope)) {
+    match axes {
+        [] => f(e, scope),
+        [a, rest @ ..] => {
+            let span = e.span(*a);
+            e.repeat(span.from, span.to, 1, |e, at| each_of(rest, scope.with(*a, at), e, f));
+        }
+    }
+}
+
+fn each_row(shape: &Shape, scope: &Scope, e: &mut Emitter, mut f: impl FnMut(&mut Emitter, &Scope)) {
+    let all: Vec<AxisId> = shape.tokens.iter().chain(&shape.inner).copied().collect();
+    each_of(&all, scope.clone(), e, &mut |e, scope| f(e, &scope));
+}
+
+/// Applies what left the sums, and stores the results that others read.
+fn finish(cx: &Context, kernel: &Kernel, shape: &Shape, stats: &[Place], scope: &Scope, e: &mut Emitter) {
+    let outputs = cx.plan.outputs(kernel);
+    for (fold, place) in shape.stream.folds.iter().zip(stats) {
+        let Fold::Sum { eq, scale, divisor, .. } = fold else { continue };
+        let out = cx.plan.equations[*eq].out;
+        e.places.insert(out, place.clone());
+        let scaled = !scale.is_empty() || !divisor.is_empty();
+        if !outputs.contains(&out) && !scaled {
+            continue;
+        }
+        let to = if outputs.contains(&out) { cx.home(out) } else { place.clone() };
+        e.equation(scope, out, cx.prepared.finished[eq], &to);
+    }
+}

@@ -1,0 +1,290 @@
+//! One page of a stream: scores by the cores, then row by row the statistics and the weights, then the weighted sums by
+//! the cores.
+
+use einfuse_graph::{ExprId, TensorId};
+
+use super::super::Context;
+use super::super::contract::flat;
+use super::super::emit::{Emitter, Scope, Span, graph_name, widen};
+use super::super::homes::PAGE;
+use super::super::place::Place;
+use super::{GROUP, LOWEST, Shape, Tile, columns, each_of, each_row, row_number};
+use crate::fuse::{Contraction, Fold, Weighted};
+use crate::loops::{self, Address, Buffer, Core, Elem, Expr, LANES, PANEL, Stmt, Ty, Unary};
+
+/// A page that a tile visits.
+pub(super) struct Page<'a> {
+    pub(super) cx: &'a Context<'a>,
+    pub(super) shape: &'a Shape<'a>,
+    pub(super) tile: &'a Tile,
+    /// The page's first position.
+    pub(super) first: Expr,
+    /// The number of positions after this step.
+    pub(super) end: Expr,
+    /// Rows of the tile.
+    pub(super) rows: usize,
+}
+
+impl Page<'_> {
+    /// The scores of a page.
+    pub(super) fn scores(&self, scope: &Scope, e: &mut Emitter) {
+        let (cx, shape, tile, s) = (self.cx, self.shape, self.tile, &self.first);
+        let positions = shape.stream.positions;
+        for (q, c) in &shape.stream.scores {
+            let equation = cx.plan.equations[*q];
+            let dim = cx.plan.graph.tensor(equation.out).axes.iter().position(|&a| a == positions);
+            let mut place = e.places[&equation.out].clone();
+            if let Some(dim) = dim {
+                place = place.with_origin(dim, s.clone());
+            }
+            e.places.insert(equation.out, place.clone());
+            let core = tile.queries.iter().find(|(eq, ..)| eq == q).zip(c.as_ref());
+            let Some(((_, queries, depth), c)) = core else {
+                // Only what is there: positions beyond the end have no rows to read.
+                let to = e.int((s.clone() + PAGE).min(self.end.clone()));
+                let part = Span { from: s.clone(), to, aligned: true, len: None };
+                let whole = e.spans.insert(positions, part);
+                e.equation(scope, equation.out, equation.body, &place);
+                if let Some(whole) = whole {
+                    e.spans.insert(positions, whole);
+                }
+                continue;
+            };
+            e.note(format!("{} by cores", graph_name(&cx.plan.graph, equation.out)));
+            let state = self.panel_address(c, scope, e);
+            let to = flat(&place);
+            e.repeat(Expr::Int(0), (PAGE / PANEL).into(), 1, |e, panel| {
+                let b = state.clone().plus(panel.clone() * (depth * PANEL));
+                let core = |rows: usize, row: Expr| {
+                    Stmt::Core(Core {
+                        rows,
+                        depth: (*depth).into(),
+                        a: Address::new(queries.clone(), row.clone() * *depth),
+                        a_stride: (*depth).into(),
+                        b: b.clone(),
+                        b_elem: Elem::F32,
+                        c: Address::new(to.clone(), row * PAGE + panel.clone() * PANEL),
+                        c_stride: PAGE.into(),
+                        accumulate: false,
+                    })
+                };
+                by_groups(self.rows, e, core);
+            });
+        }
+    }
+
+    /// One row of a page: its statistics, and its scores turned into weights.
+    pub(super) fn row(&self, scope: &Scope, e: &mut Emitter) {
+        let (cx, shape, tile, s) = (self.cx, self.shape, self.tile, &self.first);
+        let stream = shape.stream;
+        let positions = stream.positions;
+        let from = shape.tokens.map_or(Expr::Int(0), |t| e.span(t).from);
+        let number = row_number(cx, shape, scope, &from);
+        let number = e.int(number);
+        let mut before: Vec<(TensorId, loops::Var, loops::Var)> = Vec::new();
+        let mut done: Vec<(&Weighted, loops::Var)> = Vec::new();
+        for (fold, place) in stream.folds.iter().zip(&tile.stats) {
+            let out = cx.plan.equations[fold.equation()].out;
+            let stat_axes = &cx.plan.graph.tensor(out).axes;
+            match fold {
+                Fold::Max { value, mask, .. } => {
+                    let best = e.bind(Ty::Floats, Expr::Float(LOWEST).splat());
+                    self.each_vector(scope, e, |e, scope| {
+                        let value = self.present(*value, *mask, scope, e);
+                        e.push(Stmt::Set(best, Expr::from(best).max(value)));
+                    });
+                    let index: Vec<Expr> = stat_axes.iter().map(|a| scope.at[a].clone()).collect();
+                    let at = place.address(&index);
+                    let old = e.bind(Ty::Float, at.clone().load(Elem::F32));
+                    let most = Expr::from(best).fold(loops::Fold::Max);
+                    let new = e.bind(Ty::Float, Expr::from(old).max(most));
+                    e.push(Stmt::Store { elem: Elem::F32, at, value: new.into() });
+                    let factor = (Expr::from(old) - Expr::from(new)).unary(Unary::Exp);
+                    let factor = e.bind(Ty::Float, factor);
+                    before.push((out, new, factor));
+                }
+                Fold::Sum { weight, over, .. } => {
+                    let shift = weight.shifted.and_then(|(_, m)| before.iter().find(|(t, ..)| *t == m).copied());
+                    let total = match done.iter().find(|(w, _)| *w == weight) {
+                        Some((_, total)) => *total,
+                        None => {
+                            let buffer = tile.weights.iter().find(|(w, _)| w == weight).map(|(_, p)| flat(p));
+                            let total = e.bind(Ty::Floats, Expr::Float(0.0).splat());
+                            let number = number.clone();
+                            self.each_vector(scope, e, |e, scope| {
+                                let value = self.weighted(weight, shift.map(|(_, new, _)| new), scope, e);
+                                let value = e.bind(Ty::Floats, value);
+                                if let Some(buffer) = &buffer {
+                                    let column = scope.at[&positions].clone() - s.clone();
+                                    let at = Address::new(buffer.clone(), number.clone() * PAGE + column);
+                                    e.push(Stmt::Store { elem: Elem::F32, at, value: value.into() });
+                                }
+                                e.push(Stmt::Set(total, Expr::from(total) + value));
+                            });
+                            done.push((weight, total));
+                            total
+                        }
+                    };
+                    match over {
+                        None => {
+                            let index: Vec<Expr> = stat_axes.iter().map(|a| scope.at[a].clone()).collect();
+                            let at = place.address(&index);
+                            let sum = Expr::from(total).fold(loops::Fold::Sum);
+                            let old = at.clone().load(Elem::F32);
+                            let value = match shift {
+                                Some((_, _, factor)) => old.fma(factor, sum),
+                                None => old + sum,
+                            };
+                            e.push(Stmt::Store { elem: Elem::F32, at, value });
+                        }
+                        Some(c) => {
+                            let Some((_, _, factor)) = shift else { continue };
+                            let (buffer, width) = (flat(place), columns(cx, c));
+                            let first = e.int(number.clone() * width);
+                            e.when(Expr::from(factor).differs(1.0f32), |e| {
+                                let factor = e.bind(Ty::Floats, Expr::from(factor).splat());
+                                e.repeat(Expr::Int(0), width.into(), LANES, |e, at| {
+                                    let at = Address::new(buffer, first + at);
+                                    let value = at.clone().load4(Elem::F32) * factor;
+                                    e.push(Stmt::Store { elem: Elem::F32, at, value });
+                                });
+                            });
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Visits the positions of the page, four at a time.
+    fn each_vector(&self, scope: &Scope, e: &mut Emitter, mut f: impl FnMut(&mut Emitter, &Scope)) {
+        let positions = self.shape.stream.positions;
+        e.repeat(self.first.clone(), self.first.clone() + PAGE, LANES, |e, at| {
+            let scope = scope.clone().with_lanes(positions, at);
+            f(e, &scope);
+        });
+    }
+
+    /// What a maximum is taken of, at four positions.
+    fn present(&self, value: ExprId, mask: Option<ExprId>, scope: &Scope, e: &mut Emitter) -> Expr {
+        let value = e.value(scope, value);
+        let value = e.bind(Ty::Floats, widen(value));
+        self.guard(value.into(), mask, f32::NEG_INFINITY, scope, e)
+    }
+
+    /// A value at four positions where the mask holds and there is a position, `absent` elsewhere.
+    fn guard(&self, value: Expr, mask: Option<ExprId>, absent: f32, scope: &Scope, e: &mut Emitter) -> Expr {
+        let mut masks = Vec::new();
+        if let Some(mask) = mask {
+            let mask = e.value(scope, mask);
+            masks.push(widen(mask));
+        }
+        // Where the mask already ends at the token, no position lies beyond the end.
+        if self.shape.stream.upper.is_none_or(|u| u > 0) {
+            masks.push(scope.at[&self.shape.stream.positions].clone().iota().lt(self.end.clone().splat()));
+        }
+        match masks.into_iter().reduce(|a, b| a.and(b)) {
+            Some(mask) => mask.select(value, Expr::Float(absent).splat()),
+            None => value,
+        }
+    }
+
+    /// The weights of four positions.
+    fn weighted(&self, weight: &Weighted, shift: Option<loops::Var>, scope: &Scope, e: &mut Emitter) -> Expr {
+        let mut product: Option<Expr> = None;
+        if let (Some((exponent, _)), Some(shift)) = (weight.shifted, shift) {
+            let exponent = e.value(scope, exponent);
+            let value = (widen(exponent) - Expr::from(shift).splat()).unary(Unary::Exp);
+            product = Some(e.bind(Ty::Floats, value).into());
+        }
+        for &factor in &weight.factors {
+            let factor = e.value(scope, factor);
+            let factor = widen(factor);
+            product = Some(match product {
+                Some(p) => e.bind(Ty::Floats, p * factor).into(),
+                None => e.bind(Ty::Floats, factor).into(),
+            });
+        }
+        let value = product.unwrap_or(Expr::Float(1.0).splat());
+        self.guard(value, weight.mask, 0.0, scope, e)
+    }
+
+    /// Adds a page's weighted values to the accumulated columns.
+    pub(super) fn sum_columns(&self, weight: &Weighted, c: &Contraction, scope: &Scope, e: &mut Emitter) {
+        let (cx, shape, tile) = (self.cx, self.shape, self.tile);
+        let Some(weights) = tile.weights.iter().find(|(w, _)| w == weight).map(|(_, p)| flat(p)) else { return };
+        let at = shape.stream.folds.iter().position(|f| cx.plan.equations[f.equation()].out == c.out);
+        let Some(place) = at.map(|at| &tile.stats[at]) else { return };
+        let width = columns(cx, c);
+        if !cx.has_column_panels(c) {
+            return self.sum_plainly(&weights, place, c, scope, e);
+        }
+        let b = self.panel_address(c, scope, e);
+        let to = flat(place);
+        e.repeat(Expr::Int(0), (width / PANEL).into(), 1, |e, panel| {
+            let b = b.clone().plus(panel.clone() * (PAGE * PANEL));
+            let core = |rows: usize, row: Expr| {
+                Stmt::Core(Core {
+                    rows,
+                    depth: PAGE.into(),
+                    a: Address::new(weights.clone(), row.clone() * PAGE),
+                    a_stride: PAGE.into(),
+                    b: b.clone(),
+                    b_elem: Elem::F32,
+                    c: Address::new(to.clone(), row * width + panel.clone() * PANEL),
+                    c_stride: width.into(),
+                    accumulate: true,
+                })
+            };
+            by_groups(self.rows, e, core);
+        });
+    }
+
+    /// The same element by element, where the state lies in another order.
+    fn sum_plainly(&self, weights: &Buffer, place: &Place, c: &Contraction, scope: &Scope, e: &mut Emitter) {
+        let (cx, shape, s) = (self.cx, self.shape, &self.first);
+        let out_axes = &cx.plan.graph.tensor(c.out).axes;
+        let from = shape.tokens.map_or(Expr::Int(0), |t| e.span(t).from);
+        let to = e.int((s.clone() + PAGE).min(self.end.clone()));
+        each_row(shape, scope, e, |e, scope| {
+            let number = row_number(cx, shape, scope, &from);
+            let row = e.int(number * PAGE);
+            each_of(&c.cols, scope.clone(), e, &mut |e, scope| {
+                let index: Vec<Expr> = out_axes.iter().map(|a| scope.at[a].clone()).collect();
+                let at = place.address(&index);
+                let sum = e.bind(Ty::Float, at.clone().load(Elem::F32));
+                e.repeat(s.clone(), to.clone(), 1, |e, position| {
+                    let scope = scope.clone().with(shape.stream.positions, position.clone());
+                    let value = e.value(&scope, cx.prepared.stored[&c.out]).expr;
+                    let weight = Address::new(weights.clone(), row.clone() + (position - s.clone())).load(Elem::F32);
+                    e.push(Stmt::Set(sum, value.fma(weight, sum)));
+                });
+                e.push(Stmt::Store { elem: Elem::F32, at, value: sum.into() });
+            });
+        });
+    }
+
+    /// The address of a state's first panel in the page, at the scope's outer coordinates.
+    fn panel_address(&self, c: &Contraction, scope: &Scope, e: &mut Emitter) -> Address {
+        let axes = &self.cx.plan.graph.tensor(c.b).axes;
+        let index: Vec<Expr> = axes
+            .iter()
+            .zip(&c.fixed)
+            .enumerate()
+            .map(|(dim, (a, fixed))| match (dim, fixed) {
+                (0, _) => self.first.clone(),
+                (_, Some(at)) => Expr::Int(*at),
+                _ => scope.at.get(a).filter(|_| c.batch.contains(a)).cloned().unwrap_or(Expr::Int(0)),
+            })
+            .collect();
+        e.places[&c.b].address(&index)
+    }
+}
+
+/// Cores for all rows, a group at a time.
+fn by_groups(rows: usize, e: &mut Emitter, core: impl Fn(usize, Expr) -> Stmt) {
+    e.repeat(Expr::Int(0), (rows / GROUP * GROUP).into(), GROUP, |e, row| e.push(core(GROUP, row)));
+    if !rows.is_multiple_of(GROUP) {
+        e.push(core(rows % GROUP, (rows / GROUP * GROUP).into()));
+    }
+}
