@@ -19,9 +19,40 @@ const RUNS: usize = 100;
 /// How often a measurement is repeated; the best counts.
 const REPEATS: usize = 5;
 
+/// The most that some threads do, per second.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Peaks {
+    /// Bytes read from main memory.
+    pub(crate) bytes: f64,
+    /// Operations on floats.
+    pub(crate) flops: f64,
+}
+
+/// A peak could not be measured.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot measure the machine's peak: {0}")]
+pub(crate) enum PeakError {
+    /// For want of memory.
+    Memory(#[from] io::Error),
+    /// For want of code.
+    Code(#[from] LowerError),
+}
+
+impl Peaks {
+    /// Measures both.
+    pub(crate) fn measure(threads: usize) -> Result<Peaks, PeakError> {
+        Ok(Peaks { bytes: read_bandwidth(threads)?, flops: multiply_adds(threads)? })
+    }
+
+    /// The better of two measurements.
+    pub(crate) fn or(self, other: Peaks) -> Peaks {
+        Peaks { bytes: self.bytes.max(other.bytes), flops: self.flops.max(other.flops) }
+    }
+}
+
 /// Bytes per second that `threads` threads read from main memory, each its own part of one large buffer from front to
 /// back.
-pub(crate) fn read_bandwidth(threads: usize) -> io::Result<f64> {
+fn read_bandwidth(threads: usize) -> io::Result<f64> {
     let mut buffer = MmapMut::map_anon(BUFFER)?;
     #[cfg(target_os = "linux")]
     // only advice: without huge pages the figure is lower
@@ -37,7 +68,7 @@ pub(crate) fn read_bandwidth(threads: usize) -> io::Result<f64> {
 
 /// Operations on floats per second that `threads` threads do at most in compiled code: multiply-adds of vectors of 128
 /// bits, all in registers.
-pub(crate) fn multiply_adds(threads: usize) -> Result<f64, LowerError> {
+fn multiply_adds(threads: usize) -> Result<f64, LowerError> {
     let kernel = MultiplyAdds::new()?;
     let seconds = fastest(threads, |_| {
         for _ in 0..RUNS {

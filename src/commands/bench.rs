@@ -11,7 +11,7 @@ use super::options::ModelOptions;
 use super::output::{print, print_json};
 use super::step;
 use super::{Outcome, Usage};
-use crate::peak;
+use crate::peak::Peaks;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -21,7 +21,7 @@ Examples:
 `pp512` reads 512 tokens at once, `tg128` generates 128 one after another, `@ d1900` after 1,900 others. Beside tokens
 per second stands what of the machine they use: generation reads weights and cache (GB/s, against a plain read of a
 large buffer), a prompt computes (GFLOP/s, against vectors of 128 bits multiplied and added in registers). Both peaks
-are measured before each number of threads, on as many.";
+are measured before and after the tests, on as many threads, and the better one counts.";
 
 /// Measure tokens per second, and the machine's peaks beside them
 #[derive(Args, Debug)]
@@ -85,8 +85,7 @@ impl Bench {
         let default = NonZeroUsize::new(runtime::default_threads());
         let threads = if self.threads.is_empty() { default.into_iter().collect() } else { self.threads.clone() };
         for count in threads {
-            let bandwidth = peak::read_bandwidth(count.get()).map_err(|e| format!("cannot measure bandwidth: {e}"))?;
-            let arithmetic = peak::multiply_adds(count.get())?;
+            let before = Peaks::measure(count.get())?;
             let model = self.model.load(self.model.settings(Some(count)))?;
             let room = model.context().saturating_sub(self.depth);
             let prompt = self.prompt.unwrap_or(room.min(512));
@@ -94,17 +93,20 @@ impl Bench {
             if prompt == 0 && generate == 0 {
                 return Err(Usage("nothing to measure: -p and -n are both 0".to_owned()).into());
             }
+            let read = |session: &mut Session<'_>, tokens: &[u32]| session.feed(tokens).map(drop);
+            let write =
+                |session: &mut Session<'_>, tokens: &[u32]| tokens.iter().try_for_each(|&t| read(session, &[t]));
+            let prompts = self.measure(&model, prompt, read)?;
+            let generated = self.measure(&model, generate, write)?;
+            // what else runs on the machine lowers a peak, and must not flatter us
+            let peaks = before.or(Peaks::measure(count.get())?);
             if prompt > 0 {
                 let flops = step::cost(&model, prompt, self.depth).flops / prompt as f64;
-                let rates = self.measure(&model, prompt, |session, tokens| session.feed(tokens).map(drop))?;
-                rows.push(self.row(&model, &format!("pp{prompt}"), &rates, "FLOP/s", flops, arithmetic));
+                rows.push(self.row(&model, &format!("pp{prompt}"), &prompts, "FLOP/s", flops, peaks.flops));
             }
             if generate > 0 {
                 let bytes = step::cost(&model, 1, self.depth + generate / 2).stored;
-                let rates = self.measure(&model, generate, |session, tokens| {
-                    tokens.iter().try_for_each(|token| session.feed(&[*token]).map(drop))
-                })?;
-                rows.push(self.row(&model, &format!("tg{generate}"), &rates, "B/s", bytes, bandwidth));
+                rows.push(self.row(&model, &format!("tg{generate}"), &generated, "B/s", bytes, peaks.bytes));
             }
         }
         match self.output {
@@ -114,13 +116,16 @@ impl Bench {
         Ok(())
     }
 
-    /// Tokens per second of each repetition; one before them warms up.
+    /// Tokens per second of each repetition; one before them warms up. None of no tokens.
     fn measure(
         &self,
         model: &Model,
         count: usize,
         work: impl Fn(&mut Session<'_>, &[u32]) -> Result<(), runtime::Error>,
     ) -> Result<Vec<f64>, runtime::Error> {
+        if count == 0 {
+            return Ok(Vec::new());
+        }
         // any tokens do, as long as they differ
         let token = |i: usize| ((i * 7919 + 17) % model.vocabulary()) as u32;
         let tokens: Vec<u32> = (0..self.depth + count).map(token).collect();

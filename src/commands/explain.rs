@@ -12,7 +12,7 @@ use super::Outcome;
 use super::options::ModelOptions;
 use super::output::print;
 use super::step;
-use crate::peak;
+use crate::peak::Peaks;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -88,9 +88,8 @@ impl Explain {
     fn table(&self, model: &Model) -> Result<String, Box<dyn std::error::Error>> {
         let plan = model.program().plan();
         let chosen = self.chosen(plan)?;
-        let bandwidth = peak::read_bandwidth(1).map_err(|e| format!("cannot measure bandwidth: {e}"))?;
-        let arithmetic = peak::multiply_adds(1)?;
-        let balance = arithmetic / bandwidth;
+        let peaks = Peaks::measure(1)?;
+        let balance = peaks.flops / peaks.bytes;
         let elements = step::weight_elements(model);
         let weight_element = |tensor| elements.get(&tensor).copied().unwrap_or(4);
         let work = Work { tokens: self.tokens.get(), past: self.past, weight_element: &weight_element };
@@ -103,8 +102,8 @@ impl Explain {
             plan.graph.name,
             if self.tokens.get() == 1 { "one token".to_owned() } else { format!("{} tokens", self.tokens) },
             self.past,
-            arithmetic / 1e9,
-            bandwidth / 1e9,
+            peaks.flops / 1e9,
+            peaks.bytes / 1e9,
             "kernel",
             "runs",
             "flops",
