@@ -2,9 +2,9 @@
 
 use std::collections::HashMap;
 
-use einfuse_graph::{AxisId, Binary, Expr, ExprId, Extent, Graph, Kind, Tensor, TensorId, Type};
+use einfuse_graph::{AxisId, Binary, Expr, ExprId, Extent, Graph, Kind, Real, Tensor, TensorId, Type, Unary};
 
-/// A graph that is being rewritten. Equal expressions stay one.
+/// A graph that is being rewritten. Equal expressions stay one, and what is made of constants alone is one.
 pub(crate) struct Edit {
     pub(crate) graph: Graph,
     known: HashMap<Expr, ExprId>,
@@ -17,6 +17,7 @@ impl Edit {
     }
 
     pub(crate) fn intern(&mut self, expr: Expr) -> ExprId {
+        let expr = self.folded(&expr).unwrap_or(expr);
         if let Some(&id) = self.known.get(&expr) {
             return id;
         }
@@ -24,6 +25,24 @@ impl Edit {
         self.graph.exprs.push(expr.clone());
         self.known.insert(expr, id);
         id
+    }
+
+    /// The constant that an expression of constants is.
+    fn folded(&self, expr: &Expr) -> Option<Expr> {
+        let float = |x: f64| x.is_finite().then_some(Expr::Float(Real(x)));
+        match *expr {
+            Expr::Unary(op, x) => match (op, self.graph.expr(x)) {
+                (Unary::ToFloat, Expr::Int(x)) => float(*x as f64),
+                (op, Expr::Float(x)) if op != Unary::Not => float(op.of(x.0)),
+                _ => None,
+            },
+            Expr::Binary(op, a, b) if op.is_arithmetic() => match (self.graph.expr(a), self.graph.expr(b)) {
+                (Expr::Float(a), Expr::Float(b)) => float(op.of(a.0, b.0)),
+                (Expr::Int(a), Expr::Int(b)) => op.of_ints(*a, *b).map(Expr::Int),
+                _ => None,
+            },
+            _ => None,
+        }
     }
 
     /// The element of a tensor at the coordinates of its own axes.
@@ -35,7 +54,7 @@ impl Edit {
 
     pub(crate) fn product(&mut self, factors: &[ExprId]) -> ExprId {
         let mut factors = factors.iter().copied();
-        let first = factors.next().unwrap_or_else(|| self.intern(Expr::Float(einfuse_graph::Real(1.0))));
+        let first = factors.next().unwrap_or_else(|| self.intern(Expr::Float(Real(1.0))));
         factors.fold(first, |a, b| self.intern(Expr::Binary(Binary::Mul, a, b)))
     }
 

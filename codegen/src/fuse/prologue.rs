@@ -16,10 +16,10 @@ pub(super) fn apply(plan: &mut Plan) {
                 at += 1;
                 continue;
             };
+            let made = plan.names(&plan.outputs(&kernels[p]));
             match fits(plan, &kernels[p], &kernels[at]) {
                 Err(why) => {
-                    let text =
-                        format!("`{}` could be computed here, but {why}", plan.names(&plan.outputs(&kernels[p])));
+                    let text = format!("`{made}` could be computed here, but {why}");
                     kernels[at].declined.push(Remark { rule: Rule::Prologue, text });
                     at += 1;
                 }
@@ -27,7 +27,7 @@ pub(super) fn apply(plan: &mut Plan) {
                     let other = kernels.remove(p);
                     at -= 1;
                     let kernel = &mut kernels[at];
-                    let text = format!("`{}` is computed row by row before it is contracted", other.name);
+                    let text = format!("`{made}` is computed row by row before it is contracted");
                     kernel.equations.extend(&other.equations);
                     kernel.equations.sort();
                     kernel.applied.extend(other.applied);
