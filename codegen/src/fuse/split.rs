@@ -56,6 +56,8 @@ struct Splitter {
     memo: HashMap<ExprId, ExprId>,
     /// The right sides of masks, which are no tensors in compiled code.
     masks: HashMap<TensorId, ExprId>,
+    /// The tensors that activations have become, by what they are and the order of their axes.
+    activations: HashMap<(ExprId, Vec<AxisId>), TensorId>,
     /// The tensors that equations load.
     read: Rc<HashSet<TensorId>>,
 }
@@ -134,9 +136,17 @@ impl Splitter {
                 order
             }
         };
-        let name = format!("{}.in", edit.graph.tensor(out).name);
-        let value = edit.value(&name, order, Type::Float);
-        self.done.push(Node::Equation { out: value, body: activation });
+        let known = (activation, order);
+        let value = match self.activations.get(&known) {
+            Some(&value) => value,
+            None => {
+                let name = format!("{}.in", edit.graph.tensor(out).name);
+                let value = edit.value(&name, known.1.clone(), Type::Float);
+                self.done.push(Node::Equation { out: value, body: activation });
+                self.activations.insert(known, value);
+                value
+            }
+        };
         let activation = edit.load(value);
         edit.product(&[activation, stored])
     }
