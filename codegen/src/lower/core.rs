@@ -128,7 +128,12 @@ struct Tile<'a> {
 }
 
 impl Tile<'_> {
-    /// What is added to: of one row, twice, as so few chains of additions would wait for each other.
+    /// How many chains of additions each sum has: two where one for each would be so few that they wait for each other.
+    fn chains(&self) -> usize {
+        if self.operands.c.len() * self.vectors <= 6 { 2 } else { 1 }
+    }
+
+    /// What is added to, chain by chain.
     fn start(&self, e: &mut Emitter, accumulate: bool) -> Vec<Value> {
         let mut sums = Vec::new();
         for (pointer, offset) in &self.operands.c {
@@ -140,10 +145,8 @@ impl Tile<'_> {
                 });
             }
         }
-        if self.operands.c.len() == 1 {
-            let zero = e.float_of(F32X4, 0.0);
-            sums.resize(2 * self.vectors, zero);
-        }
+        let zero = e.float_of(F32X4, 0.0);
+        sums.resize(self.chains() * sums.len(), zero);
         sums
     }
 
@@ -240,7 +243,8 @@ impl Tile<'_> {
             let a = e.ins().load(F32, memory(), pointer, offset + k as i32 * 4);
             e.ins().splat(F32X4, a)
         };
-        let sums = if rows == 1 { &mut sums[(k % 2) as usize * self.vectors..] } else { sums };
+        let chain = k as usize % self.chains();
+        let sums = &mut sums[chain * rows * self.vectors..][..rows * self.vectors];
         let add = |e: &mut Emitter, sum: &mut Value, row: usize, a: Value, b: Value| {
             *sum = if row + 1 == rows { e.ins().fma(b, a, *sum) } else { e.ins().fma(a, b, *sum) };
         };
