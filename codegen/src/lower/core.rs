@@ -128,9 +128,10 @@ struct Tile<'a> {
 }
 
 impl Tile<'_> {
-    /// How many chains of additions each sum has: two where one for each would be so few that they wait for each other.
+    /// How many chains of additions each sum has: two where one for each would be so few that they wait for each other, and
+    /// where all still fit into registers.
     fn chains(&self) -> usize {
-        if self.operands.c.len() * self.vectors <= 6 { 2 } else { 1 }
+        if self.operands.c.len() * self.vectors <= 4 { 2 } else { 1 }
     }
 
     /// What is added to, chain by chain.
