@@ -4,7 +4,8 @@ use std::collections::HashMap;
 
 use einfuse_graph::{AxisId, Binary, Expr, ExprId, Extent, Graph, Kind, Real, Tensor, TensorId, Type, Unary};
 
-/// A graph that is being rewritten. Equal expressions stay one, and what is made of constants alone is one.
+/// A graph that is being rewritten. Equal expressions stay one, what is made of constants alone is one, and
+/// a choice between integers that becomes a float is a choice between floats, so that masks have one form.
 pub(crate) struct Edit {
     pub(crate) graph: Graph,
     known: HashMap<Expr, ExprId>,
@@ -18,6 +19,12 @@ impl Edit {
 
     pub(crate) fn intern(&mut self, expr: Expr) -> ExprId {
         let expr = self.folded(&expr).unwrap_or(expr);
+        if let Expr::Unary(Unary::ToFloat, choice) = expr
+            && let Expr::Select { mask, then, otherwise } = *self.graph.expr(choice)
+        {
+            let [then, otherwise] = [then, otherwise].map(|x| self.intern(Expr::Unary(Unary::ToFloat, x)));
+            return self.intern(Expr::Select { mask, then, otherwise });
+        }
         if let Some(&id) = self.known.get(&expr) {
             return id;
         }
