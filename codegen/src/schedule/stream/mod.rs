@@ -79,7 +79,8 @@ pub(super) fn schedule(cx: &Context, kernel: &Kernel, stream: &Stream, partial: 
     let many = matches!(cx.mode(kernel), Mode::Many) && tokens.is_some();
     let most = if many { (ROWS / per_token / GROUP * GROUP).max(GROUP) } else { 1 };
     let heads: usize = outer.iter().map(|&a| size(a)).product();
-    let splits = if many { 1 } else { (SPLITS / heads.max(1)).clamp(1, 8) };
+    // A power of two, so that few workers get equal shares.
+    let splits = if many { 1 } else { 1 << (SPLITS / heads.max(1)).clamp(1, 8).ilog2() };
     let shape = Shape { stream, outer, tokens, inner, per_token, most, splits };
 
     let mut e = cx.emitter(kernel);
