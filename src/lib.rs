@@ -97,14 +97,21 @@ pub fn embedded() -> Result<Checkpoint, Error> {
 /// # Errors
 /// The architecture is not declared (the message lists those that are), or the config does not fit it.
 pub fn graph_of(checkpoint: &Checkpoint) -> Result<Graph, Error> {
-    let config = |reason| Error::Config { file: checkpoint.config_file().to_owned(), reason };
-    einfuse_models::graph_from_config(checkpoint.config()).map_err(config)
+    einfuse_models::graph_from_config(checkpoint.config()).map_err(|reason| wrong_config(checkpoint, reason))
 }
 
-/// Loads the model in a checkpoint.
+fn wrong_config(checkpoint: &Checkpoint, reason: einfuse_models::Error) -> Error {
+    Error::Config { file: checkpoint.config_file().to_owned(), reason }
+}
+
+/// Loads the model in a checkpoint. Its context is what the model was made for, unless the settings ask for less.
 ///
 /// # Errors
 /// As [`load`].
 pub fn load_checkpoint(checkpoint: &Checkpoint, settings: Settings) -> Result<Model, Error> {
-    Ok(Model::load(checkpoint, &graph_of(checkpoint)?, settings)?)
+    let graph = graph_of(checkpoint)?;
+    let made_for = einfuse_models::context_from_config(checkpoint.config());
+    let made_for = made_for.map_err(|reason| wrong_config(checkpoint, reason))?;
+    let context = settings.context.into_iter().chain(made_for).min();
+    Ok(Model::load(checkpoint, &graph, Settings { context, ..settings })?)
 }

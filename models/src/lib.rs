@@ -104,3 +104,11 @@ pub fn architecture_of(config: &Value) -> Result<&'static Architecture, Error> {
 pub fn graph_from_config(config: &Value) -> Result<Graph, Error> {
     Ok(architecture_of(config)?.graph(config)?)
 }
+
+/// How many positions the model that a config.json describes was made for, where it says so.
+///
+/// # Errors
+/// As [`graph_from_config`].
+pub fn context_from_config(config: &Value) -> Result<Option<usize>, Error> {
+    Ok(architecture_of(config)?.context(config)?)
+}

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use einfuse_graph::{Extent, Graph, Kind, verify};
-use einfuse_models::{ARCHITECTURES, architecture_of, graph_from_config};
+use einfuse_models::{ARCHITECTURES, context_from_config, graph_from_config};
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
 
@@ -25,8 +25,10 @@ fn both_styles_of_config_make_the_same_verified_graph() {
         let (a, b) = (graph_from_config(&old).unwrap(), graph_from_config(&new).unwrap());
         verify(&a).unwrap();
         assert_eq!(a, b, "{model}");
-        let context = architecture_of(&old).unwrap().context(&old).unwrap();
-        assert_eq!(context, Some(if model == "gpt2" || model == "opt" { 128 } else { 256 }));
+        for config in [&old, &new] {
+            let context = context_from_config(config).unwrap();
+            assert_eq!(context, Some(if model == "gpt2" || model == "opt" { 128 } else { 256 }), "{model}");
+        }
     }
 }
 

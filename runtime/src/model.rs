@@ -17,7 +17,7 @@ use crate::session::Session;
 use crate::threads::Threads;
 use crate::tokens::Tokenizer;
 
-/// The context of a model whose files do not say how long a text it can read.
+/// The context of a model of which nobody says how long a text it can read.
 const DEFAULT_CONTEXT: usize = 4096;
 
 /// How weights lie in memory.
@@ -54,7 +54,8 @@ pub struct Settings {
     pub precision: Precision,
     /// Fusion rules that are switched off.
     pub without: Vec<Rule>,
-    /// The most positions a sequence may have, where that is less than what the model was made for.
+    /// The most positions a sequence may have: as many as the model was made for, or fewer. 4096 if `None`, or what the graph
+    /// has places for.
     pub context: Option<usize>,
     /// How many sequences of that length the cache holds.
     pub sequences: usize,
@@ -145,13 +146,12 @@ impl Model {
 
         let tokenizer = Tokenizer::of(checkpoint)?;
         let end_tokens = checkpoint.end_tokens()?;
-        let positions = checkpoint.positions()?;
         let threads = Threads::new(settings.threads)?;
         let found = find_weights(checkpoint, graph)?;
 
         progress(Progress::Compiling);
         let storage = storage(&found, settings.precision);
-        let longest = positions.into_iter().chain(settings.context).min().unwrap_or(DEFAULT_CONTEXT);
+        let longest = settings.context.unwrap_or(DEFAULT_CONTEXT);
         let chunk = settings.chunk.min(longest);
         let options = Options {
             without: settings.without.clone(),
@@ -167,11 +167,7 @@ impl Model {
         let weights = pack(&program, &found, &threads, &progress)?;
         let pack_time = start.elapsed();
 
-        let bounds = [
-            (program.context(), "that the model has places for"),
-            (positions, "that the model's config.json allows"),
-            (settings.context, "of the context asked for"),
-        ];
+        let bounds = [(program.context(), "that the model has places for"), (settings.context, "of its context")];
         let bounds = bounds.into_iter().filter_map(|(positions, bound)| Some((positions?, bound)));
         let (context, bound) =
             bounds.min_by_key(|(positions, _)| *positions).unwrap_or((DEFAULT_CONTEXT, "by default"));

@@ -118,38 +118,6 @@ impl Checkpoint {
         &self.config.file
     }
 
-    /// The model's class: the first of `architectures` in `config.json`.
-    ///
-    /// # Errors
-    /// If there is none.
-    pub fn architecture(&self) -> Result<&str, Error> {
-        match self.config.object.get("architectures").and_then(|names| names.get(0)) {
-            Some(Value::String(name)) => Ok(name),
-            _ => Err(self.config.wrong("architectures", "wants a list with the name of the model's class")),
-        }
-    }
-
-    /// How many positions the model was made for, where `config.json` says so: `max_position_embeddings`, or
-    /// `n_positions` as GPT-2 spells it.
-    ///
-    /// # Errors
-    /// If the value is not a positive number.
-    pub fn positions(&self) -> Result<Option<usize>, Error> {
-        for key in ["max_position_embeddings", "n_positions"] {
-            match self.config.object.get(key) {
-                None | Some(Value::Null) => {}
-                Some(value) => {
-                    let number = value.as_u64().and_then(|n| usize::try_from(n).ok()).filter(|&n| n > 0);
-                    return match number {
-                        Some(number) => Ok(Some(number)),
-                        None => Err(self.config.wrong(key, &format!("wants a positive whole number, not {value}"))),
-                    };
-                }
-            }
-        }
-        Ok(None)
-    }
-
     /// The tokens that end a text: `eos_token_id` (a number or a list) of `generation_config.json`, else of
     /// `config.json`; none if neither says.
     ///
