@@ -46,8 +46,16 @@ fn main() -> ExitCode {
 fn one_line(message: &str) -> String {
     let lines = message.lines().map(str::trim);
     let lines = lines.take_while(|l| !l.starts_with("Usage:") && !l.starts_with("For more information"));
-    let words: Vec<&str> = lines.filter(|l| !l.is_empty()).collect();
-    words.join(" ")
+    let mut message = String::new();
+    for line in lines.filter(|l| !l.is_empty()) {
+        message += match (message.is_empty(), line.starts_with("tip: ")) {
+            (true, _) => "",
+            (false, true) => "; ",
+            (false, false) => " ",
+        };
+        message += line;
+    }
+    message
 }
 
 /// Whether the reader of our output went away, which is its right.

@@ -301,6 +301,8 @@ const WRONG: &[Wrong] = &[
     (&["run", "--ids", "99999999999"], 2, &["--ids", "99999999999"]),
     (&["run", "-n", "few", "a"], 2, &["--tokens", "few"]),
     (&["run", "-t", "0", "a"], 2, &["--threads"]),
+    (&["run", "-t", "1025", "a"], 2, &["--threads", "1024"]),
+    (&["run", "--seed", "-1", "a"], 2, &["-1", "; tip: "]),
     (&["run", "--chunk", "0", "a"], 2, &["--chunk"]),
     (&["run", "--precision", "f8", "a"], 2, &["--precision", "f8", "bf16"]),
     (&["run", "--without", "magic", "a"], 2, &["--without", "magic", "online-softmax"]),
@@ -312,7 +314,9 @@ const WRONG: &[Wrong] = &[
     (&["run", "--stop", "", "a"], 2, &["--stop"]),
     (&["explain", "--dump", "soul"], 2, &["--dump", "soul", "clif"]),
     (&["explain", "--tokens", "0"], 2, &["--tokens"]),
+    (&["explain", "--dump", "graph", "--kernel", "x"], 2, &["--kernel", "graph"]),
     (&["bench", "-t", "1,none"], 2, &["--threads", "none"]),
+    (&["bench", "-r", "0"], 2, &["--repeat"]),
     (&["bench", "-p", "0", "-n", "0"], 2, &["-p", "-n"]),
     (&["logits", "a"], 2, &["--output"]),
     (&["perplexity"], 2, &["FILE"]),
@@ -327,6 +331,7 @@ const WRONG: &[Wrong] = &[
     (&["logits", "a", "-o", "{out}"], 1, &["{out}"]),
     (&["logits", "--ids", "7777", "-o", "{out}/x.safetensors"], 1, &["7777"]),
     (&["explain", "--dump", "asm", "--kernel", "nothing"], 1, &["nothing"]),
+    (&["explain", "--dump", "plan", "--kernel", "nothing"], 1, &["nothing"]),
     (&["bench", "-p", "9999", "-n", "0", "-r", "1"], 1, &["9999", "256"]),
     (&["perplexity", "{out}/nowhere.txt"], 1, &["nowhere.txt"]),
     (&["perplexity", "{out}"], 1, &["{out}"]),
@@ -468,6 +473,16 @@ fn explain_dumps_every_stage() {
 }
 
 #[test]
+fn explain_shows_the_chosen_kernels_alone() {
+    for stage in [&[][..], &["--dump", "plan"], &["--dump", "loops"], &["--dump", "clif"], &["--dump", "asm"]] {
+        let output = run(&[&["explain", "--kernel", "logits"], stage].concat());
+        assert!(output.status.success(), "{stage:?}: {}", stderr(&output));
+        let text = stdout(&output);
+        assert!(text.contains("logits") && !text.contains("q+k+u"), "{stage:?}:\n{text}");
+    }
+}
+
+#[test]
 fn logits_writes_a_safetensors_file() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("out.safetensors");
@@ -508,8 +523,9 @@ fn bench_prints_a_row_per_test_with_the_machine_s_peak() {
 
 #[test]
 fn help_has_examples() {
-    for arguments in [["--help"].as_slice(), &["run", "--help"], &["explain", "--help"], &["bench", "--help"]] {
-        let output = run(arguments);
+    for command in ["", "run", "explain", "bench", "logits", "perplexity"] {
+        let arguments: Vec<&str> = [command, "--help"].into_iter().filter(|word| !word.is_empty()).collect();
+        let output = run(&arguments);
         assert!(output.status.success());
         assert!(stdout(&output).contains("Examples:"), "{arguments:?}");
     }

@@ -39,7 +39,7 @@ pub use generate::{Generate, Generation, Prompt, Stop, Summary, Token};
 pub use model::{Model, Precision, Progress, Settings};
 pub use sample::{Sampler, Sampling};
 pub use session::{Perplexity, Session, Trace};
-pub use threads::{Threads, default_threads};
+pub use threads::{MOST_THREADS, Threads, default_threads};
 pub use tokens::{Stream, Tokenizer};
 
 #[cfg(test)]

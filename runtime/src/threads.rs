@@ -12,8 +12,8 @@ use rayon::iter::{IntoParallelIterator, ParallelIterator};
 
 use crate::Error;
 
-/// The most workers that can be asked for.
-const MOST: usize = 1024;
+/// The most threads that can be asked for.
+pub const MOST_THREADS: usize = 1024;
 
 /// A pool of workers. A step enters it once; within, workers meet at a barrier that spins for a while, then sleeps.
 #[derive(Debug)]
@@ -33,7 +33,7 @@ impl Threads {
     /// If the number is absurd, or the system does not give so many threads.
     pub fn new(workers: Option<usize>) -> Result<Threads, Error> {
         let workers = workers.unwrap_or_else(default_threads);
-        if !(1..=MOST).contains(&workers) {
+        if !(1..=MOST_THREADS).contains(&workers) {
             return Err(Error::Option {
                 option: "threads",
                 wants: "a number from 1 to 1024",

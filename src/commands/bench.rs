@@ -7,7 +7,7 @@ use clap::{Args, ValueEnum};
 use einfuse::{Model, Session, runtime};
 use serde::Serialize;
 
-use super::options::ModelOptions;
+use super::options::{ModelOptions, at_least_one, thread_count};
 use super::output::{print, print_json};
 use super::step;
 use super::{Outcome, Usage};
@@ -40,11 +40,11 @@ pub(crate) struct Bench {
     depth: usize,
 
     /// Numbers of threads, separated by commas [default: one per core]
-    #[arg(short, long, value_name = "N", value_delimiter = ',')]
+    #[arg(short, long, value_name = "N", value_delimiter = ',', value_parser = thread_count)]
     threads: Vec<NonZeroUsize>,
 
     /// How often each test is repeated
-    #[arg(short, long, value_name = "N", default_value = "5")]
+    #[arg(short, long, value_name = "N", default_value = "5", value_parser = at_least_one)]
     repeat: NonZeroUsize,
 
     /// A table in markdown, or a list of objects

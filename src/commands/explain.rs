@@ -8,10 +8,10 @@ use einfuse::codegen::cost::{Cost, Work};
 use einfuse::codegen::fuse::{Kernel, Plan, Remark};
 use einfuse::{Model, Rule, Settings};
 
-use super::Outcome;
-use super::options::ModelOptions;
+use super::options::{ModelOptions, at_least_one};
 use super::output::print;
 use super::step;
+use super::{Outcome, Usage};
 use crate::peak::Peaks;
 
 const EXAMPLES: &str = "\
@@ -19,7 +19,7 @@ Examples:
   einfuse explain                                      what a decoded token costs, kernel by kernel
   einfuse explain -m ~/smollm2-135m --tokens 512       the same for a prompt
   einfuse explain --without online-softmax             what would be without a rule
-  einfuse explain --dump asm --kernel attn             the code of kernels with such a name
+  einfuse explain --dump asm --kernel logits           the code of kernels with such a name
 
 `+` is what a rule did, `-` why a rule that nearly applied did not.";
 
@@ -28,7 +28,7 @@ Examples:
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Explain {
     /// Tokens of the step whose costs are shown
-    #[arg(long, value_name = "N", default_value = "1")]
+    #[arg(long, value_name = "N", default_value = "1", value_parser = at_least_one)]
     tokens: NonZeroUsize,
 
     /// Positions before that step
@@ -40,7 +40,7 @@ pub(crate) struct Explain {
     #[arg(long, value_enum, value_name = "STAGE")]
     dump: Option<Stage>,
 
-    /// Only kernels whose name has this in it (not of the graph or the plan)
+    /// Only kernels whose name has this in it (the graph has none)
     #[arg(long, value_name = "NAME")]
     kernel: Option<String>,
 
@@ -60,6 +60,11 @@ enum Stage {
 impl Explain {
     pub(crate) fn run(&self) -> Outcome {
         if self.dump == Some(Stage::Graph) {
+            if self.kernel.is_some() {
+                return Err(
+                    Usage("--kernel chooses none of --dump graph: a graph has no kernels yet".to_owned()).into()
+                );
+            }
             print(einfuse::graph_of(&self.model.checkpoint()?)?)?;
             return Ok(());
         }
@@ -67,7 +72,7 @@ impl Explain {
         let model = self.model.load(Settings { keep_text, ..self.model.settings(None) })?;
         let text = match self.dump {
             None => self.table(&model)?,
-            Some(Stage::Plan) => model.program().plan().to_string(),
+            Some(Stage::Plan) => self.plan(model.program().plan())?,
             Some(stage) => self.code(&model, stage)?,
         };
         print(text)?;
@@ -82,6 +87,14 @@ impl Explain {
         let message = format!("no kernel has `{part}` in its name; there are {}", names.join(", "));
         let chosen: Vec<_> = kernels.into_iter().filter(|(kernel, _)| kernel.name.contains(part)).collect();
         if chosen.is_empty() { Err(message) } else { Ok(chosen) }
+    }
+
+    /// The plan, or the kernels of it that are asked for.
+    fn plan(&self, plan: &Plan) -> Result<String, String> {
+        match self.kernel {
+            None => Ok(plan.to_string()),
+            Some(_) => Ok(self.chosen(plan)?.into_iter().map(|(kernel, _)| plan.kernel_text(kernel)).collect()),
+        }
     }
 
     /// The kernels with what they cost on this machine.
@@ -124,8 +137,11 @@ impl Explain {
             }
             text += &details(plan, kernel);
         }
-        writeln!(text, "{:<30} {:>5} {}", "the step", "", columns(total))?;
-        text += &whole(plan);
+        let name = if self.kernel.is_none() { "the step" } else { "these kernels" };
+        writeln!(text, "{name:<30} {:>5} {}", "", columns(total).trim_end())?;
+        if self.kernel.is_none() {
+            text += &whole(plan);
+        }
         Ok(text)
     }
 
@@ -162,6 +178,7 @@ fn columns(cost: Cost) -> String {
 /// `1.25 M`, `310 k`.
 fn scaled(value: f64, unit: &str) -> String {
     let (scale, prefix) = match value {
+        1e12.. => (1e12, "T"),
         1e9.. => (1e9, "G"),
         1e6.. => (1e6, "M"),
         1e3.. => (1e3, "k"),

@@ -3,7 +3,7 @@
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
-use clap::builder::NonEmptyStringValueParser;
+use clap::builder::{NonEmptyStringValueParser, PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueEnum};
 use einfuse::{Checkpoint, Error, Generate, Model, Rule, Settings, runtime};
 
@@ -22,11 +22,11 @@ pub(crate) struct ModelOptions {
     pub(crate) precision: Option<Precision>,
 
     /// Most tokens that go through the model at once
-    #[arg(long, value_name = "TOKENS", default_value = "512")]
+    #[arg(long, value_name = "TOKENS", default_value = "512", value_parser = at_least_one)]
     pub(crate) chunk: NonZeroUsize,
 
-    /// Switch a fusion rule off (repeatable); `einfuse explain` names them
-    #[arg(long, value_name = "RULE")]
+    /// Switch a fusion rule off (repeatable)
+    #[arg(long, value_name = "RULE", value_parser = rules())]
     pub(crate) without: Vec<Rule>,
 }
 
@@ -83,7 +83,7 @@ impl ModelOptions {
 #[command(next_help_heading = "Model")]
 pub(crate) struct Threads {
     /// Threads [default: one per core]
-    #[arg(short, long, value_name = "N")]
+    #[arg(short, long, value_name = "N", value_parser = thread_count)]
     pub(crate) threads: Option<NonZeroUsize>,
 }
 
@@ -170,6 +170,23 @@ impl SamplingOptions {
 fn number(text: &str, wants: &str, holds: impl Fn(f32) -> bool) -> Result<f32, String> {
     let number = text.parse().ok().filter(|x: &f32| x.is_finite() && holds(*x));
     number.ok_or_else(|| format!("{wants} is wanted"))
+}
+
+/// A value that names a fusion rule.
+fn rules() -> impl TypedValueParser<Value = Rule> {
+    PossibleValuesParser::new(Rule::ALL.iter().map(|rule| rule.name())).try_map(|name| name.parse::<Rule>())
+}
+
+/// A value that counts something of which there must be one.
+pub(crate) fn at_least_one(text: &str) -> Result<NonZeroUsize, String> {
+    text.parse().map_err(|_| "a whole number of at least 1 is wanted".to_owned())
+}
+
+/// A value that says how many threads there are to be.
+pub(crate) fn thread_count(text: &str) -> Result<NonZeroUsize, String> {
+    let most = runtime::MOST_THREADS;
+    let count = text.parse().ok().filter(|count: &NonZeroUsize| count.get() <= most);
+    count.ok_or_else(|| format!("a whole number from 1 to {most} is wanted"))
 }
 
 fn at_least_zero(text: &str) -> Result<f32, String> {

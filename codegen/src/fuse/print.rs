@@ -44,26 +44,29 @@ impl Plan {
         format!("{name} = {}", print_expr(&self.graph, equation.body))
     }
 
-    fn kernels(&self, f: &mut fmt::Formatter<'_>, kernels: &[Kernel]) -> fmt::Result {
-        for kernel in kernels {
-            let shape = match kernel.shape {
-                Shape::Rows => "rows",
-                Shape::Contract(_) => "contract",
-                Shape::Stream(_) => "stream",
-            };
-            writeln!(f, "  kernel {} ({shape})", kernel.name)?;
-            for &eq in &kernel.equations {
-                let state = self.states.get(&self.equations[eq].out);
-                let state = state.map(|&s| format!(", appended to {}", self.graph.tensor(s).name));
-                writeln!(f, "    {}{}", self.equation_text(eq), state.unwrap_or_default())?;
-            }
-            for remark in &kernel.applied {
-                writeln!(f, "    + {}: {}", remark.rule, remark.text)?;
-            }
-            for remark in &kernel.declined {
-                writeln!(f, "    - {}: {}", remark.rule, remark.text)?;
-            }
+    /// A kernel as it stands in the plan's text: its equations, the rules that made it, and those that nearly did.
+    pub fn kernel_text(&self, kernel: &Kernel) -> String {
+        let shape = match kernel.shape {
+            Shape::Rows => "rows",
+            Shape::Contract(_) => "contract",
+            Shape::Stream(_) => "stream",
+        };
+        let mut text = format!("  kernel {} ({shape})\n", kernel.name);
+        for &eq in &kernel.equations {
+            let state = self.states.get(&self.equations[eq].out);
+            let state = state.map(|&s| format!(", appended to {}", self.graph.tensor(s).name));
+            text += &format!("    {}{}\n", self.equation_text(eq), state.unwrap_or_default());
         }
-        Ok(())
+        for remark in &kernel.applied {
+            text += &format!("    + {}: {}\n", remark.rule, remark.text);
+        }
+        for remark in &kernel.declined {
+            text += &format!("    - {}: {}\n", remark.rule, remark.text);
+        }
+        text
+    }
+
+    fn kernels(&self, f: &mut fmt::Formatter<'_>, kernels: &[Kernel]) -> fmt::Result {
+        kernels.iter().try_for_each(|kernel| f.write_str(&self.kernel_text(kernel)))
     }
 }
