@@ -46,7 +46,7 @@ impl Checks {
         self.context
     }
 
-    pub(crate) fn run(&self, _: &Graph, tokens: &[i32], past: usize) -> Result<(), StepError> {
+    pub(crate) fn run(&self, tokens: &[i32], past: usize) -> Result<(), StepError> {
         let graph = &self.graph;
         for check in &self.all {
             let tensor = graph.tensor(check.tensor);

@@ -55,12 +55,12 @@ pub struct Packed {
     pub bytes: usize,
     /// How its elements are stored.
     pub storage: Storage,
-    views: Vec<Sized>,
+    views: Vec<SizedView>,
 }
 
 /// A view with what packing needs to know of its tensor.
 #[derive(Clone, Debug)]
-struct Sized {
+struct SizedView {
     name: String,
     axes: String,
     sizes: Vec<usize>,
@@ -69,7 +69,7 @@ struct Sized {
 
 impl Packed {
     pub(crate) fn of(graph: &Graph, region: &Region, layer: Option<usize>, offset: usize) -> Packed {
-        let sized = |view: &View| Sized {
+        let sized = |view: &View| SizedView {
             name: graph.tensor(view.tensor).name.clone(),
             axes: graph.axes_of(view.tensor),
             sizes: graph.tensor(view.tensor).axes.iter().map(|&a| graph.size(a).unwrap_or(1)).collect(),
@@ -117,7 +117,7 @@ impl Packed {
     }
 }
 
-impl Sized {
+impl SizedView {
     /// The elements of the view, each at its place. Offsets are a sum over the dimensions, so that each dimension's part
     /// is computed once.
     fn scatter<const FROM: usize, const TO: usize>(

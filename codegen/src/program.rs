@@ -186,7 +186,9 @@ struct Call {
     kernel: usize,
     table: usize,
     /// The layer that begins here, if one does.
-    layer: Option<usize>,
+    begins: Option<usize>,
+    /// After the last layer: how many there are.
+    ends: Option<usize>,
 }
 
 /// What an entry of a layer's table is made of.
@@ -406,10 +408,8 @@ impl Program {
         let tables: Vec<usize> = workspace.tables.iter().map(|t| t.as_ptr().expose_provenance()).collect();
         let frame = workspace.frame.as_ptr().expose_provenance();
         let arena = workspace.arena.as_ptr().expose_provenance();
-        let layers = calls.iter().filter(|c| c.layer.is_some()).count();
         let times = workspace.times.as_mut().map(Mutex::new);
         team.run(&|worker, meet| {
-            let mut inside = false;
             let mut times = times.as_ref().filter(|_| worker == 0).and_then(|t| t.lock().ok());
             let look = |layer: usize| {
                 let (Some(observe), Some((at, row))) = (&observe, carry) else { return };
@@ -424,10 +424,9 @@ impl Program {
                 }
                 meet();
             };
-            for (i, call) in calls.iter().enumerate() {
-                if let Some(layer) = call.layer {
+            for call in calls {
+                if let Some(layer) = call.begins {
                     look(layer);
-                    inside = true;
                 }
                 let started = times.is_some().then(Instant::now);
                 // SAFETY: `prepare` has checked the sizes of weights, pages and tokens against what the plan asks for, the
@@ -447,19 +446,12 @@ impl Program {
                 if let (Some(started), Some(times)) = (started, &mut times) {
                     times[call.kernel] += started.elapsed();
                 }
-                let ends = inside && calls.get(i + 1).is_none_or(|next| next.layer.is_none() && self.is_once(next));
-                if ends {
+                if let Some(layers) = call.ends {
                     look(layers);
-                    inside = false;
                 }
             }
         });
         Ok(())
-    }
-
-    fn is_once(&self, call: &Call) -> bool {
-        let scope = self.compiled[call.kernel].scope;
-        scope_layers(&self.plan)[scope] == [None]
     }
 
     /// The place of the layers' carry in the arena, and the floats of a row; where it lies row by row.
@@ -501,7 +493,7 @@ impl Program {
                 step.first
             ));
         }
-        self.checks.run(&self.plan.graph, step.tokens, step.past)?;
+        self.checks.run(step.tokens, step.past)?;
         if weights.len() < self.weight_bytes || !weights.as_ptr().addr().is_multiple_of(64) {
             return memory(format!(
                 "the packed weights are {} bytes, {} at a multiple of 64 are wanted",
@@ -656,21 +648,24 @@ fn tables(plan: &Plan, homes: &Homes) -> (Vec<Packed>, usize, Vec<Vec<Slot>>, Ha
 fn sequence(plan: &Plan, kernels: &[Vec<usize>], numbers: &HashMap<(usize, Option<usize>), usize>) -> Vec<Call> {
     let mut calls = Vec::new();
     let mut scope = 0;
-    let mut stretch = |scope: usize, layer: Option<usize>| {
+    let stretch = |scope: usize, layer: Option<usize>, calls: &mut Vec<Call>| {
         let table = numbers.get(&(scope, layer)).copied().unwrap_or(0);
         for (i, &kernel) in kernels[scope].iter().enumerate() {
-            calls.push(Call { kernel, table, layer: layer.filter(|_| i == 0) });
+            calls.push(Call { kernel, table, begins: layer.filter(|_| i == 0), ends: None });
         }
     };
     for segment in &plan.segments {
         match segment {
             Segment::Once(_) => {
-                stretch(scope, None);
+                stretch(scope, None, &mut calls);
                 scope += 1;
             }
             Segment::Layers { bodies, order, .. } => {
                 for (layer, body) in order.iter().enumerate() {
-                    stretch(scope + body, Some(layer));
+                    stretch(scope + body, Some(layer), &mut calls);
+                }
+                if let Some(last) = calls.last_mut() {
+                    last.ends = Some(order.len());
                 }
                 scope += bodies.len();
             }
