@@ -11,7 +11,7 @@ use crate::fuse::{Plan, Rule, Segment, Wanted, fuse};
 use crate::loops::{self, Buffer};
 use crate::lower::{Code, LowerError, Lowering, Target};
 use crate::pack::Packed;
-use crate::schedule::homes::{Entry, Extents, Homes, PAGE, scope_layers};
+use crate::schedule::homes::{Entry, Extents, Homes, PAGE};
 use crate::schedule::place::Memory;
 use crate::schedule::{Context, Mode, Prepared, Storage, schedule};
 use crate::team::Team;
@@ -141,14 +141,16 @@ pub struct Workspace {
     weights: usize,
     /// Rows of the last output, and where they begin.
     output: (usize, usize),
+    /// How many kernels the program has.
+    kernels: usize,
     /// For each kernel how long its calls took, where that is asked for.
     times: Option<Vec<Duration>>,
 }
 
 impl Workspace {
     /// From here on measures how long each kernel takes, from one meeting of the workers to the next.
-    pub fn measure(&mut self, kernels: usize) {
-        self.times = Some(vec![Duration::ZERO; kernels]);
+    pub fn measure(&mut self) {
+        self.times = Some(vec![Duration::ZERO; self.kernels]);
     }
 
     /// How long the calls of each kernel, in the order of [`Program::kernels`], have taken since
@@ -374,6 +376,7 @@ impl Program {
             pages: vec![Vec::new(); self.homes.groups.len()],
             weights: 0,
             output: (0, 0),
+            kernels: self.compiled.len(),
             times: None,
         }
     }
@@ -454,6 +457,17 @@ impl Program {
         Ok(())
     }
 
+    /// Whether a workspace has the sizes that this program gives it.
+    fn made(&self, workspace: &Workspace) -> bool {
+        workspace.arena.len() == self.arena_bytes.div_ceil(64)
+            && workspace.scratch.iter().all(|s| s.len() == self.scratch_bytes.div_ceil(64))
+            && workspace.frame.len() == self.homes.frame_len
+            && workspace.pages.len() == self.homes.groups.len()
+            && workspace.tables.len() == self.tables.len()
+            && workspace.tables.iter().zip(&self.tables).all(|(a, b)| a.len() == b.len().max(1))
+            && workspace.kernels == self.compiled.len()
+    }
+
     /// The place of the layers' carry in the arena, and the floats of a row; where it lies row by row.
     fn carry(&self) -> Option<(usize, usize)> {
         let graph = &self.plan.graph;
@@ -483,7 +497,9 @@ impl Program {
         if tokens > self.options.chunk {
             return Err(StepError::TooManyTokens { tokens, most: self.options.chunk });
         }
-        let end = step.past + tokens;
+        let Some(end) = step.past.checked_add(tokens).filter(|&end| i32::try_from(end).is_ok()) else {
+            return memory(format!("{} positions came before: more than any sequence has", step.past));
+        };
         if self.homes_have_positions() && end > self.options.positions {
             return Err(StepError::TooManyPositions { positions: end, most: self.options.positions });
         }
@@ -500,6 +516,9 @@ impl Program {
                 weights.len(),
                 self.weight_bytes
             ));
+        }
+        if !self.made(workspace) {
+            return memory("the workspace was made by another program".to_owned());
         }
         if workspace.scratch.len() < team.workers() {
             return memory(format!("{} workers, memory for {}", team.workers(), workspace.scratch.len()));
