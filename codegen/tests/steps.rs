@@ -57,7 +57,8 @@ fn refuses_in_words() {
     assert_eq!(program.context(), Some(98));
     assert_eq!(run(&program, &mut own, &[1, 2, 3], 0, &[1, 0], 0), Ok(()));
 
-    let refusals: [(&[i32], usize, &[u32], usize, &str); 9] = [
+    type Refusal = (&'static [i32], usize, &'static [u32], usize, &'static str);
+    let refusals: [Refusal; 9] = [
         (&[], 0, &[0], 0, "a step wants at least one token"),
         (&[1; 9], 0, &[0], 0, "a step has 9 tokens, the program was compiled for at most 8"),
         (&[1, 7], 0, &[0], 0, "token 7 selects `v` = 7 of `embed`, which has 7 there"),
