@@ -4,6 +4,10 @@
 //! (32 bits) and masks; each has a form of four lanes (integers of 32 bits there). Whatever is parallel, vectorised,
 //! unrolled or streamed is written out: the lowering to machine code adds nothing but registers.
 
+/// Functions of one value and of two, lane by lane, as equations have them. A comparison with what is no number is false
+/// (`Ne`: true), and `Min` and `Max` then yield their second operand. An integer divisor below 1 counts as 1.
+pub use einfuse_graph::{Binary, Unary};
+
 /// How many columns a panel has: the width at which the second operand of a [`Core`] is interleaved.
 pub const PANEL: usize = 16;
 
@@ -134,72 +138,6 @@ pub enum Expr {
     Gather(Box<[Expr; 4]>),
     /// The lanes of a `Floats` combined to a `Float`.
     Fold(Fold, Box<Expr>),
-}
-
-/// Functions of one value.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Unary {
-    /// `-x` of numbers.
-    Neg,
-    /// `!x` of masks.
-    Not,
-    /// The absolute value, of floats; as all that follow but the last.
-    Abs,
-    /// `e^x`.
-    Exp,
-    /// The natural logarithm.
-    Log,
-    /// The sine.
-    Sin,
-    /// The cosine.
-    Cos,
-    /// The hyperbolic tangent.
-    Tanh,
-    /// The error function.
-    Erf,
-    /// The square root.
-    Sqrt,
-    /// `1 / sqrt(x)`, as a division.
-    Rsqrt,
-    /// The float nearest to an integer.
-    ToFloat,
-}
-
-/// Functions of two values.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Binary {
-    /// `a + b` of numbers.
-    Add,
-    /// `a - b` of numbers.
-    Sub,
-    /// `a * b` of numbers.
-    Mul,
-    /// `a / b`: of floats; of integers, rounded down, where `b` is at least 1 (a smaller one counts as 1).
-    Div,
-    /// The remainder of the integer division rounded down.
-    Rem,
-    /// `a ^ b` of floats.
-    Pow,
-    /// The smaller of numbers; of floats `a < b ? a : b`.
-    Min,
-    /// The larger of numbers; of floats `a > b ? a : b`.
-    Max,
-    /// A comparison of numbers, a mask; false where a float is not a number (`Ne`: true).
-    Lt,
-    /// `a <= b`.
-    Le,
-    /// `a > b`.
-    Gt,
-    /// `a >= b`.
-    Ge,
-    /// `a == b`.
-    Eq,
-    /// `a != b`.
-    Ne,
-    /// Both, of masks.
-    And,
-    /// Either, of masks.
-    Or,
 }
 
 /// How lanes are combined to one value.

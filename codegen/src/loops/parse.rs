@@ -291,7 +291,10 @@ impl Parser {
             let mut left = parser.operand()?;
             while let Token::Symbol(symbol) = parser.peek() {
                 let operator = OPERATORS.iter().find(|op| op.to_string() == *symbol);
-                let Some((operator, precedence)) = operator.and_then(|op| Some((*op, op.precedence()?))) else { break };
+                let Some((operator, precedence)) = operator.and_then(|op| Some((*op, super::print::precedence(*op)?)))
+                else {
+                    break;
+                };
                 if precedence < least {
                     break;
                 }

@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Display, Formatter, Write};
 
-use super::{Address, Arg, Binary, Buffer, Core, Elem, Expr, Fold, Kernel, LANES, Share, Stmt, Unary, Var};
+use super::{Address, Arg, Binary, Buffer, Core, Elem, Expr, Fold, Kernel, LANES, Share, Stmt, Var};
 
 impl Display for Kernel {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
@@ -141,48 +141,6 @@ impl Display for Arg {
     }
 }
 
-impl Display for Unary {
-    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Unary::Neg => "neg",
-            Unary::Not => "not",
-            Unary::Abs => "abs",
-            Unary::Exp => "exp",
-            Unary::Log => "log",
-            Unary::Sin => "sin",
-            Unary::Cos => "cos",
-            Unary::Tanh => "tanh",
-            Unary::Erf => "erf",
-            Unary::Sqrt => "sqrt",
-            Unary::Rsqrt => "rsqrt",
-            Unary::ToFloat => "float",
-        })
-    }
-}
-
-impl Display for Binary {
-    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Binary::Add => "+",
-            Binary::Sub => "-",
-            Binary::Mul => "*",
-            Binary::Div => "/",
-            Binary::Rem => "%",
-            Binary::Pow => "pow",
-            Binary::Min => "min",
-            Binary::Max => "max",
-            Binary::Lt => "<",
-            Binary::Le => "<=",
-            Binary::Gt => ">",
-            Binary::Ge => ">=",
-            Binary::Eq => "==",
-            Binary::Ne => "!=",
-            Binary::And => "&&",
-            Binary::Or => "||",
-        })
-    }
-}
-
 impl Display for Fold {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -193,18 +151,16 @@ impl Display for Fold {
     }
 }
 
-impl Binary {
-    /// How tightly the operator binds in text; functions have none.
-    pub(super) fn precedence(self) -> Option<u8> {
-        Some(match self {
-            Binary::Or => 1,
-            Binary::And => 2,
-            Binary::Lt | Binary::Le | Binary::Gt | Binary::Ge | Binary::Eq | Binary::Ne => 3,
-            Binary::Add | Binary::Sub => 4,
-            Binary::Mul | Binary::Div | Binary::Rem => 5,
-            Binary::Pow | Binary::Min | Binary::Max => return None,
-        })
-    }
+/// How tightly an operator binds in text; functions have none.
+pub(super) fn precedence(operator: Binary) -> Option<u8> {
+    Some(match operator {
+        Binary::Or => 1,
+        Binary::And => 2,
+        Binary::Lt | Binary::Le | Binary::Gt | Binary::Ge | Binary::Eq | Binary::Ne => 3,
+        Binary::Add | Binary::Sub => 4,
+        Binary::Mul | Binary::Div | Binary::Rem => 5,
+        Binary::Pow | Binary::Min | Binary::Max => return None,
+    })
 }
 
 impl Display for Expr {
@@ -228,7 +184,7 @@ fn expression(f: &mut Formatter<'_>, expr: &Expr, around: u8) -> fmt::Result {
             write!(f, " {at}")
         }
         Expr::Unary(function, x) => call(f, function, &[x]),
-        Expr::Binary(function, a, b) => match function.precedence() {
+        Expr::Binary(function, a, b) => match precedence(*function) {
             None => call(f, function, &[a, b]),
             Some(precedence) => {
                 if precedence < around {

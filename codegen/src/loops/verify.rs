@@ -290,10 +290,3 @@ fn binary_fits(function: Binary, ty: Ty) -> bool {
         _ => !ty.is_mask(),
     }
 }
-
-impl Binary {
-    /// Whether it yields a truth value of numbers.
-    pub fn compares(self) -> bool {
-        matches!(self, Binary::Lt | Binary::Le | Binary::Gt | Binary::Ge | Binary::Eq | Binary::Ne)
-    }
-}

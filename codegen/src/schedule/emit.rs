@@ -8,7 +8,7 @@ use einfuse_graph::{AxisId, Extent, Graph, Reduction, TensorId, Type};
 use super::layout::Step;
 use super::place::Place;
 use super::segments::Affine;
-use crate::loops::{Address, Arg, Binary, Buffer, Elem, Expr, Fold, LANES, Share, Stmt, Ty, Unary, Var};
+use crate::loops::{Address, Arg, Buffer, Elem, Expr, Fold, LANES, Share, Stmt, Ty, Var};
 
 type GExpr = graph::ExprId;
 
@@ -466,13 +466,13 @@ impl<'a> Emitter<'a> {
             graph::Expr::Load { tensor, index } => self.load(scope, tensor, &index),
             graph::Expr::Unary(op, x) => {
                 let x = self.inner(scope, x);
-                Value { expr: x.expr.unary(unary(op)), vector: x.vector }
+                Value { expr: x.expr.unary(op), vector: x.vector }
             }
             graph::Expr::Binary(op, a, b) => {
                 let (a, b) = (self.inner(scope, a), self.inner(scope, b));
                 let vector = a.vector || b.vector;
                 let (a, b) = if vector { (widen(a), widen(b)) } else { (a.expr, b.expr) };
-                Value { expr: crate::loops::binary(binary(op), a, b), vector }
+                Value { expr: crate::loops::binary(op, a, b), vector }
             }
             graph::Expr::Select { mask, then, otherwise } => {
                 if let Some(&truth) = scope.truth.get(&mask) {
@@ -640,44 +640,6 @@ fn ty(ty: Type, vector: bool) -> Ty {
         (Type::Float, true) => Ty::Floats,
         (Type::Int, true) => Ty::Ints,
         (Type::Mask, true) => Ty::Masks,
-    }
-}
-
-fn unary(op: graph::Unary) -> Unary {
-    match op {
-        graph::Unary::Neg => Unary::Neg,
-        graph::Unary::Not => Unary::Not,
-        graph::Unary::Abs => Unary::Abs,
-        graph::Unary::Exp => Unary::Exp,
-        graph::Unary::Log => Unary::Log,
-        graph::Unary::Sin => Unary::Sin,
-        graph::Unary::Cos => Unary::Cos,
-        graph::Unary::Tanh => Unary::Tanh,
-        graph::Unary::Erf => Unary::Erf,
-        graph::Unary::Sqrt => Unary::Sqrt,
-        graph::Unary::Rsqrt => Unary::Rsqrt,
-        graph::Unary::ToFloat => Unary::ToFloat,
-    }
-}
-
-fn binary(op: graph::Binary) -> Binary {
-    match op {
-        graph::Binary::Add => Binary::Add,
-        graph::Binary::Sub => Binary::Sub,
-        graph::Binary::Mul => Binary::Mul,
-        graph::Binary::Div => Binary::Div,
-        graph::Binary::Rem => Binary::Rem,
-        graph::Binary::Pow => Binary::Pow,
-        graph::Binary::Min => Binary::Min,
-        graph::Binary::Max => Binary::Max,
-        graph::Binary::Lt => Binary::Lt,
-        graph::Binary::Le => Binary::Le,
-        graph::Binary::Gt => Binary::Gt,
-        graph::Binary::Ge => Binary::Ge,
-        graph::Binary::Eq => Binary::Eq,
-        graph::Binary::Ne => Binary::Ne,
-        graph::Binary::And => Binary::And,
-        graph::Binary::Or => Binary::Or,
     }
 }
 

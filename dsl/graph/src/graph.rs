@@ -1,6 +1,7 @@
 //! The data of a graph.
 
 use std::collections::{BTreeSet, HashMap};
+use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::ops::Range;
 
@@ -457,6 +458,11 @@ impl Binary {
         matches!(self, Add | Sub | Mul | Div | Rem | Pow | Min | Max)
     }
 
+    /// Whether it compares numbers.
+    pub fn compares(self) -> bool {
+        !self.is_arithmetic() && !self.is_logical()
+    }
+
     /// Whether the operands are masks.
     pub fn is_logical(self) -> bool {
         matches!(self, Binary::And | Binary::Or)
@@ -557,4 +563,48 @@ pub fn erf(x: f64) -> f64 {
         fraction = a + k as f64 / 2.0 / fraction;
     }
     (1.0 - (-a * a).exp() / fraction / std::f64::consts::PI.sqrt()).copysign(x)
+}
+
+/// The function's name.
+impl fmt::Display for Unary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Unary::Neg => "neg",
+            Unary::Not => "not",
+            Unary::Abs => "abs",
+            Unary::Exp => "exp",
+            Unary::Log => "log",
+            Unary::Sin => "sin",
+            Unary::Cos => "cos",
+            Unary::Tanh => "tanh",
+            Unary::Erf => "erf",
+            Unary::Sqrt => "sqrt",
+            Unary::Rsqrt => "rsqrt",
+            Unary::ToFloat => "float",
+        })
+    }
+}
+
+/// The operator's sign or the function's name.
+impl fmt::Display for Binary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Binary::Add => "+",
+            Binary::Sub => "-",
+            Binary::Mul => "*",
+            Binary::Div => "/",
+            Binary::Rem => "%",
+            Binary::Pow => "pow",
+            Binary::Min => "min",
+            Binary::Max => "max",
+            Binary::Lt => "<",
+            Binary::Le => "<=",
+            Binary::Gt => ">",
+            Binary::Ge => ">=",
+            Binary::Eq => "==",
+            Binary::Ne => "!=",
+            Binary::And => "&&",
+            Binary::Or => "||",
+        })
+    }
 }

@@ -353,21 +353,11 @@ impl<'g> Printer<'g> {
             Expr::Coordinate(axis) => self.put(format_args!("{}", Name(&graph.axis(*axis).name))),
             Expr::Load { tensor, index } => self.load(id, *tensor, index),
             Expr::Unary(op, x) => {
-                let name = match op {
-                    Unary::Neg => "-",
-                    Unary::Not => "!",
-                    Unary::ToFloat => "float",
-                    Unary::Abs => "abs",
-                    Unary::Exp => "exp",
-                    Unary::Log => "log",
-                    Unary::Sin => "sin",
-                    Unary::Cos => "cos",
-                    Unary::Tanh => "tanh",
-                    Unary::Erf => "erf",
-                    Unary::Sqrt => "sqrt",
-                    Unary::Rsqrt => "rsqrt",
-                };
-                self.put(format_args!("{name}"));
+                match op {
+                    Unary::Neg => self.text.push('-'),
+                    Unary::Not => self.text.push('!'),
+                    op => self.put(format_args!("{op}")),
+                }
                 // `-1` is read as a constant, so the negation of 1 is `-(1)`.
                 let constant = matches!(graph.expr(*x), Expr::Float(_) | Expr::Int(_));
                 if matches!(op, Unary::Neg | Unary::Not) && !constant {
@@ -379,7 +369,7 @@ impl<'g> Printer<'g> {
                 }
             }
             Expr::Binary(op @ (Binary::Min | Binary::Max), a, b) => {
-                self.put(format_args!("{}(", if *op == Binary::Min { "min" } else { "max" }));
+                self.put(format_args!("{op}("));
                 self.part(*a, Tie::Open);
                 self.text.push_str(", ");
                 self.part(*b, Tie::Open);
