@@ -530,3 +530,17 @@ fn help_has_examples() {
         assert!(stdout(&output).contains("Examples:"), "{arguments:?}");
     }
 }
+
+#[test]
+fn explain_prints_one_object() {
+    let output = run(&["explain", "--json", "--kernel", "logits"]);
+    let object: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(object["declaration"], "Gpt2");
+    assert_eq!(object["kernels"].as_array().unwrap().len(), 1);
+    let kernel = &object["kernels"][0];
+    assert!(kernel["equations"].as_array().unwrap().iter().any(|e| e.as_str().unwrap().starts_with("logits[t, v] = ")));
+    assert!(kernel["applied"].as_array().unwrap().iter().any(|r| r["rule"] == "tail"));
+    // 2 operations for each element of the embedding, 1024 x 128, and little else.
+    assert!((0.26e6..0.3e6).contains(&kernel["flops"].as_f64().unwrap()), "{}", kernel["flops"]);
+    assert_eq!(object["unread"], serde_json::json!([]));
+}

@@ -7,9 +7,10 @@ use clap::{Args, ValueEnum};
 use einfuse::codegen::cost::{Cost, Work};
 use einfuse::codegen::fuse::{Kernel, Plan, Remark};
 use einfuse::{Model, Rule, Settings};
+use serde_json::{Value, json};
 
 use super::options::{ModelOptions, at_least_one};
-use super::output::print;
+use super::output::{print, print_json};
 use super::step;
 use super::{Outcome, Usage};
 use crate::peak::Peaks;
@@ -44,6 +45,10 @@ pub(crate) struct Explain {
     #[arg(long, value_name = "NAME")]
     kernel: Option<String>,
 
+    /// Print one JSON object instead of the table
+    #[arg(long, conflicts_with = "dump")]
+    json: bool,
+
     #[command(flatten)]
     model: ModelOptions,
 }
@@ -70,6 +75,10 @@ impl Explain {
         }
         let keep_text = matches!(self.dump, Some(Stage::Clif | Stage::Asm));
         let model = self.model.load(Settings { keep_text, ..self.model.settings(None) })?;
+        if self.json {
+            print_json(&self.object(&model)?)?;
+            return Ok(());
+        }
         let text = match self.dump {
             None => self.table(&model)?,
             Some(Stage::Plan) => self.plan(model.program().plan())?,
@@ -141,8 +150,53 @@ impl Explain {
         writeln!(text, "{name:<30} {:>5} {}", "", columns(total).trim_end())?;
         if self.kernel.is_none() {
             text += &whole(plan);
+            for name in model.leftovers() {
+                writeln!(text, "  · no kernel reads `{name}` of the checkpoint")?;
+            }
         }
         Ok(text)
+    }
+
+    /// What the table has, as one object: operations and bytes are of one run of a kernel.
+    fn object(&self, model: &Model) -> Result<Value, Box<dyn std::error::Error>> {
+        let plan = model.program().plan();
+        let peaks = Peaks::measure(1)?;
+        let elements = step::weight_elements(model);
+        let weight_element = |tensor| elements.get(&tensor).copied().unwrap_or(4);
+        let work = Work { tokens: self.tokens.get(), past: self.past, weight_element: &weight_element };
+        let remarks = |all: &[Remark]| -> Vec<Value> {
+            all.iter().map(|remark| json!({ "rule": remark.rule.name(), "text": remark.text })).collect()
+        };
+        let kernels: Vec<Value> = self
+            .chosen(plan)?
+            .into_iter()
+            .map(|(kernel, runs)| {
+                let cost = plan.cost(kernel, &work);
+                let equations: Vec<String> = kernel.equations.iter().map(|&eq| plan.equation_text(eq)).collect();
+                json!({
+                    "name": kernel.name,
+                    "runs": runs,
+                    "equations": equations,
+                    "applied": remarks(&kernel.applied),
+                    "declined": remarks(&kernel.declined),
+                    "flops": cost.flops,
+                    "bytes_read": cost.stored + cost.read,
+                    "bytes_written": cost.written,
+                    "bound": if cost.intensity() < peaks.flops / peaks.bytes { "memory" } else { "compute" },
+                })
+            })
+            .collect();
+        Ok(json!({
+            "model": self.model.name(),
+            "declaration": plan.graph.name,
+            "tokens": self.tokens.get(),
+            "past": self.past,
+            "peak_flops": peaks.flops,
+            "peak_bytes": peaks.bytes,
+            "kernels": kernels,
+            "remarks": remarks(&plan.remarks),
+            "unread": model.leftovers(),
+        }))
     }
 
     /// The code of the kernels: each has one for a single token and one for many, some in several parts.

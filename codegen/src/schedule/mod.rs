@@ -115,7 +115,7 @@ impl<'a> Context<'a> {
         self.homes.places[self.scope][&tensor].clone()
     }
 
-    fn emitter(&self, _kernel: &Kernel) -> Emitter<'a> {
+    fn emitter(&self) -> Emitter<'a> {
         Emitter::new(&self.plan.graph, self.homes.places[self.scope].clone())
     }
 
@@ -138,7 +138,7 @@ impl<'a> Context<'a> {
 /// The loops of a kernel: one kernel, or two where partial results are merged. And the bytes of the arena, from `partial`
 /// on, that pass between them.
 pub(crate) fn schedule(cx: &Context, kernel: &Kernel, partial: usize) -> (Vec<loops::Kernel>, usize) {
-    let mut e = cx.emitter(kernel);
+    let mut e = cx.emitter();
     match &kernel.shape {
         Shape::Rows => rows::schedule(cx, kernel, &mut e),
         Shape::Contract(contract) => contract::schedule(cx, kernel, contract, &mut e),

@@ -51,7 +51,7 @@ impl Partials {
 
 /// Merges the partial statistics of the tiles that shared the pages of one token.
 pub(super) fn merge(cx: &Context, kernel: &Kernel, shape: &Shape, partials: &Partials, heads: usize) -> loops::Kernel {
-    let mut e = cx.emitter(kernel);
+    let mut e = cx.emitter();
     let mode = cx.mode(kernel);
     cx.bind_tokens(&mode, &mut e);
     let from = match &mode {

@@ -83,7 +83,7 @@ pub(super) fn schedule(cx: &Context, kernel: &Kernel, stream: &Stream, partial: 
     let splits = if many { 1 } else { 1 << (SPLITS / heads.max(1)).clamp(1, 8).ilog2() };
     let shape = Shape { stream, outer, tokens, inner, per_token, most, splits };
 
-    let mut e = cx.emitter(kernel);
+    let mut e = cx.emitter();
     let mode = cx.mode(kernel);
     cx.bind_tokens(&mode, &mut e);
     let partials = Partials::of(cx, &shape, partial);
