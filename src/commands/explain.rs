@@ -145,6 +145,10 @@ impl Explain {
                 _ => writeln!(text, "{}\n{:<30} {}", kernel.name, "", row.trim_end())?,
             }
             text += &details(plan, kernel);
+            let parts = self.parts(model, kernel);
+            if parts > 1 {
+                writeln!(text, "  · {parts} calls: its positions are shared out among the workers, then merged")?;
+            }
         }
         let name = if self.kernel.is_none() { "the step" } else { "these kernels" };
         writeln!(text, "{name:<30} {:>5} {}", "", columns(total).trim_end())?;
@@ -155,6 +159,16 @@ impl Explain {
             }
         }
         Ok(text)
+    }
+
+    /// How many calls one run of a kernel takes.
+    fn parts(&self, model: &Model, kernel: &Kernel) -> usize {
+        let program = model.program();
+        let scopes = program.plan().scopes();
+        let is_part = |c: &&einfuse::codegen::Compiled| {
+            c.decode == (self.tokens.get() == 1) && std::ptr::eq(&scopes[c.scope][c.index], kernel)
+        };
+        program.kernels().iter().filter(is_part).count()
     }
 
     /// What the table has, as one object: operations and bytes are of one run of a kernel.
@@ -176,6 +190,7 @@ impl Explain {
                 json!({
                     "name": kernel.name,
                     "runs": runs,
+                    "calls": self.parts(model, kernel),
                     "equations": equations,
                     "applied": remarks(&kernel.applied),
                     "declined": remarks(&kernel.declined),
