@@ -314,9 +314,11 @@ const WRONG: &[Wrong] = &[
     (&["run", "--stop", "", "a"], 2, &["--stop"]),
     (&["explain", "--dump", "soul"], 2, &["--dump", "soul", "clif"]),
     (&["explain", "--tokens", "0"], 2, &["--tokens"]),
+    (&["explain", "--dump", "plan", "--json"], 2, &["--dump", "--json"]),
     (&["explain", "--dump", "graph", "--kernel", "x"], 2, &["--kernel", "graph"]),
     (&["bench", "-t", "1,none"], 2, &["--threads", "none"]),
     (&["bench", "-r", "0"], 2, &["--repeat"]),
+    (&["bench", "-o", "md", "--json"], 2, &["--output", "--json"]),
     (&["bench", "-p", "0", "-n", "0"], 2, &["-p", "-n"]),
     (&["logits", "a"], 2, &["--output"]),
     (&["perplexity"], 2, &["FILE"]),
@@ -486,12 +488,29 @@ fn explain_shows_the_chosen_kernels_alone() {
 fn logits_writes_a_safetensors_file() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("out.safetensors");
-    let output = run(&["logits", "--ids", "576,45,37,47,26", "--hidden", "-o", file.to_str().unwrap()]);
+    let arguments = ["logits", "--ids", "576,45,37,47,26", "--hidden", "-o", file.to_str().unwrap()];
+    let output = run(&arguments);
     assert!(output.status.success(), "{}", stderr(&output));
+    assert!(output.stdout.is_empty(), "{}", stdout(&output));
     let (header, data) = common::split(&fs::read(&file).unwrap());
     assert_eq!(header["logits"]["shape"], json!([5, 1024]));
     assert_eq!(header["hidden"]["shape"], json!([7, 5, 128]));
     assert_eq!(data.len(), 4 * (5 * 1024 + 7 * 5 * 128));
+
+    let output = run(&[&arguments[..], &["--json"]].concat());
+    let result: Value = serde_json::from_str(&stdout(&output)).unwrap();
+    assert_eq!(result["file"], file.to_str().unwrap());
+    assert_eq!(result["token_ids"], json!([576, 45, 37, 47, 26]));
+    let names = |tensors: &Value| tensors.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+    let (mut told, mut stored) = (names(&result["tensors"]), names(&header));
+    told.sort();
+    stored.sort();
+    assert_eq!(told, stored);
+    for name in stored {
+        for key in ["dtype", "shape"] {
+            assert_eq!(result["tensors"][&name][key], header[&name][key], "{key} of {name}");
+        }
+    }
 }
 
 #[test]
@@ -522,12 +541,24 @@ fn bench_prints_a_row_per_test_with_the_machine_s_peak() {
 }
 
 #[test]
+fn bench_prints_a_list_as_json() {
+    for form in [&["-o", "json"][..], &["--json"]] {
+        let output = run(&[&["bench", "-p", "8", "-n", "4", "-t", "1", "-r", "1"], form].concat());
+        let rows: Value = serde_json::from_str(&stdout(&output)).unwrap();
+        let tests: Vec<&Value> = rows.as_array().unwrap().iter().map(|row| &row["test"]).collect();
+        assert_eq!(tests, ["pp8", "tg4"], "{form:?}");
+        assert_eq!((&rows[0]["unit"], &rows[1]["unit"]), (&json!("FLOP/s"), &json!("B/s")));
+    }
+}
+
+#[test]
 fn help_has_examples() {
     for command in ["", "run", "explain", "bench", "logits", "perplexity"] {
         let arguments: Vec<&str> = [command, "--help"].into_iter().filter(|word| !word.is_empty()).collect();
         let output = run(&arguments);
         assert!(output.status.success());
         assert!(stdout(&output).contains("Examples:"), "{arguments:?}");
+        assert_eq!(stdout(&output).contains("--json"), !command.is_empty(), "{arguments:?}");
     }
 }
 

@@ -7,7 +7,7 @@ use clap::{Args, ValueEnum};
 use einfuse::{Model, Session, runtime};
 use serde::Serialize;
 
-use super::options::{ModelOptions, at_least_one, thread_count};
+use super::options::{ModelOptions, OutputOptions, at_least_one, thread_count};
 use super::output::{print, print_json};
 use super::step;
 use super::{Outcome, Usage};
@@ -47,10 +47,12 @@ pub(crate) struct Bench {
     #[arg(short, long, value_name = "N", default_value = "5", value_parser = at_least_one)]
     repeat: NonZeroUsize,
 
-    /// A table in markdown, or a list of objects
-    #[arg(short, long, value_enum, default_value = "md")]
-    output: Form,
+    /// A table in markdown, or a list of objects, as --json has it too
+    #[arg(short = 'o', long = "output", value_enum, default_value = "md", conflicts_with = "json")]
+    form: Form,
 
+    #[command(flatten)]
+    output: OutputOptions,
     #[command(flatten)]
     model: ModelOptions,
 }
@@ -109,9 +111,10 @@ impl Bench {
                 rows.push(self.row(&model, &format!("tg{generate}"), &generated, "B/s", bytes, peaks.bytes));
             }
         }
-        match self.output {
-            Form::Md => print(table(&rows))?,
-            Form::Json => print_json(&rows)?,
+        if self.output.json || self.form == Form::Json {
+            print_json(&rows)?;
+        } else {
+            print(table(&rows))?;
         }
         Ok(())
     }

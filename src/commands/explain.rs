@@ -9,7 +9,7 @@ use einfuse::codegen::fuse::{Kernel, Plan, Remark};
 use einfuse::{Model, Rule, Settings};
 use serde_json::{Value, json};
 
-use super::options::{ModelOptions, at_least_one};
+use super::options::{ModelOptions, OutputOptions, at_least_one};
 use super::output::{print, print_json};
 use super::step;
 use super::{Outcome, Usage};
@@ -38,17 +38,15 @@ pub(crate) struct Explain {
 
     /// Print what a stage of the compiler made instead: the model's equations, the kernels without their costs, their loops,
     /// Cranelift's intermediate form, machine code
-    #[arg(long, value_enum, value_name = "STAGE")]
+    #[arg(long, value_enum, value_name = "STAGE", conflicts_with = "json")]
     dump: Option<Stage>,
 
     /// Only kernels whose name has this in it (the graph has none)
     #[arg(long, value_name = "NAME")]
     kernel: Option<String>,
 
-    /// Print one JSON object instead of the table
-    #[arg(long, conflicts_with = "dump")]
-    json: bool,
-
+    #[command(flatten)]
+    output: OutputOptions,
     #[command(flatten)]
     model: ModelOptions,
 }
@@ -75,7 +73,7 @@ impl Explain {
         }
         let keep_text = matches!(self.dump, Some(Stage::Clif | Stage::Asm));
         let model = self.model.load(Settings { keep_text, ..self.model.settings(None) })?;
-        if self.json {
+        if self.output.json {
             print_json(&self.object(&model)?)?;
             return Ok(());
         }

@@ -5,9 +5,11 @@ use std::path::PathBuf;
 use clap::Args;
 use einfuse::{Settings, Wanted};
 use safetensors::tensor::{Dtype, TensorView};
+use serde_json::{Map, json};
 
 use super::Outcome;
-use super::options::{ModelOptions, PromptOptions, Threads};
+use super::options::{ModelOptions, OutputOptions, PromptOptions, Threads};
+use super::output::print_json;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -15,7 +17,8 @@ Examples:
   einfuse logits -m ~/smollm2-135m --ids 1,450,7483 --hidden -o out.safetensors
 
 The file has `logits` [tokens, vocabulary] in f32, and with --hidden `hidden` [layers + 1, tokens, width]: the input of
-the first layer, then the output of each layer.";
+the first layer, then the output of each layer. --json prints one object that says what was written: the file, the
+token ids, and the type and shape of each tensor.";
 
 /// Write logits, and hidden states, to a safetensors file
 #[derive(Args, Debug)]
@@ -25,13 +28,15 @@ pub(crate) struct Logits {
     prompt: PromptOptions,
 
     /// The file to write
-    #[arg(short, long, value_name = "FILE")]
-    output: PathBuf,
+    #[arg(short = 'o', long = "output", value_name = "FILE")]
+    file: PathBuf,
 
     /// Write the hidden states too
     #[arg(long)]
     hidden: bool,
 
+    #[command(flatten)]
+    output: OutputOptions,
     #[command(flatten)]
     model: ModelOptions,
     #[command(flatten)]
@@ -53,8 +58,21 @@ impl Logits {
             let width = hidden.len() / (layers * rows).max(1);
             tensors.push(("hidden", view(vec![layers, rows, width], &hidden_bytes)?));
         }
+        let describe = |(name, view): &(&str, TensorView<'_>)| {
+            (name.to_string(), json!({ "dtype": view.dtype().to_string(), "shape": view.shape() }))
+        };
+        let written: Map<_, _> = tensors.iter().map(describe).collect();
         let contents = safetensors::serialize(tensors, None)?;
-        std::fs::write(&self.output, contents).map_err(|e| format!("cannot write {}: {e}", self.output.display()))?;
+        std::fs::write(&self.file, contents).map_err(|e| format!("cannot write {}: {e}", self.file.display()))?;
+        if self.output.json {
+            print_json(&json!({
+                "model": self.model.name(),
+                "file": self.file.display().to_string(),
+                "token_ids": tokens,
+                "tensors": written,
+                "threads": model.threads(),
+            }))?;
+        }
         Ok(())
     }
 }

@@ -78,6 +78,14 @@ impl ModelOptions {
     }
 }
 
+/// In which form a command answers.
+#[derive(Args, Debug)]
+pub(crate) struct OutputOptions {
+    /// Print JSON on standard output in place of text
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
 /// How many threads.
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Model")]

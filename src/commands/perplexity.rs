@@ -7,7 +7,7 @@ use einfuse::{Settings, Wanted};
 use serde::Serialize;
 
 use super::Outcome;
-use super::options::{ModelOptions, Threads};
+use super::options::{ModelOptions, OutputOptions, Threads};
 use super::output::{print, print_json};
 
 const EXAMPLES: &str = "\
@@ -26,10 +26,8 @@ pub(crate) struct Perplexity {
     #[arg(value_name = "FILE")]
     file: PathBuf,
 
-    /// Print one object
-    #[arg(long)]
-    json: bool,
-
+    #[command(flatten)]
+    output: OutputOptions,
     #[command(flatten)]
     model: ModelOptions,
     #[command(flatten)]
@@ -59,7 +57,7 @@ impl Perplexity {
         }
         let measured = model.session().perplexity(&tokens)?;
         let (perplexity, mean_nll, tokens_scored) = (measured.value(), measured.mean, measured.scored);
-        if self.json {
+        if self.output.json {
             print_json(&Report { model: self.model.name(), perplexity, mean_nll, tokens_scored })?;
         } else {
             print(format_args!(

@@ -8,7 +8,7 @@ use einfuse::{Model, Stop, Summary};
 use serde::Serialize;
 
 use super::Outcome;
-use super::options::{ModelOptions, PromptOptions, SamplingOptions, Threads};
+use super::options::{ModelOptions, OutputOptions, PromptOptions, SamplingOptions, Threads};
 use super::output::{print, print_json};
 
 const EXAMPLES: &str = "\
@@ -18,7 +18,8 @@ Examples:
   einfuse run -m ~/smollm2-135m --temperature 0 \"The capital of France is\"
   einfuse run -m ~/smollm2-135m --ids 1,450,7483 --json
 
-The text goes to standard output as it is generated; how fast, in one line, to standard error.";
+The text goes to standard output as it is generated; how fast, in one line, to standard error. --json prints one object
+at the end, with the text, the token ids and the times in seconds.";
 
 /// Continue a text
 #[derive(Args, Debug)]
@@ -27,10 +28,8 @@ pub(crate) struct Run {
     #[command(flatten)]
     prompt: PromptOptions,
 
-    /// Print one object with the text, the token ids and the times in place of the text
-    #[arg(long)]
-    json: bool,
-
+    #[command(flatten)]
+    output: OutputOptions,
     #[command(flatten)]
     sampling: SamplingOptions,
     #[command(flatten)]
@@ -67,19 +66,19 @@ impl Run {
         let mut session = model.session();
         let mut text = String::new();
         let generation = session.generate(&prompt, &self.sampling.generate())?;
-        if let (false, Some(prompt)) = (self.json, &self.prompt.prompt) {
+        if let (false, Some(prompt)) = (self.output.json, &self.prompt.prompt) {
             print(prompt)?;
         }
         for token in generation {
             let token = token?;
-            if self.json {
+            if self.output.json {
                 text += &token.text;
             } else {
                 print(&token.text)?;
             }
         }
         let summary = session.summary();
-        if !self.json {
+        if !self.output.json {
             print("\n")?;
             eprintln!("{}", dimmed(&self.line(&model, summary)));
             return Ok(());
