@@ -6,6 +6,7 @@ use std::sync::Barrier;
 use std::thread;
 use std::time::Instant;
 
+use einfuse_codegen::cost::Cost;
 use einfuse_codegen::lower::LowerError;
 use einfuse_codegen::peak::MultiplyAdds;
 use memmap2::MmapMut;
@@ -42,6 +43,11 @@ impl Peaks {
     /// Measures both.
     pub(crate) fn measure(threads: usize) -> Result<Peaks, PeakError> {
         Ok(Peaks { bytes: read_bandwidth(threads)?, flops: multiply_adds(threads)? })
+    }
+
+    /// Which of the two holds up what takes this, if it could have all of both: `memory` or `compute`.
+    pub(crate) fn bound(self, cost: Cost) -> &'static str {
+        if cost.intensity() < self.flops / self.bytes { "memory" } else { "compute" }
     }
 
     /// The better of two measurements.

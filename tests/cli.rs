@@ -314,6 +314,10 @@ const WRONG: &[Wrong] = &[
     (&["run", "--stop", "", "a"], 2, &["--stop"]),
     (&["explain", "--dump", "soul"], 2, &["--dump", "soul", "clif"]),
     (&["explain", "--tokens", "0"], 2, &["--tokens"]),
+    (&["explain", "--tokens", "257"], 2, &["--tokens 257", "256"]),
+    (&["explain", "--past", "256"], 2, &["--past 256", "nano", "256 positions"]),
+    (&["explain", "--past", "18446744073709551615", "--json"], 2, &["--past", "256"]),
+    (&["explain", "--tokens", "9", "--chunk", "8"], 2, &["--tokens 9", "--chunk 8"]),
     (&["explain", "--dump", "plan", "--json"], 2, &["--dump", "--json"]),
     (&["explain", "--dump", "graph", "--kernel", "x"], 2, &["--kernel", "graph"]),
     (&["bench", "-t", "1,none"], 2, &["--threads", "none"]),
@@ -548,6 +552,38 @@ fn bench_prints_a_list_as_json() {
         let tests: Vec<&Value> = rows.as_array().unwrap().iter().map(|row| &row["test"]).collect();
         assert_eq!(tests, ["pp8", "tg4"], "{form:?}");
         assert_eq!((&rows[0]["unit"], &rows[1]["unit"]), (&json!("FLOP/s"), &json!("B/s")));
+    }
+}
+
+#[test]
+fn bench_profiles_every_kernel_call() {
+    let arguments = ["bench", "-p", "8", "-n", "4", "-t", "1", "-r", "1", "--chunk", "7", "--profile"];
+    let rows: Value = serde_json::from_str(&stdout(&run(&[&arguments[..], &["--json"]].concat()))).unwrap();
+    let calls = |tokens: &str| -> Vec<(Value, u64)> {
+        let plan: Value = serde_json::from_str(&stdout(&run(&["explain", "--json", "--tokens", tokens]))).unwrap();
+        let count = |k: &Value| k["runs"].as_u64().unwrap() * k["calls"].as_u64().unwrap();
+        plan["kernels"].as_array().unwrap().iter().map(|k| (k["name"].clone(), count(k))).collect()
+    };
+    // the prompt is read in a step of seven tokens and one of a single token
+    let one = calls("1");
+    let prompt = calls("7").into_iter().zip(&one).map(|((name, many), (_, one))| (name, many + one)).collect();
+    for (row, expected) in rows.as_array().unwrap().iter().zip([prompt, one]) {
+        let profile = &row["profile"];
+        let kernels = profile["kernels"].as_array().unwrap();
+        let counted: Vec<_> = kernels.iter().map(|k| (k["name"].clone(), k["calls"].as_u64().unwrap())).collect();
+        assert_eq!(counted, expected);
+        assert_eq!(profile["calls"], expected.iter().map(|(_, calls)| calls).sum::<u64>());
+        let mut sum = profile["time_outside_kernels"].as_f64().unwrap();
+        for kernel in kernels {
+            assert!(kernel["achieved"].as_f64().unwrap() > 0.0, "{kernel}");
+            sum += kernel["time"].as_f64().unwrap();
+        }
+        let time = profile["time"].as_f64().unwrap();
+        assert!((sum - time).abs() < 1e-9 * time, "{sum} {time}");
+    }
+    let text = stdout(&run(&arguments));
+    for word in ["pp8, -t 1: ", "tg4, -t 1: ", "| logits ", "| outside kernels ", " ns a call "] {
+        assert!(text.contains(word), "no `{word}` in\n{text}");
     }
 }
 

@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::num::NonZeroUsize;
 
 use clap::{Args, ValueEnum};
-use einfuse::codegen::cost::{Cost, Work};
+use einfuse::codegen::cost::Cost;
 use einfuse::codegen::fuse::{Kernel, Plan, Remark};
 use einfuse::{Model, Rule, Settings};
 use serde_json::{Value, json};
@@ -73,6 +73,7 @@ impl Explain {
         }
         let keep_text = matches!(self.dump, Some(Stage::Clif | Stage::Asm));
         let model = self.model.load(Settings { keep_text, ..self.model.settings(None) })?;
+        self.fits(&model)?;
         if self.output.json {
             print_json(&self.object(&model)?)?;
             return Ok(());
@@ -83,6 +84,24 @@ impl Explain {
             Some(stage) => self.code(&model, stage)?,
         };
         print(text)?;
+        Ok(())
+    }
+
+    /// Whether there can be such a step.
+    fn fits(&self, model: &Model) -> Result<(), Usage> {
+        let (tokens, past) = (self.tokens.get(), self.past);
+        let (context, chunk) = (model.context(), self.model.chunk.get());
+        if past.saturating_add(tokens) > context {
+            return Err(Usage(format!(
+                "--tokens {tokens} after --past {past} do not fit: {} has a context of {context} positions",
+                self.model.name()
+            )));
+        }
+        if tokens > chunk {
+            return Err(Usage(format!(
+                "--tokens {tokens} are more than go through the model at once: --chunk {chunk}"
+            )));
+        }
         Ok(())
     }
 
@@ -110,9 +129,7 @@ impl Explain {
         let chosen = self.chosen(plan)?;
         let peaks = Peaks::measure(1)?;
         let balance = peaks.flops / peaks.bytes;
-        let elements = step::weight_elements(model);
-        let weight_element = |tensor| elements.get(&tensor).copied().unwrap_or(4);
-        let work = Work { tokens: self.tokens.get(), past: self.past, weight_element: &weight_element };
+        let cost_of = step::costs(model, self.tokens.get(), self.past);
 
         let mut text = format!(
             "{} as {}: a step of {} after {} positions\n\
@@ -133,9 +150,9 @@ impl Explain {
         );
         let mut total = Cost::default();
         for (kernel, times) in chosen {
-            let cost = plan.cost(kernel, &work);
+            let cost = cost_of(kernel);
             total = total + cost * times;
-            let bound = if cost.intensity() < balance { "memory" } else { "compute" };
+            let bound = peaks.bound(cost);
             let row = format!("{times:>5} {} {bound:<7} {}", columns(cost), rules(kernel));
             // a long name has a line of its own
             match kernel.name.chars().count() {
@@ -161,21 +178,14 @@ impl Explain {
 
     /// How many calls one run of a kernel takes.
     fn parts(&self, model: &Model, kernel: &Kernel) -> usize {
-        let program = model.program();
-        let scopes = program.plan().scopes();
-        let is_part = |c: &&einfuse::codegen::Compiled| {
-            c.decode == (self.tokens.get() == 1) && std::ptr::eq(&scopes[c.scope][c.index], kernel)
-        };
-        program.kernels().iter().filter(is_part).count()
+        step::parts(model, kernel, self.tokens.get() == 1).count()
     }
 
     /// What the table has, as one object: operations and bytes are of one run of a kernel.
     fn object(&self, model: &Model) -> Result<Value, Box<dyn std::error::Error>> {
         let plan = model.program().plan();
         let peaks = Peaks::measure(1)?;
-        let elements = step::weight_elements(model);
-        let weight_element = |tensor| elements.get(&tensor).copied().unwrap_or(4);
-        let work = Work { tokens: self.tokens.get(), past: self.past, weight_element: &weight_element };
+        let cost_of = step::costs(model, self.tokens.get(), self.past);
         let remarks = |all: &[Remark]| -> Vec<Value> {
             all.iter().map(|remark| json!({ "rule": remark.rule.name(), "text": remark.text })).collect()
         };
@@ -183,7 +193,7 @@ impl Explain {
             .chosen(plan)?
             .into_iter()
             .map(|(kernel, runs)| {
-                let cost = plan.cost(kernel, &work);
+                let cost = cost_of(kernel);
                 let equations: Vec<String> = kernel.equations.iter().map(|&eq| plan.equation_text(eq)).collect();
                 json!({
                     "name": kernel.name,
@@ -195,7 +205,7 @@ impl Explain {
                     "flops": cost.flops,
                     "bytes_read": cost.stored + cost.read,
                     "bytes_written": cost.written,
-                    "bound": if cost.intensity() < peaks.flops / peaks.bytes { "memory" } else { "compute" },
+                    "bound": peaks.bound(cost),
                 })
             })
             .collect();

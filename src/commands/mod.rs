@@ -6,6 +6,7 @@ mod logits;
 mod options;
 mod output;
 mod perplexity;
+mod profile;
 mod progress;
 mod run;
 mod step;

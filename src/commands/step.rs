@@ -3,22 +3,41 @@
 use std::collections::{HashMap, HashSet};
 
 use einfuse::Model;
+use einfuse::codegen::Compiled;
 use einfuse::codegen::cost::{Cost, Work};
+use einfuse::codegen::fuse::Kernel;
 use einfuse::graph::TensorId;
 
 /// Bytes in which an element of each weight is kept.
-pub(crate) fn weight_elements(model: &Model) -> HashMap<TensorId, usize> {
+fn weight_elements(model: &Model) -> HashMap<TensorId, usize> {
     let weights = model.program().weights().iter();
     weights.flat_map(|packed| packed.tensors.iter().map(|&tensor| (tensor, packed.storage.bytes()))).collect()
 }
 
 /// What a step of so many tokens takes, after so many positions.
 pub(crate) fn cost(model: &Model, tokens: usize, past: usize) -> Cost {
+    let of = costs(model, tokens, past);
+    let kernels = model.program().plan().runs().into_iter();
+    kernels.map(|(kernel, times)| of(kernel) * times).fold(Cost::default(), |a, b| a + b)
+}
+
+/// What one run of each kernel takes in such a step.
+pub(crate) fn costs(model: &Model, tokens: usize, past: usize) -> impl Fn(&Kernel) -> Cost {
     let elements = weight_elements(model);
-    let work = Work { tokens, past, weight_element: &|tensor| elements.get(&tensor).copied().unwrap_or(4) };
     let plan = model.program().plan();
-    let kernels = plan.runs().into_iter();
-    kernels.map(|(kernel, times)| plan.cost(kernel, &work) * times).fold(Cost::default(), |a, b| a + b)
+    move |kernel| {
+        let work = Work { tokens, past, weight_element: &|tensor| elements.get(&tensor).copied().unwrap_or(4) };
+        plan.cost(kernel, &work)
+    }
+}
+
+/// The numbers, among the program's kernels, of the calls that one run of a kernel takes: for a single token or for many.
+pub(crate) fn parts(model: &Model, kernel: &Kernel, decode: bool) -> impl Iterator<Item = usize> {
+    let program = model.program();
+    let scopes = program.plan().scopes();
+    let numbered = program.kernels().iter().enumerate();
+    let is_part = move |c: &Compiled| c.decode == decode && std::ptr::eq(&scopes[c.scope][c.index], kernel);
+    numbered.filter(move |(_, compiled)| is_part(compiled)).map(|(number, _)| number)
 }
 
 /// How many numbers the model has learnt.
