@@ -108,6 +108,7 @@ fn product(name: &str, m: usize, n: usize, depth: usize, rows: usize, elem: Elem
         rows,
         depth: depth.into(),
         a: Address::new(Buffer::Frame(A), Expr::Var(row) * depth),
+        a_elem: Elem::F32,
         a_stride: depth.into(),
         b: Address::new(Buffer::Frame(B), Expr::Var(panel) * (depth * PANEL)),
         b_elem: elem,

@@ -8,7 +8,7 @@ use einfuse_graph::{AxisId, Extent, Graph, Kind, TensorId, Type};
 
 use crate::checks::Checks;
 use crate::fuse::{Plan, Rule, Segment, Wanted, fuse};
-use crate::loops::{self, Buffer};
+use crate::loops::{self, Buffer, MAX_ROWS};
 use crate::lower::{Code, LowerError, Lowering, Target};
 use crate::pack::Packed;
 use crate::schedule::homes::{Entry, Extents, Homes, PAGE};
@@ -230,11 +230,12 @@ impl Program {
         options: &Options,
     ) -> Result<Program, CompileError> {
         let started = Instant::now();
+        let target = Target::host()?;
         einfuse_graph::verify(graph)?;
         supported(graph)?;
         let mut plan = fuse(graph, &options.without, options.rows);
         let prepared = Prepared::of(&mut plan);
-        let extents = Extents { tokens: options.chunk + 3, positions: options.positions };
+        let extents = Extents { tokens: options.chunk + MAX_ROWS - 1, positions: options.positions };
         let homes = Homes::of(&plan, storage, extents);
 
         let (mut compiled, mut calls) = (Vec::new(), Vec::new());
@@ -243,7 +244,8 @@ impl Program {
             let decode = mode != Mode::Many;
             let mut of_scopes: Vec<Vec<usize>> = Vec::new();
             for (scope, kernels) in plan.scopes().into_iter().enumerate() {
-                let cx = Context { plan: &plan, homes: &homes, prepared: &prepared, scope, mode: mode.clone() };
+                let (plan, homes, prepared, cores) = (&plan, &homes, &prepared, target.cores());
+                let cx = Context { plan, homes, prepared, scope, mode: mode.clone(), cores };
                 let mut made = Vec::new();
                 for (index, kernel) in kernels.iter().enumerate() {
                     let (loops, partial) = schedule(&cx, kernel, homes.arena);
@@ -259,7 +261,7 @@ impl Program {
         }
         let how = Lowering { verify: cfg!(debug_assertions), keep_text: options.keep_text };
         let loops: Vec<loops::Kernel> = compiled.iter().map(|c| c.loops.clone()).collect();
-        let code = crate::lower::compile(&loops, &Target::host()?, &how)?;
+        let code = crate::lower::compile(&loops, &target, &how)?;
 
         let (packed, weight_bytes, tables, numbers) = tables(&plan, &homes);
         let decode = sequence(&plan, &calls[0], &numbers);

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use einfuse_graph::erf;
+use half::bf16;
 
 use super::{
     Address, Arg, Binary, Buffer, Core, Elem, Expr, Fold, Invalid, Kernel, LANES, PANEL, Share, Stmt, Unary, Var,
@@ -102,8 +103,12 @@ impl Machine<'_> {
                 self.set(*var, value);
                 Ok(())
             }
-            Stmt::Store { at, value, .. } => {
+            Stmt::Store { elem, at, value } => {
                 let bytes: Vec<u8> = match self.expr(value)? {
+                    Value::Float(x) if *elem == Elem::Bf16 => bf16::from_f32(x).to_le_bytes().to_vec(),
+                    Value::Floats(x) if *elem == Elem::Bf16 => {
+                        x.iter().flat_map(|x| bf16::from_f32(*x).to_le_bytes()).collect()
+                    }
                     Value::Float(x) => x.to_le_bytes().to_vec(),
                     Value::Floats(x) => x.iter().flat_map(|x| x.to_le_bytes()).collect(),
                     Value::Int(x) => (x as i32).to_le_bytes().to_vec(),
@@ -111,7 +116,7 @@ impl Machine<'_> {
                     other => return Err(format!("a store of {other:?}")),
                 };
                 let offset = self.int(&at.offset)?;
-                self.memory_at(at, offset, 4, bytes.len())?.copy_from_slice(&bytes);
+                self.memory_at(at, offset, elem.bytes() as i64, bytes.len())?.copy_from_slice(&bytes);
                 Ok(())
             }
             Stmt::For { var, from, to, step, body } => {
@@ -157,15 +162,16 @@ impl Machine<'_> {
         let depth = self.int(&core.depth)?.max(0);
         let (a_stride, c_stride) = (self.int(&core.a_stride)?, self.int(&core.c_stride)?);
         let (a, b, c) = (self.int(&core.a.offset)?, self.int(&core.b.offset)?, self.int(&core.c.offset)?);
+        let together = core.b_elem.together() as i64;
         for m in 0..core.rows as i64 {
             for n in 0..PANEL as i64 {
                 // In f64: the order of summation is the emitter's, so the result is the one that all are close to.
                 let mut sum = 0.0;
                 for k in 0..depth {
-                    let x =
-                        self.float_at(&core.a, a.wrapping_add(m.wrapping_mul(a_stride)).wrapping_add(k), Elem::F32)?;
-                    let column = if core.b_elem == Elem::Bf16 { bf16_column(n) } else { n };
-                    let y = self.float_at(&core.b, b.wrapping_add(k * PANEL as i64 + column), core.b_elem)?;
+                    let at = a.wrapping_add(m.wrapping_mul(a_stride)).wrapping_add(k);
+                    let x = self.float_at(&core.a, at, core.a_elem)?;
+                    let at = (k / together * PANEL as i64 + n) * together + k % together;
+                    let y = self.float_at(&core.b, b.wrapping_add(at), core.b_elem)?;
                     sum += f64::from(x) * f64::from(y);
                 }
                 let at = c.wrapping_add(m.wrapping_mul(c_stride)).wrapping_add(n);
@@ -296,7 +302,7 @@ impl Machine<'_> {
 
     fn load(&mut self, elem: Elem, lanes: usize, at: &Address) -> Ran<Value> {
         let offset = self.int(&at.offset)?;
-        let size = if elem == Elem::Bf16 { 2 } else { 4 };
+        let size = elem.bytes() as i64;
         let bytes = self.memory_at(at, offset, size, lanes * size as usize)?;
         let bits: Vec<u32> = bytes
             .chunks(size as usize)
@@ -320,11 +326,6 @@ fn pointed(slot: Option<&mut Slot>) -> Option<&mut Vec<u8>> {
         Some(Slot::Bytes(bytes)) => Some(bytes),
         _ => None,
     }
-}
-
-/// Where a row of a `Bf16` panel holds a column.
-fn bf16_column(n: i64) -> i64 {
-    n / 8 * 8 + n % 4 * 2 + n % 8 / 4
 }
 
 fn select<T: Copy>(mask: [bool; LANES], a: [T; LANES], b: [T; LANES]) -> [T; LANES] {

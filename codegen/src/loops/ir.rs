@@ -11,6 +11,9 @@ pub use einfuse_graph::{Binary, Unary};
 /// How many columns a panel has: the width at which the second operand of a [`Core`] is interleaved.
 pub const PANEL: usize = 16;
 
+/// How many rows a [`Core`] has at most.
+pub const MAX_ROWS: usize = 16;
+
 /// How many lanes a vector has.
 pub const LANES: usize = 4;
 
@@ -53,10 +56,25 @@ pub enum Ty {
 pub enum Elem {
     /// A 32-bit float.
     F32,
-    /// A 32-bit float's upper half. Only loaded, never stored by a kernel.
+    /// A 32-bit float's upper half; stored rounded to nearest, ties to even.
     Bf16,
     /// A 32-bit integer.
     I32,
+}
+
+impl Elem {
+    /// Bytes of an element.
+    pub const fn bytes(self) -> usize {
+        match self {
+            Elem::F32 | Elem::I32 => 4,
+            Elem::Bf16 => 2,
+        }
+    }
+
+    /// How many elements of neighbouring rows lie together in a panel (see [`Core`]): as many as fill 32 bits.
+    pub const fn together(self) -> usize {
+        4 / self.bytes()
+    }
 }
 
 /// Where memory begins. Buffers of different kinds do not overlap.
@@ -170,7 +188,7 @@ pub enum Stmt {
     Set(Var, Expr),
     /// Stores a value (a vector stores its four lanes).
     Store {
-        /// How the element is stored: `F32` or `I32`.
+        /// How the element is stored.
         elem: Elem,
         /// Where.
         at: Address,
@@ -216,25 +234,49 @@ pub enum Stmt {
     Note(String),
 }
 
+/// Which contraction cores a machine has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cores {
+    /// The width of their vectors: 128 (the portable core alone), 256 or 512.
+    pub bits: u32,
+    /// Whether pairs of bf16 are multiplied and added at once.
+    pub bf16: bool,
+}
+
+impl Cores {
+    /// The portable core alone.
+    pub const PORTABLE: Cores = Cores { bits: 128, bf16: false };
+
+    /// The rows that a core takes at once where there are many.
+    pub const fn rows(&self) -> usize {
+        match self.bits {
+            512 => MAX_ROWS,
+            256 => 6,
+            _ => 4,
+        }
+    }
+}
+
 /// The innermost contraction, a leaf with a contract: for `m` in `0..rows` and `n` in `0..PANEL`,
 ///
 /// ```text
-/// c[m * c_stride + n] = (accumulate ? c[m * c_stride + n] : 0) + Σ k in 0..depth  a[m * a_stride + k] * b[k * PANEL + n]
+/// c[m * c_stride + n] = (accumulate ? c[m * c_stride + n] : 0) + Σ k in 0..depth  a[m * a_stride + k] * b[k, n]
 /// ```
 ///
-/// `a` and `c` are `F32`; `c` does not overlap `a` or `b`. `b` is a panel: `depth` rows of [`PANEL`] neighbours, `F32` or
-/// `Bf16`. The order of summation is the emitter's.
-///
-/// A `Bf16` panel stores the sixteen columns of a row as two groups of eight, each as column 0, 4, 1, 5, 2, 6, 3, 7 of
-/// the group: the lower halves of its 32-bit words are four neighbours, the upper halves the next four.
+/// `c` is `F32` and does not overlap `a` or `b`. `b` is a panel, `F32` or `Bf16`: `depth` rows of [`PANEL`] columns, of
+/// which [`Elem::together`] neighbouring rows are interleaved column by column, so that a column's neighbours fill 32 bits:
+/// `b[k, n]` is element `(k / T * PANEL + n) * T + k % T`. `depth` is a multiple of `T`. `a` is `F32`, or `Bf16` where `b`
+/// is. The order of summation is the emitter's, and so is how a product of two `Bf16` treats numbers below the normal ones.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Core {
-    /// How many rows of `a` and `c`: 1 to 4.
+    /// How many rows of `a` and `c`: 1 to [`MAX_ROWS`].
     pub rows: usize,
     /// How many products are summed, an `Int`.
     pub depth: Expr,
     /// The first operand.
     pub a: Address,
+    /// How the first operand is stored.
+    pub a_elem: Elem,
     /// Elements from one row of `a` to the next, an `Int`.
     pub a_stride: Expr,
     /// The panel.

@@ -244,6 +244,7 @@ impl Parser {
         if !accumulate {
             self.symbol("=")?;
         }
+        let a_elem = self.one_of(&ELEMS, "how the first operand is stored")?;
         let a = self.address()?;
         self.word("stride")?;
         let a_stride = self.expr()?;
@@ -251,7 +252,7 @@ impl Parser {
         let b_elem = self.one_of(&ELEMS, "how the panel is stored")?;
         let b = self.address()?;
         self.word("depth")?;
-        Ok(Core { rows, depth: self.expr()?, a, a_stride, b, b_elem, c, c_stride, accumulate })
+        Ok(Core { rows, depth: self.expr()?, a, a_elem, a_stride, b, b_elem, c, c_stride, accumulate })
     }
 
     fn address(&mut self) -> Parsed<Address> {

@@ -84,7 +84,8 @@ impl Display for Core {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let sign = if self.accumulate { "+=" } else { "=" };
         write!(f, "core {} rows: {} stride {} {sign} ", self.rows, self.c, self.c_stride)?;
-        write!(f, "{} stride {} by {} {} depth {}", self.a, self.a_stride, self.b_elem, self.b, self.depth)
+        write!(f, "{} {} stride {} ", self.a_elem, self.a, self.a_stride)?;
+        write!(f, "by {} {} depth {}", self.b_elem, self.b, self.depth)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{Address, Binary, Buffer, Core, Elem, Expr, Fold, Kernel, LANES, Stmt, Ty, Unary, Var};
+use super::{Address, Binary, Buffer, Core, Elem, Expr, Fold, Kernel, LANES, MAX_ROWS, Stmt, Ty, Unary, Var};
 
 /// How deep expressions and statements may nest.
 pub const MAX_DEPTH: usize = 200;
@@ -144,9 +144,8 @@ impl Verifier<'_> {
                 let ty = self.expr(value)?;
                 check(
                     match elem {
-                        Elem::F32 => ty.is_float(),
+                        Elem::F32 | Elem::Bf16 => ty.is_float(),
                         Elem::I32 => ty.is_int(),
-                        Elem::Bf16 => false,
                     },
                     || format!("a {ty} is stored as {elem}"),
                 )
@@ -187,8 +186,13 @@ impl Verifier<'_> {
     }
 
     fn core(&mut self, core: &Core) -> Checked<()> {
-        check((1..=4).contains(&core.rows), || format!("a core has {} rows, not 1 to 4", core.rows))?;
-        check(core.b_elem != Elem::I32, || "a core's panel is of integers".to_string())?;
+        let rows = core.rows;
+        check((1..=MAX_ROWS).contains(&rows), || format!("a core has {rows} rows, not 1 to {MAX_ROWS}"))?;
+        let (a, b) = (core.a_elem, core.b_elem);
+        let fits = matches!((a, b), (Elem::F32, Elem::F32 | Elem::Bf16) | (Elem::Bf16, Elem::Bf16));
+        check(fits, || format!("a core of {a} by {b}"))?;
+        let odd = core.depth.as_int().filter(|depth| depth % b.together() as i64 != 0);
+        check(odd.is_none(), || format!("a core by {b} has the odd depth {}", core.depth))?;
         self.expect(&core.depth, Ty::Int, "a core's depth")?;
         self.expect(&core.a_stride, Ty::Int, "a core's stride")?;
         self.expect(&core.c_stride, Ty::Int, "a core's stride")?;

@@ -1,12 +1,16 @@
-//! The contraction core: emitters of one contract.
+//! The contraction core at 128 bits, on every machine.
+//!
+//! On x86 Cranelift's multiply-add overwrites a multiplicand (never the addend), and there are sixteen registers. So the
+//! shape of a tile is chosen with care: each panel vector is overwritten by the last row that needs it, and there are no
+//! more sums than leave registers for the operands.
 
 use cranelift::codegen::ir::condcodes::IntCC;
-use cranelift::codegen::ir::types::{F32, F32X4, I32X4};
+use cranelift::codegen::ir::types::{F32, F32X4, I32, I32X4};
 use cranelift::codegen::ir::{InstBuilder, Value};
 
 use super::affine::Affine;
 use super::emit::{Emitter, Range, memory, repeat};
-use crate::loops::{Elem, LANES, PANEL};
+use crate::loops::{Cores, Elem, LANES, PANEL};
 
 /// A core's operands, by address: a pointer, and the bytes to add to it.
 pub(super) struct Operands {
@@ -16,64 +20,78 @@ pub(super) struct Operands {
     pub(super) b: (Value, i32),
     /// Each row of the result.
     pub(super) c: Vec<(Value, i32)>,
+    /// How the first operand is stored.
+    pub(super) a_elem: Elem,
     /// How the panel is stored.
     pub(super) b_elem: Elem,
     /// Whether to add to the result.
     pub(super) accumulate: bool,
 }
 
-/// A way to emit a contraction core.
-pub(super) trait CoreEmitter {
-    /// Emits the core, here.
-    fn emit(&self, e: &mut Emitter, operands: &Operands, depth: Affine);
-}
-
-/// The emitter that serves best.
-pub(super) fn emitter() -> &'static dyn CoreEmitter {
-    &Clif
-}
-
-/// 128 bits wide, on every machine.
-///
-/// On x86 Cranelift's multiply-add overwrites a multiplicand (never the addend), and there are sixteen registers. So the
-/// shape of a tile is chosen with care: each panel vector is overwritten by the last row that needs it, and there are no
-/// more sums than leave registers for the operands.
-struct Clif;
-
-/// How many products are unrolled.
+/// How many steps are unrolled.
 const UNROLL: i64 = 4;
 
-/// How deep a tile goes before its neighbour takes over the same rows of the panel, while they are in the nearest cache.
+/// How many steps a tile goes before its neighbour takes over the same rows of the panel, while they are in the nearest
+/// cache.
 const CHUNK: i64 = 64;
 
-impl CoreEmitter for Clif {
-    fn emit(&self, e: &mut Emitter, operands: &Operands, depth: Affine) {
-        let depth = match depth.as_constant() {
-            Some(depth) => Affine::constant(depth.max(0)),
-            None => {
-                let (depth, zero) = (depth.emit(e), e.int(0));
-                let positive = e.icmp(IntCC::SignedGreaterThan, depth, zero);
-                Affine::value(e.select(positive, depth, zero))
-            }
-        };
-        if operands.a.len() < 3 {
-            let tile = Tile { operands, first: 0, vectors: PANEL / LANES };
-            let sums = tile.start(e, operands.accumulate);
-            let (_, sums) = tile.products(e, operands.b.0, None, &depth, sums);
-            return tile.finish(e, &sums);
+/// Bytes of the panel that a step takes: of each column as many neighbours as fill 32 bits.
+const STEP: i64 = 4 * PANEL as i64;
+
+/// Rows that are taken at once.
+const ROWS: usize = Cores::PORTABLE.rows();
+
+/// Emits the core, here.
+pub(super) fn emit(e: &mut Emitter, operands: &Operands, depth: Affine) {
+    let depth = match depth.as_constant() {
+        Some(depth) => Affine::constant(depth.max(0)),
+        None => {
+            let (depth, zero) = (depth.emit(e), e.int(0));
+            let positive = e.icmp(IntCC::SignedGreaterThan, depth, zero);
+            Affine::value(e.select(positive, depth, zero))
         }
-        halves(e, operands, &depth);
+    };
+    let steps = match (operands.together(), depth.as_constant()) {
+        (1, _) => depth,
+        (together, Some(depth)) => Affine::constant(depth / together),
+        (together, None) => {
+            let depth = depth.emit(e);
+            Affine::value(e.ushr(depth, together.trailing_zeros()))
+        }
+    };
+    for (a, c) in operands.a.chunks(ROWS).zip(operands.c.chunks(ROWS)) {
+        let operands = Operands { a: a.to_vec(), c: c.to_vec(), ..*operands };
+        if a.len() < 3 {
+            let tile = Tile { operands: &operands, first: 0, vectors: PANEL / LANES };
+            let sums = tile.start(e, operands.accumulate);
+            let (_, sums) = tile.products(e, operands.b.0, None, &steps, sums);
+            tile.finish(e, &sums);
+        } else {
+            halves(e, &operands, &steps);
+        }
+    }
+}
+
+impl Operands {
+    /// Products of each sum in a step.
+    fn together(&self) -> i64 {
+        self.b_elem.together() as i64
+    }
+
+    /// Bytes of a row of the first operand that a step takes.
+    fn a_step(&self) -> i64 {
+        self.together() * self.a_elem.bytes() as i64
     }
 }
 
 /// Three or four rows, half of the columns at a time: all would take too many registers.
-fn halves(e: &mut Emitter, operands: &Operands, depth: &Affine) {
+fn halves(e: &mut Emitter, operands: &Operands, steps: &Affine) {
     let tiles = [0, 2].map(|first| Tile { operands, first, vectors: 2 });
-    let constant = depth.as_constant();
-    if constant.is_some_and(|depth| depth <= CHUNK) {
+    let constant = steps.as_constant();
+    if constant.is_some_and(|steps| steps <= CHUNK) {
         for tile in &tiles {
             let sums = tile.start(e, operands.accumulate);
-            let (_, sums) = tile.products(e, operands.b.0, None, depth, sums);
+            let (_, sums) = tile.products(e, operands.b.0, None, steps, sums);
             tile.finish(e, &sums);
         }
         return;
@@ -84,27 +102,27 @@ fn halves(e: &mut Emitter, operands: &Operands, depth: &Affine) {
             tile.finish(e, &zeros);
         }
     }
-    let row_bytes = tiles[0].row_bytes();
-    let chunk = |e: &mut Emitter, panel: Value, at: Value, depth: &Affine| {
+    let chunk = |e: &mut Emitter, panel: Value, at: Value, steps: &Affine| {
         for tile in &tiles {
             let sums = tile.start(e, true);
-            let (_, sums) = tile.products(e, panel, Some(at), depth, sums);
+            let (_, sums) = tile.products(e, panel, Some(at), steps, sums);
             tile.finish(e, &sums);
         }
     };
-    // The panel's rows and, in bytes of the first operand, how far it has come.
+    // In bytes of a row of the first operand: whole chunks, and what is left.
+    let a_step = operands.a_step();
     let (whole, rest) = match constant {
-        Some(depth) => (e.int(depth / CHUNK * CHUNK * 4), Affine::constant(depth % CHUNK)),
+        Some(steps) => (e.int(steps / CHUNK * CHUNK * a_step), Affine::constant(steps % CHUNK)),
         None => {
-            let depth = depth.clone().emit(e);
+            let steps = steps.clone().emit(e);
             let mask = e.int(-CHUNK);
-            let whole = e.ins().band(depth, mask);
-            (e.shl(whole, 2), Affine::value(e.ins().isub(depth, whole)))
+            let whole = e.ins().band(steps, mask);
+            (e.shl(whole, a_step.trailing_zeros()), Affine::value(e.ins().isub(steps, whole)))
         }
     };
-    let (start, step) = (e.int(0), e.int(CHUNK * 4));
+    let (start, step) = (e.int(0), e.int(CHUNK * a_step));
     let range = Range { start, end: whole, step, runs: constant.is_some() };
-    let times = (row_bytes / 4).trailing_zeros();
+    let times = (STEP / a_step).trailing_zeros();
     repeat(e, range, &[], |e, at, _| {
         let further = e.shl(at, times);
         let panel = e.ins().iadd(operands.b.0, further);
@@ -165,43 +183,44 @@ impl Tile<'_> {
         }
     }
 
-    /// Adds `depth` products, from a place of the panel and `from` bytes into the rows on.
+    /// Adds the products of so many steps, from a place of the panel and `from` bytes into the rows on.
     fn products(
         &self,
         e: &mut Emitter,
         panel: Value,
         from: Option<Value>,
-        depth: &Affine,
+        steps: &Affine,
         sums: Vec<Value>,
     ) -> (Value, Vec<Value>) {
         let start = from.unwrap_or_else(|| e.int(0));
         let from = Affine::value(start);
-        let (whole, rest) = match depth.as_constant() {
-            Some(depth) => (Affine::constant(depth - depth % UNROLL), Some(depth % UNROLL)),
+        let (whole, rest) = match steps.as_constant() {
+            Some(steps) => (Affine::constant(steps - steps % UNROLL), Some(steps % UNROLL)),
             None => {
-                let depth = depth.clone().emit(e);
+                let steps = steps.clone().emit(e);
                 let mask = e.int(-UNROLL);
-                (Affine::value(e.ins().band(depth, mask)), None)
+                (Affine::value(e.ins().band(steps, mask)), None)
             }
         };
-        let middle = whole.times(4).plus(&from).emit(e);
+        let a_step = self.operands.a_step();
+        let middle = whole.times(a_step).plus(&from).emit(e);
         let (panel, sums) = self.run(e, (start, middle), rest.is_some(), UNROLL, panel, sums);
         match rest {
             Some(rest) => {
                 let mut sums = sums;
                 for k in 0..rest {
-                    self.product(e, middle, panel, k, &mut sums);
+                    self.step(e, middle, panel, k, &mut sums);
                 }
                 (panel, sums)
             }
             None => {
-                let end = depth.clone().times(4).plus(&from).emit(e);
+                let end = steps.clone().times(a_step).plus(&from).emit(e);
                 self.run(e, (middle, end), false, 1, panel, sums)
             }
         }
     }
 
-    /// A loop over the products between two places in the rows, `unroll` at a time.
+    /// A loop over the steps between two places in the rows, `unroll` at a time.
     fn run(
         &self,
         e: &mut Emitter,
@@ -214,15 +233,15 @@ impl Tile<'_> {
         if runs && start == end {
             return (panel, sums);
         }
-        let step = e.int(unroll * 4);
+        let step = e.int(unroll * self.operands.a_step());
         sums.insert(0, panel);
         let mut carried = repeat(e, Range { start, end, step, runs }, &sums, |e, at, carried| {
             let panel = carried[0];
             let mut sums = carried[1..].to_vec();
             for k in 0..unroll {
-                self.product(e, at, panel, k, &mut sums);
+                self.step(e, at, panel, k, &mut sums);
             }
-            let bytes = e.int(unroll * i64::from(self.row_bytes()));
+            let bytes = e.int(unroll * STEP);
             sums.insert(0, e.ins().iadd(panel, bytes));
             sums
         });
@@ -230,55 +249,70 @@ impl Tile<'_> {
         (panel, carried)
     }
 
-    fn row_bytes(&self) -> i32 {
-        PANEL as i32 * if self.operands.b_elem == Elem::Bf16 { 2 } else { 4 }
-    }
-
-    /// Adds the product number `k` from `at` on.
-    fn product(&self, e: &mut Emitter, at: Value, panel: Value, k: i64, sums: &mut [Value]) {
-        let offset = self.operands.b.1 + k as i32 * self.row_bytes();
+    /// Adds the products of the step number `k` from `at` on.
+    fn step(&self, e: &mut Emitter, at: Value, panel: Value, k: i64, sums: &mut [Value]) {
         let rows = self.operands.a.len();
-        let broadcast = |e: &mut Emitter, row: usize| {
-            let (pointer, offset) = self.operands.a[row];
-            let pointer = e.ins().iadd(pointer, at);
-            let a = e.ins().load(F32, memory(), pointer, offset + k as i32 * 4);
-            e.ins().splat(F32X4, a)
-        };
-        let chain = k as usize % self.chains();
-        let sums = &mut sums[chain * rows * self.vectors..][..rows * self.vectors];
-        let add = |e: &mut Emitter, sum: &mut Value, row: usize, a: Value, b: Value| {
+        let offset = self.operands.b.1 + (k * STEP) as i32;
+        let add = |e: &mut Emitter, sums: &mut [Value], nth: usize, row: usize, vector: usize, a: Value, b: Value| {
+            let chain = (k as usize * self.operands.together() as usize + nth) % self.chains();
+            let sum = &mut sums[(chain * rows + row) * self.vectors + vector];
             *sum = if row + 1 == rows { e.ins().fma(b, a, *sum) } else { e.ins().fma(a, b, *sum) };
         };
-        let pair = if self.operands.b_elem == Elem::Bf16 { 2 } else { 1 };
-        let groups = (0..self.vectors).step_by(pair);
         // Whichever are fewer, the broadcasts or the panel's vectors, are held while the others pass.
         if rows < 3 {
-            let a: Vec<Value> = (0..rows).map(|row| broadcast(e, row)).collect();
-            for group in groups {
-                for (i, b) in self.panel_vectors(e, panel, offset, self.first + group).into_iter().enumerate() {
+            let a: Vec<Vec<Value>> = (0..rows).map(|row| self.broadcasts(e, at, row, k)).collect();
+            for vector in 0..self.vectors {
+                for (nth, b) in self.panel_vectors(e, panel, offset, vector).into_iter().enumerate() {
                     for (row, a) in a.iter().enumerate() {
-                        add(e, &mut sums[row * self.vectors + group + i], row, *a, b);
+                        add(e, sums, nth, row, vector, a[nth], b);
                     }
                 }
             }
         } else {
-            let b: Vec<Value> =
-                groups.flat_map(|group| self.panel_vectors(e, panel, offset, self.first + group)).collect();
-            for (row, sums) in sums.chunks_mut(self.vectors).enumerate() {
-                let a = broadcast(e, row);
-                for (sum, b) in sums.iter_mut().zip(&b) {
-                    add(e, sum, row, a, *b);
+            let b: Vec<Vec<Value>> =
+                (0..self.vectors).map(|vector| self.panel_vectors(e, panel, offset, vector)).collect();
+            for row in 0..rows {
+                for (nth, a) in self.broadcasts(e, at, row, k).into_iter().enumerate() {
+                    for (vector, b) in b.iter().enumerate() {
+                        add(e, sums, nth, row, vector, a, b[nth]);
+                    }
                 }
             }
         }
     }
 
-    /// One vector of a row of the panel, or the two that are stored together.
-    fn panel_vectors(&self, e: &mut Emitter, panel: Value, offset: i32, vector: usize) -> Vec<Value> {
-        if self.operands.b_elem != Elem::Bf16 {
-            return vec![e.ins().load(F32X4, memory(), panel, offset + vector as i32 * 16)];
+    /// The numbers of a row that a step multiplies with, each in every lane.
+    fn broadcasts(&self, e: &mut Emitter, at: Value, row: usize, k: i64) -> Vec<Value> {
+        let (pointer, offset) = self.operands.a[row];
+        let pointer = e.ins().iadd(pointer, at);
+        let offset = offset + (k * self.operands.a_step()) as i32;
+        match self.operands.a_elem {
+            Elem::Bf16 => {
+                let pair = e.ins().load(I32, memory(), pointer, offset);
+                let pairs = e.ins().splat(I32X4, pair);
+                self.apart(e, pairs)
+            }
+            _ => (0..self.operands.together() as i32)
+                .map(|nth| {
+                    let a = e.ins().load(F32, memory(), pointer, offset + 4 * nth);
+                    e.ins().splat(F32X4, a)
+                })
+                .collect(),
         }
-        let pairs = e.ins().load(I32X4, memory(), panel, offset + vector as i32 * 8);
+    }
+
+    /// Four columns of the panel: of each of its rows that lie together.
+    fn panel_vectors(&self, e: &mut Emitter, panel: Value, offset: i32, vector: usize) -> Vec<Value> {
+        let offset = offset + (self.first + vector) as i32 * 16;
+        if self.operands.b_elem != Elem::Bf16 {
+            return vec![e.ins().load(F32X4, memory(), panel, offset)];
+        }
+        let pairs = e.ins().load(I32X4, memory(), panel, offset);
+        self.apart(e, pairs)
+    }
+
+    /// The lower and the upper halves of 32 bits as floats.
+    fn apart(&self, e: &mut Emitter, pairs: Value) -> Vec<Value> {
         let lower = e.shl(pairs, 16);
         let mask = e.int_of(I32X4, 0xffff_0000u32 as i32);
         let upper = e.ins().band(pairs, mask);

@@ -27,7 +27,7 @@ const FIRST: usize = 3;
 /// How many loads may leave a loop: registers are few.
 const HOISTED: usize = 8;
 
-impl Lowerer {
+impl Lowerer<'_> {
     /// A value of an expression of any type.
     pub(super) fn value(&mut self, expr: &Expr) -> Value {
         let yielded = self.expr(expr);
@@ -158,7 +158,7 @@ impl Lowerer {
 
     /// How many bytes from there an address is.
     fn within(&mut self, at: &Address, elem: Elem) -> Affine {
-        let size = if elem == Elem::Bf16 { 2 } else { 4 };
+        let size = elem.bytes() as i64;
         let start = match &at.buffer {
             Buffer::Arena(bytes) | Buffer::Scratch(bytes) => *bytes as i64,
             _ => 0,
@@ -170,7 +170,7 @@ impl Lowerer {
     fn load_at(&mut self, at: &Address, elem: Elem, lanes: usize) -> Value {
         let within = self.within(at, elem);
         let address = self.base(&at.buffer).plus(&within);
-        let size = lanes as i64 * if elem == Elem::Bf16 { 2 } else { 4 };
+        let size = (lanes * elem.bytes()) as i64;
         let (kind, operands) = (Kind::of(&at.buffer), address.scope(&self.e));
         let stays = |around: &Around| around.hoisted.len() >= HOISTED || around.written.touches(kind, &within, size);
         let mut left = 0;

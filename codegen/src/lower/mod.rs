@@ -15,6 +15,7 @@ mod math;
 mod stmt;
 mod target;
 mod written;
+mod x86;
 
 use cranelift::codegen::Context;
 use cranelift::codegen::ir::{Function, UserFuncName};
@@ -105,9 +106,21 @@ pub fn compile(kernels: &[Kernel], target: &Target, how: &Lowering) -> Result<Co
     let mut code = Code { module: None, kernels: Vec::new() };
     let module = code.module.insert(JITModule::new(builder));
     let mut context = module.make_context();
+    // The module's first functions: a kernel calls a core by its number.
+    let cores = x86::Table::of(kernels, &target.cores);
+    let call_conv = module.isa().default_call_conv();
+    let mut texts = Vec::new();
+    let failed = |e: &dyn std::fmt::Display| LowerError::Codegen { kernel: "core".to_string(), message: e.to_string() };
+    for (i, core) in cores.assemble(how.keep_text).map_err(|e| failed(&e))?.into_iter().enumerate() {
+        let id = module.declare_function(&format!("core_{i}"), Linkage::Local, &x86::signature(call_conv));
+        let id = id.map_err(|e| failed(&e))?;
+        module.define_function_bytes(id, 64, &core.bytes, &[]).map_err(|e| failed(&e))?;
+        texts.push(core.text);
+    }
     let mut compiled = Vec::new();
     for (i, kernel) in kernels.iter().enumerate() {
-        compiled.push(define(module, &mut context, &format!("{i}_{}", kernel.name), kernel, how)?);
+        let name = format!("{i}_{}", kernel.name);
+        compiled.push(define(module, &mut context, &name, kernel, (&cores, &texts), how)?);
     }
     module.finalize_definitions().map_err(|e| LowerError::Target(e.to_string()))?;
     for (id, instructions, bytes, text) in compiled {
@@ -123,11 +136,12 @@ fn define(
     context: &mut Context,
     name: &str,
     kernel: &Kernel,
+    (cores, texts): (&x86::Table, &[String]),
     how: &Lowering,
 ) -> Result<(FuncId, usize, usize, Option<Text>), LowerError> {
     let failed = |message: String| LowerError::Codegen { kernel: kernel.name.clone(), message };
     context.clear();
-    context.func = lower(kernel, module.isa(), how.verify)?;
+    context.func = lower(kernel, module.isa(), cores, how.verify)?;
     context.set_disasm(how.keep_text);
     let signature = &context.func.signature;
     let id = module.declare_function(name, Linkage::Local, signature).map_err(|e| failed(e.to_string()))?;
@@ -137,13 +151,15 @@ fn define(
     module.define_function(id, context).map_err(|e| failed(format!("{e:?}")))?;
     let compiled = context.compiled_code();
     let bytes = compiled.map_or(0, |code| code.code_info().total_size as usize);
-    let asm = compiled.and_then(|code| code.vcode.clone()).unwrap_or_default();
+    let mut asm = compiled.and_then(|code| code.vcode.clone()).unwrap_or_default();
+    let called = context.func.params.user_named_funcs().values();
+    asm.extend(called.filter_map(|name| texts.get(name.index as usize)).map(|text| format!("\n{text}")));
     Ok((id, instructions, bytes, clif.map(|clif| Text { clif, asm })))
 }
 
-fn lower(kernel: &Kernel, isa: &dyn TargetIsa, check: bool) -> Result<Function, LowerError> {
+fn lower(kernel: &Kernel, isa: &dyn TargetIsa, cores: &x86::Table, check: bool) -> Result<Function, LowerError> {
     verify(kernel)?;
-    let func = stmt::lower(kernel, isa);
+    let func = stmt::lower(kernel, isa, cores);
     if check {
         cranelift::codegen::verify_function(&func, isa)
             .map_err(|e| LowerError::Codegen { kernel: kernel.name.clone(), message: e.to_string() })?;
@@ -153,7 +169,8 @@ fn lower(kernel: &Kernel, isa: &dyn TargetIsa, check: bool) -> Result<Function, 
 
 /// The intermediate form and the machine code of a kernel, for any target.
 pub fn compile_text(kernel: &Kernel, target: &Target) -> Result<(String, String), LowerError> {
-    let mut context = Context::for_function(lower(kernel, &*target.isa, true)?);
+    let cores = x86::Table::of([kernel], &target.cores);
+    let mut context = Context::for_function(lower(kernel, &*target.isa, &cores, true)?);
     context.set_disasm(true);
     let clif = context.func.display().to_string();
     let code = context

@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 
 use cranelift::codegen::ir::condcodes::IntCC;
-use cranelift::codegen::ir::types::{I32, I64};
-use cranelift::codegen::ir::{Function, InstBuilder, Value};
+use cranelift::codegen::ir::types::{I32, I64, I64X2};
+use cranelift::codegen::ir::{Endianness, Function, InstBuilder, MemFlagsData, Value};
 use cranelift::codegen::isa::TargetIsa;
 
 use super::affine::Affine;
@@ -12,13 +12,16 @@ use super::core::{self, Operands};
 use super::emit::{Emitter, Range, arguments, memory, repeat};
 use super::expr::Yield;
 use super::written::{Written, counted};
+use super::x86;
 use crate::loops::{Address, Core, Elem, Expr, Kernel, Share, Stmt, Var};
 
 /// The lowering of one kernel.
-pub(super) struct Lowerer {
+pub(super) struct Lowerer<'c> {
     pub(super) e: Emitter,
     pub(super) params: Params,
     vars: Vec<Option<Yield>>,
+    /// The cores that are functions of their own.
+    cores: &'c x86::Table,
     /// The loops around, from the outermost.
     pub(super) loops: Vec<Around>,
 }
@@ -43,12 +46,12 @@ pub(super) struct Params {
 }
 
 /// Lowers a kernel that `verify` has accepted.
-pub(super) fn lower(kernel: &Kernel, isa: &dyn TargetIsa) -> Function {
+pub(super) fn lower(kernel: &Kernel, isa: &dyn TargetIsa, cores: &x86::Table) -> Function {
     let word = isa.pointer_type();
     let (e, params) = Emitter::new(isa, &[word; 5]);
     let params =
         Params { frame: params[0], layer: params[1], worker: params[2], workers: params[3], scratch: params[4] };
-    let mut lowerer = Lowerer { e, params, vars: vec![None; kernel.vars.len()], loops: Vec::new() };
+    let mut lowerer = Lowerer { e, params, vars: vec![None; kernel.vars.len()], cores, loops: Vec::new() };
     lowerer.block(&kernel.body);
     lowerer.e.finish()
 }
@@ -59,13 +62,13 @@ enum Step {
     Workers(Value),
 }
 
-impl AsMut<Emitter> for Lowerer {
+impl AsMut<Emitter> for Lowerer<'_> {
     fn as_mut(&mut self) -> &mut Emitter {
         &mut self.e
     }
 }
 
-impl Lowerer {
+impl Lowerer<'_> {
     fn block(&mut self, body: &[Stmt]) {
         for stmt in body {
             self.stmt(stmt);
@@ -104,12 +107,35 @@ impl Lowerer {
     fn store(&mut self, elem: Elem, at: &Address, value: &Expr) {
         let value = self.value(value);
         let (pointer, offset) = self.address(at, elem);
-        if self.e.ty(value) == I64 {
+        if elem == Elem::Bf16 {
+            self.store_bf16(value, pointer, offset);
+        } else if self.e.ty(value) == I64 {
             let value = self.e.ins().ireduce(I32, value);
             self.e.ins().store(memory(), value, pointer, offset);
         } else {
             self.e.ins().store(memory(), value, pointer, offset);
         }
+    }
+
+    /// Rounds to the nearest upper half, ties to even.
+    fn store_bf16(&mut self, value: Value, pointer: Value, offset: i32) {
+        let e = &mut self.e;
+        let bits = e.bits(value);
+        let ty = e.ty(bits);
+        let (one, below_half) = (e.int_of(ty, 1), e.int_of(ty, 0x7fff));
+        let upper = e.ushr(bits, 16);
+        let odd = e.ins().band(upper, one);
+        let bits = e.ins().iadd(bits, below_half);
+        let bits = e.ins().iadd(bits, odd);
+        let upper = e.ushr(bits, 16);
+        if ty == I32 {
+            e.ins().istore16(memory(), upper, pointer, offset);
+            return;
+        }
+        let halves = e.ins().unarrow(upper, upper);
+        let words = e.ins().bitcast(I64X2, MemFlagsData::new().with_endianness(Endianness::Little), halves);
+        let four = e.ins().extractlane(words, 0);
+        e.ins().store(memory(), four, pointer, offset);
     }
 
     fn parallel(&mut self, var: Var, count: &Expr, share: Share, body: &[Stmt]) {
@@ -228,20 +254,31 @@ impl Lowerer {
     fn core(&mut self, core: &Core) {
         let depth = self.int(&core.depth);
         let (a_stride, c_stride) = (self.int(&core.a_stride), self.int(&core.c_stride));
-        let rows = |lowerer: &mut Self, at: &Address, stride: &Affine| {
-            let stride = stride.clone().times(4);
+        let rows = |lowerer: &mut Self, at: &Address, elem: Elem, stride: &Affine| {
+            let stride = stride.clone().times(elem.bytes() as i64);
             (0..core.rows as i64)
-                .map(|row| lowerer.address_plus(at, Elem::F32, &stride.clone().times(row)))
+                .map(|row| lowerer.address_plus(at, elem, &stride.clone().times(row)))
                 .collect::<Vec<_>>()
         };
+        if let Some(callee) = self.cores.get(&mut self.e.func, core) {
+            let [a, b, c] = [(&core.a, core.a_elem), (&core.b, core.b_elem), (&core.c, Elem::F32)];
+            let arguments = [a, b, c].map(|(at, elem)| {
+                let (pointer, offset) = self.address(at, elem);
+                let offset = self.e.int(offset.into());
+                self.e.ins().iadd(pointer, offset)
+            });
+            self.e.ins().call(callee, &arguments);
+            return;
+        }
         let operands = Operands {
-            a: rows(self, &core.a, &a_stride),
+            a: rows(self, &core.a, core.a_elem, &a_stride),
+            a_elem: core.a_elem,
             b: self.address(&core.b, core.b_elem),
-            c: rows(self, &core.c, &c_stride),
+            c: rows(self, &core.c, Elem::F32, &c_stride),
             b_elem: core.b_elem,
             accumulate: core.accumulate,
         };
-        core::emitter().emit(&mut self.e, &operands, depth);
+        core::emit(&mut self.e, &operands, depth);
     }
 }
 

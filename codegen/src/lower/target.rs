@@ -6,19 +6,40 @@ use cranelift::codegen::isa::{self, TargetIsa};
 use cranelift::codegen::settings::{self, Configurable};
 
 use super::LowerError;
+use crate::loops::{Cores, Elem};
 
 /// The machine that code is generated for.
 #[derive(Clone)]
 pub struct Target {
     pub(super) isa: Arc<dyn TargetIsa>,
     pub(super) host: bool,
+    pub(super) cores: Cores,
+}
+
+/// The cores wider than 128 bits that this machine has.
+fn host_cores() -> Cores {
+    #[cfg(all(target_arch = "x86_64", unix))]
+    {
+        if std::is_x86_feature_detected!("avx512f") {
+            return Cores { bits: 512, bf16: std::is_x86_feature_detected!("avx512bf16") };
+        }
+        if std::is_x86_feature_detected!("avx2") && std::is_x86_feature_detected!("fma") {
+            return Cores { bits: 256, bf16: false };
+        }
+    }
+    Cores::PORTABLE
+}
+
+/// Whether a core wider than 128 bits takes operands stored so.
+pub(super) fn serve(cores: &Cores, a: Elem, b: Elem) -> bool {
+    cores.bits > 128 && (cores.bf16 || a != Elem::Bf16) && b != Elem::I32
 }
 
 impl Target {
     /// This machine, with what it offers.
     pub fn host() -> Result<Self, LowerError> {
         let builder = cranelift::native::builder().map_err(|e| LowerError::Target(format!("this machine: {e}")))?;
-        let target = Self::finish(builder, true)?;
+        let target = Target { cores: host_cores(), ..Self::finish(builder, true)? };
         target.check()?;
         Ok(target)
     }
@@ -38,6 +59,17 @@ impl Target {
             }
         }
         Self::finish(builder, false)
+    }
+
+    /// The same with other cores, which the machine must have.
+    #[must_use]
+    pub fn with_cores(self, cores: Cores) -> Self {
+        Target { cores, ..self }
+    }
+
+    /// The cores wider than 128 bits.
+    pub fn cores(&self) -> &Cores {
+        &self.cores
     }
 
     /// The architecture's name.
@@ -60,7 +92,7 @@ impl Target {
             flags.set(key, value).map_err(|e| LowerError::Target(format!("{key}: {e}")))?;
         }
         let isa = builder.finish(settings::Flags::new(flags)).map_err(|e| LowerError::Target(e.to_string()))?;
-        Ok(Target { isa, host })
+        Ok(Target { isa, host, cores: Cores::PORTABLE })
     }
 
     fn check(&self) -> Result<(), LowerError> {

@@ -129,12 +129,12 @@ impl Walk<'_> {
                     let span = self.span(value);
                     self.inside.insert(*var, span);
                 }
-                Stmt::Store { at, value: _, .. } => self.write(at, Some((0, 16))),
+                Stmt::Store { elem, at, value: _ } => self.write(at, *elem, Some((0, 4 * elem.bytes() as i64))),
                 Stmt::Core(core) => {
                     let rows = core.rows as i64 - 1;
                     let stride = self.span(&core.c_stride).and_then(|span| span.as_constant());
                     let last = if rows == 0 { Some(0) } else { stride.and_then(|s| s.checked_mul(4 * rows)) };
-                    self.write(&core.c, last.map(|last| (last.min(0), last.max(0) + 4 * PANEL as i64)));
+                    self.write(&core.c, Elem::F32, last.map(|last| (last.min(0), last.max(0) + 4 * PANEL as i64)));
                 }
                 Stmt::For { var, from, to, body, .. } => {
                     let counter = self.span(from).zip(self.span(to)).and_then(|(from, to)| {
@@ -159,14 +159,14 @@ impl Walk<'_> {
     }
 
     /// Notes a write of the bytes `from..to` at an address.
-    fn write(&mut self, at: &Address, bytes: Option<(i64, i64)>) {
+    fn write(&mut self, at: &Address, elem: Elem, bytes: Option<(i64, i64)>) {
         let start = match &at.buffer {
             Buffer::Arena(start) | Buffer::Scratch(start) => Some(*start as i64),
             _ => None,
         };
         let span = self.span(&at.offset).and_then(|span| {
             let (from, to) = bytes?;
-            let span = span.times(4)?.plus(&Span::between(from, to.checked_sub(1)?))?;
+            let span = span.times(elem.bytes() as i64)?.plus(&Span::between(from, to.checked_sub(1)?))?;
             span.plus(&Span::exactly(Affine::constant(start?)))
         });
         self.written.push((Kind::of(&at.buffer), span));

@@ -1,27 +1,28 @@
 //! The skeleton of contractions: blocks of rows against panels.
 //!
 //! Workers share the units of columns; each walks its units' panels, which lie one after the other, for one block of rows
-//! after another. The activation of a block is computed into private memory where the kernel has a prologue. The cores
-//! leave a tile of the result in private memory, from which the epilogue computes what others read.
+//! after another. The activation of a block is computed into private memory where the kernel has a prologue, or copied
+//! there where the cores want it in another form. The cores leave a tile of the result in private memory, from which the epilogue computes what others read.
+
+use std::collections::HashMap;
 
 use einfuse_graph::{AxisId, TensorId};
 
+use super::cores::{apart, cover};
 use super::emit::{Emitter, Scope, Span};
 use super::homes::{Panels, Units};
 use super::layout::Layout;
 use super::place::Place;
 use super::{Context, Mode};
 use crate::fuse::{Contract, Contraction, Kernel, Task, is_tokens};
-use crate::loops::{Address, Arg, Buffer, Core, Elem, Expr, PANEL, Share, Stmt};
+use crate::loops::{Address, Arg, Buffer, Core, Cores, Elem, Expr, PANEL, Share, Stmt};
 
 /// Rows in a block, where there are many.
 const BLOCK: usize = 64;
 
-/// Rows that a core takes at once.
-const GROUP: usize = 4;
-
 /// The rows at hand.
-struct Block {
+struct Block<'a> {
+    cores: &'a Cores,
     /// The tokens' axis among the rows, and the block's first token.
     tokens: Option<(AxisId, Expr)>,
     /// Tokens in the block: how many there are, and at most.
@@ -29,15 +30,19 @@ struct Block {
     most: usize,
     /// Rows per token: the product of the other rows' axes.
     per_token: usize,
+    /// The copies of activations in private memory, with the elements from row to row.
+    copies: HashMap<TensorId, (Place, usize)>,
 }
 
-impl Block {
+impl Block<'_> {
     fn rows(&self) -> Expr {
         self.count.clone() * self.per_token
     }
 
+    /// How many rows there may be, with those that the last core takes beyond.
     fn most_rows(&self) -> usize {
-        self.most * self.per_token
+        let rows = self.most * self.per_token;
+        if self.count.as_int().is_some() { rows } else { rows.next_multiple_of(self.cores.rows()) }
     }
 }
 
@@ -49,56 +54,121 @@ pub(super) fn schedule(cx: &Context, kernel: &Kernel, contract: &Contract, e: &m
     let per_token: usize = first.rows.iter().filter(|a| Some(**a) != tokens).map(|&a| size(a)).product();
     let mode = cx.mode(kernel);
     cx.bind_tokens(&mode, e);
+    let block = |tokens: Option<(AxisId, Expr)>, count: Expr, most: usize| Block {
+        cores: cx.cores,
+        tokens,
+        count,
+        most,
+        per_token,
+        copies: HashMap::new(),
+    };
     match (tokens, &mode) {
         (Some(t), Mode::Many) => {
-            let most = (BLOCK / per_token).max(1);
+            let most = (BLOCK / cx.cores.rows() * cx.cores.rows() / per_token).max(1);
             e.repeat(Expr::Int(0), Arg::Tokens.into(), most, |e, from| {
                 let left = e.int((Expr::from(Arg::Tokens) - from.clone()).min(most));
                 let to = from.clone() + left.clone();
                 e.spans.insert(t, Span { from: from.clone(), to, aligned: true, len: None });
-                let block = Block { tokens: Some((t, from)), count: left, most, per_token };
-                work(cx, kernel, contract, &block, e);
+                work(cx, kernel, contract, block(Some((t, from)), left, most), e);
             });
         }
         (Some(t), Mode::One(at)) => {
-            let block = Block { tokens: Some((t, at.clone())), count: Expr::Int(1), most: 1, per_token };
-            work(cx, kernel, contract, &block, e);
+            work(cx, kernel, contract, block(Some((t, at.clone())), Expr::Int(1), 1), e);
         }
-        (None, _) => {
-            let block = Block { tokens: None, count: Expr::Int(1), most: 1, per_token };
-            work(cx, kernel, contract, &block, e);
-        }
+        (None, _) => work(cx, kernel, contract, block(None, Expr::Int(1), 1), e),
     }
 }
 
 /// Everything for one block of rows.
-fn work(cx: &Context, kernel: &Kernel, contract: &Contract, block: &Block, e: &mut Emitter) {
+fn work(cx: &Context, kernel: &Kernel, contract: &Contract, mut block: Block, e: &mut Emitter) {
     let graph = &cx.plan.graph;
+    let mode = cx.mode(kernel);
+    let mut wanted: Vec<(&Contraction, Elem)> = Vec::new();
+    for (q, c) in contract.tasks.iter().flat_map(|t| &t.contractions) {
+        if !wanted.iter().any(|(other, _)| other.a == c.a) {
+            wanted.push((c, cx.copied(cx.homes.panels[q].elem, &mode)));
+        }
+    }
     for &q in &contract.prologue {
         let equation = cx.plan.equations[q];
-        let axes = &graph.tensor(equation.out).axes;
-        let sizes: Vec<usize> =
-            axes.iter()
-                .map(|&a| {
-                    if is_tokens(graph, a) { (block.most).next_multiple_of(GROUP) } else { graph.size(a).unwrap_or(1) }
-                })
-                .collect();
-        let buffer = e.floats(sizes.iter().product());
-        let mut place = Place::flat(buffer, Layout::row_major(&sizes), axes.len());
-        place.elem = cx.elem(equation.out);
-        if let Some((t, from)) = &block.tokens
-            && let Some(dim) = axes.iter().position(|a| a == t)
-        {
-            place = place.with_origin(dim, from.clone());
-        }
+        // Straight into the copy, if nothing but the cores reads it.
+        let of_cores = wanted.iter().find(|(c, _)| c.a == equation.out);
+        let read = kernel.equations.iter().any(|&other| {
+            let contracted = contract.tasks.iter().flat_map(|t| &t.contractions).any(|(eq, _)| *eq == other);
+            !contracted && crate::fuse::loads(graph, cx.plan.equations[other].body).contains(&equation.out)
+        });
+        let elem = match of_cores {
+            Some((_, elem)) if !read => *elem,
+            _ => cx.elem(equation.out),
+        };
+        let row = of_cores.map(|(c, _)| *c);
+        let (place, stride) = block_place(cx, equation.out, row, elem, &block, e);
         e.places.insert(equation.out, place.clone());
         e.equation(&Scope::default(), equation.out, equation.body, &place);
+        if row.is_some() {
+            block.copies.insert(equation.out, (place, stride));
+        }
     }
+    for (c, elem) in wanted {
+        let made = block.copies.get(&c.a);
+        let row = row_of(cx, c);
+        let fits = match made {
+            Some((place, _)) => place.elem == elem,
+            None => elem == Elem::F32 && (mode != Mode::Many || apart(row, elem) == row),
+        };
+        if !fits {
+            let (place, stride) = block_place(cx, c.a, Some(c), elem, &block, e);
+            e.equation(&Scope::default(), c.a, cx.load(c.a), &place);
+            block.copies.insert(c.a, (place, stride));
+        }
+    }
+    let block = &block;
     let units: Vec<Units> = contract.tasks.iter().map(|t| Units::of(graph, t)).collect();
     let total: usize = units.iter().map(|u| u.count).sum();
     e.parallel(total.into(), Share::Blocks, |e, at| {
         choose(cx, kernel, &contract.tasks, &units, 0, block, at, e);
     });
+}
+
+/// Elements of a row of a contraction's first operand: its depth, for all of the batch.
+fn row_of(cx: &Context, c: &Contraction) -> usize {
+    c.depth.iter().chain(&c.batch).map(|&a| cx.plan.graph.size(a).unwrap_or(1)).product()
+}
+
+/// Private memory for a tensor of the block, with the elements from row to row. The rows of a contraction's operand are
+/// kept apart in the cache.
+fn block_place(
+    cx: &Context,
+    tensor: TensorId,
+    operand: Option<&Contraction>,
+    elem: Elem,
+    block: &Block,
+    e: &mut Emitter,
+) -> (Place, usize) {
+    let graph = &cx.plan.graph;
+    let axes = &graph.tensor(tensor).axes;
+    let mut layout = Layout::default();
+    let mut stride = 1;
+    let mut row = None;
+    for (dim, &a) in axes.iter().enumerate().rev() {
+        if operand.is_some_and(|c| !c.depth.contains(&a) && !c.batch.contains(&a)) && row.is_none() {
+            stride = apart(stride, elem);
+            row = Some(stride);
+        }
+        layout.push(dim, stride);
+        stride *= if is_tokens(graph, a) { block.most } else { graph.size(a).unwrap_or(1) };
+    }
+    let row = row.unwrap_or(stride);
+    let beyond = (block.most_rows() - block.most * block.per_token) * row;
+    let buffer = e.memory(stride + beyond, elem);
+    let mut place = Place::flat(buffer, layout, axes.len());
+    place.elem = elem;
+    if let Some((t, from)) = &block.tokens
+        && let Some(dim) = axes.iter().position(|a| a == t)
+    {
+        place = place.with_origin(dim, from.clone());
+    }
+    (place, row)
 }
 
 /// Finds the task that a unit belongs to: the tasks' units are numbered one after the other.
@@ -205,7 +275,7 @@ fn tile_place(cx: &Context, tensor: TensorId, units: &Units, block: &Block, e: &
         }
         stride *= size(a);
     }
-    let buffer = e.floats(block.most_rows().next_multiple_of(GROUP) * width);
+    let buffer = e.floats(block.most_rows() * width);
     let mut place = Place::flat(buffer, layout, axes.len());
     place.elem = cx.elem(tensor);
     for (dim, from) in origins {
@@ -228,7 +298,11 @@ fn cores(
     e: &mut Emitter,
 ) {
     let graph = &cx.plan.graph;
-    let a = e.places[&c.a].clone();
+    let (a, a_stride) = match block.copies.get(&c.a) {
+        Some((place, stride)) => (place.clone(), *stride),
+        None => (e.places[&c.a].clone(), row_of(cx, c)),
+    };
+    let a_elem = a.elem;
     let a_axes = &graph.tensor(c.a).axes;
     let first_row: Vec<Expr> = a_axes
         .iter()
@@ -238,19 +312,18 @@ fn cores(
         })
         .collect();
     let a = a.address(&first_row);
-    let batch: usize = c.batch.iter().map(|&x| graph.size(x).unwrap_or(1)).product();
-    let a_stride = panels.depth * batch;
     let width = units.panels * PANEL;
     let b = Address::new(panels.buffer.clone(), unit.clone() * panels.unit_stride + panels.base);
     let c_at = Address::new(flat(tile), 0);
     e.repeat(Expr::Int(0), units.panels.into(), 1, |e, panel| {
         let b = b.clone().plus(panel.clone() * panels.panel);
         let c_at = c_at.clone().plus(panel * PANEL);
-        let core = |rows: usize, row: Expr| {
+        cover(&block.rows(), cx.cores, e, |rows, row| {
             Stmt::Core(Core {
                 rows,
                 depth: panels.depth.into(),
                 a: a.clone().plus(row.clone() * a_stride),
+                a_elem,
                 a_stride: a_stride.into(),
                 b: b.clone(),
                 b_elem: panels.elem,
@@ -258,17 +331,7 @@ fn cores(
                 c_stride: width.into(),
                 accumulate: false,
             })
-        };
-        match block.rows().as_int() {
-            Some(rows) => {
-                let rows = rows as usize;
-                e.repeat(Expr::Int(0), (rows / GROUP * GROUP).into(), GROUP, |e, row| e.push(core(GROUP, row)));
-                if !rows.is_multiple_of(GROUP) {
-                    e.push(core(rows % GROUP, Expr::from(rows / GROUP * GROUP)));
-                }
-            }
-            None => e.repeat(Expr::Int(0), block.rows(), GROUP, |e, row| e.push(core(GROUP, row))),
-        }
+        });
     });
 }
 

@@ -174,8 +174,13 @@ impl<'a> Emitter<'a> {
 
     /// Private memory for so many floats.
     pub(crate) fn floats(&mut self, count: usize) -> Buffer {
+        self.memory(count, Elem::F32)
+    }
+
+    /// Private memory for so many elements.
+    pub(crate) fn memory(&mut self, count: usize, elem: Elem) -> Buffer {
         let at = self.scratch;
-        self.scratch += (count * 4).next_multiple_of(64);
+        self.scratch += (count * elem.bytes()).next_multiple_of(64);
         Buffer::Scratch(at)
     }
 
@@ -230,7 +235,7 @@ impl<'a> Emitter<'a> {
                 .iter()
                 .map(|&a| if a == axis { Step::One { aligned: span.aligned } } else { Step::Still })
                 .collect();
-            let vector = to.elem == Elem::F32
+            let vector = to.elem != Elem::I32
                 && to.is_contiguous(&dims)
                 && span.len.is_none_or(|n| n >= LANES)
                 && term.is_some_and(|t| self.has_lanes(&scope, axis, t))
@@ -499,7 +504,7 @@ impl<'a> Emitter<'a> {
             let at = self.address(scope, &place, &axes, index);
             return Value { expr: at.load(place.elem), vector: false };
         }
-        if place.elem != Elem::Bf16 && place.is_contiguous(&steps) {
+        if place.is_contiguous(&steps) {
             let first = scope.scalar();
             let at = self.apart(|e| e.address(&first, &place, &axes, index));
             return Value { expr: at.load4(place.elem), vector: true };

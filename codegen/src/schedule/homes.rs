@@ -11,7 +11,7 @@ use einfuse_graph::{AxisId, Extent, Graph, Kind, TensorId, Type};
 use super::layout::Layout;
 use super::place::{Memory, Place};
 use crate::fuse::{Contraction, EqId, Fold, Kernel, Plan, Segment, Shape, Task};
-use crate::loops::{Arg, Buffer, Elem, Expr, PANEL};
+use crate::loops::{Arg, Buffer, Elem, Expr, MAX_ROWS, PANEL};
 
 /// How many positions a page of a cache holds.
 pub(crate) const PAGE: usize = 64;
@@ -241,8 +241,14 @@ impl Homes {
     fn pack_task(&mut self, plan: &Plan, storage: &dyn Fn(TensorId) -> Storage, scope: usize, task: &Task) {
         let graph = &plan.graph;
         let units = Units::of(graph, task);
+        // Rows of a panel that lie together have to be there.
+        let storage = |c: &Contraction| {
+            let rows = c.depth.last().and_then(|&a| graph.size(a)).unwrap_or(1);
+            let wanted = storage(c.b);
+            if rows.is_multiple_of(wanted.elem().together()) { wanted } else { Storage::F32 }
+        };
         let alike = |a: &Contraction, b: &Contraction| {
-            storage(a.b) == storage(b.b) && graph.is_layered(a.b) == graph.is_layered(b.b)
+            storage(a) == storage(b) && graph.is_layered(a.b) == graph.is_layered(b.b)
         };
         // Each group of like contractions shares a region, interleaved unit by unit.
         let mut groups: Vec<Vec<&(EqId, Contraction)>> = Vec::new();
@@ -256,13 +262,13 @@ impl Homes {
             let depth = group[0].1.depth_size(graph).unwrap_or(1);
             let panel = depth * PANEL;
             let unit_stride = panel * units.panels * group.len();
-            let storage = storage(group[0].1.b);
+            let storage = storage(&group[0].1);
             let views: Vec<View> = group
                 .iter()
                 .enumerate()
                 .map(|(nth, (_, c))| {
                     let base = nth * panel * units.panels;
-                    let layout = panel_layout(graph, c, &units, base, unit_stride, storage == Storage::Bf16);
+                    let layout = panel_layout(graph, c, &units, base, unit_stride, storage.elem());
                     View { tensor: c.b, fixed: c.fixed.clone(), layout }
                 })
                 .collect();
@@ -418,7 +424,7 @@ impl Homes {
                     layout.push(axes.iter().position(|&d| d == a).unwrap_or(0), stride);
                     stride *= size(a);
                 }
-                layout.push_panels(0, stride, false);
+                layout.push_panels(0, stride, Elem::F32);
                 stride *= PAGE / PANEL;
                 let len = push_rest(graph, axes, &mut layout, stride);
                 self.scores.insert(state, c.depth.clone());
@@ -433,7 +439,7 @@ impl Homes {
                 let mut layout = Layout::default();
                 layout.push(0, PANEL);
                 let mut stride = PANEL * PAGE;
-                layout.push_panels(axes.iter().position(|&d| d == lane).unwrap_or(0), stride, false);
+                layout.push_panels(axes.iter().position(|&d| d == lane).unwrap_or(0), stride, Elem::F32);
                 stride *= size(lane).div_ceil(PANEL);
                 for &a in c.cols[..c.cols.len() - 1].iter().rev() {
                     layout.push(axes.iter().position(|&d| d == a).unwrap_or(0), stride);
@@ -476,7 +482,7 @@ impl Homes {
                 .collect();
             let len = sizes.iter().product::<usize>();
             let row = len / sizes.first().copied().unwrap_or(1).max(1);
-            slack = slack.max(4 * row);
+            slack = slack.max(MAX_ROWS * row);
             let bytes = (len * 4).next_multiple_of(64);
             let mut at = 0;
             let mut clashes: Vec<(usize, usize)> =
@@ -500,7 +506,7 @@ impl Homes {
             }
             homes.insert(*tensor, place);
         }
-        // Cores read whole groups of four rows, up to three beyond the last.
+        // Cores read whole groups of rows, beyond the last.
         self.arena += slack * 4;
         for segment in &plan.segments {
             if let Segment::Layers { carry, initial, out, bodies, .. } = segment
@@ -518,29 +524,22 @@ impl Homes {
 }
 
 /// The layout of a stored operand in panels: unit, panel within the unit, depth, column.
-fn panel_layout(
-    graph: &Graph,
-    c: &Contraction,
-    units: &Units,
-    base: usize,
-    unit_stride: usize,
-    permuted: bool,
-) -> Layout {
+fn panel_layout(graph: &Graph, c: &Contraction, units: &Units, base: usize, unit_stride: usize, elem: Elem) -> Layout {
     let dims = &graph.tensor(c.b).axes;
     let dim = |a: AxisId| dims.iter().position(|&d| d == a);
     let size = |a: AxisId| graph.size(a).unwrap_or(1);
     let mut layout = Layout { base, terms: Vec::new() };
     let mut stride = PANEL;
-    for &a in c.depth.iter().rev() {
+    for (i, &a) in c.depth.iter().rev().enumerate() {
         if let Some(dim) = dim(a) {
-            layout.push(dim, stride);
+            layout.push_depth(dim, stride, if i == 0 { elem } else { Elem::F32 });
         }
         stride *= size(a);
     }
     let lane_panels = units.lane_size.div_ceil(PANEL);
     let lane_stride = if units.lane_whole { stride } else { unit_stride };
     if let Some(dim) = dim(units.lane) {
-        layout.push_panels(dim, lane_stride, permuted);
+        layout.push_panels(dim, lane_stride, elem);
     }
     if units.lane_whole {
         stride *= lane_panels;

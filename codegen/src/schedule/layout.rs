@@ -1,6 +1,6 @@
 //! Layouts: where the element of a tensor at some coordinates lies.
 
-use crate::loops::{Expr, LANES, PANEL};
+use crate::loops::{Elem, Expr, LANES, PANEL};
 
 /// One summand of an offset: `stride · ((index / div) mod modulo)`, where `index` is the coordinate along one dimension.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,16 +47,21 @@ impl Layout {
         self.terms.push(Term { dim, div: 1, modulo: None, stride });
     }
 
-    /// A dimension in groups of [`PANEL`] neighbours, `stride` from group to group. In `permuted` groups the columns lie
-    /// as a bf16 panel wants them (see [`crate::loops::Core`]).
-    pub(crate) fn push_panels(&mut self, dim: usize, stride: usize, permuted: bool) {
+    /// A dimension in groups of [`PANEL`] neighbours, the columns of a panel of such elements, `stride` from group to group
+    /// (see [`crate::loops::Core`]).
+    pub(crate) fn push_panels(&mut self, dim: usize, stride: usize, elem: Elem) {
         self.terms.push(Term { dim, div: PANEL, modulo: None, stride });
-        if permuted {
-            self.terms.push(Term { dim, div: 8, modulo: Some(2), stride: 8 });
-            self.terms.push(Term { dim, div: 4, modulo: Some(2), stride: 1 });
-            self.terms.push(Term { dim, div: 1, modulo: Some(4), stride: 2 });
-        } else {
-            self.terms.push(Term { dim, div: 1, modulo: Some(PANEL), stride: 1 });
+        self.terms.push(Term { dim, div: 1, modulo: Some(PANEL), stride: elem.together() });
+    }
+
+    /// The rows of a panel of such elements, `stride` from row to row if they did not lie together.
+    pub(crate) fn push_depth(&mut self, dim: usize, stride: usize, elem: Elem) {
+        match elem.together() {
+            1 => self.push(dim, stride),
+            together => {
+                self.terms.push(Term { dim, div: together, modulo: None, stride: stride * together });
+                self.terms.push(Term { dim, div: 1, modulo: Some(together), stride: 1 });
+            }
         }
     }
 
@@ -100,7 +105,7 @@ mod tests {
     #[test]
     fn panels_interleave_sixteen_columns() {
         let mut layout = Layout::default();
-        layout.push_panels(0, 5 * PANEL, false);
+        layout.push_panels(0, 5 * PANEL, Elem::F32);
         layout.push(1, PANEL);
         assert_eq!(layout.offset_of(&[0, 0]), 0);
         assert_eq!(layout.offset_of(&[3, 0]), 3);
@@ -114,11 +119,16 @@ mod tests {
     }
 
     #[test]
-    fn bf16_panels_are_permuted_within_eight() {
+    fn bf16_panels_interleave_two_rows() {
         let mut layout = Layout::default();
-        layout.push_panels(0, 16, true);
-        let order: Vec<usize> = (0..16).map(|c| layout.offset_of(&[c])).collect();
-        assert_eq!(order, [0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15]);
-        assert!(!layout.is_contiguous(&[Step::One { aligned: true }]));
+        layout.push_panels(0, 4 * PANEL, Elem::Bf16);
+        layout.push_depth(1, PANEL, Elem::Bf16);
+        let order = |column: usize| [0, 1, 2, 3].map(|row| layout.offset_of(&[column, row]));
+        assert_eq!(order(0), [0, 1, 32, 33]);
+        assert_eq!(order(5), [10, 11, 42, 43]);
+        assert_eq!(order(16), [64, 65, 96, 97]);
+        let aligned = Step::One { aligned: true };
+        assert!(!layout.is_contiguous(&[aligned, Step::Still]));
+        assert!(!layout.is_contiguous(&[Step::Still, aligned]));
     }
 }

@@ -9,6 +9,7 @@ use std::collections::HashMap;
 use einfuse_graph::{Binary, Expr as GraphExpr, ExprId, Extent, TensorId};
 
 mod contract;
+mod cores;
 pub(crate) mod emit;
 pub(crate) mod homes;
 pub(crate) mod layout;
@@ -20,7 +21,7 @@ mod stream;
 pub use homes::Storage;
 
 use crate::fuse::{Contraction, EqId, Fold, Kernel, Plan, Shape, factors};
-use crate::loops::{self, Arg, Expr};
+use crate::loops::{self, Arg, Cores, Expr};
 use emit::{Emitter, Span};
 use homes::Homes;
 use place::Place;
@@ -88,6 +89,8 @@ pub(crate) struct Context<'a> {
     /// The stretch that the kernel stands in.
     pub(crate) scope: usize,
     pub(crate) mode: Mode,
+    /// What cores there are.
+    pub(crate) cores: &'a Cores,
 }
 
 impl<'a> Context<'a> {

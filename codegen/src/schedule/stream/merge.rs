@@ -6,7 +6,7 @@ use super::super::contract::flat;
 use super::super::emit::Emitter;
 use super::super::place::Place;
 use super::super::{Context, Mode};
-use super::{GROUP, LOWEST, Shape, columns, finish, memory, outer_scope, start};
+use super::{LOWEST, Shape, columns, finish, memory, outer_scope, start};
 use crate::fuse::{Fold, Kernel};
 use crate::loops::{self, Address, Buffer, Elem, Expr, LANES, Share, Stmt, Ty, Unary};
 
@@ -20,7 +20,7 @@ pub(super) struct Partials {
 impl Partials {
     pub(super) fn of(cx: &Context, shape: &Shape, from: usize) -> Partials {
         let heads: usize = shape.outer.iter().map(|&a| cx.plan.graph.size(a).unwrap_or(1)).product();
-        let rows = (shape.most * shape.per_token).next_multiple_of(GROUP);
+        let rows = shape.padded;
         let mut bytes = 0;
         let mut at = Vec::new();
         for fold in &shape.stream.folds {
@@ -61,8 +61,8 @@ pub(super) fn merge(cx: &Context, kernel: &Kernel, shape: &Shape, partials: &Par
     e.parallel(heads.into(), Share::Blocks, |e, number| {
         let scope = outer_scope(cx, shape, number.clone(), e);
         let rows = shape.per_token;
-        let tile = memory(cx, shape, &from, rows, e);
-        start(cx, shape, &tile, rows, e);
+        let tile = memory(cx, kernel, shape, &from, e);
+        start(cx, shape, &tile, e);
         let factors: Vec<Buffer> = shape.stream.folds.iter().map(|_| e.floats(rows * shape.splits)).collect();
         let address = |fold: usize, split: Expr, offset: Expr| {
             let (at, len) = partials.at[fold];

@@ -21,11 +21,8 @@ use crate::loops::{self, Address, Arg, Buffer, Elem, Expr, LANES, PANEL, Share, 
 use merge::{Partials, merge};
 use page::Page;
 
-/// Rows that a core takes at once.
-const GROUP: usize = 4;
-
 /// Rows that a tile has about, where there are many tokens.
-const ROWS: usize = 32;
+const ROWS: usize = 48;
 
 /// Tiles there should be, at least, where there is one token.
 const SPLITS: usize = 16;
@@ -47,14 +44,16 @@ struct Shape<'s> {
     most: usize,
     /// Tiles that share the pages of one token.
     splits: usize,
+    /// Rows of a tile, filled up to whole vectors.
+    padded: usize,
 }
 
 /// The private memory of a tile.
 struct Tile {
     /// Weights that several folds share, with their place.
     weights: Vec<(Weighted, Place)>,
-    /// For each score contraction that a core computes: its activation's rows and their length.
-    queries: Vec<(EqId, Buffer, usize)>,
+    /// For each score contraction that a core computes: its activation's rows, their length and how they are stored.
+    queries: Vec<(EqId, Buffer, usize, Elem)>,
     /// For each fold its statistic; of a contraction, its accumulated columns.
     stats: Vec<Place>,
 }
@@ -76,12 +75,24 @@ pub(super) fn schedule(cx: &Context, kernel: &Kernel, stream: &Stream, partial: 
     let outer: Vec<AxisId> = stream.rows.iter().filter(|a| is_outer(a)).copied().collect();
     let inner: Vec<AxisId> = stream.rows.iter().filter(|a| Some(**a) != tokens && !is_outer(a)).copied().collect();
     let per_token: usize = inner.iter().map(|&a| size(a)).product();
+    let group = cx.cores.rows();
     let many = matches!(cx.mode(kernel), Mode::Many) && tokens.is_some();
-    let most = if many { (ROWS / per_token / GROUP * GROUP).max(GROUP) } else { 1 };
+    // As many tokens as fill whole cores.
+    let whole = (1..=group).find(|n| (n * per_token).is_multiple_of(group)).unwrap_or(group);
+    let most = if many { (ROWS / per_token / whole * whole).max(whole) } else { 1 };
     let heads: usize = outer.iter().map(|&a| size(a)).product();
     // A power of two, so that few workers get equal shares.
     let splits = if many { 1 } else { 1 << (SPLITS / heads.max(1)).clamp(1, 8).ilog2() };
-    let shape = Shape { stream, outer, tokens, inner, per_token, most, splits };
+    let shape = Shape {
+        stream,
+        outer,
+        tokens,
+        inner,
+        per_token,
+        most,
+        splits,
+        padded: (most * per_token).next_multiple_of(LANES),
+    };
 
     let mut e = cx.emitter();
     let mode = cx.mode(kernel);
@@ -147,10 +158,10 @@ fn tile(
         e.spans.insert(t, Span { from: from.clone(), to: from.clone() + count.clone(), aligned: false, len });
     }
     let rows = shape.most * shape.per_token;
-    let tile = memory(cx, shape, &from, rows, e);
-    start(cx, shape, &tile, rows, e);
-    for (q, buffer, depth) in &tile.queries {
-        queries(cx, shape, &scope, *q, buffer, *depth, &from, e);
+    let tile = memory(cx, kernel, shape, &from, e);
+    start(cx, shape, &tile, e);
+    for (q, buffer, depth, elem) in &tile.queries {
+        queries(cx, shape, &scope, *q, (buffer, *depth, *elem), &from, e);
     }
 
     // Which pages the tile's tokens may see.
@@ -245,9 +256,9 @@ fn columns(cx: &Context, c: &Contraction) -> usize {
     c.cols[..c.cols.len() - 1].iter().map(|&a| size(a)).product::<usize>() * size(lane).next_multiple_of(PANEL)
 }
 
-fn memory(cx: &Context, shape: &Shape, from: &Expr, rows: usize, e: &mut Emitter) -> Tile {
-    let stream = shape.stream;
-    let padded = rows.next_multiple_of(GROUP);
+fn memory(cx: &Context, kernel: &Kernel, shape: &Shape, from: &Expr, e: &mut Emitter) -> Tile {
+    let (stream, padded) = (shape.stream, shape.padded);
+    let stored = |c: &Contraction| cx.copied(cx.home(c.b).elem, &cx.mode(kernel));
     let mut queries = Vec::new();
     for (q, c) in &stream.scores {
         let buffer = e.floats(padded * PAGE);
@@ -255,7 +266,8 @@ fn memory(cx: &Context, shape: &Shape, from: &Expr, rows: usize, e: &mut Emitter
         e.places.insert(out, row_place(cx, shape, buffer, PAGE, out, from, None));
         if let Some(c) = c.as_ref().filter(|c| cx.has_score_panels(c)) {
             let depth = c.depth_size(&cx.plan.graph).unwrap_or(1);
-            queries.push((*q, e.floats(padded * depth), depth));
+            let elem = stored(c);
+            queries.push((*q, e.memory(padded * depth, elem), depth, elem));
         }
     }
     let mut weights: Vec<(Weighted, Place)> = Vec::new();
@@ -276,8 +288,16 @@ fn memory(cx: &Context, shape: &Shape, from: &Expr, rows: usize, e: &mut Emitter
         if let Fold::Sum { weight, .. } = fold
             && !weights.iter().any(|(w, _)| w == weight)
         {
-            let buffer = e.floats(padded * PAGE);
-            weights.push((weight.clone(), Place::flat(buffer, Layout::default(), 0)));
+            let mut of_cores = stream.folds.iter().filter_map(|f| match f {
+                Fold::Sum { weight: other, over: Some(c), .. } if other == weight => Some(c),
+                _ => None,
+            });
+            let alike = of_cores.clone().all(|c| cx.has_column_panels(c));
+            let elem = of_cores.next().filter(|_| alike).map_or(Elem::F32, |c| stored(c));
+            let buffer = e.memory(padded * PAGE, elem);
+            let mut place = Place::flat(buffer, Layout::default(), 0);
+            place.elem = elem;
+            weights.push((weight.clone(), place));
         }
         e.places.insert(out, place.clone());
         stats.push(place);
@@ -286,14 +306,14 @@ fn memory(cx: &Context, shape: &Shape, from: &Expr, rows: usize, e: &mut Emitter
 }
 
 /// Gives the statistics their first values.
-fn start(cx: &Context, shape: &Shape, tile: &Tile, rows: usize, e: &mut Emitter) {
+fn start(cx: &Context, shape: &Shape, tile: &Tile, e: &mut Emitter) {
     for (fold, place) in shape.stream.folds.iter().zip(&tile.stats) {
         let (value, width) = match fold {
             Fold::Max { .. } => (LOWEST, 1),
             Fold::Sum { over: Some(c), .. } => (0.0, columns(cx, c)),
             Fold::Sum { .. } => (0.0, 1),
         };
-        let len = rows.next_multiple_of(GROUP) * width;
+        let len = shape.padded * width;
         let buffer = flat(place);
         e.repeat(Expr::Int(0), len.into(), LANES, |e, at| {
             let at = Address::new(buffer, at);
@@ -309,8 +329,7 @@ fn queries(
     shape: &Shape,
     scope: &Scope,
     q: EqId,
-    buffer: &Buffer,
-    depth: usize,
+    (buffer, depth, elem): (&Buffer, usize, Elem),
     from: &Expr,
     e: &mut Emitter,
 ) {
@@ -327,6 +346,7 @@ fn queries(
     }
     let mut place = row_place(cx, shape, buffer.clone(), depth, c.a, from, None);
     place.layout.terms.extend(layout.terms);
+    place.elem = elem;
     // Rows that the activation does not tell apart (it lacks one of their axes) get a copy each.
     let missing = |a: &AxisId| !axes.contains(a);
     let mut copies = vec![0];

@@ -5,10 +5,11 @@ use einfuse_graph::{ExprId, TensorId};
 
 use super::super::Context;
 use super::super::contract::flat;
+use super::super::cores::cover;
 use super::super::emit::{Emitter, Scope, Span, graph_name, widen};
 use super::super::homes::PAGE;
 use super::super::place::Place;
-use super::{GROUP, LOWEST, Shape, Tile, columns, each_of, each_row, row_number};
+use super::{LOWEST, Shape, Tile, columns, each_of, each_row, row_number};
 use crate::fuse::{Contraction, Fold, Weighted};
 use crate::loops::{self, Address, Buffer, Core, Elem, Expr, LANES, PANEL, Stmt, Ty, Unary};
 
@@ -39,7 +40,7 @@ impl Page<'_> {
             }
             e.places.insert(equation.out, place.clone());
             let core = tile.queries.iter().find(|(eq, ..)| eq == q).zip(c.as_ref());
-            let Some(((_, queries, depth), c)) = core else {
+            let Some(((_, queries, depth, elem), c)) = core else {
                 // Only what is there: positions beyond the end have no rows to read.
                 let to = e.int((s.clone() + PAGE).min(self.end.clone()));
                 let part = Span { from: s.clone(), to, aligned: true, len: None };
@@ -55,20 +56,20 @@ impl Page<'_> {
             let to = flat(&place);
             e.repeat(Expr::Int(0), (PAGE / PANEL).into(), 1, |e, panel| {
                 let b = state.clone().plus(panel.clone() * (depth * PANEL));
-                let core = |rows: usize, row: Expr| {
+                cover(&self.rows.into(), cx.cores, e, |rows, row| {
                     Stmt::Core(Core {
                         rows,
                         depth: (*depth).into(),
                         a: Address::new(queries.clone(), row.clone() * *depth),
+                        a_elem: *elem,
                         a_stride: (*depth).into(),
                         b: b.clone(),
-                        b_elem: Elem::F32,
+                        b_elem: cx.home(c.b).elem,
                         c: Address::new(to.clone(), row * PAGE + panel.clone() * PANEL),
                         c_stride: PAGE.into(),
                         accumulate: false,
                     })
-                };
-                by_groups(self.rows, e, core);
+                });
             });
         }
     }
@@ -108,16 +109,16 @@ impl Page<'_> {
                     let total = match done.iter().find(|(w, _)| *w == weight) {
                         Some((_, total)) => *total,
                         None => {
-                            let buffer = tile.weights.iter().find(|(w, _)| w == weight).map(|(_, p)| flat(p));
+                            let buffer = tile.weights.iter().find(|(w, _)| w == weight).map(|(_, p)| (flat(p), p.elem));
                             let total = e.bind(Ty::Floats, Expr::Float(0.0).splat());
                             let number = number.clone();
                             self.each_vector(scope, e, |e, scope| {
                                 let value = self.weighted(weight, shift.map(|(_, new, _)| new), scope, e);
                                 let value = e.bind(Ty::Floats, value);
-                                if let Some(buffer) = &buffer {
+                                if let Some((buffer, elem)) = &buffer {
                                     let column = scope.at[&positions].clone() - s.clone();
                                     let at = Address::new(buffer.clone(), number.clone() * PAGE + column);
-                                    e.push(Stmt::Store { elem: Elem::F32, at, value: value.into() });
+                                    e.push(Stmt::Store { elem: *elem, at, value: value.into() });
                                 }
                                 e.push(Stmt::Set(total, Expr::from(total) + value));
                             });
@@ -212,31 +213,31 @@ impl Page<'_> {
     /// Adds a page's weighted values to the accumulated columns.
     pub(super) fn sum_columns(&self, weight: &Weighted, c: &Contraction, scope: &Scope, e: &mut Emitter) {
         let (cx, shape, tile) = (self.cx, self.shape, self.tile);
-        let Some(weights) = tile.weights.iter().find(|(w, _)| w == weight).map(|(_, p)| flat(p)) else { return };
+        let Some((_, weights)) = tile.weights.iter().find(|(w, _)| w == weight) else { return };
         let at = shape.stream.folds.iter().position(|f| cx.plan.equations[f.equation()].out == c.out);
         let Some(place) = at.map(|at| &tile.stats[at]) else { return };
         let width = columns(cx, c);
         if !cx.has_column_panels(c) {
-            return self.sum_plainly(&weights, place, c, scope, e);
+            return self.sum_plainly(&flat(weights), place, c, scope, e);
         }
         let b = self.panel_address(c, scope, e);
         let to = flat(place);
         e.repeat(Expr::Int(0), (width / PANEL).into(), 1, |e, panel| {
             let b = b.clone().plus(panel.clone() * (PAGE * PANEL));
-            let core = |rows: usize, row: Expr| {
+            cover(&self.rows.into(), cx.cores, e, |rows, row| {
                 Stmt::Core(Core {
                     rows,
                     depth: PAGE.into(),
-                    a: Address::new(weights.clone(), row.clone() * PAGE),
+                    a: Address::new(flat(weights), row.clone() * PAGE),
+                    a_elem: weights.elem,
                     a_stride: PAGE.into(),
                     b: b.clone(),
-                    b_elem: Elem::F32,
+                    b_elem: cx.home(c.b).elem,
                     c: Address::new(to.clone(), row * width + panel.clone() * PANEL),
                     c_stride: width.into(),
                     accumulate: true,
                 })
-            };
-            by_groups(self.rows, e, core);
+            });
         });
     }
 
@@ -278,20 +279,5 @@ impl Page<'_> {
             })
             .collect();
         e.places[&c.b].address(&index)
-    }
-}
-
-/// Cores for all rows, a group at a time. Three rows are faster as two and one: at 128 bits, three with all columns of a
-/// panel have more sums than registers.
-fn by_groups(rows: usize, e: &mut Emitter, core: impl Fn(usize, Expr) -> Stmt) {
-    let whole = rows / GROUP * GROUP;
-    e.repeat(Expr::Int(0), whole.into(), GROUP, |e, row| e.push(core(GROUP, row)));
-    match rows - whole {
-        0 => {}
-        3 => {
-            e.push(core(2, whole.into()));
-            e.push(core(1, (whole + 2).into()));
-        }
-        rest => e.push(core(rest, whole.into())),
     }
 }

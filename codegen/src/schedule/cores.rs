@@ -1,0 +1,58 @@
+//! Cores for any number of rows.
+
+use super::emit::Emitter;
+use super::{Context, Mode};
+use crate::loops::{Cores, Elem, Expr, Stmt};
+
+/// Covers so many rows with cores: as many as there can be of the most rows, then a smaller one for the rest. Where the
+/// number is known at run time only, the last core may take rows beyond, fewer than [`Cores::rows`] of them.
+pub(super) fn cover(rows: &Expr, cores: &Cores, e: &mut Emitter, core: impl Fn(usize, Expr) -> Stmt) {
+    let most = cores.rows();
+    let Some(rows) = rows.as_int() else {
+        let whole = e.int(rows.clone().div(most) * most);
+        e.repeat(Expr::Int(0), whole.clone(), most, |e, row| e.push(core(most, row)));
+        let left = e.int(rows.clone() - whole.clone());
+        e.when(Expr::Int(0).lt(left.clone()), |e| rest(most, &left, &whole, e, &core));
+        return;
+    };
+    let rows = rows as usize;
+    let whole = rows / most * most;
+    e.repeat(Expr::Int(0), whole.into(), most, |e, row| e.push(core(most, row)));
+    match rows - whole {
+        0 => {}
+        // At 128 bits three rows with all columns of a panel have more sums than registers.
+        3 if cores.bits == 128 => {
+            e.push(core(2, whole.into()));
+            e.push(core(1, (whole + 2).into()));
+        }
+        left => e.push(core(left, whole.into())),
+    }
+}
+
+/// The smallest core that takes what is left, at most `most` rows.
+fn rest(most: usize, left: &Expr, from: &Expr, e: &mut Emitter, core: &impl Fn(usize, Expr) -> Stmt) {
+    let Some(fewer) = (1..=8usize).chain([12]).rev().find(|n| *n < most) else {
+        return e.push(core(most, from.clone()));
+    };
+    let then = e.block(|e| e.push(core(most, from.clone())));
+    let otherwise = e.block(|e| rest(fewer, left, from, e, core));
+    e.push(Stmt::If { mask: Expr::from(fewer).lt(left.clone()), then, otherwise });
+}
+
+/// Elements from one row to the next that keep some rows apart in the nearest cache: strides of many lines that are powers
+/// of two map them onto each other.
+pub(super) fn apart(row: usize, elem: Elem) -> usize {
+    let line = 64 / elem.bytes();
+    if row.is_multiple_of(8 * line) { row + line } else { row }
+}
+
+impl Context<'_> {
+    /// How the first operand of a core is stored best, where the kernel makes a copy of it: as the panel, if the machine
+    /// multiplies such pairs at once and many rows are worth the rounding.
+    pub(super) fn copied(&self, panel: Elem, mode: &Mode) -> Elem {
+        match panel {
+            Elem::Bf16 if self.cores.bf16 && *mode == Mode::Many => Elem::Bf16,
+            _ => Elem::F32,
+        }
+    }
+}
