@@ -1,10 +1,12 @@
-//! Declares a model, prints its equations and the kernels that they become, and computes with them: as the interpreter
-//! understands them, from weights made up on the spot.
+//! Declares a model, prints its equations and the kernels that they become, and continues a sequence with it, from weights
+//! made up on the spot: through the kernels, and as the interpreter understands the equations.
 
 use std::error::Error;
 
-use einfuse::codegen::{Options, Program, Storage};
-use einfuse::graph::{Interpreter, Tensor};
+use einfuse::graph::{Interpreter, Kind, Tensor};
+use einfuse::runtime::Embedded;
+use einfuse::{Checkpoint, Generate, Graph, Model, Settings};
+use safetensors::tensor::{Dtype, TensorView};
 
 einfuse::model! {
     /// A decoder whose attention knows no rotation: each head lowers its scores with the distance, by a slope that is
@@ -54,31 +56,72 @@ einfuse::model! {
     }
 }
 
+/// A weight's numbers: any do, as long as they are small.
+fn numbers(graph: &Graph, tensor: &Tensor, layer: Option<usize>) -> Vec<f32> {
+    let elements: usize = tensor.axes.iter().filter_map(|&axis| graph.size(axis)).product();
+    let seed = (tensor.name.len() + 7 * layer.unwrap_or(0)) as f32;
+    (0..elements).map(|i| (i as f32 * (12.9 + seed)).sin()).collect()
+}
+
+/// `model.safetensors`, with every weight under the name that the declaration gives it.
+fn weights(graph: &Graph, layers: usize) -> Result<Vec<u8>, Box<dyn Error>> {
+    let mut file = Vec::new();
+    for tensor in &graph.tensors {
+        let Kind::Weight(places) = &tensor.kind else { continue };
+        let name = &places[0].name;
+        let shape: Vec<usize> = tensor.axes.iter().filter_map(|&axis| graph.size(axis)).collect();
+        for layer in 0..if name.contains("{l}") { layers } else { 1 } {
+            let numbers = numbers(graph, tensor, Some(layer));
+            let bytes: Vec<u8> = numbers.into_iter().flat_map(f32::to_le_bytes).collect();
+            file.push((name.replace("{l}", &layer.to_string()), shape.clone(), bytes));
+        }
+    }
+    let mut views = Vec::new();
+    for (name, shape, bytes) in &file {
+        views.push((name, TensorView::new(Dtype::F32, shape.clone(), bytes)?));
+    }
+    Ok(safetensors::serialize(views, None)?)
+}
+
 fn main() -> Result<(), Box<dyn Error>> {
-    let config = DistanceConfig::from_json(&serde_json::json!({
+    let config = serde_json::json!({
         "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64, "vocab_size": 100, "num_hidden_layers": 2,
-    }))?;
-    let graph = Distance::graph(&config)?;
+    });
+    let graph = Distance::graph(&DistanceConfig::from_json(&config)?)?;
     println!("{graph}");
 
-    let program = Program::compile(&graph, &|_| Storage::F32, &Options::default())?;
-    for (kernel, times) in program.plan().runs() {
+    // what a folder on disk would have; a model without a tokenizer reads and writes token ids
+    let files = Embedded {
+        name: "distance",
+        config: config.to_string().leak().as_bytes(),
+        generation_config: None,
+        tokenizer: None,
+        weights: weights(&graph, 2)?.leak(),
+    };
+    let model = Model::load(&Checkpoint::embedded(&files)?, &graph, Settings::default())?;
+    for (kernel, times) in model.program().plan().runs() {
         println!("kernel {}, {times} times a step", kernel.name);
         for remark in &kernel.applied {
             println!("    {}: {}", remark.rule, remark.text);
         }
     }
 
-    // any numbers do, as long as they are small
-    let weights = |tensor: &Tensor, layer: Option<usize>| {
-        let elements: usize = tensor.axes.iter().filter_map(|&axis| graph.size(axis)).product();
-        let seed = tensor.name.len() + 7 * layer.unwrap_or(0);
-        Ok((0..elements).map(|i| ((i * 37 + seed * 11) % 101) as f32 / 101.0 - 0.5).collect())
-    };
-    let mut interpreter = Interpreter::new(&graph, &weights)?;
-    let computed = interpreter.step(&[("tokens", &[3, 1, 4, 1, 5])])?;
-    let last = &computed.output[4 * 100..];
-    let likeliest = (0..last.len()).max_by(|&a, &b| last[a].total_cmp(&last[b])).unwrap_or(0);
-    println!("after 3 1 4 1 5, token {likeliest} is the likeliest");
+    let prompt = vec![3, 1, 4, 1, 5];
+    let mut session = model.session();
+    let options = Generate { limit: Some(8), ..Generate::default() };
+    let tokens = session.generate(&prompt, &options)?.map(|token| token.map(|token| token.id));
+    println!("after {prompt:?} the kernels continue with    {:?}", tokens.collect::<Result<Vec<_>, _>>()?);
+
+    let made_up = |tensor: &Tensor, layer| Ok(numbers(&graph, tensor, layer));
+    let mut interpreter = Interpreter::new(&graph, &made_up)?;
+    let (mut given, mut tokens) = (prompt.iter().map(|&token| token.into()).collect::<Vec<_>>(), Vec::new());
+    while tokens.len() < 8 {
+        let computed = interpreter.step(&[("tokens", &given)])?;
+        let last = computed.output.chunks_exact(model.vocabulary()).next_back().unwrap_or_default();
+        let likeliest = (0..last.len()).max_by(|&a, &b| last[a].total_cmp(&last[b])).unwrap_or(0);
+        tokens.push(likeliest);
+        given = vec![likeliest as i64];
+    }
+    println!("after {prompt:?} the interpreter continues with {tokens:?}");
     Ok(())
 }
