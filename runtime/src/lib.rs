@@ -17,7 +17,7 @@
 //! # }
 //! ```
 //!
-//! A [`Checkpoint`] is a Hugging Face folder, or the same files within the program. [`Model::load`] compiles a graph for it
+//! A [`Checkpoint`] is a Hugging Face folder, the same files within the program, or a GGUF file. [`Model::load`] compiles a graph for it
 //! and packs its weights. A [`Session`] is one sequence of tokens, with its pages in the model's key-value cache; sessions of
 //! one model may live at the same time, on any threads, and compute in turn. What comes out of a session is text
 //! ([`Session::generate`]), or numbers ([`Session::feed`], [`Session::trace`], [`Session::perplexity`]).
@@ -33,7 +33,7 @@ mod session;
 mod threads;
 mod tokens;
 
-pub use checkpoint::{Checkpoint, Dtype, Embedded, Stored};
+pub use checkpoint::{Change, Chat, Checkpoint, Dtype, Embedded, Stored};
 pub use error::Error;
 pub use generate::{Generate, Generation, Prompt, Stop, Summary, Token};
 pub use model::{Model, Precision, Progress, Settings};

@@ -11,7 +11,7 @@ use einfuse_graph::{Expr, ExprId, Graph, Kind, Node, TensorId};
 
 use crate::Error;
 use crate::cache::Cache;
-use crate::checkpoint::{Checkpoint, Dtype, Stored, declared};
+use crate::checkpoint::{Change, Checkpoint, Dtype, Stored, declared};
 use crate::memory::Memory;
 use crate::session::Session;
 use crate::threads::Threads;
@@ -346,13 +346,19 @@ fn pack(
     let done = AtomicUsize::new(0);
     threads.for_each(parts, |(packed, part): (&Packed, &mut [u8])| {
         let graph = &program.plan().graph;
-        let values = packed.tensors.iter().map(|&tensor| {
+        let stored = packed.tensors.iter().map(|&tensor| {
             let layer = packed.layer.filter(|_| graph.is_layered(tensor));
             // The compiler wants only what the graph reads.
-            let unread = || Error::Unread { weight: declared(graph, tensor), layer };
-            found.get(&(tensor, layer)).map(values).ok_or_else(unread)
+            found.get(&(tensor, layer)).ok_or_else(|| Error::Unread { weight: declared(graph, tensor), layer })
         });
-        packed.pack(&values.collect::<Result<Vec<_>, Error>>()?, part)?;
+        let stored = stored.collect::<Result<Vec<&Stored<'_>>, Error>>()?;
+        let decoded: Vec<Option<Vec<f32>>> =
+            stored.iter().map(|stored| as_stored(stored).is_none().then(|| stored.to_f32())).collect();
+        let values = stored.iter().zip(&decoded).map(|(stored, decoded)| match decoded {
+            Some(numbers) => Values::F32(bytemuck::cast_slice(numbers)),
+            None => as_stored(stored).unwrap_or(Values::F32(stored.bytes)),
+        });
+        packed.pack(&values.collect::<Vec<Values<'_>>>(), part)?;
         let done = done.fetch_add(packed.bytes, Ordering::Relaxed) + packed.bytes;
         progress(Progress::Packing { done, total });
         Ok(())
@@ -360,10 +366,12 @@ fn pack(
     Ok(block)
 }
 
-fn values<'a>(stored: &Stored<'a>) -> Values<'a> {
-    match stored.dtype {
-        Dtype::F32 => Values::F32(stored.bytes),
-        Dtype::Bf16 => Values::Bf16(stored.bytes),
-        Dtype::F16 => Values::F16(stored.bytes),
+/// The numbers as the file has them, where packing can read them so.
+fn as_stored<'a>(stored: &Stored<'a>) -> Option<Values<'a>> {
+    match (stored.dtype, stored.change) {
+        (Dtype::F32, Change::None) => Some(Values::F32(stored.bytes)),
+        (Dtype::Bf16, Change::None) => Some(Values::Bf16(stored.bytes)),
+        (Dtype::F16, Change::None) => Some(Values::F16(stored.bytes)),
+        _ => None,
     }
 }

@@ -105,12 +105,14 @@ impl Numbers {
                 Dtype::F32 => numbers.iter().flat_map(|x| x.to_le_bytes()).collect(),
                 Dtype::Bf16 => numbers.iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes()).collect(),
                 Dtype::F16 => numbers.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()).collect(),
+                other => panic!("safetensors have no {other:?}"),
             }
         };
         let dtype = match dtype {
             Dtype::F32 => safetensors::Dtype::F32,
             Dtype::Bf16 => safetensors::Dtype::BF16,
             Dtype::F16 => safetensors::Dtype::F16,
+            other => panic!("safetensors have no {other:?}"),
         };
         let data = [bytes(&self.table), bytes(&self.w[0]), bytes(&self.w[1])];
         let views = HashMap::from([

@@ -14,12 +14,12 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
-    /// The tokenizer of a checkpoint; `None` if it has no `tokenizer.json`.
+    /// The tokenizer of a checkpoint: its `tokenizer.json`, or what a GGUF file's metadata says; `None` if it has none.
     ///
     /// # Errors
     /// If the file is there and cannot be understood.
     pub fn of(checkpoint: &Checkpoint) -> Result<Option<Tokenizer>, Error> {
-        checkpoint.tokenizer().map(|raw| Tokenizer::parse(&raw.file, &raw.bytes)).transpose()
+        checkpoint.tokenizer()?.map(|(file, json)| Tokenizer::of_json(file, json)).transpose()
     }
 
     /// Reads the content of a `tokenizer.json`; `file` is its path, for messages.
@@ -29,6 +29,11 @@ impl Tokenizer {
     pub fn parse(file: &str, json: &[u8]) -> Result<Tokenizer, Error> {
         let wrong = |problem| Error::File { file: file.into(), problem };
         let value: Value = serde_json::from_slice(json).map_err(|error| wrong(format!("not JSON: {error}")))?;
+        Tokenizer::of_json(file, value)
+    }
+
+    fn of_json(file: &str, value: Value) -> Result<Tokenizer, Error> {
+        let wrong = |problem| Error::File { file: file.into(), problem };
         check(&value).map_err(|problem| wrong(format!("not a tokenizer: {problem}")))?;
         let parsed = guard(|| serde_json::from_value::<tokenizers::Tokenizer>(value));
         let mut inner = parsed.map_err(|problem| wrong(format!("not a tokenizer: {problem}")))?;

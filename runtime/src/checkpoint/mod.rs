@@ -1,5 +1,8 @@
-//! Where a model comes from: a Hugging Face folder, or the same files within the program.
+//! Where a model comes from: a Hugging Face folder, the same files within the program, or a GGUF file.
 
+mod dtype;
+mod gguf;
+mod mapped;
 mod safetensors;
 mod weight;
 
@@ -9,10 +12,12 @@ use std::path::Path;
 
 use serde_json::Value;
 
+pub use dtype::Dtype;
 pub(crate) use weight::declared;
-pub use weight::{Dtype, Stored};
+pub use weight::{Change, Stored};
 
 use crate::Error;
+use gguf::Gguf;
 use safetensors::TensorFile;
 
 /// A model's files as part of the program, for instance through `include_bytes!`.
@@ -37,8 +42,39 @@ pub struct Checkpoint {
     config: Json,
     generation_config: Option<Json>,
     tokenizer: Option<Raw>,
-    files: Vec<TensorFile>,
-    home: HashMap<String, usize>,
+    chat: Option<Chat>,
+    weights: Weights,
+}
+
+/// The files with the weights.
+#[derive(Debug)]
+enum Weights {
+    /// Files of tensors, and which of them has each tensor.
+    Safetensors(Vec<TensorFile>, HashMap<String, usize>),
+    /// One file, which has the tokenizer too.
+    Gguf(Box<Gguf>),
+}
+
+/// A tensor as it lies in a file.
+struct Found<'a> {
+    file: &'a str,
+    /// How numbers are stored, or the name of a way that cannot be read.
+    dtype: Result<Dtype, String>,
+    /// The dimensions that the graph's weight should have.
+    shape: Vec<usize>,
+    bytes: &'a [u8],
+    change: Change,
+}
+
+/// How a chat becomes text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Chat {
+    /// The template, in Jinja with Hugging Face's conventions.
+    pub template: String,
+    /// The text of the begin token, which templates call `bos_token`.
+    pub begin: Option<String>,
+    /// The text of the end token, which templates call `eos_token`.
+    pub end: Option<String>,
 }
 
 /// A file's path and content.
@@ -57,24 +93,27 @@ struct Json {
 
 impl Checkpoint {
     /// Opens a folder with `config.json`, `model.safetensors` (or `model.safetensors.index.json` and the shards that it
-    /// lists), and, where they are there, `tokenizer.json` and `generation_config.json`.
+    /// lists), and, where they are there, `tokenizer.json` and `generation_config.json`; or a GGUF file.
     ///
     /// # Errors
     /// Names the file and, within it, the tensor or key that is missing or wrong.
-    pub fn open(folder: impl AsRef<Path>) -> Result<Checkpoint, Error> {
-        let folder = folder.as_ref();
-        let place = folder.display().to_string();
-        let wrong = |problem: &str| Error::File { file: place.clone(), problem: problem.into() };
-        match folder.metadata() {
+    pub fn open(path: impl AsRef<Path>) -> Result<Checkpoint, Error> {
+        let path = path.as_ref();
+        let place = path.display().to_string();
+        match path.metadata() {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                return Err(wrong("there is no such folder; one with config.json and *.safetensors was expected"));
+                let problem = "there is no such folder or file; a folder with config.json and *.safetensors, or a GGUF \
+                               file, was expected";
+                Err(Error::File { file: place, problem: problem.into() })
             }
-            Err(source) => return Err(Error::Read { file: place, source }),
-            Ok(metadata) if !metadata.is_dir() => {
-                return Err(wrong("not a folder; one with config.json and *.safetensors was expected"));
-            }
-            Ok(_) => {}
+            Err(source) => Err(Error::Read { file: place, source }),
+            Ok(metadata) if metadata.is_dir() => Checkpoint::open_folder(path, place),
+            Ok(_) => Checkpoint::of_gguf(Gguf::open(path)?),
         }
+    }
+
+    fn open_folder(folder: &Path, place: String) -> Result<Checkpoint, Error> {
+        let wrong = |problem: &str| Error::File { file: place.clone(), problem: problem.into() };
         let Some(config) = Raw::read(&folder.join("config.json"))? else {
             return Err(wrong("config.json is missing; a Hugging Face folder was expected"));
         };
@@ -82,9 +121,18 @@ impl Checkpoint {
         let tokenizer = Raw::read(&folder.join("tokenizer.json"))?;
         let config = Json::parse(config)?;
         let generation_config = generation_config.map(Json::parse).transpose()?;
+        let chat = open_chat(folder)?;
         let (files, listed) = open_files(folder)?;
-        let (files, home) = index(files, listed)?;
-        Ok(Checkpoint { place, config, generation_config, tokenizer, files, home })
+        let weights = index(files, listed)?;
+        Ok(Checkpoint { place, config, generation_config, tokenizer, chat, weights })
+    }
+
+    fn of_gguf(gguf: Gguf) -> Result<Checkpoint, Error> {
+        let place = gguf.name.clone();
+        let config = Json { file: place.clone(), object: Value::Object(gguf.config()?) };
+        let chat = gguf.chat()?;
+        let weights = Weights::Gguf(Box::new(gguf));
+        Ok(Checkpoint { place, config, generation_config: None, tokenizer: None, chat, weights })
     }
 
     /// Opens a model that is part of the program.
@@ -99,16 +147,17 @@ impl Checkpoint {
             model.generation_config.map(|bytes| Json::parse(raw("generation_config.json", bytes))).transpose()?;
         let tokenizer = model.tokenizer.map(|bytes| raw("tokenizer.json", bytes));
         let file = TensorFile::embedded(format!("embedded {}/model.safetensors", model.name), model.weights)?;
-        let (files, home) = index(vec![file], None)?;
-        Ok(Checkpoint { place: format!("embedded {}", model.name), config, generation_config, tokenizer, files, home })
+        let weights = index(vec![file], None)?;
+        let place = format!("embedded {}", model.name);
+        Ok(Checkpoint { place, config, generation_config, tokenizer, chat: None, weights })
     }
 
-    /// The folder, or the embedded model's name: for messages.
+    /// The folder, the GGUF file, or the embedded model's name: for messages.
     pub fn place(&self) -> &str {
         &self.place
     }
 
-    /// `config.json`, an object.
+    /// `config.json`, an object; for a GGUF file what its metadata means in the words of `config.json`.
     pub fn config(&self) -> &Value {
         &self.config.object
     }
@@ -137,13 +186,53 @@ impl Checkpoint {
         Ok(Vec::new())
     }
 
-    pub(crate) fn tokenizer(&self) -> Option<&Raw> {
-        self.tokenizer.as_ref()
+    /// How a chat becomes text, where the checkpoint says so: the template in `chat_template.jinja`, in
+    /// `tokenizer_config.json`, or in a GGUF file's metadata.
+    pub fn chat(&self) -> Option<&Chat> {
+        self.chat.as_ref()
+    }
+
+    /// The file that describes the tokenizer, and the description, in the words of `tokenizer.json`; `None` if there is none.
+    pub(crate) fn tokenizer(&self) -> Result<Option<(&str, Value)>, Error> {
+        if let Weights::Gguf(gguf) = &self.weights {
+            return Ok(gguf.tokenizer()?.map(|json| (gguf.name.as_str(), json)));
+        }
+        let parsed = self.tokenizer.as_ref().map(|raw| Ok((raw.file.as_str(), raw.json()?)));
+        parsed.transpose()
+    }
+
+    /// A tensor of this name.
+    fn find(&self, name: &str) -> Option<Found<'_>> {
+        match &self.weights {
+            Weights::Safetensors(files, home) => {
+                let file = files.get(*home.get(name)?)?;
+                let (info, bytes) = file.tensor(name)?;
+                let dtype = match info.dtype {
+                    ::safetensors::Dtype::F32 => Ok(Dtype::F32),
+                    ::safetensors::Dtype::BF16 => Ok(Dtype::Bf16),
+                    ::safetensors::Dtype::F16 => Ok(Dtype::F16),
+                    other => Err(other.to_string()),
+                };
+                Some(Found { file: &file.name, dtype, shape: info.shape.clone(), bytes, change: Change::None })
+            }
+            Weights::Gguf(gguf) => {
+                let (info, bytes, change) = gguf.tensor(name)?;
+                let mut shape = info.shape.clone();
+                if change == Change::Transposed {
+                    shape.reverse();
+                }
+                Some(Found { file: &gguf.name, dtype: Ok(info.dtype), shape, bytes, change })
+            }
+        }
     }
 
     /// The names of all tensors that are not among `used`, sorted.
     pub fn leftovers(&self, used: &HashSet<String>) -> Vec<String> {
-        let mut names: Vec<String> = self.home.keys().filter(|name| !used.contains(*name)).cloned().collect();
+        let all: Box<dyn Iterator<Item = &String>> = match &self.weights {
+            Weights::Safetensors(_, home) => Box::new(home.keys()),
+            Weights::Gguf(gguf) => Box::new(gguf.names()),
+        };
+        let mut names: Vec<String> = all.filter(|name| !used.contains(*name)).cloned().collect();
         names.sort();
         names
     }
@@ -162,14 +251,18 @@ impl Raw {
             Err(source) => Err(Error::Read { file, source }),
         }
     }
+
+    fn json(&self) -> Result<Value, Error> {
+        let wrong = |error| Error::File { file: self.file.clone(), problem: format!("not JSON: {error}") };
+        serde_json::from_slice(&self.bytes).map_err(wrong)
+    }
 }
 
 impl Json {
-    fn parse(Raw { file, bytes }: Raw) -> Result<Json, Error> {
-        match serde_json::from_slice(&bytes) {
-            Ok(object @ Value::Object(_)) => Ok(Json { file, object }),
-            Ok(_) => Err(Error::File { file, problem: "not a JSON object".into() }),
-            Err(error) => Err(Error::File { file, problem: format!("not JSON: {error}") }),
+    fn parse(raw: Raw) -> Result<Json, Error> {
+        match raw.json()? {
+            object @ Value::Object(_) => Ok(Json { file: raw.file, object }),
+            _ => Err(Error::File { file: raw.file, problem: "not a JSON object".into() }),
         }
     }
 
@@ -182,6 +275,31 @@ impl Json {
 struct Listed {
     file: String,
     shards: Vec<(String, usize)>,
+}
+
+/// Reads how chats become text, where a folder says so.
+fn open_chat(folder: &Path) -> Result<Option<Chat>, Error> {
+    let file = Raw::read(&folder.join("chat_template.jinja"))?;
+    let Some(config) = Raw::read(&folder.join("tokenizer_config.json"))?.map(Json::parse).transpose()? else {
+        return Ok(None);
+    };
+    let key = "chat_template";
+    let template = match (file, config.object.get(key)) {
+        (Some(raw), _) => Some(String::from_utf8_lossy(&raw.bytes).into_owned()),
+        (None, None | Some(Value::Null)) => None,
+        (None, Some(Value::String(template))) => Some(template.clone()),
+        // Several by name.
+        (None, Some(Value::Array(list))) => {
+            let default = list.iter().find(|entry| entry.get("name").is_some_and(|name| name == "default"));
+            default.and_then(|entry| entry.get("template")?.as_str()).map(str::to_owned)
+        }
+        (None, Some(_)) => return Err(config.wrong(key, "wants a template or a list of templates")),
+    };
+    let token = |key: &str| {
+        let token = config.object.get(key)?;
+        token.as_str().or_else(|| token.get("content")?.as_str()).map(str::to_owned)
+    };
+    Ok(template.map(|template| Chat { template, begin: token("bos_token"), end: token("eos_token") }))
 }
 
 /// Opens the files with weights in a folder.
@@ -242,7 +360,7 @@ fn no_weights(folder: &Path) -> Error {
 }
 
 /// Notes which file has each tensor, and that the index, where there is one, agrees.
-fn index(files: Vec<TensorFile>, listed: Option<Listed>) -> Result<(Vec<TensorFile>, HashMap<String, usize>), Error> {
+fn index(files: Vec<TensorFile>, listed: Option<Listed>) -> Result<Weights, Error> {
     let mut home: HashMap<String, usize> = HashMap::new();
     for (at, file) in files.iter().enumerate() {
         for name in file.names() {
@@ -259,7 +377,7 @@ fn index(files: Vec<TensorFile>, listed: Option<Listed>) -> Result<(Vec<TensorFi
             return Err(Error::Tensor { file, tensor: tensor.clone(), problem });
         }
     }
-    Ok((files, home))
+    Ok(Weights::Safetensors(files, home))
 }
 
 #[cfg(test)]

@@ -6,15 +6,14 @@
 
 use std::borrow::Cow;
 use std::fmt;
-use std::fs::File;
 use std::path::Path;
 
-use memmap2::Mmap;
 use safetensors::tensor::{Metadata, TensorInfo};
 use safetensors::{Dtype, SafeTensors};
 use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::Value;
 
+use super::mapped::Bytes;
 use crate::Error;
 
 /// The bytes before the header.
@@ -34,37 +33,11 @@ pub(crate) struct TensorFile {
     names: Vec<String>,
 }
 
-#[derive(Debug)]
-enum Bytes {
-    Mapped(Mmap),
-    Embedded(&'static [u8]),
-}
-
-impl std::ops::Deref for Bytes {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        match self {
-            Bytes::Mapped(map) => map,
-            Bytes::Embedded(bytes) => bytes,
-        }
-    }
-}
-
 impl TensorFile {
     /// Maps a file and checks its header.
     pub(crate) fn open(path: &Path) -> Result<TensorFile, Error> {
-        let name = path.display().to_string();
-        let read = |source| Error::Read { file: name.clone(), source };
-        let file = File::open(path).map_err(read)?;
-        if !file.metadata().map_err(read)?.is_file() {
-            return Err(Error::File { file: name, problem: "not a file; a safetensors file was expected".into() });
-        }
-        // SAFETY: the map is read-only and private to this process. Its bytes are only ever read as plain bytes, for
-        // which any value is valid, so that a file rewritten by someone else while it is mapped changes numbers and no
-        // invariant. One that is cut short meanwhile ends the process by a signal, as for every mapped file.
-        let map = unsafe { Mmap::map(&file) }.map_err(read)?;
-        TensorFile::new(name, Bytes::Mapped(map))
+        let bytes = Bytes::map(path, "a safetensors file")?;
+        TensorFile::new(path.display().to_string(), bytes)
     }
 
     /// Checks the header of a file that is part of the program.

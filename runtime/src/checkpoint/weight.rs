@@ -1,53 +1,81 @@
 //! A graph's weight in a checkpoint.
 
 use einfuse_graph::{FileTensor, Graph, Kind, TensorId};
-use half::{bf16, f16};
 
-use super::Checkpoint;
+use super::{Checkpoint, Dtype};
 use crate::Error;
-
-/// How a file stores a number.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Dtype {
-    /// IEEE 754 single precision.
-    F32,
-    /// The upper half of a single.
-    Bf16,
-    /// IEEE 754 half precision.
-    F16,
-}
 
 /// A weight of a graph as it lies in a file.
 #[derive(Clone, Debug)]
 pub struct Stored<'a> {
-    /// The tensor's name in the file.
+    /// The tensor's name in the file, or, where its architecture gives it another, the reference implementation's.
     pub name: String,
-    /// How each number is stored.
+    /// How numbers are stored.
     pub dtype: Dtype,
     /// How many dimensions the file's tensor has; the graph's may be more, as neighbours are merged in files.
     pub rank: usize,
-    /// The numbers, little endian, row-major in the axes of the graph's tensor, without alignment.
+    /// The numbers, little endian, row-major in the axes of the graph's tensor but for `change`, without alignment.
     pub bytes: &'a [u8],
+    /// What makes the file's numbers the graph's.
+    pub change: Change,
+    /// Rows in the file: all dimensions but the last, whose blocks are neighbours.
+    rows: usize,
 }
 
-impl Dtype {
-    /// The bytes of a number.
-    pub fn size(self) -> usize {
-        match self {
-            Dtype::F32 => 4,
-            Dtype::Bf16 | Dtype::F16 => 2,
-        }
+/// How a tensor of a file differs from the reference implementation's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Change {
+    /// It does not.
+    #[default]
+    None,
+    /// The rows are in another order: the two of each rotary pair are neighbours, and not half a head apart.
+    Pairs {
+        /// How many heads the rows are.
+        heads: usize,
+    },
+    /// Rows and columns are exchanged.
+    Transposed,
+    /// Each number is greater by one.
+    PlusOne,
+}
+
+impl<'a> Stored<'a> {
+    /// The bytes of each row, in the order of the graph's tensor, unless it is the transposed of the file's; a row is the
+    /// last of the file's dimensions, and is made of whole blocks.
+    pub fn rows(&self) -> impl ExactSizeIterator<Item = &'a [u8]> {
+        let (rows, bytes, change) = (self.rows, self.bytes, self.change);
+        let size = bytes.len().checked_div(rows).unwrap_or(0);
+        (0..rows).map(move |row| {
+            let from = match change {
+                Change::Pairs { heads } => {
+                    let head = rows / heads;
+                    let (first, within) = (row / head * head, row % head);
+                    first + within % (head / 2) * 2 + within / (head / 2)
+                }
+                Change::None | Change::Transposed | Change::PlusOne => row,
+            };
+            &bytes[from * size..(from + 1) * size]
+        })
     }
-}
 
-impl Stored<'_> {
-    /// The numbers, each exactly.
+    /// The numbers, row-major in the axes of the graph's tensor, each exactly (less one where the file adds one).
     pub fn to_f32(&self) -> Vec<f32> {
-        let pairs = || self.bytes.chunks_exact(2).map(|b| [b[0], b[1]]);
-        match self.dtype {
-            Dtype::F32 => self.bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
-            Dtype::Bf16 => pairs().map(|b| bf16::from_le_bytes(b).to_f32()).collect(),
-            Dtype::F16 => pairs().map(|b| f16::from_le_bytes(b).to_f32()).collect(),
+        let length = self.bytes.len() / self.dtype.block_bytes() * self.dtype.block_length();
+        let columns = length.checked_div(self.rows).unwrap_or(0);
+        let mut numbers = vec![0.0; length];
+        if columns == 0 {
+            return numbers;
+        }
+        for (row, out) in self.rows().zip(numbers.chunks_exact_mut(columns)) {
+            self.dtype.decode(row, out);
+        }
+        match self.change {
+            Change::None | Change::Pairs { .. } => numbers,
+            Change::Transposed => (0..length).map(|i| numbers[i % self.rows * columns + i / self.rows]).collect(),
+            Change::PlusOne => {
+                numbers.iter_mut().for_each(|number| *number -= 1.0);
+                numbers
+            }
         }
     }
 }
@@ -73,31 +101,34 @@ impl Checkpoint {
         };
         let found = places.iter().find_map(|place| {
             let name = file_name(place);
-            let file = &self.files[*self.home.get(&name)?];
-            let (info, bytes) = file.tensor(&name)?;
-            Some((name, place, file, info, bytes))
+            self.find(&name).map(|found| (name, place, found))
         });
-        let Some((name, place, file, info, bytes)) = found else {
+        let Some((name, place, found)) = found else {
             let names: Vec<String> = places.iter().map(file_name).collect();
             let (weight, place) = (declared(graph, tensor), self.place.clone());
             return Err(Error::MissingWeight { weight, names: names.join(" or "), place });
         };
 
-        let wrong = |problem| Error::Tensor { file: file.name.clone(), tensor: name.clone(), problem };
-        let dtype = match info.dtype {
-            safetensors::Dtype::F32 => Dtype::F32,
-            safetensors::Dtype::BF16 => Dtype::Bf16,
-            safetensors::Dtype::F16 => Dtype::F16,
-            other => return Err(wrong(format!("is of dtype {other}; F32, BF16 and F16 can be used"))),
+        let wrong = |problem| Error::Tensor { file: found.file.to_owned(), tensor: name.clone(), problem };
+        let dtype = match &found.dtype {
+            Ok(dtype) => *dtype,
+            Err(other) => return Err(wrong(format!("is of dtype {other}; F32, BF16 and F16 can be used"))),
         };
-        let (mut shape, mut bytes) = (info.shape.clone(), bytes);
+        let (mut shape, mut bytes, rank) = (found.shape.clone(), found.bytes, found.shape.len());
         if let Some(rows) = &place.rows {
             let stored = shape.first().copied().unwrap_or(0);
+            let weight = || declared(graph, tensor);
             if rows.start > rows.end || rows.end > stored {
-                let weight = declared(graph, tensor);
-                return Err(wrong(format!("has {stored} rows, {weight} wants rows {} to {}", rows.start, rows.end)));
+                let (weight, start, end) = (weight(), rows.start, rows.end);
+                return Err(wrong(format!("has {stored} rows, {weight} wants rows {start} to {end}")));
             }
             let row = bytes.len() / stored.max(1);
+            let whole =
+                matches!(found.change, Change::None | Change::PlusOne) && row.is_multiple_of(dtype.block_bytes());
+            if !whole {
+                let (weight, start, end) = (weight(), rows.start, rows.end);
+                return Err(wrong(format!("is not stored row by row; {weight} wants rows {start} to {end}")));
+            }
             bytes = &bytes[rows.start * row..rows.end * row];
             shape[0] = rows.len();
         }
@@ -107,12 +138,16 @@ impl Checkpoint {
             return Err(Error::Shape {
                 weight: declared(graph, tensor),
                 wants: format!("[{}]", groups.join(", ")),
-                file: file.name.clone(),
+                file: found.file.to_owned(),
                 has: format!("{shape:?}"),
                 tensor: name,
             });
         }
-        Ok(Stored { name, dtype, rank: info.shape.len(), bytes })
+        let rows = match found.change {
+            Change::Transposed => shape[1..].iter().product(),
+            _ => shape[..shape.len().saturating_sub(1)].iter().product(),
+        };
+        Ok(Stored { name, dtype, rank, bytes, change: found.change, rows })
     }
 }
 

@@ -1,0 +1,311 @@
+//! How files store numbers: plain floats, and the blocks of ggml, which share scales among neighbours in a row.
+//!
+//! A format is a line in [`FORMATS`] and a function from the bytes of one block to its floats. The layouts, and the order of
+//! the operations, are those of ggml's reference (`ggml-quants.c`, and `quants.py` of the package `gguf`): the floats are
+//! the same bit for bit.
+
+use half::{bf16, f16};
+
+/// How a file stores numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Dtype {
+    /// IEEE 754 single precision.
+    F32,
+    /// The upper half of a single.
+    Bf16,
+    /// IEEE 754 half precision.
+    F16,
+    /// 4 bits, a scale for 32.
+    Q4_0,
+    /// 4 bits, a scale and a minimum for 32.
+    Q4_1,
+    /// 5 bits, a scale for 32.
+    Q5_0,
+    /// 5 bits, a scale and a minimum for 32.
+    Q5_1,
+    /// 8 bits, a scale for 32.
+    Q8_0,
+    /// 2 bits, 4-bit scales and minima for 16, two scales for 256.
+    Q2K,
+    /// 3 bits, 6-bit scales for 16, a scale for 256.
+    Q3K,
+    /// 4 bits, 6-bit scales and minima for 32, two scales for 256.
+    Q4K,
+    /// 5 bits, 6-bit scales and minima for 32, two scales for 256.
+    Q5K,
+    /// 6 bits, 8-bit scales for 16, a scale for 256.
+    Q6K,
+    /// 4 bits that choose one of 16 uneven levels, a scale for 32.
+    Iq4Nl,
+    /// 4 bits that choose one of 16 uneven levels, 6-bit scales for 32, a scale for 256.
+    Iq4Xs,
+    /// 4-bit floats (E2M1), a power of two for 32: the MX format of the Open Compute Project.
+    Mxfp4,
+}
+
+/// One format.
+struct Format {
+    dtype: Dtype,
+    /// Its name in ggml.
+    name: &'static str,
+    /// Its number in GGUF files (`ggml_type`).
+    code: u32,
+    /// How many numbers a block holds.
+    length: usize,
+    /// How many bytes a block takes.
+    bytes: usize,
+    /// The numbers (`length`) of a block (`bytes`).
+    decode: fn(&[u8], &mut [f32]),
+}
+
+/// Every format, in the order of [`Dtype`].
+#[rustfmt::skip]
+static FORMATS: [Format; 16] = [
+    Format { dtype: Dtype::F32,   name: "F32",    code: 0,  length: 1,   bytes: 4,   decode: f32_ },
+    Format { dtype: Dtype::Bf16,  name: "BF16",   code: 30, length: 1,   bytes: 2,   decode: bf16_ },
+    Format { dtype: Dtype::F16,   name: "F16",    code: 1,  length: 1,   bytes: 2,   decode: f16_ },
+    Format { dtype: Dtype::Q4_0,  name: "Q4_0",   code: 2,  length: 32,  bytes: 18,  decode: q4_0 },
+    Format { dtype: Dtype::Q4_1,  name: "Q4_1",   code: 3,  length: 32,  bytes: 20,  decode: q4_1 },
+    Format { dtype: Dtype::Q5_0,  name: "Q5_0",   code: 6,  length: 32,  bytes: 22,  decode: q5_0 },
+    Format { dtype: Dtype::Q5_1,  name: "Q5_1",   code: 7,  length: 32,  bytes: 24,  decode: q5_1 },
+    Format { dtype: Dtype::Q8_0,  name: "Q8_0",   code: 8,  length: 32,  bytes: 34,  decode: q8_0 },
+    Format { dtype: Dtype::Q2K,   name: "Q2_K",   code: 10, length: 256, bytes: 84,  decode: q2_k },
+    Format { dtype: Dtype::Q3K,   name: "Q3_K",   code: 11, length: 256, bytes: 110, decode: q3_k },
+    Format { dtype: Dtype::Q4K,   name: "Q4_K",   code: 12, length: 256, bytes: 144, decode: q4_k },
+    Format { dtype: Dtype::Q5K,   name: "Q5_K",   code: 13, length: 256, bytes: 176, decode: q5_k },
+    Format { dtype: Dtype::Q6K,   name: "Q6_K",   code: 14, length: 256, bytes: 210, decode: q6_k },
+    Format { dtype: Dtype::Iq4Nl, name: "IQ4_NL", code: 20, length: 32,  bytes: 18,  decode: iq4_nl },
+    Format { dtype: Dtype::Iq4Xs, name: "IQ4_XS", code: 23, length: 256, bytes: 136, decode: iq4_xs },
+    Format { dtype: Dtype::Mxfp4, name: "MXFP4",  code: 39, length: 32,  bytes: 17,  decode: mxfp4 },
+];
+
+impl Dtype {
+    /// Every dtype.
+    pub fn all() -> impl Iterator<Item = Dtype> {
+        FORMATS.iter().map(|format| format.dtype)
+    }
+
+    /// The dtype of a number in GGUF files.
+    pub(crate) fn of_code(code: u32) -> Option<Dtype> {
+        FORMATS.iter().find(|format| format.code == code).map(|format| format.dtype)
+    }
+
+    fn format(self) -> &'static Format {
+        &FORMATS[self as usize]
+    }
+
+    /// Its name in the field: `BF16`, `Q4_K`.
+    pub fn name(self) -> &'static str {
+        self.format().name
+    }
+
+    /// How many neighbours in a row make a block; 1 for plain floats.
+    pub fn block_length(self) -> usize {
+        self.format().length
+    }
+
+    /// The bytes of a block.
+    pub fn block_bytes(self) -> usize {
+        self.format().bytes
+    }
+
+    /// The numbers of whole blocks, each exactly as the format defines it: as many as `out` holds and `bytes` has.
+    pub fn decode(self, bytes: &[u8], out: &mut [f32]) {
+        let Format { length, bytes: size, decode, .. } = self.format();
+        for (block, out) in bytes.chunks_exact(*size).zip(out.chunks_exact_mut(*length)) {
+            decode(block, out);
+        }
+    }
+}
+
+fn f32_(b: &[u8], out: &mut [f32]) {
+    out[0] = f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
+}
+
+fn bf16_(b: &[u8], out: &mut [f32]) {
+    out[0] = bf16::from_le_bytes([b[0], b[1]]).to_f32();
+}
+
+fn f16_(b: &[u8], out: &mut [f32]) {
+    out[0] = half(b, 0);
+}
+
+/// The half precision number at byte `at`.
+fn half(b: &[u8], at: usize) -> f32 {
+    f16::from_le_bytes([b[at], b[at + 1]]).to_f32()
+}
+
+/// Sets each number by its index.
+fn each(out: &mut [f32], value: impl Fn(usize) -> f32) {
+    for (i, out) in out.iter_mut().enumerate() {
+        *out = value(i);
+    }
+}
+
+/// Code `i` of codes of `bits` bits, where each run of `lanes` bytes holds first the codes in the lowest bits of its bytes,
+/// then those in the next higher bits, until the bytes are used up.
+fn code(q: &[u8], lanes: usize, bits: usize, i: usize) -> u8 {
+    let steps = 8 / bits;
+    let (run, step, lane) = (i / lanes / steps, i / lanes % steps, i % lanes);
+    q[run * lanes + lane] >> (step * bits) & ((1 << bits) - 1)
+}
+
+/// Code `i` of a block of 32 codes of four bits.
+fn nibble(q: &[u8], i: usize) -> u8 {
+    code(q, 16, 4, i)
+}
+
+/// Scale; 32 codes.
+fn q4_0(b: &[u8], out: &mut [f32]) {
+    let (d, q) = (half(b, 0), &b[2..]);
+    each(out, |i| d * (nibble(q, i) as i8 - 8) as f32);
+}
+
+/// Scale, minimum; 32 codes.
+fn q4_1(b: &[u8], out: &mut [f32]) {
+    let (d, m, q) = (half(b, 0), half(b, 2), &b[4..]);
+    each(out, |i| d * nibble(q, i) as f32 + m);
+}
+
+/// Scale; the fifth bits of 32 codes; their lower bits.
+fn q5_0(b: &[u8], out: &mut [f32]) {
+    let (d, high, q) = (half(b, 0), &b[2..6], &b[6..]);
+    each(out, |i| d * ((nibble(q, i) | code(high, 1, 1, i) << 4) as i8 - 16) as f32);
+}
+
+/// Scale, minimum; the fifth bits of 32 codes; their lower bits.
+fn q5_1(b: &[u8], out: &mut [f32]) {
+    let (d, m, high, q) = (half(b, 0), half(b, 2), &b[4..8], &b[8..]);
+    each(out, |i| d * (nibble(q, i) | code(high, 1, 1, i) << 4) as f32 + m);
+}
+
+/// Scale; 32 signed bytes.
+fn q8_0(b: &[u8], out: &mut [f32]) {
+    let (d, q) = (half(b, 0), &b[2..]);
+    each(out, |i| q[i] as i8 as f32 * d);
+}
+
+/// 16 scales and minima, in the halves of a byte each; 256 codes; the scale of the scales, the scale of the minima.
+fn q2_k(b: &[u8], out: &mut [f32]) {
+    let (scales, q, d, least) = (&b[..16], &b[16..80], half(b, 80), half(b, 82));
+    each(out, |i| {
+        let scale = scales[i / 16];
+        d * (scale & 15) as f32 * code(q, 32, 2, i) as f32 - least * (scale >> 4) as f32
+    });
+}
+
+/// The third bits of 256 codes, inverted; their lower bits; 16 scales of six bits, lower four and upper two apart; the
+/// scale of the scales.
+fn q3_k(b: &[u8], out: &mut [f32]) {
+    let (high, q, low_scales, high_scales, d) = (&b[..32], &b[32..96], &b[96..104], &b[104..108], half(b, 108));
+    each(out, |i| {
+        let scale = code(low_scales, 8, 4, i / 16) | code(high_scales, 4, 2, i / 16) << 4;
+        let value = code(q, 32, 2, i) as i8 - 4 * (1 - code(high, 32, 1, i) as i8);
+        d * (scale as i8 - 32) as f32 * value as f32
+    });
+}
+
+/// Scale and minimum `i` of eight, six bits each in 12 bytes: the first four of both are the lower bits of bytes 0 to 3 and
+/// 4 to 7, the last four have their lower bits in the halves of bytes 8 to 11, their upper bits in those of the others.
+fn scale_and_least(s: &[u8], i: usize) -> (f32, f32) {
+    let (scale, least) = match i {
+        0..4 => (s[i] & 63, s[4 + i] & 63),
+        _ => (s[4 + i] & 15 | s[i - 4] >> 6 << 4, s[4 + i] >> 4 | s[i] >> 6 << 4),
+    };
+    (scale as f32, least as f32)
+}
+
+/// The scale of the scales, the scale of the minima; eight scales and minima; 256 codes.
+fn q4_k(b: &[u8], out: &mut [f32]) {
+    let (d, m, scales, q) = (half(b, 0), half(b, 2), &b[4..16], &b[16..]);
+    each(out, |i| {
+        let (scale, least) = scale_and_least(scales, i / 32);
+        d * scale * code(q, 32, 4, i) as f32 - m * least
+    });
+}
+
+/// As [`q4_k`], with the fifth bits of the codes before their lower bits.
+fn q5_k(b: &[u8], out: &mut [f32]) {
+    let (d, m, scales, high, q) = (half(b, 0), half(b, 2), &b[4..16], &b[16..48], &b[48..]);
+    each(out, |i| {
+        let (scale, least) = scale_and_least(scales, i / 32);
+        d * scale * (code(q, 32, 4, i) | code(high, 32, 1, i) << 4) as f32 - m * least
+    });
+}
+
+/// The lower four bits of 256 codes; their upper two; 16 scales; the scale of the scales.
+fn q6_k(b: &[u8], out: &mut [f32]) {
+    let (low, high, scales, d) = (&b[..128], &b[128..192], &b[192..208], half(b, 208));
+    each(out, |i| {
+        let value = (code(low, 64, 4, i) | code(high, 32, 2, i) << 4) as i8 - 32;
+        d * (scales[i / 16] as i8) as f32 * value as f32
+    });
+}
+
+/// The levels of the IQ4 formats.
+const IQ4: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
+
+/// Scale; 32 codes.
+fn iq4_nl(b: &[u8], out: &mut [f32]) {
+    let (d, q) = (half(b, 0), &b[2..]);
+    each(out, |i| d * IQ4[nibble(q, i) as usize] as f32);
+}
+
+/// The scale of the scales; eight scales of six bits, the upper two of all before the lower four; 256 codes.
+fn iq4_xs(b: &[u8], out: &mut [f32]) {
+    let (d, high, low, q) = (half(b, 0), &b[2..4], &b[4..8], &b[8..]);
+    each(out, |i| {
+        let scale = code(low, 1, 4, i / 32) | code(high, 1, 2, i / 32) << 4;
+        d * (scale as i8 - 32) as f32 * IQ4[code(q, 16, 4, i) as usize] as f32
+    });
+}
+
+/// Twice the values of an E2M1 float.
+const E2M1: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
+
+/// The exponent of the scale, biased by 127; 32 codes.
+fn mxfp4(b: &[u8], out: &mut [f32]) {
+    // Half the scale, as the levels are doubled; the two smallest are subnormal.
+    let d = f32::from_bits(match b[0] {
+        exponent @ 0..2 => 0x0020_0000 << exponent,
+        exponent => (exponent as u32 - 1) << 23,
+    });
+    each(out, |i| d * E2M1[nibble(&b[1..], i) as usize] as f32);
+}
+
+#[cfg(test)]
+mod tests {
+    use safetensors::SafeTensors;
+
+    use super::*;
+
+    #[test]
+    fn formats_are_in_the_order_of_the_dtypes() {
+        for (at, format) in FORMATS.iter().enumerate() {
+            assert_eq!(format.dtype as usize, at, "{}", format.name);
+            assert_eq!(Dtype::of_code(format.code), Some(format.dtype));
+        }
+        assert_eq!(Dtype::of_code(4), None);
+    }
+
+    #[test]
+    fn random_blocks_are_the_reference_s_floats_bit_for_bit() {
+        let file = include_bytes!("../../tests/data/blocks.safetensors");
+        let file = SafeTensors::deserialize(file).unwrap();
+        for dtype in Dtype::all() {
+            let bytes = file.tensor(&format!("{}.blocks", dtype.name())).unwrap();
+            let floats = file.tensor(&format!("{}.floats", dtype.name())).unwrap();
+            let expected = floats.data().chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+            let expected: Vec<u32> = expected.collect();
+            assert_eq!(bytes.data().len() / dtype.block_bytes() * dtype.block_length(), expected.len());
+            assert!(expected.len() >= 1024);
+            let mut found = vec![0.0; expected.len()];
+            dtype.decode(bytes.data(), &mut found);
+            for (i, (found, expected)) in found.iter().zip(expected).enumerate() {
+                let wanted = f32::from_bits(expected);
+                assert_eq!(found.to_bits(), expected, "{dtype:?}, number {i}: {found} is not {wanted}");
+            }
+        }
+        assert_eq!(file.len(), 2 * FORMATS.len());
+    }
+}
