@@ -12,8 +12,8 @@ pub struct Work<'a> {
     pub tokens: usize,
     /// How many positions came before.
     pub past: usize,
-    /// Bytes in which an element of a weight is kept.
-    pub weight_element: &'a dyn Fn(TensorId) -> usize,
+    /// Bytes in which an element of a weight or a cache is kept.
+    pub element: &'a dyn Fn(TensorId) -> f64,
 }
 
 /// What one run of a kernel takes.
@@ -111,8 +111,7 @@ impl Plan {
         let own: HashSet<TensorId> = kernel.equations.iter().map(|&e| self.equations[e].out).collect();
         for (&tensor, elements) in touched.iter().filter(|(tensor, _)| !own.contains(tensor)) {
             match self.graph.tensor(tensor).kind {
-                Kind::Weight(_) => cost.stored += elements * (work.weight_element)(tensor) as f64,
-                Kind::State { .. } => cost.stored += elements * 4.0,
+                Kind::Weight(_) | Kind::State { .. } => cost.stored += elements * (work.element)(tensor),
                 _ => cost.read += elements * 4.0,
             }
         }
@@ -256,15 +255,15 @@ mod tests {
             y[t, f] = (sum[d] x * w[j = 0]) * (sum[d] x * w[j = 2]) * (sum[d] x * w[j = 2])
             output y"#;
         let plan = fuse(&parse(text).unwrap(), &[], Wanted::All);
-        let work = Work { tokens: 1, past: 0, weight_element: &|_| 4 };
+        let work = Work { tokens: 1, past: 0, element: &|_| 4.0 };
         let all: f64 = plan.runs().iter().map(|(kernel, _)| plan.cost(kernel, &work).stored).sum();
         assert_eq!(all, (16.0 + 2.0 * 8.0 * 16.0) * 4.0);
     }
 
-    fn costs(tokens: usize, past: usize, element: usize) -> HashMap<String, Cost> {
+    fn costs(tokens: usize, past: usize, element: f64) -> HashMap<String, Cost> {
         let graph = parse(MODEL).unwrap();
         let plan = fuse(&graph, Rule::ALL, Wanted::All);
-        let work = Work { tokens, past, weight_element: &|_| element };
+        let work = Work { tokens, past, element: &|_| element };
         let cost = |k: &Kernel| plan.cost(k, &work);
         plan.runs().into_iter().map(|(k, _)| (k.name.clone(), cost(k))).collect()
     }
@@ -272,7 +271,7 @@ mod tests {
     #[test]
     fn counts_what_a_contraction_does() {
         // 3 rows, 8 columns, 16 products and as many sums each; weights of two bytes
-        let cost = costs(3, 5, 2)["z"];
+        let cost = costs(3, 5, 2.0)["z"];
         assert_eq!(cost.flops, 3.0 * 8.0 * 16.0 * 2.0);
         assert_eq!((cost.stored, cost.read), (8.0 * 16.0 * 2.0, 3.0 * 16.0 * 4.0));
         assert_eq!(cost.written, 3.0 * 8.0 * 4.0);
@@ -281,14 +280,14 @@ mod tests {
 
     #[test]
     fn counts_only_selected_rows() {
-        let cost = costs(3, 5, 4)["x"];
+        let cost = costs(3, 5, 4.0)["x"];
         assert_eq!((cost.flops, cost.stored, cost.read), (0.0, 3.0 * 16.0 * 4.0, 3.0 * 4.0));
     }
 
     #[test]
     fn counts_all_positions() {
         // 8 positions for each of 3 rows
-        let cost = costs(3, 5, 4)["e"];
+        let cost = costs(3, 5, 4.0)["e"];
         assert_eq!(cost.flops, 3.0 * 8.0 * 16.0 * 2.0);
         assert_eq!((cost.stored, cost.read), (8.0 * 16.0 * 4.0, 3.0 * 16.0 * 4.0));
     }

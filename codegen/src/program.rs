@@ -25,6 +25,8 @@ pub struct Options {
     pub chunk: usize,
     /// The most positions that a sequence may have where the plan keeps a value for each of them (which streaming avoids).
     pub positions: usize,
+    /// How the caches keep what they are appended.
+    pub cache: Storage,
     /// Whose output is wanted.
     pub rows: Wanted,
     /// Whether to keep the text of the intermediate and machine code.
@@ -33,7 +35,14 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Options {
-        Options { without: Vec::new(), chunk: 512, positions: 2048, rows: Wanted::Last, keep_text: false }
+        Options {
+            without: Vec::new(),
+            chunk: 512,
+            positions: 2048,
+            cache: Storage::F32,
+            rows: Wanted::Last,
+            keep_text: false,
+        }
     }
 }
 
@@ -216,6 +225,8 @@ pub struct Program {
     scratch_bytes: usize,
     constants: Vec<(usize, Vec<f32>)>,
     checks: Checks,
+    /// Whether a value is kept for each position of a sequence.
+    keeps_positions: bool,
     compile_time: Duration,
 }
 
@@ -235,8 +246,8 @@ impl Program {
         supported(graph)?;
         let mut plan = fuse(graph, &options.without, options.rows);
         let prepared = Prepared::of(&mut plan);
-        let extents = Extents { tokens: options.chunk + MAX_ROWS - 1, positions: options.positions };
-        let homes = Homes::of(&plan, storage, extents);
+        let how = Extents { cache: options.cache, tokens: options.chunk + MAX_ROWS - 1, positions: options.positions };
+        let homes = Homes::of(&plan, storage, how);
 
         let (mut compiled, mut calls) = (Vec::new(), Vec::new());
         let mut arena_bytes = homes.arena;
@@ -289,6 +300,7 @@ impl Program {
             scratch_bytes,
             constants,
             checks,
+            keeps_positions: keeps_positions(&plan),
             compile_time: started.elapsed(),
             plan,
             homes,
@@ -315,6 +327,15 @@ impl Program {
         self.weight_bytes
     }
 
+    /// Bytes in which an element of a weight or a cache is kept.
+    pub fn element(&self, tensor: TensorId) -> f64 {
+        if let Some(weight) = self.packed.iter().find(|packed| packed.tensors.contains(&tensor)) {
+            return weight.storage.bytes() as f64;
+        }
+        let mut places = self.homes.places.iter().filter_map(|places| places.get(&tensor));
+        places.next().map_or(4.0, |place| place.elem.bytes() as f64)
+    }
+
     /// Bytes of the values that pass from kernel to kernel.
     pub fn arena_bytes(&self) -> usize {
         self.arena_bytes
@@ -328,19 +349,11 @@ impl Program {
     /// The most positions that a sequence can have, where the graph bounds them: by a table of positions, or by values
     /// that are kept for each.
     pub fn context(&self) -> Option<usize> {
-        let kept = self.homes_have_positions().then_some(self.options.positions);
+        let kept = self.keeps_positions.then_some(self.options.positions);
         match (self.checks.context(), kept) {
             (Some(a), Some(b)) => Some(a.min(b)),
             (a, b) => a.or(b),
         }
-    }
-
-    fn homes_have_positions(&self) -> bool {
-        let graph = &self.plan.graph;
-        let kernels = self.plan.scopes().into_iter().flatten();
-        kernels
-            .flat_map(|k| self.plan.outputs(k))
-            .any(|t| graph.tensor(t).axes.iter().any(|&a: &AxisId| graph.axis(a).extent == Extent::Positions))
     }
 
     /// The groups of caches.
@@ -502,7 +515,7 @@ impl Program {
         let Some(end) = step.past.checked_add(tokens).filter(|&end| i32::try_from(end).is_ok()) else {
             return memory(format!("{} positions came before: more than any sequence has", step.past));
         };
-        if self.homes_have_positions() && end > self.options.positions {
+        if self.keeps_positions && end > self.options.positions {
             return Err(StepError::TooManyPositions { positions: end, most: self.options.positions });
         }
         if step.first >= tokens || (self.options.rows == Wanted::Last && step.first + 1 != tokens) {
@@ -614,6 +627,13 @@ fn supported(graph: &Graph) -> Result<(), CompileError> {
         }
     }
     Ok(())
+}
+
+/// Whether a value that passes from kernel to kernel is over the positions.
+fn keeps_positions(plan: &Plan) -> bool {
+    let is_positions = |a: &AxisId| plan.graph.axis(*a).extent == Extent::Positions;
+    let mut values = plan.scopes().into_iter().flatten().flat_map(|kernel| plan.outputs(kernel));
+    values.any(|tensor| plan.graph.tensor(tensor).axes.iter().any(is_positions))
 }
 
 /// The packed weights with their places, and the table of each stretch and layer with its number.

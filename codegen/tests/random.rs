@@ -10,7 +10,8 @@ use proptest::prelude::*;
 
 fn compare(graph: &Graph, seed: u64, without: Vec<Rule>, steps: &[usize], workers: usize) -> Result<(), String> {
     let weights = |tensor: &Tensor, layer: Option<usize>| random_weights(tensor, layer, graph);
-    let options = Options { without, chunk: 8, positions: 256, rows: Wanted::All, keep_text: false };
+    let options =
+        Options { without, chunk: 8, positions: 256, cache: Storage::F32, rows: Wanted::All, keep_text: false };
     let mut runner = Runner::new(graph, &weights, Storage::F32, &options, 128)?;
     hold(&mut runner, workers, &interpreted(graph, seed, steps)?)
 }

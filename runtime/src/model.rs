@@ -52,6 +52,8 @@ pub struct Settings {
     pub threads: Option<usize>,
     /// How weights lie in memory.
     pub precision: Precision,
+    /// How the cache lies in memory; [`Precision::Stored`]: as bf16 if some weights do.
+    pub cache: Precision,
     /// Fusion rules that are switched off.
     pub without: Vec<Rule>,
     /// The most positions a sequence may have: as many as the model was made for, or fewer. 4096 if `None`, or what the graph
@@ -74,6 +76,7 @@ impl Default for Settings {
         Settings {
             threads: None,
             precision: Precision::Stored,
+            cache: Precision::Stored,
             without: Vec::new(),
             context: None,
             sequences: 1,
@@ -90,6 +93,7 @@ impl fmt::Debug for Settings {
         f.debug_struct("Settings")
             .field("threads", &self.threads)
             .field("precision", &self.precision)
+            .field("cache", &self.cache)
             .field("without", &self.without)
             .field("context", &self.context)
             .field("sequences", &self.sequences)
@@ -153,10 +157,17 @@ impl Model {
         let storage = storage(&found, settings.precision);
         let longest = settings.context.unwrap_or(DEFAULT_CONTEXT);
         let chunk = settings.chunk.min(longest);
+        let any_bf16 = storage.values().any(|kept| *kept == Storage::Bf16);
+        let cache = match settings.cache {
+            Precision::Stored if any_bf16 => Storage::Bf16,
+            Precision::Stored | Precision::F32 => Storage::F32,
+            Precision::Bf16 => Storage::Bf16,
+        };
         let options = Options {
             without: settings.without.clone(),
             chunk,
             positions: longest,
+            cache,
             rows: settings.rows,
             keep_text: settings.keep_text,
         };

@@ -21,6 +21,10 @@ pub(crate) struct ModelOptions {
     #[arg(long, value_enum, value_name = "TYPE")]
     pub(crate) precision: Option<Precision>,
 
+    /// How the cache is kept in memory [default: as bf16 if some weights are]
+    #[arg(long, value_enum, value_name = "TYPE")]
+    pub(crate) cache: Option<Precision>,
+
     /// Most tokens that go through the model at once
     #[arg(long, value_name = "TOKENS", default_value = "512", value_parser = at_least_one)]
     pub(crate) chunk: NonZeroUsize,
@@ -48,14 +52,15 @@ impl ModelOptions {
 
     /// Settings that these options stand for.
     pub(crate) fn settings(&self, threads: Option<NonZeroUsize>) -> Settings {
-        let precision = match self.precision {
+        let precision = |asked: Option<Precision>| match asked {
             None => runtime::Precision::Stored,
             Some(Precision::F32) => runtime::Precision::F32,
             Some(Precision::Bf16) => runtime::Precision::Bf16,
         };
         Settings {
             threads: threads.map(NonZeroUsize::get),
-            precision,
+            precision: precision(self.precision),
+            cache: precision(self.cache),
             without: self.without.clone(),
             chunk: self.chunk.get(),
             ..Settings::default()

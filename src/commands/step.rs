@@ -1,18 +1,12 @@
 //! What a step of a loaded model takes.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 
 use einfuse::Model;
 use einfuse::codegen::Compiled;
 use einfuse::codegen::cost::{Cost, Work};
 use einfuse::codegen::fuse::Kernel;
 use einfuse::graph::TensorId;
-
-/// Bytes in which an element of each weight is kept.
-fn weight_elements(model: &Model) -> HashMap<TensorId, usize> {
-    let weights = model.program().weights().iter();
-    weights.flat_map(|packed| packed.tensors.iter().map(|&tensor| (tensor, packed.storage.bytes()))).collect()
-}
 
 /// What a step of so many tokens takes, after so many positions.
 pub(crate) fn cost(model: &Model, tokens: usize, past: usize) -> Cost {
@@ -23,12 +17,8 @@ pub(crate) fn cost(model: &Model, tokens: usize, past: usize) -> Cost {
 
 /// What one run of each kernel takes in such a step.
 pub(crate) fn costs(model: &Model, tokens: usize, past: usize) -> impl Fn(&Kernel) -> Cost {
-    let elements = weight_elements(model);
-    let plan = model.program().plan();
-    move |kernel| {
-        let work = Work { tokens, past, weight_element: &|tensor| elements.get(&tensor).copied().unwrap_or(4) };
-        plan.cost(kernel, &work)
-    }
+    let program = model.program();
+    move |kernel| program.plan().cost(kernel, &Work { tokens, past, element: &|tensor| program.element(tensor) })
 }
 
 /// The numbers, among the program's kernels, of the calls that one run of a kernel takes: for a single token or for many.

@@ -159,6 +159,8 @@ pub(crate) struct Homes {
 /// What a program is made for.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Extents {
+    /// How states keep floats.
+    pub(crate) cache: Storage,
     /// Most tokens of a step.
     pub(crate) tokens: usize,
     /// Most positions of a sequence; bounds values that have a positions' axis.
@@ -184,7 +186,7 @@ impl Homes {
         homes.frame(plan);
         homes.pack(plan, storage);
         homes.plain_weights(plan, storage);
-        homes.pages(plan);
+        homes.pages(plan, extents.cache);
         homes.values(plan, extents);
         homes
     }
@@ -358,7 +360,7 @@ impl Homes {
 
     // ---- states
 
-    fn pages(&mut self, plan: &Plan) {
+    fn pages(&mut self, plan: &Plan, cache: Storage) {
         let graph = &plan.graph;
         let kernels: Vec<&Kernel> = plan.scopes().into_iter().flatten().collect();
         let mut appended: Vec<(TensorId, TensorId, Vec<Option<usize>>)> = Vec::new();
@@ -380,14 +382,14 @@ impl Homes {
                 self.frame_len += 1;
                 self.groups.len() - 1
             });
-            let (layout, len) = self.state_layout(plan, &kernels, state);
+            let elem = if graph.tensor(state).ty == Type::Int { Elem::I32 } else { cache.elem() };
+            let (layout, len, elem) = self.state_layout(plan, &kernels, state, elem);
             for &layer in &layers {
                 let at = self.groups[group].page_bytes;
                 self.states.insert((state, layer), (group, at));
-                self.groups[group].page_bytes += (len * 4).next_multiple_of(64);
+                self.groups[group].page_bytes += (len * elem.bytes()).next_multiple_of(64);
             }
             let dims = graph.tensor(state).axes.len();
-            let elem = if graph.tensor(state).ty == Type::Int { Elem::I32 } else { Elem::F32 };
             for (scope, kernels) in plan.scopes().into_iter().enumerate() {
                 let mut equations = kernels.iter().flat_map(|k| &k.equations).map(|&e| plan.equations[e]);
                 let touches = |e: crate::fuse::Equation| {
@@ -409,8 +411,9 @@ impl Homes {
     }
 
     /// The layout of a state within a page, by its first use in a stream: panels over positions where it yields scores, panels
-    /// over columns where it is summed along the positions, else rows one after the other. And its elements in a page.
-    fn state_layout(&mut self, plan: &Plan, kernels: &[&Kernel], state: TensorId) -> (Layout, usize) {
+    /// over columns where it is summed along the positions, else rows one after the other. Its elements in a page, and how
+    /// they are stored: as wanted, if the rows of a panel that then lie together are there.
+    fn state_layout(&mut self, plan: &Plan, kernels: &[&Kernel], state: TensorId, elem: Elem) -> (Layout, usize, Elem) {
         let graph = &plan.graph;
         let axes = &graph.tensor(state).axes;
         let size = |a: AxisId| graph.size(a).unwrap_or(1);
@@ -418,17 +421,20 @@ impl Homes {
             let Shape::Stream(stream) = &kernel.shape else { continue };
             for (_, c) in &stream.scores {
                 let Some(c) = c.as_ref().filter(|c| c.b == state && streams_scores(plan, c)) else { continue };
+                let even = c.depth.last().is_some_and(|&a| size(a).is_multiple_of(elem.together()));
+                let elem = if even { elem } else { Elem::F32 };
                 let mut layout = Layout::default();
                 let mut stride = PANEL;
-                for &a in c.depth.iter().rev() {
-                    layout.push(axes.iter().position(|&d| d == a).unwrap_or(0), stride);
+                for (i, &a) in c.depth.iter().rev().enumerate() {
+                    let dim = axes.iter().position(|&d| d == a).unwrap_or(0);
+                    layout.push_depth(dim, stride, if i == 0 { elem } else { Elem::F32 });
                     stride *= size(a);
                 }
-                layout.push_panels(0, stride, Elem::F32);
+                layout.push_panels(0, stride, elem);
                 stride *= PAGE / PANEL;
                 let len = push_rest(graph, axes, &mut layout, stride);
                 self.scores.insert(state, c.depth.clone());
-                return (layout, len);
+                return (layout, len, elem);
             }
             for fold in &stream.folds {
                 let Fold::Sum { over: Some(c), .. } = fold else { continue };
@@ -437,9 +443,9 @@ impl Homes {
                 }
                 let lane = c.cols[c.cols.len() - 1];
                 let mut layout = Layout::default();
-                layout.push(0, PANEL);
+                layout.push_depth(0, PANEL, elem);
                 let mut stride = PANEL * PAGE;
-                layout.push_panels(axes.iter().position(|&d| d == lane).unwrap_or(0), stride, Elem::F32);
+                layout.push_panels(axes.iter().position(|&d| d == lane).unwrap_or(0), stride, elem);
                 stride *= size(lane).div_ceil(PANEL);
                 for &a in c.cols[..c.cols.len() - 1].iter().rev() {
                     layout.push(axes.iter().position(|&d| d == a).unwrap_or(0), stride);
@@ -447,13 +453,13 @@ impl Homes {
                 }
                 let len = push_rest(graph, axes, &mut layout, stride);
                 self.columns.insert(state, c.cols.clone());
-                return (layout, len);
+                return (layout, len, elem);
             }
         }
         let mut sizes: Vec<usize> = axes.iter().map(|&a| size(a)).collect();
         sizes[0] = PAGE;
         let len = sizes.iter().product();
-        (Layout::row_major(&sizes), len)
+        (Layout::row_major(&sizes), len, elem)
     }
 
     // ---- values
