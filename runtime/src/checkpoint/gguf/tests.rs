@@ -159,6 +159,9 @@ fn a_small_file_is_read() {
     assert_eq!((&info.shape[..], bytes.len(), change), (&[32, 2][..], 256, Change::Pairs { heads: 2 }));
     let (info, bytes, _) = gguf.tensor("model.embed_tokens.weight").unwrap();
     assert_eq!((info.dtype, &info.shape[..], bytes.len()), (Dtype::Q8_0, &[8, 32][..], 272));
+    let template = small().text("tokenizer.chat_template", "x").file();
+    let chat = Chat { template: "x".into(), begin: Some("<s>".into()), end: Some("</s>".into()) };
+    assert_eq!(open(template).unwrap().chat().unwrap(), Some(chat));
     let mut version_2 = small().file();
     version_2[4] = 2;
     assert!(open(version_2).is_ok());
