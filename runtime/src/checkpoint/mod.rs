@@ -216,12 +216,12 @@ impl Checkpoint {
                 Some(Found { file: &file.name, dtype, shape: info.shape.clone(), bytes, change: Change::None })
             }
             Weights::Gguf(gguf) => {
-                let (info, bytes, change) = gguf.tensor(name)?;
-                let mut shape = info.shape.clone();
+                let (dtype, shape, bytes, change) = gguf.tensor(name)?;
+                let mut shape = shape.to_vec();
                 if change == Change::Transposed {
                     shape.reverse();
                 }
-                Some(Found { file: &gguf.name, dtype: Ok(info.dtype), shape, bytes, change })
+                Some(Found { file: &gguf.name, dtype: Ok(dtype), shape, bytes, change })
             }
         }
     }

@@ -33,6 +33,12 @@ pub enum Change {
         /// How many heads the rows are.
         heads: usize,
     },
+    /// The rows are in another order: the queries of all heads, the keys of all, the values of all, where the reference
+    /// implementation has query, key and value of one head after another.
+    Fused {
+        /// How many heads there are.
+        heads: usize,
+    },
     /// Rows and columns are exchanged.
     Transposed,
     /// Each number is greater by one.
@@ -52,6 +58,11 @@ impl<'a> Stored<'a> {
                     let (first, within) = (row / head * head, row % head);
                     first + within % (head / 2) * 2 + within / (head / 2)
                 }
+                Change::Fused { heads } => {
+                    let size = rows / (3 * heads);
+                    let (head, part, within) = (row / size / 3, row / size % 3, row % size);
+                    (part * heads + head) * size + within
+                }
                 Change::None | Change::Transposed | Change::PlusOne => row,
             };
             &bytes[from * size..(from + 1) * size]
@@ -70,7 +81,7 @@ impl<'a> Stored<'a> {
             self.dtype.decode(row, out);
         }
         match self.change {
-            Change::None | Change::Pairs { .. } => numbers,
+            Change::None | Change::Pairs { .. } | Change::Fused { .. } => numbers,
             Change::Transposed => (0..length).map(|i| numbers[i % self.rows * columns + i / self.rows]).collect(),
             Change::PlusOne => {
                 numbers.iter_mut().for_each(|number| *number -= 1.0);
@@ -145,6 +156,8 @@ impl Checkpoint {
         }
         let rows = match found.change {
             Change::Transposed => shape[1..].iter().product(),
+            // Of a bias, each number is a row.
+            Change::Pairs { .. } | Change::Fused { .. } if rank == 1 => shape[0],
             _ => shape[..shape.len().saturating_sub(1)].iter().product(),
         };
         Ok(Stored { name, dtype, rank, bytes, change: found.change, rows })

@@ -1,35 +1,41 @@
-//! What GGUF files call the keys and tensors of each architecture, and what the reference implementation calls them.
+//! From a GGUF file's metadata and tensors to what the reference implementation calls them, by the tables of `tables.rs`.
 
 use std::collections::HashMap;
 
 use serde_json::{Map, Value, json};
 
-use super::Gguf;
+use Differs::{Experts, Fused, KeyPairs, Not, PlusOne, QueryPairs, Transposed};
+use From::{FlagIf, Number, NumberIf, Said, Text, Whole, WholeIf};
+
+use super::tables::ARCHITECTURES;
+use super::{Gguf, shortest};
 use crate::Error;
 use crate::checkpoint::Change;
 
 /// An architecture of GGUF files.
 pub(super) struct Architecture {
     /// `general.architecture`.
-    name: &'static str,
+    pub(super) name: &'static str,
+    /// Whether there are experts (`expert_count`), as files may name both kinds alike.
+    pub(super) experts: bool,
     /// The name in `architectures` of config.json.
-    class: &'static str,
+    pub(super) class: &'static str,
     /// Each key of config.json, and where its value is.
-    keys: &'static [(&'static str, From)],
+    pub(super) keys: &'static [(&'static str, From)],
     /// What config.json says of rotary positions, if the architecture has them.
-    rotary: bool,
+    pub(super) rotary: bool,
     /// What else config.json has to say.
-    more: fn(&Gguf, &mut Map<String, Value>) -> Result<(), Error>,
+    pub(super) more: fn(&Gguf, &mut Map<String, Value>) -> Result<(), Error>,
     /// The tensors outside of layers, without `.weight` and `.bias`.
-    outer: &'static [(&'static str, &'static str, Differs)],
+    pub(super) outer: &'static [(&'static str, &'static str, Differs)],
     /// The reference implementation's name of a layer, to be followed by its number.
-    layer: &'static str,
+    pub(super) layer: &'static str,
     /// The tensors of layer `l`, after `blk.{l}.`.
-    inner: &'static [(&'static str, &'static str, Differs)],
+    pub(super) inner: &'static [(&'static str, &'static str, Differs)],
 }
 
 /// Where the value of a key of config.json comes from.
-enum From {
+pub(super) enum From {
     /// A whole number under a key of the architecture, which has to be there.
     Whole(&'static str),
     /// A whole number, if it is there.
@@ -38,243 +44,27 @@ enum From {
     Number(&'static str),
     /// A number, if it is there.
     NumberIf(&'static str),
+    /// A truth value, if it is there.
+    FlagIf(&'static str),
     /// The architecture itself.
     Text(&'static str),
+    /// The architecture itself.
+    Said(bool),
 }
 
 /// How a tensor differs, by its role.
 #[derive(Clone, Copy)]
-enum Differs {
+pub(super) enum Differs {
     Not,
     QueryPairs,
     KeyPairs,
+    /// Query, key and value of each head (or of heads that share a key) are neighbours in the reference implementation; in
+    /// the file come all queries, all keys, all values.
+    Fused,
+    /// A tensor for each expert (`{e}`) in the reference implementation; in the file they are stacked.
+    Experts,
     Transposed,
     PlusOne,
-}
-
-use Differs::{KeyPairs, Not, PlusOne, QueryPairs, Transposed};
-use From::{Number, NumberIf, Text, Whole, WholeIf};
-
-/// Sizes of the decoders that followed Llama, rotary positions included.
-macro_rules! llama_keys {
-    ($($more:expr),* $(,)?) => {
-        &[
-            ("hidden_size", Whole("embedding_length")),
-            ("intermediate_size", Whole("feed_forward_length")),
-            ("num_hidden_layers", Whole("block_count")),
-            ("num_attention_heads", Whole("attention.head_count")),
-            ("num_key_value_heads", WholeIf("attention.head_count_kv")),
-            ("head_dim", WholeIf("attention.key_length")),
-            ("rms_norm_eps", Number("attention.layer_norm_rms_epsilon")),
-            ("rope_theta", NumberIf("rope.freq_base")),
-            ("max_position_embeddings", WholeIf("context_length")),
-            $($more),*
-        ]
-    };
-}
-
-const OUTER: &[(&str, &str, Differs)] =
-    &[("token_embd", "model.embed_tokens", Not), ("output_norm", "model.norm", Not), ("output", "lm_head", Not)];
-
-const OUTER_GEMMA: &[(&str, &str, Differs)] =
-    &[("token_embd", "model.embed_tokens", Not), ("output_norm", "model.norm", PlusOne), ("output", "lm_head", Not)];
-
-/// Every architecture that can be read.
-static ARCHITECTURES: &[Architecture] = &[
-    Architecture {
-        name: "llama",
-        class: "LlamaForCausalLM",
-        keys: llama_keys![("sliding_window", WholeIf("attention.sliding_window")), ("hidden_act", Text("silu"))],
-        rotary: true,
-        more: nothing,
-        outer: OUTER,
-        layer: "model.layers.",
-        inner: &[
-            ("attn_norm", "input_layernorm", Not),
-            ("attn_q", "self_attn.q_proj", QueryPairs),
-            ("attn_k", "self_attn.k_proj", KeyPairs),
-            ("attn_v", "self_attn.v_proj", Not),
-            ("attn_output", "self_attn.o_proj", Not),
-            ("ffn_norm", "post_attention_layernorm", Not),
-            ("ffn_gate", "mlp.gate_proj", Not),
-            ("ffn_up", "mlp.up_proj", Not),
-            ("ffn_down", "mlp.down_proj", Not),
-        ],
-    },
-    Architecture {
-        name: "qwen2",
-        class: "Qwen2ForCausalLM",
-        keys: llama_keys![("hidden_act", Text("silu"))],
-        rotary: true,
-        more: nothing,
-        outer: OUTER,
-        layer: "model.layers.",
-        inner: QWEN,
-    },
-    Architecture {
-        name: "qwen3",
-        class: "Qwen3ForCausalLM",
-        keys: llama_keys![("hidden_act", Text("silu"))],
-        rotary: true,
-        more: nothing,
-        outer: OUTER,
-        layer: "model.layers.",
-        inner: QWEN,
-    },
-    Architecture {
-        name: "phi3",
-        class: "Phi3ForCausalLM",
-        keys: llama_keys![("sliding_window", WholeIf("attention.sliding_window")), ("hidden_act", Text("silu"))],
-        rotary: true,
-        more: nothing,
-        outer: OUTER,
-        layer: "model.layers.",
-        inner: &[
-            ("attn_norm", "input_layernorm", Not),
-            ("attn_qkv", "self_attn.qkv_proj", Not),
-            ("attn_output", "self_attn.o_proj", Not),
-            ("ffn_norm", "post_attention_layernorm", Not),
-            ("ffn_up", "mlp.gate_up_proj", Not),
-            ("ffn_down", "mlp.down_proj", Not),
-        ],
-    },
-    Architecture {
-        name: "gemma",
-        class: "GemmaForCausalLM",
-        keys: llama_keys![("hidden_activation", Text("gelu_pytorch_tanh"))],
-        rotary: true,
-        more: nothing,
-        outer: OUTER_GEMMA,
-        layer: "model.layers.",
-        inner: &[
-            ("attn_norm", "input_layernorm", PlusOne),
-            ("attn_q", "self_attn.q_proj", Not),
-            ("attn_k", "self_attn.k_proj", Not),
-            ("attn_v", "self_attn.v_proj", Not),
-            ("attn_output", "self_attn.o_proj", Not),
-            ("ffn_norm", "post_attention_layernorm", PlusOne),
-            ("ffn_gate", "mlp.gate_proj", Not),
-            ("ffn_up", "mlp.up_proj", Not),
-            ("ffn_down", "mlp.down_proj", Not),
-        ],
-    },
-    Architecture {
-        name: "gemma2",
-        class: "Gemma2ForCausalLM",
-        keys: llama_keys![
-            ("sliding_window", Whole("attention.sliding_window")),
-            ("attn_logit_softcapping", Number("attn_logit_softcapping")),
-            ("final_logit_softcapping", Number("final_logit_softcapping")),
-            ("hidden_activation", Text("gelu_pytorch_tanh")),
-        ],
-        rotary: true,
-        more: |gguf, config| gemma_layers(gguf, config, 2),
-        outer: OUTER_GEMMA,
-        layer: "model.layers.",
-        inner: GEMMA,
-    },
-    Architecture {
-        name: "gemma3",
-        class: "Gemma3ForCausalLM",
-        keys: llama_keys![
-            ("sliding_window", Whole("attention.sliding_window")),
-            ("hidden_activation", Text("gelu_pytorch_tanh")),
-        ],
-        rotary: true,
-        more: |gguf, config| {
-            // Files do not say it; every Gemma 3 has it.
-            config.insert("rope_local_base_freq".into(), json!(10_000.0));
-            gemma_layers(gguf, config, 6)
-        },
-        outer: OUTER_GEMMA,
-        layer: "model.layers.",
-        inner: GEMMA,
-    },
-    Architecture {
-        name: "gpt2",
-        class: "GPT2LMHeadModel",
-        keys: &[
-            ("n_embd", Whole("embedding_length")),
-            ("n_inner", Whole("feed_forward_length")),
-            ("n_layer", Whole("block_count")),
-            ("n_head", Whole("attention.head_count")),
-            ("n_positions", Whole("context_length")),
-            ("layer_norm_epsilon", Number("attention.layer_norm_epsilon")),
-            ("activation_function", Text("gelu_new")),
-        ],
-        rotary: false,
-        more: nothing,
-        outer: &[
-            ("token_embd", "transformer.wte", Not),
-            ("position_embd", "transformer.wpe", Not),
-            ("output_norm", "transformer.ln_f", Not),
-            ("output", "lm_head", Not),
-        ],
-        layer: "transformer.h.",
-        inner: &[
-            ("attn_norm", "ln_1", Not),
-            ("attn_qkv", "attn.c_attn", Transposed),
-            ("attn_output", "attn.c_proj", Transposed),
-            ("ffn_norm", "ln_2", Not),
-            ("ffn_up", "mlp.c_fc", Transposed),
-            ("ffn_down", "mlp.c_proj", Transposed),
-        ],
-    },
-];
-
-const QWEN: &[(&str, &str, Differs)] = &[
-    ("attn_norm", "input_layernorm", Not),
-    ("attn_q", "self_attn.q_proj", Not),
-    ("attn_k", "self_attn.k_proj", Not),
-    ("attn_v", "self_attn.v_proj", Not),
-    ("attn_output", "self_attn.o_proj", Not),
-    ("attn_q_norm", "self_attn.q_norm", Not),
-    ("attn_k_norm", "self_attn.k_norm", Not),
-    ("ffn_norm", "post_attention_layernorm", Not),
-    ("ffn_gate", "mlp.gate_proj", Not),
-    ("ffn_up", "mlp.up_proj", Not),
-    ("ffn_down", "mlp.down_proj", Not),
-];
-
-const GEMMA: &[(&str, &str, Differs)] = &[
-    ("attn_norm", "input_layernorm", PlusOne),
-    ("attn_q", "self_attn.q_proj", Not),
-    ("attn_k", "self_attn.k_proj", Not),
-    ("attn_v", "self_attn.v_proj", Not),
-    ("attn_output", "self_attn.o_proj", Not),
-    ("attn_q_norm", "self_attn.q_norm", PlusOne),
-    ("attn_k_norm", "self_attn.k_norm", PlusOne),
-    ("post_attention_norm", "post_attention_layernorm", PlusOne),
-    ("ffn_norm", "pre_feedforward_layernorm", PlusOne),
-    ("post_ffw_norm", "post_feedforward_layernorm", PlusOne),
-    ("ffn_gate", "mlp.gate_proj", Not),
-    ("ffn_up", "mlp.up_proj", Not),
-    ("ffn_down", "mlp.down_proj", Not),
-];
-
-fn nothing(_: &Gguf, _: &mut Map<String, Value>) -> Result<(), Error> {
-    Ok(())
-}
-
-/// Of every `period` layers, the last attends to all positions, the others to a window. Scores are scaled by the size of a
-/// head, except in the 27 billion models, where it is the width's share of a head.
-fn gemma_layers(gguf: &Gguf, config: &mut Map<String, Value>, period: u64) -> Result<(), Error> {
-    let number = |key: &str| config.get(key).and_then(Value::as_u64);
-    let (layers, heads) = (number("num_hidden_layers").unwrap_or(0), number("num_attention_heads").unwrap_or(0));
-    let (width, head) = (number("hidden_size").unwrap_or(0), number("head_dim"));
-    // A lying number of layers must not become a list of that length.
-    if layers > gguf.header.tensors.len() as u64 {
-        let key = format!("{}.block_count", if period == 2 { "gemma2" } else { "gemma3" });
-        return Err(gguf.wrong(&key, &format!("is {layers}; the file has {} tensors", gguf.header.tensors.len())));
-    }
-    let kind = |l| if (l + 1) % period == 0 { "full_attention" } else { "sliding_attention" };
-    config.insert("layer_types".into(), (0..layers).map(kind).collect());
-    let largest = layers == if period == 2 { 46 } else { 62 };
-    let scalar = if largest { width.checked_div(heads) } else { head };
-    if let Some(scalar) = scalar {
-        config.insert("query_pre_attn_scalar".into(), json!(scalar));
-    }
-    Ok(())
 }
 
 impl Architecture {
@@ -282,8 +72,16 @@ impl Architecture {
     pub(super) fn of(gguf: &Gguf) -> Result<&'static Architecture, Error> {
         let key = "general.architecture";
         let name = gguf.text(key)?.ok_or_else(|| gguf.missing(key))?;
-        ARCHITECTURES.iter().find(|architecture| architecture.name == name).ok_or_else(|| {
-            let known: Vec<&str> = ARCHITECTURES.iter().map(|architecture| architecture.name).collect();
+        let experts = gguf.whole(&format!("{name}.expert_count"))?.is_some_and(|experts| experts > 0);
+        let alike = |other: &&Architecture| other.name == name && other.experts == experts;
+        ARCHITECTURES.iter().find(alike).ok_or_else(|| {
+            let mut known: Vec<&str> = ARCHITECTURES.iter().map(|architecture| architecture.name).collect();
+            known.dedup();
+            if known.contains(&name) {
+                let without = if experts { "without" } else { "with" };
+                return gguf
+                    .wrong(&format!("{name}.expert_count"), &format!("is not read; {name} {without} experts is"));
+            }
             gguf.wrong(key, &format!("is `{name}`; known are {}", known.join(", ")))
         })
     }
@@ -300,6 +98,8 @@ impl Architecture {
             let value = match from {
                 Whole(key) | WholeIf(key) => gguf.whole(&self.key(key))?.map(Value::from),
                 Number(key) | NumberIf(key) => gguf.number(&self.key(key))?.map(Value::from),
+                FlagIf(key) => gguf.flag(&self.key(key))?.map(Value::from),
+                Said(said) => Some(json!(said)),
                 Text(text) => Some(json!(text)),
             };
             match (value, from) {
@@ -354,8 +154,8 @@ impl Architecture {
             gguf.floats("rope_factors_short.weight").zip(gguf.floats("rope_factors_long.weight"))
         {
             say("rope_type", Some(json!("longrope")));
-            say("short_factor", Some(json!(short)));
-            say("long_factor", Some(json!(long)));
+            say("short_factor", Some(decimals(&short)));
+            say("long_factor", Some(decimals(&long)));
             say("attention_factor", attention);
             if let Some(original) = original {
                 config.insert("original_max_position_embeddings".into(), json!(original));
@@ -372,8 +172,8 @@ impl Architecture {
                 }
                 None => {
                     say("rope_type", Some(json!("longrope")));
-                    say("short_factor", Some(json!(factors)));
-                    say("long_factor", Some(json!(factors)));
+                    say("short_factor", Some(decimals(&factors)));
+                    say("long_factor", Some(decimals(&factors)));
                     say("attention_factor", Some(json!(1.0)));
                 }
             }
@@ -390,32 +190,50 @@ impl Architecture {
     }
 
     /// The tensors by the reference implementation's names; those without one keep theirs.
-    pub(super) fn tensors(&self, gguf: &Gguf) -> Result<HashMap<String, (usize, Change)>, Error> {
+    pub(super) fn tensors(&self, gguf: &Gguf) -> Result<HashMap<String, Part>, Error> {
         let heads = |key: &str| gguf.whole(&self.key(key));
         let query = heads("attention.head_count")?;
         let key = heads("attention.head_count_kv")?.or(query);
+        let experts = heads("expert_count")?;
         let mut tensors = HashMap::new();
         for (at, info) in gguf.header.tensors.iter().enumerate() {
             let wrong = |problem: String| Error::Tensor { file: gguf.name.clone(), tensor: info.name.clone(), problem };
             let (name, differs) = self.translate(&info.name).unwrap_or_else(|| (info.name.clone(), Not));
-            let pairs = |heads: Option<u64>, key: &str| {
-                let heads = heads.ok_or_else(|| gguf.missing(&self.key(key)))?;
-                let rows = info.shape.first().copied().unwrap_or(0);
-                match usize::try_from(heads) {
-                    Ok(heads) if heads > 0 && rows.is_multiple_of(2 * heads) => Ok(Change::Pairs { heads }),
-                    _ => Err(wrong(format!("has {rows} rows, which are not the pairs of {heads} heads"))),
-                }
+            let rows = info.shape.first().copied().unwrap_or(0);
+            // A number of heads of which the rows are a multiple.
+            let shared = |heads: Option<u64>, parts: usize| {
+                let heads = heads.ok_or_else(|| gguf.missing(&self.key("attention.head_count")))?;
+                let whole = |heads: &usize| parts.checked_mul(*heads).is_some_and(|n| n > 0 && rows.is_multiple_of(n));
+                let whole = usize::try_from(heads).ok().filter(whole);
+                whole.ok_or_else(|| {
+                    wrong(format!("has {rows} rows, which are not {parts} equal parts of {heads} heads"))
+                })
             };
             let change = match differs {
-                Not => Change::None,
-                QueryPairs => pairs(query, "attention.head_count")?,
-                KeyPairs => pairs(key, "attention.head_count_kv")?,
+                Not | Experts => Change::None,
+                QueryPairs => Change::Pairs { heads: shared(query, 2)? },
+                KeyPairs => Change::Pairs { heads: shared(key, 2)? },
+                Fused => Change::Fused { heads: shared(query, 3)? },
                 Transposed if info.shape.len() == 2 => Change::Transposed,
                 Transposed => Change::None,
                 PlusOne => Change::PlusOne,
             };
-            if tensors.insert(name.clone(), (at, change)).is_some() {
-                return Err(wrong(format!("is there twice, as {name}")));
+            let mut add = |name: String, part: Part| match tensors.insert(name.clone(), part) {
+                Some(_) => Err(wrong(format!("is there twice, as {name}"))),
+                None => Ok(()),
+            };
+            if let Experts = differs {
+                let count =
+                    experts.filter(|&count| count == rows as u64 && count <= MOST_EXPERTS && info.shape.len() > 1);
+                let Some(count) = count else {
+                    let key = self.key("expert_count");
+                    return Err(wrong(format!("has {rows} experts; {key} is {}", experts.unwrap_or(0))));
+                };
+                for expert in 0..count as usize {
+                    add(name.replace("{e}", &expert.to_string()), Part { at, change, expert: Some(expert) })?;
+                }
+            } else {
+                add(name, Part { at, change, expert: None })?;
             }
         }
         Ok(tensors)
@@ -438,6 +256,25 @@ impl Architecture {
             }
         }
     }
+}
+
+/// Numbers as the shortest decimals that mean them.
+fn decimals(numbers: &[f32]) -> Value {
+    numbers.iter().map(|&number| shortest(number)).collect()
+}
+
+/// More experts than this are taken for a mistake.
+const MOST_EXPERTS: u64 = 65_536;
+
+/// A tensor of the reference implementation in a file.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Part {
+    /// Which of the file's tensors.
+    pub(super) at: usize,
+    /// How it differs.
+    pub(super) change: Change,
+    /// Which of those that are stacked in it, if it is stacked.
+    pub(super) expert: Option<usize>,
 }
 
 /// The parameters of Llama 3's scaling that all its models share.

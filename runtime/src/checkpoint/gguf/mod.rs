@@ -1,10 +1,11 @@
 //! A GGUF file, llama.cpp's format: one file, mapped into memory, with a model's configuration, tokenizer and weights.
 //!
 //! It becomes what a Hugging Face folder would be: its metadata a `config.json` and a `tokenizer.json`, its tensors those of
-//! the reference implementation, by the tables of `architecture.rs`.
+//! the reference implementation, by `tables.rs`.
 
 mod architecture;
 mod header;
+mod tables;
 mod tokenizer;
 
 use std::collections::HashMap;
@@ -12,11 +13,11 @@ use std::path::Path;
 
 use serde_json::{Map, Value as Json};
 
-use architecture::Architecture;
+use architecture::{Architecture, Part};
 use header::{Cursor, Entry, Header, Kind, Problem, TensorInfo, Value, text_at};
 
 use super::mapped::Bytes;
-use super::{Change, Chat};
+use super::{Change, Chat, Dtype};
 use crate::Error;
 
 /// A file whose header has been checked.
@@ -26,8 +27,8 @@ pub(crate) struct Gguf {
     pub(crate) name: String,
     bytes: Bytes,
     header: Header,
-    /// Each tensor by the reference implementation's name: its position in the header, and how it differs.
-    tensors: HashMap<String, (usize, Change)>,
+    /// Each tensor by the reference implementation's name.
+    tensors: HashMap<String, Part>,
 }
 
 impl Gguf {
@@ -91,11 +92,20 @@ impl Gguf {
         self.tensors.keys()
     }
 
-    /// A tensor's description, its bytes, and how it differs from the reference implementation's.
-    pub(crate) fn tensor(&self, name: &str) -> Option<(&TensorInfo, &[u8], Change)> {
-        let &(at, change) = self.tensors.get(name)?;
+    /// A tensor: how its numbers are stored, its dimensions, its bytes, and how it differs from the reference
+    /// implementation's.
+    pub(crate) fn tensor(&self, name: &str) -> Option<(Dtype, &[usize], &[u8], Change)> {
+        let &Part { at, change, expert } = self.tensors.get(name)?;
         let info = self.header.tensors.get(at)?;
-        Some((info, self.bytes.get(info.range.clone())?, change))
+        let (shape, bytes) = (&info.shape[..], self.bytes.get(info.range.clone())?);
+        match expert {
+            None => Some((info.dtype, shape, bytes, change)),
+            Some(expert) => {
+                let (count, shape) = shape.split_first()?;
+                let part = bytes.chunks_exact(bytes.len() / count).nth(expert)?;
+                Some((info.dtype, shape, part, change))
+            }
+        }
     }
 
     /// A tensor by its name in the file.
@@ -203,12 +213,17 @@ impl Gguf {
     }
 }
 
-/// A number of any type. That of a single is the shortest decimal that means it: 0.00001, and not 0.000009999999747.
+/// The shortest decimal that means a single: 0.00001, and not 0.000009999999747.
+fn shortest(x: f32) -> Option<f64> {
+    x.to_string().parse().ok()
+}
+
+/// A number of any type.
 fn number(value: &Value) -> Option<f64> {
     match value {
         Value::Unsigned(n) => Some(*n as f64),
         Value::Signed(n) => Some(*n as f64),
-        Value::F32(x) => x.to_string().parse().ok(),
+        Value::F32(x) => shortest(*x),
         Value::F64(x) => Some(*x),
         Value::Bool(_) | Value::Text(_) | Value::Array(..) => None,
     }

@@ -1,11 +1,12 @@
-use std::collections::BTreeMap;
+//! Malformed files, and what a small one says.
 
-use einfuse_graph::{Builder, Graph, TensorId};
+mod converted;
+
 use proptest::prelude::*;
 use serde_json::json;
 
 use super::*;
-use crate::checkpoint::{Checkpoint, Dtype, TensorFile};
+use crate::checkpoint::{Checkpoint, Dtype};
 use crate::tokens::Tokenizer;
 
 /// Writes a GGUF file.
@@ -155,10 +156,10 @@ fn a_small_file_is_read() {
         names,
         ["model.embed_tokens.weight", "model.layers.0.self_attn.q_proj.weight", "model.norm.weight", "other"]
     );
-    let (info, bytes, change) = gguf.tensor("model.layers.0.self_attn.q_proj.weight").unwrap();
-    assert_eq!((&info.shape[..], bytes.len(), change), (&[32, 2][..], 256, Change::Pairs { heads: 2 }));
-    let (info, bytes, _) = gguf.tensor("model.embed_tokens.weight").unwrap();
-    assert_eq!((info.dtype, &info.shape[..], bytes.len()), (Dtype::Q8_0, &[8, 32][..], 272));
+    let (_, shape, bytes, change) = gguf.tensor("model.layers.0.self_attn.q_proj.weight").unwrap();
+    assert_eq!((shape, bytes.len(), change), (&[32, 2][..], 256, Change::Pairs { heads: 2 }));
+    let (dtype, shape, bytes, _) = gguf.tensor("model.embed_tokens.weight").unwrap();
+    assert_eq!((dtype, shape, bytes.len()), (Dtype::Q8_0, &[8, 32][..], 272));
     let template = small().text("tokenizer.chat_template", "x").file();
     let chat = Chat { template: "x".into(), begin: Some("<s>".into()), end: Some("</s>".into()) };
     assert_eq!(open(template).unwrap().chat().unwrap(), Some(chat));
@@ -190,7 +191,7 @@ fn values_of_another_type_are_named() {
             "general.architecture",
             Kind::Text,
             &text("mamba"),
-            "at byte # is `mamba`; known are llama, qwen2, qwen3, phi3, gemma, gemma2, gemma3, gpt2",
+            "at byte # is `mamba`; known are llama, qwen2, qwen3, qwen2moe, qwen3moe, olmoe, phi3, gemma, gemma2, gemma3, gpt2, gptneox, bloom",
         ),
         ("llama.embedding_length", Kind::F32, &[0; 4], "at byte # wants a whole number"),
         ("llama.embedding_length", Kind::I8, &[255], "at byte # wants a whole number"),
@@ -351,7 +352,7 @@ fn every_malformed_field_is_named() {
         ),
         (
             patched("blk.0.attn_q.weight", 12, &[31]),
-            "tensor `blk.0.attn_q.weight` has 31 rows, which are not the pairs of 2 heads",
+            "tensor `blk.0.attn_q.weight` has 31 rows, which are not 2 equal parts of 2 heads",
         ),
         (
             patched("output_norm.weight", 16, &[64, 1]),
@@ -380,11 +381,9 @@ fn a_file_cut_anywhere_is_refused() {
 /// Reads everything that a file has.
 fn exhaust(gguf: Gguf) -> Result<(), Error> {
     for name in gguf.names() {
-        let (info, bytes, _) = gguf.tensor(name).expect("a tensor that is named");
-        assert_eq!(
-            info.shape.iter().product::<usize>() / info.dtype.block_length() * info.dtype.block_bytes(),
-            bytes.len()
-        );
+        let (dtype, shape, bytes, _) = gguf.tensor(name).expect("a tensor that is named");
+        let blocks = shape.iter().product::<usize>() / dtype.block_length();
+        assert_eq!(blocks * dtype.block_bytes(), bytes.len());
     }
     for info in &gguf.header.tensors {
         assert!(gguf.floats(&info.name).is_some());
@@ -418,247 +417,6 @@ proptest! {
         if let Err(error) = open(file).and_then(exhaust) {
             let error = error.to_string();
             prop_assert!(error.starts_with("x.gguf: ") || error.starts_with("the tokenizer failed"), "{}", error);
-        }
-    }
-}
-
-/// A Hugging Face folder as a GGUF file, as llama.cpp's conversion makes it: everything in F32.
-fn converted(folder: &str) -> Writer {
-    let read =
-        |name: &str| -> Json { serde_json::from_slice(&std::fs::read(format!("{folder}/{name}")).unwrap()).unwrap() };
-    let (config, generation, tokenizer) = (read("config.json"), read("generation_config.json"), read("tokenizer.json"));
-    let class = config["architectures"][0].as_str().unwrap();
-    let name = match class {
-        "GPT2LMHeadModel" => "gpt2",
-        "LlamaForCausalLM" | "MistralForCausalLM" => "llama",
-        "Qwen3ForCausalLM" => "qwen3",
-        other => panic!("{other}"),
-    };
-    let mut writer = Writer::default().text("general.architecture", name);
-    let keys = [
-        ("embedding_length", ["hidden_size", "n_embd"]),
-        ("feed_forward_length", ["intermediate_size", "n_inner"]),
-        ("block_count", ["num_hidden_layers", "n_layer"]),
-        ("attention.head_count", ["num_attention_heads", "n_head"]),
-        ("attention.head_count_kv", ["num_key_value_heads", ""]),
-        ("attention.key_length", ["head_dim", ""]),
-        ("attention.sliding_window", ["sliding_window", ""]),
-        ("context_length", ["max_position_embeddings", "n_positions"]),
-        ("attention.layer_norm_rms_epsilon", ["rms_norm_eps", ""]),
-        ("attention.layer_norm_epsilon", ["layer_norm_epsilon", ""]),
-        ("rope.freq_base", ["rope_theta", ""]),
-    ];
-    for (key, names) in keys {
-        let value = names.iter().find_map(|name| config.get(*name));
-        let key = format!("{name}.{key}");
-        writer = match value {
-            Some(Json::Number(number)) if number.is_u64() => writer.u32(&key, number.as_u64().unwrap() as u32),
-            Some(Json::Number(number)) => writer.f32(&key, number.as_f64().unwrap() as f32),
-            _ if key == "gpt2.feed_forward_length" => writer.u32(&key, 4 * config["n_embd"].as_u64().unwrap() as u32),
-            _ => writer,
-        };
-    }
-    writer = with_tokenizer(writer, &tokenizer);
-    for kind in ["bos", "eos"] {
-        if let Some(id) = generation[format!("{kind}_token_id")].as_u64() {
-            writer = writer.u32(&format!("tokenizer.ggml.{kind}_token_id"), id as u32);
-        }
-    }
-
-    let file = TensorFile::open(format!("{folder}/model.safetensors").as_ref()).unwrap();
-    let heads = |kind: &str| config[kind].as_u64().unwrap() as usize;
-    for name in file.names() {
-        let (graph, weight) = graph_of(name, &file.tensor(name).unwrap().0.shape);
-        let numbers = Checkpoint::open(folder).unwrap().weight(&graph, weight, None).unwrap().to_f32();
-        let shape = file.tensor(name).unwrap().0.shape.clone();
-        let columns = *shape.last().unwrap();
-        let rows = numbers.len() / columns;
-        let at = |row: usize, column: usize| numbers[row * columns + column];
-        let permuted = |heads: usize| {
-            let size = rows / heads;
-            let from = |row: usize| row / size * size + row % 2 * (size / 2) + row % size / 2;
-            (0..rows)
-                .flat_map(|row| (0..columns).map(move |column| (row, column)))
-                .map(|(r, c)| at(from(r), c))
-                .collect()
-        };
-        let (mut dimensions, mut values) = (shape.clone(), numbers.clone());
-        if class != "Qwen3ForCausalLM" && name.contains("q_proj") {
-            values = permuted(heads("num_attention_heads"));
-        } else if class != "Qwen3ForCausalLM" && name.contains("k_proj") {
-            values = permuted(heads("num_key_value_heads"));
-        } else if name.contains(".c_") && name.ends_with(".weight") {
-            dimensions.reverse();
-            values = (0..columns).flat_map(|c| (0..rows).map(move |r| (r, c))).map(|(r, c)| at(r, c)).collect();
-        }
-        let dimensions: Vec<u64> = dimensions.iter().rev().map(|&size| size as u64).collect();
-        writer = writer.tensor(&ggml_name(name), &dimensions, Dtype::F32, floats(&values));
-    }
-    if let Some(scaling) = config.get("rope_scaling").filter(|scaling| scaling.is_object()) {
-        let number = |key: &str| scaling[key].as_f64().unwrap();
-        let (factor, original) = (number("factor"), number("original_max_position_embeddings"));
-        let head = config["head_dim"].as_u64().unwrap();
-        let divisors: Vec<f32> = (0..head / 2)
-            .map(|i| {
-                let frequency = config["rope_theta"].as_f64().unwrap().powf(-2.0 * i as f64 / head as f64);
-                let wavelength = 2.0 * std::f64::consts::PI / frequency;
-                if wavelength < original / number("high_freq_factor") {
-                    1.0
-                } else if wavelength > original / number("low_freq_factor") {
-                    factor as f32
-                } else {
-                    let range = number("high_freq_factor") - number("low_freq_factor");
-                    let smooth = (original / wavelength - number("low_freq_factor")) / range;
-                    (1.0 / ((1.0 - smooth) / factor + smooth)) as f32
-                }
-            })
-            .collect();
-        writer = writer.tensor("rope_freqs.weight", &[head / 2], Dtype::F32, floats(&divisors));
-    }
-    writer
-}
-
-fn floats(numbers: &[f32]) -> Vec<u8> {
-    numbers.iter().flat_map(|number| number.to_le_bytes()).collect()
-}
-
-/// The name that llama.cpp gives a tensor of the reference implementation.
-fn ggml_name(name: &str) -> String {
-    let (stem, suffix) = name.rsplit_once('.').unwrap();
-    let stem = stem.trim_start_matches("transformer.").trim_start_matches("model.");
-    let parts = [
-        ("embed_tokens", "token_embd"),
-        ("wte", "token_embd"),
-        ("wpe", "position_embd"),
-        ("ln_f", "output_norm"),
-        ("lm_head", "output"),
-        ("self_attn.q_proj", "attn_q"),
-        ("self_attn.k_proj", "attn_k"),
-        ("self_attn.v_proj", "attn_v"),
-        ("self_attn.o_proj", "attn_output"),
-        ("self_attn.q_norm", "attn_q_norm"),
-        ("self_attn.k_norm", "attn_k_norm"),
-        ("input_layernorm", "attn_norm"),
-        ("post_attention_layernorm", "ffn_norm"),
-        ("mlp.gate_proj", "ffn_gate"),
-        ("mlp.up_proj", "ffn_up"),
-        ("mlp.down_proj", "ffn_down"),
-        ("ln_1", "attn_norm"),
-        ("attn.c_attn", "attn_qkv"),
-        ("attn.c_proj", "attn_output"),
-        ("ln_2", "ffn_norm"),
-        ("mlp.c_fc", "ffn_up"),
-        ("mlp.c_proj", "ffn_down"),
-        ("norm", "output_norm"),
-    ];
-    let translate = |part: &str| parts.iter().find(|(reference, _)| *reference == part).unwrap().1;
-    match stem.strip_prefix("layers.").or_else(|| stem.strip_prefix("h.")).and_then(|rest| rest.split_once('.')) {
-        Some((layer, part)) => format!("blk.{layer}.{}.{suffix}", translate(part)),
-        None => format!("{}.{suffix}", translate(stem)),
-    }
-}
-
-/// The metadata of a `tokenizer.json`.
-fn with_tokenizer(writer: Writer, tokenizer: &Json) -> Writer {
-    let mut tokens: BTreeMap<u64, (&str, i32)> = BTreeMap::new();
-    for (token, id) in tokenizer["model"]["vocab"].as_object().unwrap() {
-        let kind = if token.starts_with("<0x") { 6 } else { 1 };
-        tokens.insert(id.as_u64().unwrap(), (token, kind));
-    }
-    for added in tokenizer["added_tokens"].as_array().unwrap() {
-        let token = added["content"].as_str().unwrap();
-        tokens.insert(added["id"].as_u64().unwrap(), (token, if token == "<unk>" { 2 } else { 3 }));
-    }
-    let texts: Vec<&str> = tokens.values().map(|(token, _)| *token).collect();
-    let kinds: Vec<Vec<u8>> = tokens.values().map(|(_, kind)| kind.to_le_bytes().to_vec()).collect();
-    let writer = writer.texts("tokenizer.ggml.tokens", &texts).array("tokenizer.ggml.token_type", Kind::I32, &kinds);
-    if tokenizer["model"]["byte_fallback"] == true {
-        // SentencePiece numbers its merges downwards.
-        let score = |id: usize| -(id.saturating_sub(259) as f32);
-        let scores: Vec<Vec<u8>> = (0..texts.len()).map(|id| score(id).to_le_bytes().to_vec()).collect();
-        return writer.text("tokenizer.ggml.model", "llama").array("tokenizer.ggml.scores", Kind::F32, &scores);
-    }
-    let merges = tokenizer["model"]["merges"].as_array().unwrap();
-    let merges: Vec<String> =
-        merges.iter().map(|pair| format!("{} {}", pair[0].as_str().unwrap(), pair[1].as_str().unwrap())).collect();
-    let pre = match tokenizer.pointer("/pre_tokenizer/pretokenizers/0/pattern/Regex").and_then(Json::as_str) {
-        None => "gpt-2",
-        Some(pattern) if pattern.contains(r"\p{N}{1,3}") => "llama-bpe",
-        Some(_) => "qwen2",
-    };
-    let merges: Vec<&str> = merges.iter().map(String::as_str).collect();
-    writer.text("tokenizer.ggml.model", "gpt2").text("tokenizer.ggml.pre", pre).texts("tokenizer.ggml.merges", &merges)
-}
-
-/// A graph with one weight.
-fn graph_of(name: &str, shape: &[usize]) -> (Graph, TensorId) {
-    let mut b = Builder::new("test");
-    let axes: Vec<_> = shape.iter().enumerate().map(|(i, &size)| b.axis(&format!("a{i}"), size)).collect();
-    let weight = b.weight("w", &axes, name);
-    let value = b.load(weight);
-    let out = b.define("out", None, value);
-    (b.finish(out).unwrap(), weight)
-}
-
-const GOLDEN: [&str; 4] = ["gpt2", "llama3", "mistral", "qwen3"];
-
-fn golden(model: &str) -> String {
-    format!("{}/../tests/golden/{model}", env!("CARGO_MANIFEST_DIR"))
-}
-
-#[test]
-fn a_converted_folder_is_the_folder_again() {
-    for model in GOLDEN {
-        let folder = golden(model);
-        let reference = Checkpoint::open(&folder).unwrap();
-        let checkpoint = Checkpoint::of_gguf(open(converted(&folder).file()).unwrap()).unwrap();
-
-        let file = TensorFile::open(format!("{folder}/model.safetensors").as_ref()).unwrap();
-        let mut used = std::collections::HashSet::new();
-        for name in file.names() {
-            let known = if model == "gpt2" && !name.starts_with("transformer.") {
-                format!("transformer.{name}")
-            } else {
-                name.clone()
-            };
-            let (graph, weight) = graph_of(&known, &file.tensor(name).unwrap().0.shape);
-            let found = checkpoint.weight(&graph, weight, None).unwrap().to_f32();
-            let (graph, weight) = graph_of(name, &file.tensor(name).unwrap().0.shape);
-            assert_eq!(found, reference.weight(&graph, weight, None).unwrap().to_f32(), "{model}: {name}");
-            used.insert(known);
-        }
-        let rest = if model == "llama3" { vec!["rope_freqs.weight"] } else { vec![] };
-        assert_eq!(checkpoint.leftovers(&used), rest);
-
-        // What the file says is what config.json says, except for names.
-        let mut wanted = reference.config().clone();
-        for (key, value) in checkpoint.config().as_object().unwrap() {
-            let said = wanted.get_mut(key).map(Json::take).unwrap_or_default();
-            match key.as_str() {
-                "architectures" | "eos_token_id" | "n_inner" => {}
-                "tie_word_embeddings" | "activation_function" if said.is_null() => {}
-                _ => assert_eq!(&said, value, "{model}: {key}"),
-            }
-        }
-        assert!(checkpoint.end_tokens().unwrap().contains(&reference.end_tokens().unwrap()[0]));
-    }
-}
-
-#[test]
-fn a_converted_tokenizer_is_the_tokenizer_again() {
-    for model in GOLDEN {
-        let folder = golden(model);
-        let golden: Json = serde_json::from_slice(&std::fs::read(format!("{folder}/golden.json")).unwrap()).unwrap();
-        let checkpoint = Checkpoint::of_gguf(open(converted(&folder).file()).unwrap()).unwrap();
-        let tokenizer = Tokenizer::of(&checkpoint).unwrap().unwrap();
-        let ids = |value: &Json| -> Vec<u32> {
-            value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
-        };
-        for example in golden["tokenizer_examples"].as_array().unwrap() {
-            let text = example["text"].as_str().unwrap();
-            assert_eq!(tokenizer.encode(text, true).unwrap(), ids(&example["ids"]), "{model}: {text}");
-            assert_eq!(tokenizer.encode(text, false).unwrap(), ids(&example["ids_no_special"]), "{model}: {text}");
-            assert_eq!(tokenizer.decode(&ids(&example["ids"])).unwrap(), example["decoded"], "{model}");
         }
     }
 }

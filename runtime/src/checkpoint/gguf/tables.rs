@@ -1,0 +1,394 @@
+//! What GGUF files call the keys and tensors of each architecture, and what the reference implementation calls them.
+//!
+//! To read another architecture, add it to [`ARCHITECTURES`].
+
+use serde_json::{Map, Value, json};
+
+use super::Gguf;
+use super::architecture::Architecture;
+use super::architecture::Differs::{self, Experts, Fused, KeyPairs, Not, PlusOne, QueryPairs, Transposed};
+use super::architecture::From::{FlagIf, Number, NumberIf, Said, Text, Whole, WholeIf};
+use crate::Error;
+
+/// Sizes of the decoders that followed Llama, rotary positions included.
+macro_rules! llama_keys {
+    ($($more:expr),* $(,)?) => {
+        &[
+            ("hidden_size", Whole("embedding_length")),
+            ("intermediate_size", Whole("feed_forward_length")),
+            ("num_hidden_layers", Whole("block_count")),
+            ("num_attention_heads", Whole("attention.head_count")),
+            ("num_key_value_heads", WholeIf("attention.head_count_kv")),
+            ("head_dim", WholeIf("attention.key_length")),
+            ("rms_norm_eps", Number("attention.layer_norm_rms_epsilon")),
+            ("rope_theta", NumberIf("rope.freq_base")),
+            ("max_position_embeddings", WholeIf("context_length")),
+            $($more),*
+        ]
+    };
+}
+
+const OUTER: &[(&str, &str, Differs)] =
+    &[("token_embd", "model.embed_tokens", Not), ("output_norm", "model.norm", Not), ("output", "lm_head", Not)];
+
+const OUTER_GEMMA: &[(&str, &str, Differs)] =
+    &[("token_embd", "model.embed_tokens", Not), ("output_norm", "model.norm", PlusOne), ("output", "lm_head", Not)];
+
+/// Every architecture that can be read.
+pub(super) static ARCHITECTURES: &[Architecture] = &[
+    Architecture {
+        name: "llama",
+        experts: false,
+        class: "LlamaForCausalLM",
+        keys: llama_keys![("sliding_window", WholeIf("attention.sliding_window")), ("hidden_act", Text("silu"))],
+        rotary: true,
+        more: nothing,
+        outer: OUTER,
+        layer: "model.layers.",
+        inner: &[
+            ("attn_norm", "input_layernorm", Not),
+            ("attn_q", "self_attn.q_proj", QueryPairs),
+            ("attn_k", "self_attn.k_proj", KeyPairs),
+            ("attn_v", "self_attn.v_proj", Not),
+            ("attn_output", "self_attn.o_proj", Not),
+            ("ffn_norm", "post_attention_layernorm", Not),
+            ("ffn_gate", "mlp.gate_proj", Not),
+            ("ffn_up", "mlp.up_proj", Not),
+            ("ffn_down", "mlp.down_proj", Not),
+        ],
+    },
+    Architecture {
+        name: "llama",
+        experts: true,
+        class: "MixtralForCausalLM",
+        keys: llama_keys![
+            ("sliding_window", WholeIf("attention.sliding_window")),
+            ("num_local_experts", Whole("expert_count")),
+            ("num_experts_per_tok", Whole("expert_used_count")),
+            ("hidden_act", Text("silu")),
+        ],
+        rotary: true,
+        more: nothing,
+        outer: OUTER,
+        layer: "model.layers.",
+        inner: &[
+            ("attn_norm", "input_layernorm", Not),
+            ("attn_q", "self_attn.q_proj", QueryPairs),
+            ("attn_k", "self_attn.k_proj", KeyPairs),
+            ("attn_v", "self_attn.v_proj", Not),
+            ("attn_output", "self_attn.o_proj", Not),
+            ("ffn_norm", "post_attention_layernorm", Not),
+            ("ffn_gate_inp", "block_sparse_moe.gate", Not),
+            ("ffn_gate_exps", "block_sparse_moe.experts.{e}.w1", Experts),
+            ("ffn_down_exps", "block_sparse_moe.experts.{e}.w2", Experts),
+            ("ffn_up_exps", "block_sparse_moe.experts.{e}.w3", Experts),
+        ],
+    },
+    Architecture {
+        name: "qwen2",
+        experts: false,
+        class: "Qwen2ForCausalLM",
+        keys: llama_keys![("hidden_act", Text("silu"))],
+        rotary: true,
+        more: nothing,
+        outer: OUTER,
+        layer: "model.layers.",
+        inner: QWEN,
+    },
+    Architecture {
+        name: "qwen3",
+        experts: false,
+        class: "Qwen3ForCausalLM",
+        keys: llama_keys![("hidden_act", Text("silu"))],
+        rotary: true,
+        more: nothing,
+        outer: OUTER,
+        layer: "model.layers.",
+        inner: QWEN,
+    },
+    Architecture {
+        name: "qwen2moe",
+        experts: true,
+        class: "Qwen2MoeForCausalLM",
+        keys: llama_keys![
+            ("num_experts", Whole("expert_count")),
+            ("num_experts_per_tok", Whole("expert_used_count")),
+            ("moe_intermediate_size", Whole("expert_feed_forward_length")),
+            ("shared_expert_intermediate_size", Whole("expert_shared_feed_forward_length")),
+            ("norm_topk_prob", Said(false)),
+            ("hidden_act", Text("silu")),
+        ],
+        rotary: true,
+        more: nothing,
+        outer: OUTER,
+        layer: "model.layers.",
+        inner: QWEN,
+    },
+    Architecture {
+        name: "qwen3moe",
+        experts: true,
+        class: "Qwen3MoeForCausalLM",
+        keys: llama_keys![
+            ("num_experts", Whole("expert_count")),
+            ("num_experts_per_tok", Whole("expert_used_count")),
+            ("moe_intermediate_size", Whole("expert_feed_forward_length")),
+            ("norm_topk_prob", Said(true)),
+            ("hidden_act", Text("silu")),
+        ],
+        rotary: true,
+        more: nothing,
+        outer: OUTER,
+        layer: "model.layers.",
+        inner: QWEN,
+    },
+    Architecture {
+        name: "olmoe",
+        experts: true,
+        class: "OlmoeForCausalLM",
+        keys: llama_keys![
+            ("num_experts", Whole("expert_count")),
+            ("num_experts_per_tok", Whole("expert_used_count")),
+            ("norm_topk_prob", Said(false)),
+            ("hidden_act", Text("silu")),
+        ],
+        rotary: true,
+        more: nothing,
+        outer: OUTER,
+        layer: "model.layers.",
+        inner: QWEN,
+    },
+    Architecture {
+        name: "phi3",
+        experts: false,
+        class: "Phi3ForCausalLM",
+        keys: llama_keys![("sliding_window", WholeIf("attention.sliding_window")), ("hidden_act", Text("silu"))],
+        rotary: true,
+        more: nothing,
+        outer: OUTER,
+        layer: "model.layers.",
+        inner: &[
+            ("attn_norm", "input_layernorm", Not),
+            ("attn_qkv", "self_attn.qkv_proj", Not),
+            ("attn_output", "self_attn.o_proj", Not),
+            ("ffn_norm", "post_attention_layernorm", Not),
+            ("ffn_up", "mlp.gate_up_proj", Not),
+            ("ffn_down", "mlp.down_proj", Not),
+        ],
+    },
+    Architecture {
+        name: "gemma",
+        experts: false,
+        class: "GemmaForCausalLM",
+        keys: llama_keys![("hidden_activation", Text("gelu_pytorch_tanh"))],
+        rotary: true,
+        more: nothing,
+        outer: OUTER_GEMMA,
+        layer: "model.layers.",
+        inner: &[
+            ("attn_norm", "input_layernorm", PlusOne),
+            ("attn_q", "self_attn.q_proj", Not),
+            ("attn_k", "self_attn.k_proj", Not),
+            ("attn_v", "self_attn.v_proj", Not),
+            ("attn_output", "self_attn.o_proj", Not),
+            ("ffn_norm", "post_attention_layernorm", PlusOne),
+            ("ffn_gate", "mlp.gate_proj", Not),
+            ("ffn_up", "mlp.up_proj", Not),
+            ("ffn_down", "mlp.down_proj", Not),
+        ],
+    },
+    Architecture {
+        name: "gemma2",
+        experts: false,
+        class: "Gemma2ForCausalLM",
+        keys: llama_keys![
+            ("sliding_window", Whole("attention.sliding_window")),
+            ("attn_logit_softcapping", Number("attn_logit_softcapping")),
+            ("final_logit_softcapping", Number("final_logit_softcapping")),
+            ("hidden_activation", Text("gelu_pytorch_tanh")),
+        ],
+        rotary: true,
+        more: |gguf, config| gemma_layers(gguf, config, 2),
+        outer: OUTER_GEMMA,
+        layer: "model.layers.",
+        inner: GEMMA,
+    },
+    Architecture {
+        name: "gemma3",
+        experts: false,
+        class: "Gemma3ForCausalLM",
+        keys: llama_keys![
+            ("sliding_window", Whole("attention.sliding_window")),
+            ("hidden_activation", Text("gelu_pytorch_tanh")),
+        ],
+        rotary: true,
+        more: |gguf, config| {
+            // Files do not say it; every Gemma 3 has it.
+            config.insert("rope_local_base_freq".into(), json!(10_000.0));
+            gemma_layers(gguf, config, 6)
+        },
+        outer: OUTER_GEMMA,
+        layer: "model.layers.",
+        inner: GEMMA,
+    },
+    Architecture {
+        name: "gpt2",
+        experts: false,
+        class: "GPT2LMHeadModel",
+        keys: &[
+            ("n_embd", Whole("embedding_length")),
+            ("n_inner", Whole("feed_forward_length")),
+            ("n_layer", Whole("block_count")),
+            ("n_head", Whole("attention.head_count")),
+            ("n_positions", Whole("context_length")),
+            ("layer_norm_epsilon", Number("attention.layer_norm_epsilon")),
+            ("activation_function", Text("gelu_new")),
+        ],
+        rotary: false,
+        more: nothing,
+        outer: &[
+            ("token_embd", "transformer.wte", Not),
+            ("position_embd", "transformer.wpe", Not),
+            ("output_norm", "transformer.ln_f", Not),
+            ("output", "lm_head", Not),
+        ],
+        layer: "transformer.h.",
+        inner: &[
+            ("attn_norm", "ln_1", Not),
+            ("attn_qkv", "attn.c_attn", Transposed),
+            ("attn_output", "attn.c_proj", Transposed),
+            ("ffn_norm", "ln_2", Not),
+            ("ffn_up", "mlp.c_fc", Transposed),
+            ("ffn_down", "mlp.c_proj", Transposed),
+        ],
+    },
+    Architecture {
+        name: "gptneox",
+        experts: false,
+        class: "GPTNeoXForCausalLM",
+        keys: &[
+            ("hidden_size", Whole("embedding_length")),
+            ("intermediate_size", Whole("feed_forward_length")),
+            ("num_hidden_layers", Whole("block_count")),
+            ("num_attention_heads", Whole("attention.head_count")),
+            ("max_position_embeddings", WholeIf("context_length")),
+            ("layer_norm_eps", Number("attention.layer_norm_epsilon")),
+            ("rotary_emb_base", NumberIf("rope.freq_base")),
+            ("use_parallel_residual", FlagIf("use_parallel_residual")),
+            ("hidden_act", Text("gelu")),
+        ],
+        rotary: true,
+        more: |_, config| {
+            // The older name of the rotated share of a head, of which all is the other's default.
+            let share = config.remove("partial_rotary_factor").unwrap_or(json!(1.0));
+            config.insert("rotary_pct".into(), share);
+            Ok(())
+        },
+        outer: &[
+            ("token_embd", "gpt_neox.embed_in", Not),
+            ("output_norm", "gpt_neox.final_layer_norm", Not),
+            ("output", "embed_out", Not),
+        ],
+        layer: "gpt_neox.layers.",
+        inner: &[
+            ("attn_norm", "input_layernorm", Not),
+            ("attn_qkv", "attention.query_key_value", Fused),
+            ("attn_output", "attention.dense", Not),
+            ("ffn_norm", "post_attention_layernorm", Not),
+            ("ffn_up", "mlp.dense_h_to_4h", Not),
+            ("ffn_down", "mlp.dense_4h_to_h", Not),
+        ],
+    },
+    Architecture {
+        name: "bloom",
+        experts: false,
+        class: "BloomForCausalLM",
+        keys: &[
+            ("hidden_size", Whole("embedding_length")),
+            ("n_layer", Whole("block_count")),
+            ("n_head", Whole("attention.head_count")),
+            ("layer_norm_epsilon", Number("attention.layer_norm_epsilon")),
+        ],
+        rotary: false,
+        more: nothing,
+        outer: &[
+            ("token_embd", "transformer.word_embeddings", Not),
+            ("token_embd_norm", "transformer.word_embeddings_layernorm", Not),
+            ("output_norm", "transformer.ln_f", Not),
+            ("output", "lm_head", Not),
+        ],
+        layer: "transformer.h.",
+        inner: &[
+            ("attn_norm", "input_layernorm", Not),
+            ("attn_qkv", "self_attention.query_key_value", Fused),
+            ("attn_output", "self_attention.dense", Not),
+            ("ffn_norm", "post_attention_layernorm", Not),
+            ("ffn_up", "mlp.dense_h_to_4h", Not),
+            ("ffn_down", "mlp.dense_4h_to_h", Not),
+        ],
+    },
+];
+
+/// Layers of Qwen 2 and 3 and OLMoE, of which none has all of these.
+const QWEN: &[(&str, &str, Differs)] = &[
+    ("attn_norm", "input_layernorm", Not),
+    ("attn_q", "self_attn.q_proj", Not),
+    ("attn_k", "self_attn.k_proj", Not),
+    ("attn_v", "self_attn.v_proj", Not),
+    ("attn_output", "self_attn.o_proj", Not),
+    ("attn_q_norm", "self_attn.q_norm", Not),
+    ("attn_k_norm", "self_attn.k_norm", Not),
+    ("ffn_norm", "post_attention_layernorm", Not),
+    ("ffn_gate", "mlp.gate_proj", Not),
+    ("ffn_up", "mlp.up_proj", Not),
+    ("ffn_down", "mlp.down_proj", Not),
+    ("ffn_gate_inp", "mlp.gate", Not),
+    ("ffn_gate_exps", "mlp.experts.{e}.gate_proj", Experts),
+    ("ffn_up_exps", "mlp.experts.{e}.up_proj", Experts),
+    ("ffn_down_exps", "mlp.experts.{e}.down_proj", Experts),
+    ("ffn_gate_inp_shexp", "mlp.shared_expert_gate", Not),
+    ("ffn_gate_shexp", "mlp.shared_expert.gate_proj", Not),
+    ("ffn_up_shexp", "mlp.shared_expert.up_proj", Not),
+    ("ffn_down_shexp", "mlp.shared_expert.down_proj", Not),
+];
+
+/// Layers of Gemma 2 and 3; the former has no norms of queries and keys.
+const GEMMA: &[(&str, &str, Differs)] = &[
+    ("attn_norm", "input_layernorm", PlusOne),
+    ("attn_q", "self_attn.q_proj", Not),
+    ("attn_k", "self_attn.k_proj", Not),
+    ("attn_v", "self_attn.v_proj", Not),
+    ("attn_output", "self_attn.o_proj", Not),
+    ("attn_q_norm", "self_attn.q_norm", PlusOne),
+    ("attn_k_norm", "self_attn.k_norm", PlusOne),
+    ("post_attention_norm", "post_attention_layernorm", PlusOne),
+    ("ffn_norm", "pre_feedforward_layernorm", PlusOne),
+    ("post_ffw_norm", "post_feedforward_layernorm", PlusOne),
+    ("ffn_gate", "mlp.gate_proj", Not),
+    ("ffn_up", "mlp.up_proj", Not),
+    ("ffn_down", "mlp.down_proj", Not),
+];
+
+fn nothing(_: &Gguf, _: &mut Map<String, Value>) -> Result<(), Error> {
+    Ok(())
+}
+
+/// Of every `period` layers, the last attends to all positions, the others to a window. Scores are scaled by the size of a
+/// head, except in the 27 billion models, where it is the width's share of a head.
+fn gemma_layers(gguf: &Gguf, config: &mut Map<String, Value>, period: u64) -> Result<(), Error> {
+    let number = |key: &str| config.get(key).and_then(Value::as_u64);
+    let (layers, heads) = (number("num_hidden_layers").unwrap_or(0), number("num_attention_heads").unwrap_or(0));
+    let (width, head) = (number("hidden_size").unwrap_or(0), number("head_dim"));
+    // A lying number of layers must not become a list of that length.
+    if layers > gguf.header.tensors.len() as u64 {
+        let key = format!("{}.block_count", if period == 2 { "gemma2" } else { "gemma3" });
+        return Err(gguf.wrong(&key, &format!("is {layers}; the file has {} tensors", gguf.header.tensors.len())));
+    }
+    let kind = |l| if (l + 1) % period == 0 { "full_attention" } else { "sliding_attention" };
+    config.insert("layer_types".into(), (0..layers).map(kind).collect());
+    let largest = layers == if period == 2 { 46 } else { 62 };
+    let scalar = if largest { width.checked_div(heads) } else { head };
+    if let Some(scalar) = scalar {
+        config.insert("query_pre_attn_scalar".into(), json!(scalar));
+    }
+    Ok(())
+}
