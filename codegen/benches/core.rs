@@ -5,7 +5,7 @@
 
 use std::time::Instant;
 
-use einfuse_codegen::loops::{Address, Buffer, Core, Elem, Expr, Fold, Kernel, LANES, PANEL, Stmt, Ty, Var};
+use einfuse_codegen::loops::{Address, Buffer, Core, Elem, Expr, Fold, Format, Kernel, LANES, PANEL, Stmt, Ty, Var};
 use einfuse_codegen::lower::{Code, Lowering, Target, compile};
 
 const A: usize = 4;
@@ -108,10 +108,10 @@ fn product(name: &str, m: usize, n: usize, depth: usize, rows: usize, elem: Elem
         rows,
         depth: depth.into(),
         a: Address::new(Buffer::Frame(A), Expr::Var(row) * depth),
-        a_elem: Elem::F32,
+        a_format: Format::F32,
         a_stride: depth.into(),
         b: Address::new(Buffer::Frame(B), Expr::Var(panel) * (depth * PANEL)),
-        b_elem: elem,
+        b_format: Format::of(elem),
         c: Address::new(Buffer::Frame(C), Expr::Var(row) * n + Expr::Var(panel) * PANEL),
         c_stride: n.into(),
         accumulate: false,
@@ -140,8 +140,8 @@ fn as_bytes(floats: &[f32], elem: Elem) -> Vec<u8> {
 fn check(a: &[f32], b: &[u8], c: &[u8], n: usize, depth: usize, elem: Elem) {
     let value = |k: usize, column: usize| {
         let (panel, j) = (column / PANEL, column % PANEL);
-        let j = if elem == Elem::Bf16 { j / 8 * 8 + j % 4 * 2 + j % 8 / 4 } else { j };
-        let at = panel * depth * PANEL + k * PANEL + j;
+        let together = Format::of(elem).together();
+        let at = panel * depth * PANEL + (k / together * PANEL + j) * together + k % together;
         f64::from(f32::from_bits(match elem {
             Elem::Bf16 => u32::from_le_bytes([0, 0, b[2 * at], b[2 * at + 1]]),
             _ => u32::from_le_bytes([b[4 * at], b[4 * at + 1], b[4 * at + 2], b[4 * at + 3]]),

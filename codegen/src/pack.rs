@@ -3,7 +3,7 @@
 use einfuse_graph::{Graph, TensorId};
 use half::{bf16, f16};
 
-use crate::schedule::Storage;
+use crate::loops::Format as Storage;
 use crate::schedule::homes::{Region, View};
 
 /// The elements of a tensor as a checkpoint stores them: little-endian, row-major in the tensor's axes.
@@ -79,7 +79,7 @@ impl Packed {
             tensors: region.views.iter().map(|v| v.tensor).collect(),
             layer,
             offset,
-            bytes: region.len * region.storage.bytes(),
+            bytes: region.len * region.storage.elem().bytes(),
             storage: region.storage,
             views: region.views.iter().map(sized).collect(),
         }
@@ -111,6 +111,7 @@ impl Packed {
                 (Storage::Bf16, Values::F16(b)) => {
                     sized.scatter::<2, 2>(b, out, |x| bf16::from_f32(f16::from_le_bytes(x).to_f32()).to_le_bytes());
                 }
+                (Storage::Q8 | Storage::Q4, _) => {}
             }
         }
         Ok(())

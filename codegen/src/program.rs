@@ -8,12 +8,12 @@ use einfuse_graph::{AxisId, Extent, Graph, Kind, TensorId, Type};
 
 use crate::checks::Checks;
 use crate::fuse::{Plan, Rule, Segment, Wanted, fuse};
-use crate::loops::{self, Buffer, MAX_ROWS};
+use crate::loops::{self, Buffer, Format, MAX_ROWS};
 use crate::lower::{Code, LowerError, Lowering, Target};
 use crate::pack::Packed;
 use crate::schedule::homes::{Entry, Extents, Homes, PAGE};
 use crate::schedule::place::Memory;
-use crate::schedule::{Context, Mode, Prepared, Storage, schedule};
+use crate::schedule::{Context, Mode, Prepared, schedule};
 use crate::team::Team;
 
 /// What a program is made for.
@@ -26,7 +26,7 @@ pub struct Options {
     /// The most positions that a sequence may have where the plan keeps a value for each of them (which streaming avoids).
     pub positions: usize,
     /// How the caches keep what they are appended.
-    pub cache: Storage,
+    pub cache: Format,
     /// Whose output is wanted.
     pub rows: Wanted,
     /// Whether to keep the text of the intermediate and machine code.
@@ -39,7 +39,7 @@ impl Default for Options {
             without: Vec::new(),
             chunk: 512,
             positions: 2048,
-            cache: Storage::F32,
+            cache: Format::F32,
             rows: Wanted::Last,
             keep_text: false,
         }
@@ -237,7 +237,7 @@ impl Program {
     /// A graph that is not well-formed, or has something that no kernel can be made of, named in the error.
     pub fn compile(
         graph: &Graph,
-        storage: &dyn Fn(TensorId) -> Storage,
+        storage: &dyn Fn(TensorId) -> Format,
         options: &Options,
     ) -> Result<Program, CompileError> {
         let started = Instant::now();
@@ -330,7 +330,7 @@ impl Program {
     /// Bytes in which an element of a weight or a cache is kept.
     pub fn element(&self, tensor: TensorId) -> f64 {
         if let Some(weight) = self.packed.iter().find(|packed| packed.tensors.contains(&tensor)) {
-            return weight.storage.bytes() as f64;
+            return weight.storage.bytes();
         }
         let mut places = self.homes.places.iter().filter_map(|places| places.get(&tensor));
         places.next().map_or(4.0, |place| place.elem.bytes() as f64)

@@ -1,34 +1,15 @@
-//! The contraction core, in every shape, against the interpreter.
+//! The contraction core, in every shape, against the interpreter; and the encoding of rows for it.
 
 mod support;
 
 use einfuse_codegen::loops::{
-    Address, Arg, Buffer, Core, Cores, Elem, Expr, Kernel, Memory, PANEL, Slot, Stmt, interpret,
+    Address, Arg, Buffer, Core, Cores, Encode, Expr, Format, Kernel, Memory, PANEL, Slot, Stmt, interpret,
 };
 use einfuse_codegen::lower::{Lowering, compile};
 use support::{Random, both, bytes, floats, host, run};
 
-fn kernel(
-    rows: usize,
-    depth: Expr,
-    (a_elem, b_elem): (Elem, Elem),
-    accumulate: bool,
-    a_stride: usize,
-    c_stride: usize,
-) -> Kernel {
-    let core = Core {
-        rows,
-        depth,
-        a: Address::new(Buffer::Frame(4), 3),
-        a_elem,
-        a_stride: a_stride.into(),
-        b: Address::new(Buffer::Layer(1), PANEL),
-        b_elem,
-        c: Address::new(Buffer::Arena(8), 5),
-        c_stride: c_stride.into(),
-        accumulate,
-    };
-    Kernel { name: "core".into(), vars: vec![], scratch: 0, body: vec![Stmt::Core(core)] }
+fn kernel(stmt: Stmt) -> Kernel {
+    Kernel { name: "core".into(), vars: vec![], scratch: 0, body: vec![stmt] }
 }
 
 /// The cores that this machine has, the portable ones first.
@@ -36,7 +17,7 @@ fn all_cores() -> Vec<Cores> {
     let host = *host().cores();
     let mut all = vec![Cores::PORTABLE];
     if host.bits > 256 {
-        all.push(Cores { bits: 256, bf16: false });
+        all.push(Cores { bits: 256, bf16: false, bytes: false });
     }
     if host.bits > 128 {
         all.push(host);
@@ -44,58 +25,122 @@ fn all_cores() -> Vec<Cores> {
     all
 }
 
-fn check(cores: Cores, rows: usize, depth: usize, at_run_time: bool, elems: (Elem, Elem), accumulate: bool) {
-    let mut random = Random(0x9e37_79b9_7f4a_7c15 + depth as u64);
-    let (a_stride, c_stride) = (depth + 2, PANEL + 3);
-    let expr = if at_run_time { Expr::Arg(Arg::Past) } else { depth.into() };
-    let kernel = kernel(rows, expr, elems, accumulate, a_stride, c_stride);
-    let mut stored = |count: usize, elem: Elem| -> Vec<u8> {
-        let values: Vec<f32> = (0..count).map(|_| random.float()).collect();
-        match elem {
-            Elem::Bf16 => values.iter().flat_map(|x| ((x.to_bits() >> 16) as u16).to_le_bytes()).collect(),
-            _ => bytes(&values),
-        }
+/// What a kernel leaves in memory: as interpreted, and as run with some cores. And whether it called a function.
+fn both_with(cores: Cores, kernel: &Kernel, memory: Memory) -> (Memory, Memory, bool) {
+    let mut expected = memory.clone();
+    interpret(kernel, &mut expected, 1).unwrap_or_else(|e| panic!("{e:?}"));
+    let mut actual = memory;
+    let how = Lowering { verify: true, keep_text: true };
+    let target = host().clone().with_cores(cores);
+    let code = compile(std::slice::from_ref(kernel), &target, &how).unwrap_or_else(|e| panic!("{e}"));
+    run(&code, kernel, &mut actual, 1);
+    (expected, actual, code.asm(0).is_some_and(|asm| asm.contains("u0:0")))
+}
+
+/// Whether a machine with these cores has a wider one for the operands.
+fn is_wide(cores: Cores, a: Format) -> bool {
+    let multiplies = match a {
+        Format::F32 => true,
+        Format::Bf16 => cores.bf16,
+        Format::Q8 | Format::Q4 => cores.bytes,
     };
-    let a = stored(3 + rows * a_stride, elems.0);
-    let panel = stored(PANEL * (depth + 1), elems.1);
+    cores.bits > 128 && multiplies
+}
+
+fn values(random: &mut Random, count: usize, format: Format) -> Vec<u8> {
+    let values: Vec<f32> = (0..count).map(|_| random.float()).collect();
+    match format {
+        Format::Bf16 => values.iter().flat_map(|x| ((x.to_bits() >> 16) as u16).to_le_bytes()).collect(),
+        _ => bytes(&values),
+    }
+}
+
+/// A row as the first operand of a core.
+fn row(random: &mut Random, depth: usize, format: Format) -> Vec<u8> {
+    if !format.is_coded() {
+        return values(random, depth, format);
+    }
+    let numbers = values(random, depth, Format::F32);
+    let encode =
+        Encode { depth, from: Address::new(Buffer::Frame(4), 0), to: Address::new(Buffer::Frame(5), 0), format };
+    let frame = [(4, Slot::Bytes(numbers)), (5, Slot::Bytes(vec![0; format.row(depth)]))].into();
+    let mut memory = Memory { frame, ..Memory::default() };
+    interpret(&kernel(Stmt::Encode(encode)), &mut memory, 1).unwrap_or_else(|e| panic!("{e:?}"));
+    let Some(Slot::Bytes(row)) = memory.frame.remove(&5) else { panic!("no row") };
+    row
+}
+
+fn panel(random: &mut Random, depth: usize, format: Format) -> Vec<u8> {
+    if !format.is_coded() {
+        return values(random, PANEL * depth, format);
+    }
+    let codes = format.values(depth);
+    let mut panel: Vec<u8> = (0..codes).map(|_| (random.float() * 128.0 + 128.0) as u8).collect();
+    panel.extend(values(random, (format.panel(depth) - codes) / 2, Format::Bf16));
+    panel
+}
+
+struct Case {
+    cores: Cores,
+    rows: usize,
+    depth: usize,
+    at_run_time: bool,
+    formats: (Format, Format),
+    accumulate: bool,
+}
+
+fn check(case: &Case) {
+    let Case { cores, rows, depth, at_run_time, formats: (a_format, b_format), accumulate } = *case;
+    let mut random = Random(0x9e37_79b9_7f4a_7c15 + depth as u64);
+    let (a_stride, c_stride) = (a_format.row(depth) + 2 * a_format.block() / b_format.block().max(1) + 2, PANEL + 3);
+    let unit = a_format.elem().bytes();
+    let core = Core {
+        rows,
+        depth: if at_run_time { Expr::Arg(Arg::Past) } else { depth.into() },
+        a: Address::new(Buffer::Frame(4), 3),
+        a_format,
+        a_stride: a_stride.into(),
+        b: Address::new(Buffer::Layer(1), 0),
+        b_format,
+        c: Address::new(Buffer::Arena(8), 5),
+        c_stride: c_stride.into(),
+        accumulate,
+    };
+    let kernel = kernel(Stmt::Core(core));
+    let mut a = vec![0; (3 + rows * a_stride) * unit];
+    for m in 0..rows {
+        let row = row(&mut random, depth, a_format);
+        a[(3 + m * a_stride) * unit..][..row.len()].copy_from_slice(&row);
+    }
     let memory = Memory {
         past: depth as i64,
         arena: bytes(&(0..7 + rows * c_stride).map(|_| random.float()).collect::<Vec<_>>()),
         frame: [(4, Slot::Bytes(a))].into(),
-        layer: [(1, Slot::Bytes(panel))].into(),
+        layer: [(1, Slot::Bytes(panel(&mut random, depth, b_format)))].into(),
         ..Memory::default()
     };
-    let mut expected = memory.clone();
-    interpret(&kernel, &mut expected, 1).unwrap();
-    let mut actual = memory;
-    let how = Lowering { verify: true, keep_text: true };
-    let target = host().clone().with_cores(cores);
-    let code = compile(std::slice::from_ref(&kernel), &target, &how).unwrap_or_else(|e| panic!("{e}"));
-    assert_eq!(
-        code.asm(0).unwrap().contains("; core"),
-        cores.bits > 128 && !at_run_time && (elems.0 == Elem::F32 || cores.bf16) && rows <= cores.rows()
-    );
-    run(&code, &kernel, &mut actual, 1);
-    // Each of `depth` additions of products below 1 rounds by half an ulp of a sum below depth + 1.
-    let bound = (depth * (depth + 1)) as f32 * f32::EPSILON / 2.0 + f32::EPSILON;
+    let (expected, actual, called) = both_with(cores, &kernel, memory);
+    assert_eq!(called, is_wide(cores, a_format) && !at_run_time && rows <= cores.rows(), "{cores:?}: {kernel}");
+    // Each of `depth` additions of products below `most` rounds by half an ulp of a sum below most * (depth + 1).
+    let most = if b_format.is_coded() { 128.0 } else { 1.0 };
+    let bound = most * ((depth * (depth + 1)) as f32 * f32::EPSILON / 2.0 + f32::EPSILON);
     for (i, (x, y)) in floats(&expected.arena).iter().zip(floats(&actual.arena)).enumerate() {
         assert!((x - y).abs() <= bound, "{cores:?}: {kernel}depth {depth}: float {i} is {y}, not {x}");
     }
     assert_eq!((expected.frame, expected.layer), (actual.frame, actual.layer));
 }
 
-#[test]
-fn all_shapes() {
+fn all_shapes(formats: (Format, Format)) {
     for cores in all_cores() {
         for rows in [1, 2, 3, 4, 5, 6, 8, 13, 16] {
-            for depth in [0, 1, 2, 3, 6, 8, 17, 34, 64, 576] {
-                for elems in [(Elem::F32, Elem::F32), (Elem::F32, Elem::Bf16), (Elem::Bf16, Elem::Bf16)] {
-                    if depth % elems.1.together() != 0 {
-                        continue;
-                    }
-                    for accumulate in [false, true] {
-                        for at_run_time in [false, true] {
-                            check(cores, rows, depth, at_run_time, elems, accumulate);
+            for depth in [0, 1, 2, 3, 6, 8, 17, 32, 34, 64, 96, 192, 576] {
+                if depth % formats.1.block() != 0 {
+                    continue;
+                }
+                for accumulate in [false, true] {
+                    for at_run_time in [false, true] {
+                        if !(at_run_time && formats.1.is_coded()) {
+                            check(&Case { cores, rows, depth, at_run_time, formats, accumulate });
                         }
                     }
                 }
@@ -105,8 +150,84 @@ fn all_shapes() {
 }
 
 #[test]
+fn f32_by_f32() {
+    all_shapes((Format::F32, Format::F32));
+}
+
+#[test]
+fn f32_by_bf16() {
+    all_shapes((Format::F32, Format::Bf16));
+}
+
+#[test]
+fn bf16_by_bf16() {
+    all_shapes((Format::Bf16, Format::Bf16));
+}
+
+#[test]
+fn q8_by_q8() {
+    all_shapes((Format::Q8, Format::Q8));
+}
+
+#[test]
+fn q4_by_q4() {
+    all_shapes((Format::Q4, Format::Q4));
+}
+
+#[test]
+fn rows_are_encoded_bit_for_bit() {
+    for cores in all_cores() {
+        for format in [Format::Bf16, Format::Q8, Format::Q4] {
+            for depth in [2, 6, 32, 64, 96, 576] {
+                if depth % format.block() != 0 {
+                    continue;
+                }
+                let mut random = Random(depth as u64);
+                // A block of zeros, large numbers, and ties.
+                let mut numbers: Vec<f32> = (0..depth).map(|_| random.float() * 3e5).collect();
+                numbers[0] = 127.0;
+                for (i, x) in numbers.iter_mut().enumerate().skip(1).take(31) {
+                    *x = i as f32 - 0.5;
+                }
+                if depth > 128 {
+                    numbers[64..128].fill(0.0);
+                }
+                let encode = Encode {
+                    depth,
+                    from: Address::new(Buffer::Frame(4), 0),
+                    to: Address::new(Buffer::Arena(4), 2),
+                    format,
+                };
+                let kernel = kernel(Stmt::Encode(encode));
+                let memory = Memory {
+                    arena: vec![7; 16 + 2 * format.row(depth)],
+                    frame: [(4, Slot::Bytes(bytes(&numbers)))].into(),
+                    ..Memory::default()
+                };
+                let (expected, actual, called) = both_with(cores, &kernel, memory);
+                let wide = is_wide(cores, format) && cores.bits == 512 && depth % PANEL == 0;
+                assert_eq!(called, wide, "{cores:?}: {kernel}");
+                assert_eq!(expected, actual, "{cores:?}: {kernel}");
+            }
+        }
+    }
+}
+
+#[test]
 fn a_negative_depth_is_none() {
-    let kernel = kernel(2, Expr::Arg(Arg::Past), (Elem::F32, Elem::F32), false, 4, PANEL);
+    let core = Core {
+        rows: 2,
+        depth: Expr::Arg(Arg::Past),
+        a: Address::new(Buffer::Frame(4), 3),
+        a_format: Format::F32,
+        a_stride: 4.into(),
+        b: Address::new(Buffer::Layer(1), PANEL),
+        b_format: Format::F32,
+        c: Address::new(Buffer::Arena(8), 5),
+        c_stride: PANEL.into(),
+        accumulate: false,
+    };
+    let kernel = kernel(Stmt::Core(core));
     let memory = Memory { past: -3, arena: bytes(&[7.0; 40]), ..Memory::default() };
     let memory = Memory {
         frame: [(4, Slot::Bytes(vec![0; 64]))].into(),

@@ -6,8 +6,8 @@ use einfuse_graph::erf;
 use half::bf16;
 
 use super::{
-    Address, Arg, Binary, Buffer, Core, Elem, Expr, Fold, Invalid, Kernel, LANES, PANEL, Share, Stmt, Unary, Var,
-    verify,
+    Address, Arg, Binary, Buffer, Core, Elem, Encode, Expr, Fold, Format, Invalid, Kernel, LANES, PANEL, SMALLEST,
+    Share, Stmt, Unary, Var, verify,
 };
 
 /// What a kernel is called with, as plain data.
@@ -139,6 +139,7 @@ impl Machine<'_> {
                 }
             }
             Stmt::Core(core) => self.core(core),
+            Stmt::Encode(encode) => self.encode(encode),
             Stmt::Note(_) => Ok(()),
         }
     }
@@ -162,17 +163,22 @@ impl Machine<'_> {
         let depth = self.int(&core.depth)?.max(0);
         let (a_stride, c_stride) = (self.int(&core.a_stride)?, self.int(&core.c_stride)?);
         let (a, b, c) = (self.int(&core.a.offset)?, self.int(&core.b.offset)?, self.int(&core.c.offset)?);
-        let together = core.b_elem.together() as i64;
+        let format = core.b_format;
         for m in 0..core.rows as i64 {
+            let a = a.wrapping_add(m.wrapping_mul(a_stride));
             for n in 0..PANEL as i64 {
                 // In f64: the order of summation is the emitter's, so the result is the one that all are close to.
                 let mut sum = 0.0;
                 for k in 0..depth {
-                    let at = a.wrapping_add(m.wrapping_mul(a_stride)).wrapping_add(k);
-                    let x = self.float_at(&core.a, at, core.a_elem)?;
-                    let at = (k / together * PANEL as i64 + n) * together + k % together;
-                    let y = self.float_at(&core.b, b.wrapping_add(at), core.b_elem)?;
-                    sum += f64::from(x) * f64::from(y);
+                    sum += if format.is_coded() {
+                        self.decoded_row(core, a, k, depth)? * self.decoded(core, b, k, n, depth)?
+                    } else {
+                        let x = self.float_at(&core.a, a.wrapping_add(k), core.a_format.elem())?;
+                        let together = format.together() as i64;
+                        let at = (k / together * PANEL as i64 + n) * together + k % together;
+                        let y = self.float_at(&core.b, b.wrapping_add(at), format.elem())?;
+                        f64::from(x) * f64::from(y)
+                    };
                 }
                 let at = c.wrapping_add(m.wrapping_mul(c_stride)).wrapping_add(n);
                 if core.accumulate {
@@ -181,6 +187,61 @@ impl Machine<'_> {
                 self.memory_at(&core.c, at, 4, 4)?.copy_from_slice(&(sum as f32).to_le_bytes());
             }
         }
+        Ok(())
+    }
+
+    /// An element of a panel of codes that begins at byte `b`.
+    fn decoded(&mut self, core: &Core, b: i64, k: i64, n: i64, depth: i64) -> Ran<f64> {
+        let (format, panel) = (core.b_format, PANEL as i64);
+        let byte = |group: i64| b.wrapping_add((group * panel + n) * 4 + k % 4);
+        let code = match format {
+            Format::Q4 => self.memory_at(&core.b, byte(k / 8), 1, 1)?[0] >> (k / 4 % 2 * 4) & 15,
+            _ => self.memory_at(&core.b, byte(k / 4), 1, 1)?[0],
+        };
+        let scales = b.wrapping_add(format.values(depth as usize) as i64);
+        let at = scales.wrapping_add((k / format.block() as i64 * panel + n) * 2);
+        let scale = self.memory_at(&core.b, at, 1, 2)?;
+        let scale = f32::from_bits(u32::from_le_bytes([0, 0, scale[0], scale[1]]));
+        Ok(f64::from(scale) * f64::from(i32::from(code) - format.offset()))
+    }
+
+    /// An element of a row of codes that begins at byte `a`. The sums are checked: they are part of the row.
+    fn decoded_row(&mut self, core: &Core, a: i64, k: i64, depth: i64) -> Ran<f64> {
+        let block = core.b_format.block() as i64;
+        let code = self.memory_at(&core.a, a.wrapping_add(k), 1, 1)?[0] as i8;
+        let at = a.wrapping_add(depth + k / block * 4);
+        let scale = f32::from_bits(word(self.memory_at(&core.a, at, 1, 4)?));
+        let codes = self.memory_at(&core.a, a.wrapping_add(k / block * block), 1, block as usize)?;
+        let sum: i32 = codes.iter().map(|code| i32::from(*code as i8)).sum();
+        let at = a.wrapping_add(depth + depth / block * 4 + k / block * 4);
+        let stored = word(self.memory_at(&core.a, at, 1, 4)?) as i32;
+        if stored != -core.b_format.offset() * sum {
+            return Err(format!("a row of codes has the sum {stored}, not {} times {sum}", -core.b_format.offset()));
+        }
+        Ok(f64::from(scale) * f64::from(code))
+    }
+
+    fn encode(&mut self, encode: &Encode) -> Ran<()> {
+        let Encode { depth, from, to, format } = encode;
+        let (at, start) = (self.int(&from.offset)?, self.int(&to.offset)?);
+        let row: Vec<f32> =
+            (0..*depth as i64).map(|k| self.float_at(from, at.wrapping_add(k), Elem::F32)).collect::<Ran<_>>()?;
+        let bytes: Vec<u8> = if *format == Format::Bf16 {
+            row.iter().flat_map(|x| bf16::from_f32(*x).to_le_bytes()).collect()
+        } else {
+            let (mut codes, mut scales, mut sums) = (Vec::new(), Vec::new(), Vec::new());
+            for block in row.chunks(format.block()) {
+                let largest = block.iter().fold(SMALLEST, |largest, x| x.abs().max(largest));
+                let factor = 127.0 / largest;
+                let block: Vec<i8> = block.iter().map(|x| (x * factor).round_ties_even() as i8).collect();
+                let sum: i32 = block.iter().map(|code| i32::from(*code)).sum();
+                codes.extend(block.iter().map(|code| *code as u8));
+                scales.extend((largest * (1.0 / 127.0)).to_le_bytes());
+                sums.extend((-format.offset() * sum).to_le_bytes());
+            }
+            [codes, scales, sums].concat()
+        };
+        self.memory_at(to, start, format.elem().bytes() as i64, bytes.len())?.copy_from_slice(&bytes);
         Ok(())
     }
 
@@ -306,10 +367,14 @@ impl Machine<'_> {
         let bytes = self.memory_at(at, offset, size, lanes * size as usize)?;
         let bits: Vec<u32> = bytes
             .chunks(size as usize)
-            .map(|bytes| if size == 2 { u32::from_le_bytes([0, 0, bytes[0], bytes[1]]) } else { word(bytes) })
+            .map(|bytes| match bytes {
+                [byte] => u32::from(*byte),
+                [a, b] => u32::from_le_bytes([0, 0, *a, *b]),
+                bytes => word(bytes),
+            })
             .collect();
         Ok(match (elem, bits.as_slice()) {
-            (Elem::I32, [x]) => Value::Int(i64::from(*x as i32)),
+            (Elem::I32 | Elem::U8, [x]) => Value::Int(i64::from(*x as i32)),
             (_, [x]) => Value::Float(f32::from_bits(*x)),
             (Elem::I32, x) => Value::Ints(std::array::from_fn(|i| x[i] as i32)),
             (_, x) => Value::Floats(std::array::from_fn(|i| f32::from_bits(x[i]))),

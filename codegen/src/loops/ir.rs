@@ -8,6 +8,8 @@
 /// (`Ne`: true), and `Min` and `Max` then yield their second operand. An integer divisor below 1 counts as 1.
 pub use einfuse_graph::{Binary, Unary};
 
+use super::Format;
+
 /// How many columns a panel has: the width at which the second operand of a [`Core`] is interleaved.
 pub const PANEL: usize = 16;
 
@@ -60,6 +62,8 @@ pub enum Elem {
     Bf16,
     /// A 32-bit integer.
     I32,
+    /// A byte. Loaded as an integer, never stored by itself.
+    U8,
 }
 
 impl Elem {
@@ -68,12 +72,8 @@ impl Elem {
         match self {
             Elem::F32 | Elem::I32 => 4,
             Elem::Bf16 => 2,
+            Elem::U8 => 1,
         }
-    }
-
-    /// How many elements of neighbouring rows lie together in a panel (see [`Core`]): as many as fill 32 bits.
-    pub const fn together(self) -> usize {
-        4 / self.bytes()
     }
 }
 
@@ -230,6 +230,8 @@ pub enum Stmt {
     },
     /// A contraction core.
     Core(Core),
+    /// A row of floats as the first operand of a core.
+    Encode(Encode),
     /// What the next statements compute, in the model's words, for the reader.
     Note(String),
 }
@@ -241,11 +243,13 @@ pub struct Cores {
     pub bits: u32,
     /// Whether pairs of bf16 are multiplied and added at once.
     pub bf16: bool,
+    /// Whether products of four bytes are added at once.
+    pub bytes: bool,
 }
 
 impl Cores {
     /// The portable core alone.
-    pub const PORTABLE: Cores = Cores { bits: 128, bf16: false };
+    pub const PORTABLE: Cores = Cores { bits: 128, bf16: false, bytes: false };
 
     /// The rows that a core takes at once where there are many.
     pub const fn rows(&self) -> usize {
@@ -260,13 +264,13 @@ impl Cores {
 /// The innermost contraction, a leaf with a contract: for `m` in `0..rows` and `n` in `0..PANEL`,
 ///
 /// ```text
-/// c[m * c_stride + n] = (accumulate ? c[m * c_stride + n] : 0) + Σ k in 0..depth  a[m * a_stride + k] * b[k, n]
+/// c[m * c_stride + n] = (accumulate ? c[m * c_stride + n] : 0) + Σ k in 0..depth  a[m, k] * b[k, n]
 /// ```
 ///
-/// `c` is `F32` and does not overlap `a` or `b`. `b` is a panel, `F32` or `Bf16`: `depth` rows of [`PANEL`] columns, of
-/// which [`Elem::together`] neighbouring rows are interleaved column by column, so that a column's neighbours fill 32 bits:
-/// `b[k, n]` is element `(k / T * PANEL + n) * T + k % T`. `depth` is a multiple of `T`. `a` is `F32`, or `Bf16` where `b`
-/// is. The order of summation is the emitter's, and so is how a product of two `Bf16` treats numbers below the normal ones.
+/// `c` is `F32` and does not overlap `a` or `b`. How `a` and `b` lie in memory is told by [`Format`]: the formats are equal,
+/// or `a` is `F32` and `b` is `Bf16`. `depth` is a multiple of the block. The order of summation is the emitter's, and so is
+/// how a product of two `Bf16` treats numbers below the normal ones. Sums of products of codes are whole numbers and exact
+/// within a block.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Core {
     /// How many rows of `a` and `c`: 1 to [`MAX_ROWS`].
@@ -276,17 +280,34 @@ pub struct Core {
     /// The first operand.
     pub a: Address,
     /// How the first operand is stored.
-    pub a_elem: Elem,
-    /// Elements from one row of `a` to the next, an `Int`.
+    pub a_format: Format,
+    /// Units from one row of `a` to the next, an `Int`.
     pub a_stride: Expr,
     /// The panel.
     pub b: Address,
     /// How the panel is stored.
-    pub b_elem: Elem,
+    pub b_format: Format,
     /// The result.
     pub c: Address,
     /// Elements from one row of `c` to the next, an `Int`.
     pub c_stride: Expr,
     /// Whether to add to what `c` holds.
     pub accumulate: bool,
+}
+
+/// Rewrites a row of `F32` as the row of a [`Core`]'s first operand in another format.
+///
+/// As codes: of each block, `largest` is the largest magnitude, but at least [`SMALLEST`](super::SMALLEST); a code is
+/// `x * (127 / largest)` rounded to the nearest whole number, ties to even; the scale is `largest * (1 / 127)`. What is no
+/// number may become any code.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Encode {
+    /// How many numbers.
+    pub depth: usize,
+    /// The numbers, one after the other.
+    pub from: Address,
+    /// Where the row is written, which does not overlap `from`.
+    pub to: Address,
+    /// The format of the row: not `F32`.
+    pub format: Format,
 }

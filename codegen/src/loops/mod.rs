@@ -1,6 +1,7 @@
 //! Loops: one kernel as loops over tiles, as plain data.
 
 mod build;
+mod format;
 mod interpret;
 mod ir;
 mod parse;
@@ -8,6 +9,7 @@ mod print;
 mod verify;
 
 pub use build::*;
+pub use format::{Format, SMALLEST};
 pub use interpret::{Fault, Memory, Slot, interpret};
 pub use ir::*;
 pub use parse::{ParseError, parse};

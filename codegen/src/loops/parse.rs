@@ -1,7 +1,8 @@
 //! Reads the text form of a kernel.
 
 use super::{
-    Address, Arg, Binary, Buffer, Core, Elem, Expr, Fold, Kernel, LANES, MAX_DEPTH, Share, Stmt, Ty, Unary, Var,
+    Address, Arg, Binary, Buffer, Core, Elem, Encode, Expr, Fold, Format, Kernel, LANES, MAX_DEPTH, Share, Stmt, Ty,
+    Unary, Var,
 };
 
 /// Why a text is not a kernel, and where.
@@ -215,6 +216,8 @@ impl Parser {
             Stmt::Let(var, self.expr()?)
         } else if self.take_word("core") {
             Stmt::Core(self.core()?)
+        } else if self.take_word("encode") {
+            Stmt::Encode(self.encode()?)
         } else if self.take_word("note") {
             match self.next() {
                 Token::Text(text) => Stmt::Note(text),
@@ -244,15 +247,25 @@ impl Parser {
         if !accumulate {
             self.symbol("=")?;
         }
-        let a_elem = self.one_of(&ELEMS, "how the first operand is stored")?;
+        let a_format = self.one_of(&Format::ALL, "how the first operand is stored")?;
         let a = self.address()?;
         self.word("stride")?;
         let a_stride = self.expr()?;
         self.word("by")?;
-        let b_elem = self.one_of(&ELEMS, "how the panel is stored")?;
+        let b_format = self.one_of(&Format::ALL, "how the panel is stored")?;
         let b = self.address()?;
         self.word("depth")?;
-        Ok(Core { rows, depth: self.expr()?, a, a_elem, a_stride, b, b_elem, c, c_stride, accumulate })
+        Ok(Core { rows, depth: self.expr()?, a, a_format, a_stride, b, b_format, c, c_stride, accumulate })
+    }
+
+    fn encode(&mut self) -> Parsed<Encode> {
+        let to = self.address()?;
+        self.symbol("=")?;
+        let format = self.one_of(&Format::ALL, "how the row is to be stored")?;
+        self.word("of")?;
+        let from = self.address()?;
+        self.word("depth")?;
+        Ok(Encode { depth: self.size()?, from, to, format })
     }
 
     fn address(&mut self) -> Parsed<Address> {
@@ -457,7 +470,7 @@ impl Parser {
     }
 }
 
-const ELEMS: [Elem; 3] = [Elem::F32, Elem::Bf16, Elem::I32];
+const ELEMS: [Elem; 4] = [Elem::F32, Elem::Bf16, Elem::I32, Elem::U8];
 
 const OPERATORS: [Binary; 13] = [
     Binary::Add,

@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Display, Formatter, Write};
 
-use super::{Address, Arg, Binary, Buffer, Core, Elem, Expr, Fold, Kernel, LANES, Share, Stmt, Var};
+use super::{Address, Arg, Binary, Buffer, Core, Elem, Encode, Expr, Fold, Format, Kernel, LANES, Share, Stmt, Var};
 
 impl Display for Kernel {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
@@ -58,6 +58,7 @@ fn statement(f: &mut Formatter<'_>, stmt: &Stmt, depth: usize) -> fmt::Result {
             writeln!(f)
         }
         Stmt::Core(core) => writeln!(f, "{core};"),
+        Stmt::Encode(encode) => writeln!(f, "{encode};"),
         Stmt::Note(text) => {
             f.write_str("note \"")?;
             for c in text.chars() {
@@ -84,8 +85,25 @@ impl Display for Core {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let sign = if self.accumulate { "+=" } else { "=" };
         write!(f, "core {} rows: {} stride {} {sign} ", self.rows, self.c, self.c_stride)?;
-        write!(f, "{} {} stride {} ", self.a_elem, self.a, self.a_stride)?;
-        write!(f, "by {} {} depth {}", self.b_elem, self.b, self.depth)
+        write!(f, "{} {} stride {} ", self.a_format, self.a, self.a_stride)?;
+        write!(f, "by {} {} depth {}", self.b_format, self.b, self.depth)
+    }
+}
+
+impl Display for Encode {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        write!(f, "encode {} = {} of {} depth {}", self.to, self.format, self.from, self.depth)
+    }
+}
+
+impl Display for Format {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Format::F32 => "f32",
+            Format::Bf16 => "bf16",
+            Format::Q8 => "q8",
+            Format::Q4 => "q4",
+        })
     }
 }
 
@@ -110,6 +128,7 @@ impl Display for Elem {
             Elem::F32 => "f32",
             Elem::Bf16 => "bf16",
             Elem::I32 => "i32",
+            Elem::U8 => "u8",
         })
     }
 }

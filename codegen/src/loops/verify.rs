@@ -2,7 +2,9 @@
 
 use std::fmt;
 
-use super::{Address, Binary, Buffer, Core, Elem, Expr, Fold, Kernel, LANES, MAX_ROWS, Stmt, Ty, Unary, Var};
+use super::{
+    Address, Binary, Buffer, Core, Elem, Encode, Expr, Fold, Format, Kernel, LANES, MAX_ROWS, Stmt, Ty, Unary, Var,
+};
 
 /// How deep expressions and statements may nest.
 pub const MAX_DEPTH: usize = 200;
@@ -146,6 +148,7 @@ impl Verifier<'_> {
                     match elem {
                         Elem::F32 | Elem::Bf16 => ty.is_float(),
                         Elem::I32 => ty.is_int(),
+                        Elem::U8 => false,
                     },
                     || format!("a {ty} is stored as {elem}"),
                 )
@@ -172,6 +175,7 @@ impl Verifier<'_> {
                 Ok(())
             }
             Stmt::Core(core) => self.core(core),
+            Stmt::Encode(encode) => self.encode(encode),
             Stmt::Note(_) => Ok(()),
         }
     }
@@ -188,17 +192,30 @@ impl Verifier<'_> {
     fn core(&mut self, core: &Core) -> Checked<()> {
         let rows = core.rows;
         check((1..=MAX_ROWS).contains(&rows), || format!("a core has {rows} rows, not 1 to {MAX_ROWS}"))?;
-        let (a, b) = (core.a_elem, core.b_elem);
-        let fits = matches!((a, b), (Elem::F32, Elem::F32 | Elem::Bf16) | (Elem::Bf16, Elem::Bf16));
-        check(fits, || format!("a core of {a} by {b}"))?;
-        let odd = core.depth.as_int().filter(|depth| depth % b.together() as i64 != 0);
-        check(odd.is_none(), || format!("a core by {b} has the odd depth {}", core.depth))?;
+        let (a, b) = (core.a_format, core.b_format);
+        check(a == b || (a, b) == (Format::F32, Format::Bf16), || format!("a core of {a} by {b}"))?;
+        check(!b.is_coded() || core.depth.as_int().is_some(), || format!("a core by {b} has no constant depth"))?;
+        if let Some(depth) = core.depth.as_int() {
+            let block = b.block();
+            check(depth.max(0) % block as i64 == 0, || {
+                format!("a core by {b} has depth {depth}, no multiple of {block}")
+            })?;
+        }
         self.expect(&core.depth, Ty::Int, "a core's depth")?;
         self.expect(&core.a_stride, Ty::Int, "a core's stride")?;
         self.expect(&core.c_stride, Ty::Int, "a core's stride")?;
         self.address(&core.a)?;
         self.address(&core.b)?;
         self.address(&core.c)
+    }
+
+    fn encode(&mut self, encode: &Encode) -> Checked<()> {
+        let Encode { depth, from, to, format } = encode;
+        check(*format != Format::F32, || "a row is encoded as f32".to_string())?;
+        let block = format.block();
+        check(depth % block == 0, || format!("a row of {depth} is encoded as {format}: no multiple of {block}"))?;
+        self.address(from)?;
+        self.address(to)
     }
 
     fn address(&mut self, at: &Address) -> Checked<()> {
@@ -227,8 +244,9 @@ impl Verifier<'_> {
             Expr::Load { elem, lanes, at } => {
                 self.address(at)?;
                 match (elem, *lanes) {
-                    (Elem::I32, 1) => Ty::Int,
+                    (Elem::I32 | Elem::U8, 1) => Ty::Int,
                     (Elem::I32, LANES) => Ty::Ints,
+                    (Elem::U8, _) => return Err("a load of several bytes".to_string()),
                     (_, 1) => Ty::Float,
                     (_, LANES) => Ty::Floats,
                     _ => return Err(format!("a load of {lanes} lanes")),

@@ -10,7 +10,7 @@ use cranelift::codegen::ir::{InstBuilder, Value};
 
 use super::affine::Affine;
 use super::emit::{Emitter, Range, memory, repeat};
-use crate::loops::{Cores, Elem, LANES, PANEL};
+use crate::loops::{Cores, Format, LANES, PANEL};
 
 /// A core's operands, by address: a pointer, and the bytes to add to it.
 pub(super) struct Operands {
@@ -21,9 +21,9 @@ pub(super) struct Operands {
     /// Each row of the result.
     pub(super) c: Vec<(Value, i32)>,
     /// How the first operand is stored.
-    pub(super) a_elem: Elem,
+    pub(super) a_format: Format,
     /// How the panel is stored.
-    pub(super) b_elem: Elem,
+    pub(super) b_format: Format,
     /// Whether to add to the result.
     pub(super) accumulate: bool,
 }
@@ -75,12 +75,12 @@ pub(super) fn emit(e: &mut Emitter, operands: &Operands, depth: Affine) {
 impl Operands {
     /// Products of each sum in a step.
     fn together(&self) -> i64 {
-        self.b_elem.together() as i64
+        self.b_format.together() as i64
     }
 
     /// Bytes of a row of the first operand that a step takes.
     fn a_step(&self) -> i64 {
-        self.together() * self.a_elem.bytes() as i64
+        self.together() * self.a_format.elem().bytes() as i64
     }
 }
 
@@ -286,8 +286,8 @@ impl Tile<'_> {
         let (pointer, offset) = self.operands.a[row];
         let pointer = e.ins().iadd(pointer, at);
         let offset = offset + (k * self.operands.a_step()) as i32;
-        match self.operands.a_elem {
-            Elem::Bf16 => {
+        match self.operands.a_format {
+            Format::Bf16 => {
                 let pair = e.ins().load(I32, memory(), pointer, offset);
                 let pairs = e.ins().splat(I32X4, pair);
                 self.apart(e, pairs)
@@ -304,7 +304,7 @@ impl Tile<'_> {
     /// Four columns of the panel: of each of its rows that lie together.
     fn panel_vectors(&self, e: &mut Emitter, panel: Value, offset: i32, vector: usize) -> Vec<Value> {
         let offset = offset + (self.first + vector) as i32 * 16;
-        if self.operands.b_elem != Elem::Bf16 {
+        if self.operands.b_format != Format::Bf16 {
             return vec![e.ins().load(F32X4, memory(), panel, offset)];
         }
         let pairs = e.ins().load(I32X4, memory(), panel, offset);

@@ -203,6 +203,7 @@ impl Lowerer<'_> {
             (Elem::F32, _) => e.ins().load(F32X4, memory(), pointer, offset),
             (Elem::I32, 1) => e.ins().sload32(memory(), pointer, offset),
             (Elem::I32, _) => e.ins().load(I32X4, memory(), pointer, offset),
+            (Elem::U8, _) => e.ins().uload8(I64, memory(), pointer, offset),
             (Elem::Bf16, 1) => {
                 let x = e.ins().uload16(I32, memory(), pointer, offset);
                 let x = e.shl(x, 16);

@@ -8,6 +8,7 @@
 //! - `worker` of `workers` runs it; `scratch` is that worker's own memory.
 
 mod affine;
+mod codes;
 mod core;
 mod emit;
 mod expr;
@@ -111,8 +112,8 @@ pub fn compile(kernels: &[Kernel], target: &Target, how: &Lowering) -> Result<Co
     let call_conv = module.isa().default_call_conv();
     let mut texts = Vec::new();
     let failed = |e: &dyn std::fmt::Display| LowerError::Codegen { kernel: "core".to_string(), message: e.to_string() };
-    for (i, core) in cores.assemble(how.keep_text).map_err(|e| failed(&e))?.into_iter().enumerate() {
-        let id = module.declare_function(&format!("core_{i}"), Linkage::Local, &x86::signature(call_conv));
+    for (i, core) in cores.assemble(call_conv, how.keep_text).map_err(|e| failed(&e))?.into_iter().enumerate() {
+        let id = module.declare_function(&format!("core_{i}"), Linkage::Local, &core.signature);
         let id = id.map_err(|e| failed(&e))?;
         module.define_function_bytes(id, 64, &core.bytes, &[]).map_err(|e| failed(&e))?;
         texts.push(core.text);

@@ -3,17 +3,18 @@
 use std::collections::HashMap;
 
 use cranelift::codegen::ir::condcodes::IntCC;
-use cranelift::codegen::ir::types::{I32, I64, I64X2};
-use cranelift::codegen::ir::{Endianness, Function, InstBuilder, MemFlagsData, Value};
+use cranelift::codegen::ir::types::{F32, F32X4, I32, I64, I64X2};
+use cranelift::codegen::ir::{Endianness, FuncRef, Function, InstBuilder, MemFlagsData, Value};
 use cranelift::codegen::isa::TargetIsa;
 
 use super::affine::Affine;
+use super::codes;
 use super::core::{self, Operands};
 use super::emit::{Emitter, Range, arguments, memory, repeat};
 use super::expr::Yield;
 use super::written::{Written, counted};
 use super::x86;
-use crate::loops::{Address, Core, Elem, Expr, Kernel, Share, Stmt, Var};
+use crate::loops::{Address, Core, Elem, Encode, Expr, Kernel, LANES, Share, Stmt, Var};
 
 /// The lowering of one kernel.
 pub(super) struct Lowerer<'c> {
@@ -100,6 +101,7 @@ impl Lowerer<'_> {
             Stmt::If { mask, then, otherwise } => self.condition(mask, then, otherwise),
             Stmt::Parallel { var, count, share, body } => self.parallel(*var, count, *share, body),
             Stmt::Core(core) => self.core(core),
+            Stmt::Encode(encode) => self.encode(encode),
             Stmt::Note(_) => {}
         }
     }
@@ -254,31 +256,67 @@ impl Lowerer<'_> {
     fn core(&mut self, core: &Core) {
         let depth = self.int(&core.depth);
         let (a_stride, c_stride) = (self.int(&core.a_stride), self.int(&core.c_stride));
+        let units = (core.a_format.elem(), core.b_format.elem());
+        if let Some(callee) = self.cores.core(&mut self.e.func, core) {
+            return self.call(callee, &[(&core.a, units.0), (&core.b, units.1), (&core.c, Elem::F32)]);
+        }
         let rows = |lowerer: &mut Self, at: &Address, elem: Elem, stride: &Affine| {
             let stride = stride.clone().times(elem.bytes() as i64);
             (0..core.rows as i64)
                 .map(|row| lowerer.address_plus(at, elem, &stride.clone().times(row)))
                 .collect::<Vec<_>>()
         };
-        if let Some(callee) = self.cores.get(&mut self.e.func, core) {
-            let [a, b, c] = [(&core.a, core.a_elem), (&core.b, core.b_elem), (&core.c, Elem::F32)];
-            let arguments = [a, b, c].map(|(at, elem)| {
-                let (pointer, offset) = self.address(at, elem);
-                let offset = self.e.int(offset.into());
-                self.e.ins().iadd(pointer, offset)
-            });
-            self.e.ins().call(callee, &arguments);
-            return;
-        }
         let operands = Operands {
-            a: rows(self, &core.a, core.a_elem, &a_stride),
-            a_elem: core.a_elem,
-            b: self.address(&core.b, core.b_elem),
+            a: rows(self, &core.a, units.0, &a_stride),
+            a_format: core.a_format,
+            b: self.address(&core.b, units.1),
             c: rows(self, &core.c, Elem::F32, &c_stride),
-            b_elem: core.b_elem,
+            b_format: core.b_format,
             accumulate: core.accumulate,
         };
-        core::emit(&mut self.e, &operands, depth);
+        match (core.b_format.is_coded(), depth.as_constant()) {
+            (true, Some(depth)) => codes::emit(&mut self.e, &operands, depth.max(0) as usize),
+            _ => core::emit(&mut self.e, &operands, depth),
+        }
+    }
+
+    fn encode(&mut self, encode: &Encode) {
+        let Encode { depth, from, to, format } = encode;
+        if let Some(callee) = self.cores.encode(&mut self.e.func, encode) {
+            return self.call(callee, &[(from, Elem::F32), (to, format.elem())]);
+        }
+        let (from, to) = (self.address(from, Elem::F32), self.address(to, format.elem()));
+        if format.is_coded() {
+            return codes::encode(&mut self.e, from, to, *depth, *format);
+        }
+        let whole = depth / LANES * LANES;
+        let (start, end, step) = (self.e.int(0), self.e.int(2 * whole as i64), self.e.int(2 * LANES as i64));
+        repeat(self, Range { start, end, step, runs: whole > 0 }, &[], |lowerer, at, _| {
+            let e = &mut lowerer.e;
+            let further = e.shl(at, 1);
+            let source = e.ins().iadd(from.0, further);
+            let value = e.ins().load(F32X4, memory(), source, from.1);
+            let target = e.ins().iadd(to.0, at);
+            lowerer.store_bf16(value, target, to.1);
+            Vec::new()
+        });
+        for k in whole..*depth {
+            let value = self.e.ins().load(F32, memory(), from.0, from.1 + 4 * k as i32);
+            self.store_bf16(value, to.0, to.1 + 2 * k as i32);
+        }
+    }
+
+    /// Calls a function with addresses.
+    fn call(&mut self, callee: FuncRef, addresses: &[(&Address, Elem)]) {
+        let arguments: Vec<Value> = addresses
+            .iter()
+            .map(|(at, elem)| {
+                let (pointer, offset) = self.address(at, *elem);
+                let offset = self.e.int(offset.into());
+                self.e.ins().iadd(pointer, offset)
+            })
+            .collect();
+        self.e.ins().call(callee, &arguments);
     }
 }
 
@@ -291,7 +329,7 @@ fn collect_set(body: &[Stmt], set: &mut Vec<Var>) {
                 collect_set(then, set);
                 collect_set(otherwise, set);
             }
-            Stmt::Let(..) | Stmt::Store { .. } | Stmt::Core(_) | Stmt::Note(_) => {}
+            Stmt::Let(..) | Stmt::Store { .. } | Stmt::Core(_) | Stmt::Encode(_) | Stmt::Note(_) => {}
         }
     }
 }
@@ -308,7 +346,7 @@ fn collect_defined(body: &[Stmt], defined: &mut Vec<Var>) {
                 collect_defined(then, defined);
                 collect_defined(otherwise, defined);
             }
-            Stmt::Set(..) | Stmt::Store { .. } | Stmt::Core(_) | Stmt::Note(_) => {}
+            Stmt::Set(..) | Stmt::Store { .. } | Stmt::Core(_) | Stmt::Encode(_) | Stmt::Note(_) => {}
         }
     }
 }

@@ -6,7 +6,7 @@ use cranelift::codegen::isa::{self, TargetIsa};
 use cranelift::codegen::settings::{self, Configurable};
 
 use super::LowerError;
-use crate::loops::{Cores, Elem};
+use crate::loops::{Cores, Format};
 
 /// The machine that code is generated for.
 #[derive(Clone)]
@@ -21,18 +21,24 @@ fn host_cores() -> Cores {
     #[cfg(all(target_arch = "x86_64", unix))]
     {
         if std::is_x86_feature_detected!("avx512f") {
-            return Cores { bits: 512, bf16: std::is_x86_feature_detected!("avx512bf16") };
+            let bytes = std::is_x86_feature_detected!("avx512vnni");
+            return Cores { bits: 512, bf16: std::is_x86_feature_detected!("avx512bf16"), bytes };
         }
         if std::is_x86_feature_detected!("avx2") && std::is_x86_feature_detected!("fma") {
-            return Cores { bits: 256, bf16: false };
+            return Cores { bits: 256, bf16: false, bytes: false };
         }
     }
     Cores::PORTABLE
 }
 
 /// Whether a core wider than 128 bits takes operands stored so.
-pub(super) fn serve(cores: &Cores, a: Elem, b: Elem) -> bool {
-    cores.bits > 128 && (cores.bf16 || a != Elem::Bf16) && b != Elem::I32
+pub(super) fn serve(cores: &Cores, a: Format, b: Format) -> bool {
+    let multiplies = match a {
+        Format::F32 => true,
+        Format::Bf16 => cores.bf16,
+        Format::Q8 | Format::Q4 => cores.bytes,
+    };
+    cores.bits > 128 && multiplies && (a == b || b == Format::Bf16)
 }
 
 impl Target {

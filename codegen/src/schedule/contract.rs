@@ -8,39 +8,40 @@ use std::collections::HashMap;
 
 use einfuse_graph::{AxisId, TensorId};
 
-use super::cores::{apart, cover};
+use super::cores::cover;
 use super::emit::{Emitter, Scope, Span};
 use super::homes::{Panels, Units};
 use super::layout::Layout;
+use super::operands::{Operand, operands};
 use super::place::Place;
 use super::{Context, Mode};
 use crate::fuse::{Contract, Contraction, Kernel, Task, is_tokens};
-use crate::loops::{Address, Arg, Buffer, Core, Cores, Elem, Expr, PANEL, Share, Stmt};
+use crate::loops::{Address, Arg, Buffer, Core, Cores, Elem, Expr, Format, PANEL, Share, Stmt};
 
 /// Rows in a block, where there are many.
 const BLOCK: usize = 64;
 
 /// The rows at hand.
-struct Block<'a> {
+pub(super) struct Block<'a> {
     cores: &'a Cores,
     /// The tokens' axis among the rows, and the block's first token.
-    tokens: Option<(AxisId, Expr)>,
+    pub(super) tokens: Option<(AxisId, Expr)>,
     /// Tokens in the block: how many there are, and at most.
     count: Expr,
-    most: usize,
+    pub(super) most: usize,
     /// Rows per token: the product of the other rows' axes.
-    per_token: usize,
-    /// The copies of activations in private memory, with the elements from row to row.
-    copies: HashMap<TensorId, (Place, usize)>,
+    pub(super) per_token: usize,
+    /// The first operands of the cores.
+    pub(super) operands: HashMap<(TensorId, Format), Operand>,
 }
 
 impl Block<'_> {
-    fn rows(&self) -> Expr {
+    pub(super) fn rows(&self) -> Expr {
         self.count.clone() * self.per_token
     }
 
     /// How many rows there may be, with those that the last core takes beyond.
-    fn most_rows(&self) -> usize {
+    pub(super) fn most_rows(&self) -> usize {
         let rows = self.most * self.per_token;
         if self.count.as_int().is_some() { rows } else { rows.next_multiple_of(self.cores.rows()) }
     }
@@ -60,7 +61,7 @@ pub(super) fn schedule(cx: &Context, kernel: &Kernel, contract: &Contract, e: &m
         count,
         most,
         per_token,
-        copies: HashMap::new(),
+        operands: HashMap::new(),
     };
     match (tokens, &mode) {
         (Some(t), Mode::Many) => {
@@ -82,93 +83,13 @@ pub(super) fn schedule(cx: &Context, kernel: &Kernel, contract: &Contract, e: &m
 /// Everything for one block of rows.
 fn work(cx: &Context, kernel: &Kernel, contract: &Contract, mut block: Block, e: &mut Emitter) {
     let graph = &cx.plan.graph;
-    let mode = cx.mode(kernel);
-    let mut wanted: Vec<(&Contraction, Elem)> = Vec::new();
-    for (q, c) in contract.tasks.iter().flat_map(|t| &t.contractions) {
-        if !wanted.iter().any(|(other, _)| other.a == c.a) {
-            wanted.push((c, cx.copied(cx.homes.panels[q].elem, &mode)));
-        }
-    }
-    for &q in &contract.prologue {
-        let equation = cx.plan.equations[q];
-        // Straight into the copy, if nothing but the cores reads it.
-        let of_cores = wanted.iter().find(|(c, _)| c.a == equation.out);
-        let read = kernel.equations.iter().any(|&other| {
-            let contracted = contract.tasks.iter().flat_map(|t| &t.contractions).any(|(eq, _)| *eq == other);
-            !contracted && crate::fuse::loads(graph, cx.plan.equations[other].body).contains(&equation.out)
-        });
-        let elem = match of_cores {
-            Some((_, elem)) if !read => *elem,
-            _ => cx.elem(equation.out),
-        };
-        let row = of_cores.map(|(c, _)| *c);
-        let (place, stride) = block_place(cx, equation.out, row, elem, &block, e);
-        e.places.insert(equation.out, place.clone());
-        e.equation(&Scope::default(), equation.out, equation.body, &place);
-        if row.is_some() {
-            block.copies.insert(equation.out, (place, stride));
-        }
-    }
-    for (c, elem) in wanted {
-        let made = block.copies.get(&c.a);
-        let row = row_of(cx, c);
-        let fits = match made {
-            Some((place, _)) => place.elem == elem,
-            None => elem == Elem::F32 && (mode != Mode::Many || apart(row, elem) == row),
-        };
-        if !fits {
-            let (place, stride) = block_place(cx, c.a, Some(c), elem, &block, e);
-            e.equation(&Scope::default(), c.a, cx.load(c.a), &place);
-            block.copies.insert(c.a, (place, stride));
-        }
-    }
+    operands(cx, kernel, contract, &mut block, e);
     let block = &block;
     let units: Vec<Units> = contract.tasks.iter().map(|t| Units::of(graph, t)).collect();
     let total: usize = units.iter().map(|u| u.count).sum();
     e.parallel(total.into(), Share::Blocks, |e, at| {
         choose(cx, kernel, &contract.tasks, &units, 0, block, at, e);
     });
-}
-
-/// Elements of a row of a contraction's first operand: its depth, for all of the batch.
-fn row_of(cx: &Context, c: &Contraction) -> usize {
-    c.depth.iter().chain(&c.batch).map(|&a| cx.plan.graph.size(a).unwrap_or(1)).product()
-}
-
-/// Private memory for a tensor of the block, with the elements from row to row. The rows of a contraction's operand are
-/// kept apart in the cache.
-fn block_place(
-    cx: &Context,
-    tensor: TensorId,
-    operand: Option<&Contraction>,
-    elem: Elem,
-    block: &Block,
-    e: &mut Emitter,
-) -> (Place, usize) {
-    let graph = &cx.plan.graph;
-    let axes = &graph.tensor(tensor).axes;
-    let mut layout = Layout::default();
-    let mut stride = 1;
-    let mut row = None;
-    for (dim, &a) in axes.iter().enumerate().rev() {
-        if operand.is_some_and(|c| !c.depth.contains(&a) && !c.batch.contains(&a)) && row.is_none() {
-            stride = apart(stride, elem);
-            row = Some(stride);
-        }
-        layout.push(dim, stride);
-        stride *= if is_tokens(graph, a) { block.most } else { graph.size(a).unwrap_or(1) };
-    }
-    let row = row.unwrap_or(stride);
-    let beyond = (block.most_rows() - block.most * block.per_token) * row;
-    let buffer = e.memory(stride + beyond, elem);
-    let mut place = Place::flat(buffer, layout, axes.len());
-    place.elem = elem;
-    if let Some((t, from)) = &block.tokens
-        && let Some(dim) = axes.iter().position(|a| a == t)
-    {
-        place = place.with_origin(dim, from.clone());
-    }
-    (place, row)
 }
 
 /// Finds the task that a unit belongs to: the tasks' units are numbered one after the other.
@@ -217,7 +138,7 @@ fn tile(cx: &Context, kernel: &Kernel, task: &Task, units: &Units, block: &Block
     let outputs = cx.plan.outputs(kernel);
     for (q, c) in &task.contractions {
         let place = tile_place(cx, c.out, units, block, e);
-        cores(cx, c, &cx.homes.panels[q], units, block, &unit, &scope, &place, e);
+        cores(cx, kernel, c, &cx.homes.panels[q], units, block, &unit, &scope, &place, e);
         let home = e.places.insert(c.out, place);
         if outputs.contains(&c.out)
             && let Some(home) = home
@@ -288,6 +209,7 @@ fn tile_place(cx: &Context, tensor: TensorId, units: &Units, block: &Block, e: &
 #[allow(clippy::too_many_arguments)]
 fn cores(
     cx: &Context,
+    kernel: &Kernel,
     c: &Contraction,
     panels: &Panels,
     units: &Units,
@@ -297,21 +219,8 @@ fn cores(
     tile: &Place,
     e: &mut Emitter,
 ) {
-    let graph = &cx.plan.graph;
-    let (a, a_stride) = match block.copies.get(&c.a) {
-        Some((place, stride)) => (place.clone(), *stride),
-        None => (e.places[&c.a].clone(), row_of(cx, c)),
-    };
-    let a_elem = a.elem;
-    let a_axes = &graph.tensor(c.a).axes;
-    let first_row: Vec<Expr> = a_axes
-        .iter()
-        .map(|x| match &block.tokens {
-            Some((t, from)) if t == x => from.clone(),
-            _ => scope.at.get(x).filter(|_| c.batch.contains(x)).cloned().unwrap_or(Expr::Int(0)),
-        })
-        .collect();
-    let a = a.address(&first_row);
+    let Some(a) = block.operands.get(&(c.a, cx.multiplied(panels.format, &cx.mode(kernel)))) else { return };
+    let at = a.at(cx, c, block, scope);
     let width = units.panels * PANEL;
     let b = Address::new(panels.buffer.clone(), unit.clone() * panels.unit_stride + panels.base);
     let c_at = Address::new(flat(tile), 0);
@@ -322,11 +231,11 @@ fn cores(
             Stmt::Core(Core {
                 rows,
                 depth: panels.depth.into(),
-                a: a.clone().plus(row.clone() * a_stride),
-                a_elem,
-                a_stride: a_stride.into(),
+                a: at.clone().plus(row.clone() * a.stride),
+                a_format: a.format,
+                a_stride: a.stride.into(),
                 b: b.clone(),
-                b_elem: panels.elem,
+                b_format: panels.format,
                 c: c_at.clone().plus(row * width),
                 c_stride: width.into(),
                 accumulate: false,

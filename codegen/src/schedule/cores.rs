@@ -2,7 +2,7 @@
 
 use super::emit::Emitter;
 use super::{Context, Mode};
-use crate::loops::{Cores, Elem, Expr, Stmt};
+use crate::loops::{Cores, Expr, Format, Stmt};
 
 /// Covers so many rows with cores: as many as there can be of the most rows, then a smaller one for the rest. Where the
 /// number is known at run time only, the last core may take rows beyond, fewer than [`Cores::rows`] of them.
@@ -39,20 +39,20 @@ fn rest(most: usize, left: &Expr, from: &Expr, e: &mut Emitter, core: &impl Fn(u
     e.push(Stmt::If { mask: Expr::from(fewer).lt(left.clone()), then, otherwise });
 }
 
-/// Elements from one row to the next that keep some rows apart in the nearest cache: strides of many lines that are powers
-/// of two map them onto each other.
-pub(super) fn apart(row: usize, elem: Elem) -> usize {
-    let line = 64 / elem.bytes();
+/// Units from one row to the next, of so many, that keep rows apart in the nearest cache: strides of many lines that are
+/// powers of two map them onto each other.
+pub(super) fn apart(row: usize, format: Format) -> usize {
+    let line = 64 / format.elem().bytes();
     if row.is_multiple_of(8 * line) { row + line } else { row }
 }
 
 impl Context<'_> {
-    /// How the first operand of a core is stored best, where the kernel makes a copy of it: as the panel, if the machine
-    /// multiplies such pairs at once and many rows are worth the rounding.
-    pub(super) fn copied(&self, panel: Elem, mode: &Mode) -> Elem {
+    /// The format in which the first operand of a core is best: where a machine multiplies pairs of bf16 at once, many rows
+    /// are worth the rounding.
+    pub(super) fn multiplied(&self, panel: Format, mode: &Mode) -> Format {
         match panel {
-            Elem::Bf16 if self.cores.bf16 && *mode == Mode::Many => Elem::Bf16,
-            _ => Elem::F32,
+            Format::Bf16 if !self.cores.bf16 || *mode != Mode::Many => Format::F32,
+            panel => panel,
         }
     }
 }

@@ -8,7 +8,7 @@ use einfuse_graph::{AxisId, Extent, Graph, Reduction, TensorId, Type};
 use super::layout::Step;
 use super::place::Place;
 use super::segments::Affine;
-use crate::loops::{Address, Arg, Buffer, Elem, Expr, Fold, LANES, Share, Stmt, Ty, Var};
+use crate::loops::{Arg, Buffer, Elem, Expr, Fold, LANES, Share, Stmt, Ty, Var};
 
 type GExpr = graph::ExprId;
 
@@ -235,7 +235,7 @@ impl<'a> Emitter<'a> {
                 .iter()
                 .map(|&a| if a == axis { Step::One { aligned: span.aligned } } else { Step::Still })
                 .collect();
-            let vector = to.elem != Elem::I32
+            let vector = to.elem == Elem::F32
                 && to.is_contiguous(&dims)
                 && span.len.is_none_or(|n| n >= LANES)
                 && term.is_some_and(|t| self.has_lanes(&scope, axis, t))
@@ -501,13 +501,13 @@ impl<'a> Emitter<'a> {
         let steps: Vec<Step> = index.iter().map(|&i| self.step(scope, i)).collect();
         let float = self.graph.tensor(tensor).ty == Type::Float;
         if steps.iter().all(|s| *s == Step::Still) {
-            let at = self.address(scope, &place, &axes, index);
-            return Value { expr: at.load(place.elem), vector: false };
+            let index = self.indices(scope, &axes, index);
+            return Value { expr: place.load(&index), vector: false };
         }
         if place.is_contiguous(&steps) {
             let first = scope.scalar();
-            let at = self.apart(|e| e.address(&first, &place, &axes, index));
-            return Value { expr: at.load4(place.elem), vector: true };
+            let index = self.apart(|e| e.indices(&first, &axes, index));
+            return Value { expr: place.address(&index).load4(place.elem), vector: true };
         }
         let lanes = [0usize, 1, 2, 3].map(|lane| {
             let mut one = scope.scalar();
@@ -515,7 +515,8 @@ impl<'a> Emitter<'a> {
                 let first = one.at[&axis].clone();
                 one.at.insert(axis, first + lane);
             }
-            self.apart(|e| e.address(&one, &place, &axes, index)).load(place.elem)
+            let index = self.apart(|e| e.indices(&one, &axes, index));
+            place.load(&index)
         });
         debug_assert!(float, "integers are gathered lane by lane only in scalar code");
         Value { expr: Expr::Gather(Box::new(lanes)), vector: true }
@@ -529,9 +530,8 @@ impl<'a> Emitter<'a> {
         result
     }
 
-    fn address(&mut self, scope: &Scope, place: &Place, axes: &[AxisId], index: &[GExpr]) -> Address {
-        let index: Vec<Expr> = axes.iter().zip(index).map(|(&axis, &i)| self.index(scope, axis, i)).collect();
-        place.address(&index)
+    fn indices(&mut self, scope: &Scope, axes: &[AxisId], index: &[GExpr]) -> Vec<Expr> {
+        axes.iter().zip(index).map(|(&axis, &i)| self.index(scope, axis, i)).collect()
     }
 
     /// A coordinate of `axis` as a scalar, kept within the axis where it might leave it.

@@ -11,39 +11,13 @@ use einfuse_graph::{AxisId, Extent, Graph, Kind, TensorId, Type};
 use super::layout::Layout;
 use super::place::{Memory, Place};
 use crate::fuse::{Contraction, EqId, Fold, Kernel, Plan, Segment, Shape, Task};
-use crate::loops::{Arg, Buffer, Elem, Expr, MAX_ROWS, PANEL};
+use crate::loops::{Arg, Buffer, Elem, Expr, Format, MAX_ROWS, PANEL};
 
 /// How many positions a page of a cache holds.
 pub(crate) const PAGE: usize = 64;
 
 /// Slots of the frame that every program has: tokens, past, arena, first.
 const FIXED_SLOTS: usize = 4;
-
-/// How a weight lies in memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Storage {
-    /// As 32-bit floats.
-    F32,
-    /// As the upper halves of 32-bit floats.
-    Bf16,
-}
-
-impl Storage {
-    pub(crate) fn elem(self) -> Elem {
-        match self {
-            Storage::F32 => Elem::F32,
-            Storage::Bf16 => Elem::Bf16,
-        }
-    }
-
-    /// Bytes of an element.
-    pub fn bytes(self) -> usize {
-        match self {
-            Storage::F32 => 4,
-            Storage::Bf16 => 2,
-        }
-    }
-}
 
 /// The columns of a task, cut into units: each unit is a tile's width and one worker's.
 #[derive(Clone, Debug)]
@@ -86,12 +60,12 @@ impl Units {
 #[derive(Clone, Debug)]
 pub(crate) struct Panels {
     pub(crate) buffer: Buffer,
-    pub(crate) elem: Elem,
-    /// Elements before the first unit's first panel.
+    pub(crate) format: Format,
+    /// Units before the first unit's first panel.
     pub(crate) base: usize,
-    /// Elements from unit to unit.
+    /// Units from unit to unit.
     pub(crate) unit_stride: usize,
-    /// Elements of a panel.
+    /// Units of a panel.
     pub(crate) panel: usize,
     pub(crate) depth: usize,
 }
@@ -102,13 +76,17 @@ pub(crate) struct View {
     pub(crate) tensor: TensorId,
     /// For each axis the coordinate it is fixed at, if it is.
     pub(crate) fixed: Vec<Option<i64>>,
+    /// Where the elements are. Of codes in elements from the region's start, of which a unit may have several.
     pub(crate) layout: Layout,
+    /// Where the scales of codes are, in scales from there.
+    pub(crate) scales: Option<Layout>,
 }
 
 /// A stretch of packed weights, of one layer or of all.
 #[derive(Clone, Debug)]
 pub(crate) struct Region {
-    pub(crate) storage: Storage,
+    pub(crate) storage: Format,
+    /// Units.
     pub(crate) len: usize,
     pub(crate) views: Vec<View>,
     pub(crate) layered: bool,
@@ -160,7 +138,7 @@ pub(crate) struct Homes {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Extents {
     /// How states keep floats.
-    pub(crate) cache: Storage,
+    pub(crate) cache: Format,
     /// Most tokens of a step.
     pub(crate) tokens: usize,
     /// Most positions of a sequence; bounds values that have a positions' axis.
@@ -168,7 +146,7 @@ pub(crate) struct Extents {
 }
 
 impl Homes {
-    pub(crate) fn of(plan: &Plan, storage: &dyn Fn(TensorId) -> Storage, extents: Extents) -> Homes {
+    pub(crate) fn of(plan: &Plan, storage: &dyn Fn(TensorId) -> Format, extents: Extents) -> Homes {
         let mut homes = Homes {
             inputs: Vec::new(),
             constants: Vec::new(),
@@ -229,7 +207,7 @@ impl Homes {
     // ---- weights
 
     /// Packs the stored operands of contractions.
-    fn pack(&mut self, plan: &Plan, storage: &dyn Fn(TensorId) -> Storage) {
+    fn pack(&mut self, plan: &Plan, storage: &dyn Fn(TensorId) -> Format) {
         for (scope, kernels) in plan.scopes().into_iter().enumerate() {
             for kernel in kernels {
                 let Shape::Contract(contract) = &kernel.shape else { continue };
@@ -240,14 +218,18 @@ impl Homes {
         }
     }
 
-    fn pack_task(&mut self, plan: &Plan, storage: &dyn Fn(TensorId) -> Storage, scope: usize, task: &Task) {
+    fn pack_task(&mut self, plan: &Plan, storage: &dyn Fn(TensorId) -> Format, scope: usize, task: &Task) {
         let graph = &plan.graph;
         let units = Units::of(graph, task);
         // Rows of a panel that lie together have to be there.
         let storage = |c: &Contraction| {
             let rows = c.depth.last().and_then(|&a| graph.size(a)).unwrap_or(1);
             let wanted = storage(c.b);
-            if rows.is_multiple_of(wanted.elem().together()) { wanted } else { Storage::F32 }
+            match (rows.is_multiple_of(wanted.block()), rows.is_multiple_of(Format::Bf16.block())) {
+                (true, _) => wanted,
+                (false, true) => Format::Bf16,
+                (false, false) => Format::F32,
+            }
         };
         let alike = |a: &Contraction, b: &Contraction| {
             storage(a) == storage(b) && graph.is_layered(a.b) == graph.is_layered(b.b)
@@ -262,16 +244,21 @@ impl Homes {
         }
         for group in groups {
             let depth = group[0].1.depth_size(graph).unwrap_or(1);
-            let panel = depth * PANEL;
-            let unit_stride = panel * units.panels * group.len();
             let storage = storage(&group[0].1);
+            let panel = storage.panel(depth);
+            let unit_stride = panel * units.panels * group.len();
             let views: Vec<View> = group
                 .iter()
                 .enumerate()
                 .map(|(nth, (_, c))| {
                     let base = nth * panel * units.panels;
-                    let layout = panel_layout(graph, c, &units, base, unit_stride, storage.elem());
-                    View { tensor: c.b, fixed: c.fixed.clone(), layout }
+                    let strides = Strides { base, panel, unit: unit_stride };
+                    let layout = panel_layout(graph, c, &units, &strides.times(storage.in_unit()), storage, false);
+                    let scales = storage.is_coded().then(|| {
+                        let strides = Strides { base: base + storage.values(depth), ..strides }.divided(2);
+                        panel_layout(graph, c, &units, &strides, storage, true)
+                    });
+                    View { tensor: c.b, fixed: c.fixed.clone(), layout, scales }
                 })
                 .collect();
             let layered = graph.is_layered(group[0].1.b);
@@ -280,7 +267,7 @@ impl Homes {
             for (nth, (eq, _)) in group.iter().enumerate() {
                 let panels = Panels {
                     buffer: Buffer::Layer(slot),
-                    elem: storage.elem(),
+                    format: storage,
                     base: nth * panel * units.panels,
                     unit_stride,
                     panel,
@@ -309,7 +296,7 @@ impl Homes {
     }
 
     /// Gives each weight that is loaded element by element a home: a packed one that has it whole, or its own.
-    fn plain_weights(&mut self, plan: &Plan, storage: &dyn Fn(TensorId) -> Storage) {
+    fn plain_weights(&mut self, plan: &Plan, storage: &dyn Fn(TensorId) -> Format) {
         let graph = &plan.graph;
         for (scope, kernels) in plan.scopes().into_iter().enumerate() {
             let mut wanted: Vec<TensorId> = Vec::new();
@@ -341,17 +328,28 @@ impl Homes {
                 let region = whole.unwrap_or_else(|| {
                     let len = sizes.iter().product::<usize>();
                     let small = len <= 1 << 16;
-                    let storage = if small { Storage::F32 } else { storage(tensor) };
+                    let storage = match storage(tensor) {
+                        _ if small => Format::F32,
+                        // Scales are those of panels.
+                        coded if coded.is_coded() => Format::Bf16,
+                        plain => plain,
+                    };
                     let fixed = vec![None; sizes.len()];
                     let layout = Layout::row_major(&sizes);
                     let layered = graph.is_layered(tensor);
-                    self.region(Region { storage, len, views: vec![View { tensor, fixed, layout }], layered })
+                    self.region(Region {
+                        storage,
+                        len,
+                        views: vec![View { tensor, fixed, layout, scales: None }],
+                        layered,
+                    })
                 });
                 let slot = self.slot(scope, Entry::Region(region));
                 let region = &self.regions[region];
                 if let Some(view) = region.views.iter().find(|v| v.tensor == tensor) {
                     let mut place = Place::flat(Buffer::Layer(slot), view.layout.clone(), sizes.len());
                     place.elem = region.storage.elem();
+                    place.codes = view.scales.clone().map(|scales| (region.storage, scales));
                     self.places[scope].insert(tensor, place);
                 }
             }
@@ -360,7 +358,7 @@ impl Homes {
 
     // ---- states
 
-    fn pages(&mut self, plan: &Plan, cache: Storage) {
+    fn pages(&mut self, plan: &Plan, cache: Format) {
         let graph = &plan.graph;
         let kernels: Vec<&Kernel> = plan.scopes().into_iter().flatten().collect();
         let mut appended: Vec<(TensorId, TensorId, Vec<Option<usize>>)> = Vec::new();
@@ -401,7 +399,8 @@ impl Homes {
                 }
                 let slot = self.slot(scope, Entry::State(state));
                 let memory = Memory::Paged { table: self.groups[group].slot, slot, positions: PAGE };
-                let place = Place { memory, elem, layout: layout.clone(), origin: vec![Expr::Int(0); dims] };
+                let place =
+                    Place { memory, elem, layout: layout.clone(), origin: vec![Expr::Int(0); dims], codes: None };
                 // The appended rows live in the state, at the positions that follow the past.
                 let here = place.clone().with_origin(0, Expr::Int(0) - Arg::Past);
                 self.places[scope].insert(state, place);
@@ -421,16 +420,16 @@ impl Homes {
             let Shape::Stream(stream) = &kernel.shape else { continue };
             for (_, c) in &stream.scores {
                 let Some(c) = c.as_ref().filter(|c| c.b == state && streams_scores(plan, c)) else { continue };
-                let even = c.depth.last().is_some_and(|&a| size(a).is_multiple_of(elem.together()));
+                let even = c.depth.last().is_some_and(|&a| size(a).is_multiple_of(Format::of(elem).block()));
                 let elem = if even { elem } else { Elem::F32 };
                 let mut layout = Layout::default();
                 let mut stride = PANEL;
                 for (i, &a) in c.depth.iter().rev().enumerate() {
                     let dim = axes.iter().position(|&d| d == a).unwrap_or(0);
-                    layout.push_depth(dim, stride, if i == 0 { elem } else { Elem::F32 });
+                    layout.push_depth(dim, stride, if i == 0 { Format::of(elem) } else { Format::F32 });
                     stride *= size(a);
                 }
-                layout.push_panels(0, stride, elem);
+                layout.push_panels(0, stride, Format::of(elem));
                 stride *= PAGE / PANEL;
                 let len = push_rest(graph, axes, &mut layout, stride);
                 self.scores.insert(state, c.depth.clone());
@@ -443,9 +442,9 @@ impl Homes {
                 }
                 let lane = c.cols[c.cols.len() - 1];
                 let mut layout = Layout::default();
-                layout.push_depth(0, PANEL, elem);
+                layout.push_depth(0, PANEL, Format::of(elem));
                 let mut stride = PANEL * PAGE;
-                layout.push_panels(axes.iter().position(|&d| d == lane).unwrap_or(0), stride, elem);
+                layout.push_panels(axes.iter().position(|&d| d == lane).unwrap_or(0), stride, Format::of(elem));
                 stride *= size(lane).div_ceil(PANEL);
                 for &a in c.cols[..c.cols.len() - 1].iter().rev() {
                     layout.push(axes.iter().position(|&d| d == a).unwrap_or(0), stride);
@@ -529,24 +528,54 @@ impl Homes {
     }
 }
 
-/// The layout of a stored operand in panels: unit, panel within the unit, depth, column.
-fn panel_layout(graph: &Graph, c: &Contraction, units: &Units, base: usize, unit_stride: usize, elem: Elem) -> Layout {
+/// How far apart parts of a region are.
+#[derive(Clone, Copy)]
+struct Strides {
+    base: usize,
+    panel: usize,
+    unit: usize,
+}
+
+impl Strides {
+    fn times(self, n: usize) -> Strides {
+        Strides { base: self.base * n, panel: self.panel * n, unit: self.unit * n }
+    }
+
+    fn divided(self, n: usize) -> Strides {
+        Strides { base: self.base / n, panel: self.panel / n, unit: self.unit / n }
+    }
+}
+
+/// The layout of a stored operand in panels: unit, panel within the unit, depth, column. Or that of its scales.
+fn panel_layout(
+    graph: &Graph,
+    c: &Contraction,
+    units: &Units,
+    strides: &Strides,
+    format: Format,
+    scales: bool,
+) -> Layout {
     let dims = &graph.tensor(c.b).axes;
     let dim = |a: AxisId| dims.iter().position(|&d| d == a);
     let size = |a: AxisId| graph.size(a).unwrap_or(1);
-    let mut layout = Layout { base, terms: Vec::new() };
+    let mut layout = Layout { base: strides.base, terms: Vec::new() };
     let mut stride = PANEL;
     for (i, &a) in c.depth.iter().rev().enumerate() {
         if let Some(dim) = dim(a) {
-            layout.push_depth(dim, stride, if i == 0 { elem } else { Elem::F32 });
+            match (i, scales) {
+                (0, true) => layout.push_blocks(dim, stride, format),
+                (0, false) => layout.push_depth(dim, stride, format),
+                _ => layout.push(dim, stride),
+            }
         }
-        stride *= size(a);
+        stride *= if i == 0 && scales { size(a) / format.block() } else { size(a) };
     }
     let lane_panels = units.lane_size.div_ceil(PANEL);
-    let lane_stride = if units.lane_whole { stride } else { unit_stride };
+    let lane_stride = if units.lane_whole { strides.panel } else { strides.unit };
     if let Some(dim) = dim(units.lane) {
-        layout.push_panels(dim, lane_stride, elem);
+        layout.push_panels(dim, lane_stride, if scales { Format::F32 } else { format });
     }
+    let mut stride = strides.panel;
     if units.lane_whole {
         stride *= lane_panels;
     }
@@ -556,7 +585,7 @@ fn panel_layout(graph: &Graph, c: &Contraction, units: &Units, base: usize, unit
         }
         stride *= size(a);
     }
-    let mut stride = unit_stride;
+    let mut stride = strides.unit;
     for &(a, count) in units.digits.iter().rev() {
         if let (Some(dim), false) = (dim(a), a == units.lane) {
             layout.push(dim, stride);

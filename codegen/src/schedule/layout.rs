@@ -1,6 +1,6 @@
 //! Layouts: where the element of a tensor at some coordinates lies.
 
-use crate::loops::{Elem, Expr, LANES, PANEL};
+use crate::loops::{Expr, Format, LANES, PANEL};
 
 /// One summand of an offset: `stride · ((index / div) mod modulo)`, where `index` is the coordinate along one dimension.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,22 +47,29 @@ impl Layout {
         self.terms.push(Term { dim, div: 1, modulo: None, stride });
     }
 
-    /// A dimension in groups of [`PANEL`] neighbours, the columns of a panel of such elements, `stride` from group to group
-    /// (see [`crate::loops::Core`]).
-    pub(crate) fn push_panels(&mut self, dim: usize, stride: usize, elem: Elem) {
+    /// A dimension in groups of [`PANEL`] neighbours, the columns of a panel, `stride` from group to group (see
+    /// [`Format`]).
+    pub(crate) fn push_panels(&mut self, dim: usize, stride: usize, format: Format) {
         self.terms.push(Term { dim, div: PANEL, modulo: None, stride });
-        self.terms.push(Term { dim, div: 1, modulo: Some(PANEL), stride: elem.together() });
+        self.terms.push(Term { dim, div: 1, modulo: Some(PANEL), stride: format.together() * format.in_unit() });
     }
 
-    /// The rows of a panel of such elements, `stride` from row to row if they did not lie together.
-    pub(crate) fn push_depth(&mut self, dim: usize, stride: usize, elem: Elem) {
-        match elem.together() {
-            1 => self.push(dim, stride),
-            together => {
-                self.terms.push(Term { dim, div: together, modulo: None, stride: stride * together });
-                self.terms.push(Term { dim, div: 1, modulo: Some(together), stride: 1 });
-            }
+    /// The rows of a panel, `stride` from row to row if they did not lie together.
+    pub(crate) fn push_depth(&mut self, dim: usize, stride: usize, format: Format) {
+        let (together, in_unit) = (format.together(), format.in_unit());
+        if together == 1 {
+            return self.push(dim, stride);
         }
+        self.terms.push(Term { dim, div: together * in_unit, modulo: None, stride: stride * together * in_unit });
+        if in_unit > 1 {
+            self.terms.push(Term { dim, div: together, modulo: Some(in_unit), stride: 1 });
+        }
+        self.terms.push(Term { dim, div: 1, modulo: Some(together), stride: in_unit });
+    }
+
+    /// The rows of a panel, as far as they have scales of their own, `stride` from row to row of scales.
+    pub(crate) fn push_blocks(&mut self, dim: usize, stride: usize, format: Format) {
+        self.terms.push(Term { dim, div: format.block(), modulo: None, stride });
     }
 
     /// The offset of the element at these coordinates.
@@ -105,7 +112,7 @@ mod tests {
     #[test]
     fn panels_interleave_sixteen_columns() {
         let mut layout = Layout::default();
-        layout.push_panels(0, 5 * PANEL, Elem::F32);
+        layout.push_panels(0, 5 * PANEL, Format::F32);
         layout.push(1, PANEL);
         assert_eq!(layout.offset_of(&[0, 0]), 0);
         assert_eq!(layout.offset_of(&[3, 0]), 3);
@@ -121,8 +128,8 @@ mod tests {
     #[test]
     fn bf16_panels_interleave_two_rows() {
         let mut layout = Layout::default();
-        layout.push_panels(0, 4 * PANEL, Elem::Bf16);
-        layout.push_depth(1, PANEL, Elem::Bf16);
+        layout.push_panels(0, 4 * PANEL, Format::Bf16);
+        layout.push_depth(1, PANEL, Format::Bf16);
         let order = |column: usize| [0, 1, 2, 3].map(|row| layout.offset_of(&[column, row]));
         assert_eq!(order(0), [0, 1, 32, 33]);
         assert_eq!(order(5), [10, 11, 42, 43]);
@@ -130,5 +137,16 @@ mod tests {
         let aligned = Step::One { aligned: true };
         assert!(!layout.is_contiguous(&[aligned, Step::Still]));
         assert!(!layout.is_contiguous(&[Step::Still, aligned]));
+    }
+
+    #[test]
+    fn codes_of_half_a_byte_interleave_eight_rows() {
+        let mut layout = Layout::default();
+        layout.push_panels(0, 32 * PANEL, Format::Q4);
+        layout.push_depth(1, PANEL, Format::Q4);
+        // Row 0 and row 4 share a byte; the next column follows after four bytes.
+        let at = |column: usize, row: usize| layout.offset_of(&[column, row]);
+        assert_eq!([0, 4, 1, 5, 7, 8].map(|row| at(0, row)), [0, 1, 2, 3, 7, 128]);
+        assert_eq!([at(1, 0), at(15, 7), at(16, 0)], [8, 127, 512]);
     }
 }

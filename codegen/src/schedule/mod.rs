@@ -13,12 +13,11 @@ mod cores;
 pub(crate) mod emit;
 pub(crate) mod homes;
 pub(crate) mod layout;
+mod operands;
 pub(crate) mod place;
 mod rows;
 mod segments;
 mod stream;
-
-pub use homes::Storage;
 
 use crate::fuse::{Contraction, EqId, Fold, Kernel, Plan, Shape, factors};
 use crate::loops::{self, Arg, Cores, Expr};

@@ -1,7 +1,7 @@
 //! Places: a layout with the memory that it lies in.
 
 use super::layout::{Layout, Step};
-use crate::loops::{Address, Buffer, Elem, Expr};
+use crate::loops::{Address, Buffer, Elem, Expr, Format, Unary};
 
 /// Where a tensor's elements are.
 #[derive(Clone, Debug)]
@@ -11,6 +11,8 @@ pub(crate) struct Place {
     pub(crate) layout: Layout,
     /// For each dimension what is taken from a coordinate before the layout sees it.
     pub(crate) origin: Vec<Expr>,
+    /// How it is coded, with the layout of the scales, if it is.
+    pub(crate) codes: Option<(Format, Layout)>,
 }
 
 /// The kinds of memory.
@@ -24,7 +26,7 @@ pub(crate) enum Memory {
 
 impl Place {
     pub(crate) fn flat(buffer: Buffer, layout: Layout, dims: usize) -> Place {
-        Place { memory: Memory::Flat(buffer), elem: Elem::F32, layout, origin: vec![Expr::Int(0); dims] }
+        Place { memory: Memory::Flat(buffer), elem: Elem::F32, layout, origin: vec![Expr::Int(0); dims], codes: None }
     }
 
     /// The address of the element at these coordinates.
@@ -42,8 +44,29 @@ impl Place {
         }
     }
 
+    /// An element.
+    pub(crate) fn load(&self, index: &[Expr]) -> Expr {
+        let at = self.address(index);
+        let Some((format, scales)) = &self.codes else { return at.load(self.elem) };
+        let index: Vec<Expr> = index.iter().zip(&self.origin).map(|(i, o)| i.clone() - o.clone()).collect();
+        let scale = Address { buffer: at.buffer.clone(), offset: scales.offset(&index) }.load(Elem::Bf16);
+        let code = match format.in_unit() {
+            1 => at.load(self.elem),
+            in_unit => {
+                let byte = Address { buffer: at.buffer, offset: at.offset.clone().div(in_unit) }.load(self.elem);
+                let upper = Expr::from(0).lt(at.offset.rem(in_unit));
+                let radix = 1 << format.bits();
+                upper.select(byte.clone().div(radix), byte.rem(radix))
+            }
+        };
+        (code - i64::from(format.offset())).unary(Unary::ToFloat) * scale
+    }
+
     /// Whether lanes that step so through the dimensions are neighbours in memory.
     pub(crate) fn is_contiguous(&self, steps: &[Step]) -> bool {
+        if self.codes.is_some() {
+            return false;
+        }
         let within_page = match self.memory {
             Memory::Flat(_) => true,
             Memory::Paged { .. } => match steps[0] {

@@ -17,7 +17,7 @@ use super::layout::Layout;
 use super::place::Place;
 use super::{Context, Mode};
 use crate::fuse::{Contraction, EqId, Fold, Kernel, Stream, Weighted, is_tokens};
-use crate::loops::{self, Address, Arg, Buffer, Elem, Expr, LANES, PANEL, Share, Stmt};
+use crate::loops::{self, Address, Arg, Buffer, Elem, Encode, Expr, Format, LANES, PANEL, Share, Stmt};
 use merge::{Partials, merge};
 use page::Page;
 
@@ -50,12 +50,39 @@ struct Shape<'s> {
 
 /// The private memory of a tile.
 struct Tile {
-    /// Weights that several folds share, with their place.
-    weights: Vec<(Weighted, Place)>,
-    /// For each score contraction that a core computes: its activation's rows, their length and how they are stored.
-    queries: Vec<(EqId, Buffer, usize, Elem)>,
+    /// Weights that several folds share.
+    weights: Vec<(Weighted, Rows)>,
+    /// For each score contraction that a core computes its activation.
+    queries: Vec<(EqId, Rows)>,
     /// For each fold its statistic; of a contraction, its accumulated columns.
     stats: Vec<Place>,
+}
+
+/// Rows that cores multiply: floats, and the same in the format that the cores want.
+struct Rows {
+    floats: Buffer,
+    depth: usize,
+    format: Format,
+    encoded: Buffer,
+}
+
+impl Rows {
+    fn new(rows: usize, depth: usize, format: Format, e: &mut Emitter) -> Rows {
+        let floats = e.floats(rows * depth);
+        let encoded = match format {
+            Format::F32 => floats.clone(),
+            format => e.memory(rows * depth, format.elem()),
+        };
+        Rows { floats, depth, format, encoded }
+    }
+
+    /// Brings a row into the format of the cores.
+    fn encode(&self, row: Expr, e: &mut Emitter) {
+        if self.format != Format::F32 {
+            let [from, to] = [&self.floats, &self.encoded].map(|b| Address::new(b.clone(), row.clone() * self.depth));
+            e.push(Stmt::Encode(Encode { depth: self.depth, from, to, format: self.format }));
+        }
+    }
 }
 
 pub(super) fn schedule(cx: &Context, kernel: &Kernel, stream: &Stream, partial: usize) -> (Vec<loops::Kernel>, usize) {
@@ -160,8 +187,8 @@ fn tile(
     let rows = shape.most * shape.per_token;
     let tile = memory(cx, kernel, shape, &from, e);
     start(cx, shape, &tile, e);
-    for (q, buffer, depth, elem) in &tile.queries {
-        queries(cx, shape, &scope, *q, (buffer, *depth, *elem), &from, e);
+    for (q, rows) in &tile.queries {
+        queries(cx, shape, &scope, *q, rows, &from, e);
     }
 
     // Which pages the tile's tokens may see.
@@ -258,7 +285,7 @@ fn columns(cx: &Context, c: &Contraction) -> usize {
 
 fn memory(cx: &Context, kernel: &Kernel, shape: &Shape, from: &Expr, e: &mut Emitter) -> Tile {
     let (stream, padded) = (shape.stream, shape.padded);
-    let stored = |c: &Contraction| cx.copied(cx.home(c.b).elem, &cx.mode(kernel));
+    let stored = |c: &Contraction| cx.multiplied(Format::of(cx.home(c.b).elem), &cx.mode(kernel));
     let mut queries = Vec::new();
     for (q, c) in &stream.scores {
         let buffer = e.floats(padded * PAGE);
@@ -266,11 +293,10 @@ fn memory(cx: &Context, kernel: &Kernel, shape: &Shape, from: &Expr, e: &mut Emi
         e.places.insert(out, row_place(cx, shape, buffer, PAGE, out, from, None));
         if let Some(c) = c.as_ref().filter(|c| cx.has_score_panels(c)) {
             let depth = c.depth_size(&cx.plan.graph).unwrap_or(1);
-            let elem = stored(c);
-            queries.push((*q, e.memory(padded * depth, elem), depth, elem));
+            queries.push((*q, Rows::new(padded, depth, stored(c), e)));
         }
     }
-    let mut weights: Vec<(Weighted, Place)> = Vec::new();
+    let mut weights: Vec<(Weighted, Rows)> = Vec::new();
     let mut stats = Vec::new();
     for fold in &stream.folds {
         let out = cx.plan.equations[fold.equation()].out;
@@ -293,11 +319,8 @@ fn memory(cx: &Context, kernel: &Kernel, shape: &Shape, from: &Expr, e: &mut Emi
                 _ => None,
             });
             let alike = of_cores.clone().all(|c| cx.has_column_panels(c));
-            let elem = of_cores.next().filter(|_| alike).map_or(Elem::F32, |c| stored(c));
-            let buffer = e.memory(padded * PAGE, elem);
-            let mut place = Place::flat(buffer, Layout::default(), 0);
-            place.elem = elem;
-            weights.push((weight.clone(), place));
+            let format = of_cores.next().filter(|_| alike).map_or(Format::F32, |c| stored(c));
+            weights.push((weight.clone(), Rows::new(padded, PAGE, format, e)));
         }
         e.places.insert(out, place.clone());
         stats.push(place);
@@ -324,15 +347,7 @@ fn start(cx: &Context, shape: &Shape, tile: &Tile, e: &mut Emitter) {
 
 /// Copies the activation's rows of a score contraction, one after the other.
 #[allow(clippy::too_many_arguments)]
-fn queries(
-    cx: &Context,
-    shape: &Shape,
-    scope: &Scope,
-    q: EqId,
-    (buffer, depth, elem): (&Buffer, usize, Elem),
-    from: &Expr,
-    e: &mut Emitter,
-) {
+fn queries(cx: &Context, shape: &Shape, scope: &Scope, q: EqId, rows: &Rows, from: &Expr, e: &mut Emitter) {
     let graph = &cx.plan.graph;
     let Some((_, Some(c))) = shape.stream.scores.iter().find(|(e, _)| *e == q) else { return };
     let axes = &graph.tensor(c.a).axes;
@@ -344,13 +359,12 @@ fn queries(
         }
         stride *= graph.size(a).unwrap_or(1);
     }
-    let mut place = row_place(cx, shape, buffer.clone(), depth, c.a, from, None);
+    let mut place = row_place(cx, shape, rows.floats.clone(), rows.depth, c.a, from, None);
     place.layout.terms.extend(layout.terms);
-    place.elem = elem;
     // Rows that the activation does not tell apart (it lacks one of their axes) get a copy each.
     let missing = |a: &AxisId| !axes.contains(a);
     let mut copies = vec![0];
-    let mut stride = depth;
+    let mut stride = rows.depth;
     for &a in shape.inner.iter().rev() {
         let size = graph.size(a).unwrap_or(1);
         if missing(&a) {
@@ -365,6 +379,10 @@ fn queries(
         let mut to = place.clone();
         to.layout.base = base;
         e.equation(scope, c.a, cx.load(c.a), &to);
+    }
+    let count = e.int(shape.tokens.map_or(Expr::Int(1), |t| e.span(t).to - e.span(t).from) * shape.per_token);
+    if rows.format != Format::F32 {
+        e.repeat(Expr::Int(0), count, 1, |e, row| rows.encode(row, e));
     }
 }
 

@@ -11,7 +11,7 @@ use super::super::homes::PAGE;
 use super::super::place::Place;
 use super::{LOWEST, Shape, Tile, columns, each_of, each_row, row_number};
 use crate::fuse::{Contraction, Fold, Weighted};
-use crate::loops::{self, Address, Buffer, Core, Elem, Expr, LANES, PANEL, Stmt, Ty, Unary};
+use crate::loops::{self, Address, Buffer, Core, Elem, Expr, Format, LANES, PANEL, Stmt, Ty, Unary};
 
 /// A page that a tile visits.
 pub(super) struct Page<'a> {
@@ -40,7 +40,7 @@ impl Page<'_> {
             }
             e.places.insert(equation.out, place.clone());
             let core = tile.queries.iter().find(|(eq, ..)| eq == q).zip(c.as_ref());
-            let Some(((_, queries, depth, elem), c)) = core else {
+            let Some(((_, queries), c)) = core else {
                 // Only what is there: positions beyond the end have no rows to read.
                 let to = e.int((s.clone() + PAGE).min(self.end.clone()));
                 let part = Span { from: s.clone(), to, aligned: true, len: None };
@@ -55,16 +55,16 @@ impl Page<'_> {
             let state = self.panel_address(c, scope, e);
             let to = flat(&place);
             e.repeat(Expr::Int(0), (PAGE / PANEL).into(), 1, |e, panel| {
-                let b = state.clone().plus(panel.clone() * (depth * PANEL));
+                let b = state.clone().plus(panel.clone() * (queries.depth * PANEL));
                 cover(&self.rows.into(), cx.cores, e, |rows, row| {
                     Stmt::Core(Core {
                         rows,
-                        depth: (*depth).into(),
-                        a: Address::new(queries.clone(), row.clone() * *depth),
-                        a_elem: *elem,
-                        a_stride: (*depth).into(),
+                        depth: queries.depth.into(),
+                        a: Address::new(queries.encoded.clone(), row.clone() * queries.depth),
+                        a_format: queries.format,
+                        a_stride: queries.depth.into(),
                         b: b.clone(),
-                        b_elem: cx.home(c.b).elem,
+                        b_format: Format::of(cx.home(c.b).elem),
                         c: Address::new(to.clone(), row * PAGE + panel.clone() * PANEL),
                         c_stride: PAGE.into(),
                         accumulate: false,
@@ -109,19 +109,22 @@ impl Page<'_> {
                     let total = match done.iter().find(|(w, _)| *w == weight) {
                         Some((_, total)) => *total,
                         None => {
-                            let buffer = tile.weights.iter().find(|(w, _)| w == weight).map(|(_, p)| (flat(p), p.elem));
+                            let rows = tile.weights.iter().find(|(w, _)| w == weight).map(|(_, rows)| rows);
                             let total = e.bind(Ty::Floats, Expr::Float(0.0).splat());
                             let number = number.clone();
                             self.each_vector(scope, e, |e, scope| {
                                 let value = self.weighted(weight, shift.map(|(_, new, _)| new), scope, e);
                                 let value = e.bind(Ty::Floats, value);
-                                if let Some((buffer, elem)) = &buffer {
+                                if let Some(rows) = rows {
                                     let column = scope.at[&positions].clone() - s.clone();
-                                    let at = Address::new(buffer.clone(), number.clone() * PAGE + column);
-                                    e.push(Stmt::Store { elem: *elem, at, value: value.into() });
+                                    let at = Address::new(rows.floats.clone(), number.clone() * PAGE + column);
+                                    e.push(Stmt::Store { elem: Elem::F32, at, value: value.into() });
                                 }
                                 e.push(Stmt::Set(total, Expr::from(total) + value));
                             });
+                            if let Some(rows) = rows {
+                                rows.encode(number, e);
+                            }
                             done.push((weight, total));
                             total
                         }
@@ -218,7 +221,7 @@ impl Page<'_> {
         let Some(place) = at.map(|at| &tile.stats[at]) else { return };
         let width = columns(cx, c);
         if !cx.has_column_panels(c) {
-            return self.sum_plainly(&flat(weights), place, c, scope, e);
+            return self.sum_plainly(&weights.floats, place, c, scope, e);
         }
         let b = self.panel_address(c, scope, e);
         let to = flat(place);
@@ -228,11 +231,11 @@ impl Page<'_> {
                 Stmt::Core(Core {
                     rows,
                     depth: PAGE.into(),
-                    a: Address::new(flat(weights), row.clone() * PAGE),
-                    a_elem: weights.elem,
+                    a: Address::new(weights.encoded.clone(), row.clone() * PAGE),
+                    a_format: weights.format,
                     a_stride: PAGE.into(),
                     b: b.clone(),
-                    b_elem: cx.home(c.b).elem,
+                    b_format: Format::of(cx.home(c.b).elem),
                     c: Address::new(to.clone(), row * width + panel.clone() * PANEL),
                     c_stride: width.into(),
                     accumulate: true,

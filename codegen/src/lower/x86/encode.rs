@@ -1,0 +1,130 @@
+//! The encoding of rows, at 512 bits.
+
+use iced_x86::{Code, IcedError, Instruction, Register};
+
+use super::{A, B, COUNT, Writer};
+use crate::loops::{Format, PANEL, SMALLEST};
+
+/// Where the scales go.
+const SCALES: Register = Register::R8;
+
+/// Bytes of a vector of floats.
+const VECTOR: usize = 4 * PANEL;
+
+const MAGNITUDE: Register = Register::ZMM31;
+const LEAST: Register = Register::XMM30;
+const MOST: Register = Register::XMM29;
+const INVERSE: Register = Register::XMM28;
+
+/// Writes the code that encodes a row of whole vectors: from the first address to the second.
+pub(super) fn write(w: &mut Writer, depth: usize, format: Format) -> Result<(), IcedError> {
+    if format == Format::Bf16 {
+        let vectors = depth / PANEL;
+        let unroll = [4, 2, 1].into_iter().find(|n| vectors.is_multiple_of(*n)).unwrap_or(1);
+        return w.times(vectors / unroll, |w| {
+            for i in 0..unroll {
+                let (from, to) = (w.at(A, i * VECTOR), w.at(B, i * VECTOR / 2));
+                w.push(Instruction::with2(Code::EVEX_Vcvtneps2bf16_ymm_k1z_zmmm512b32, Register::YMM0, from))?;
+                w.push(Instruction::with2(Code::VEX_Vmovups_ymmm256_ymm, to, Register::YMM0))?;
+            }
+            w.advance(A, unroll * VECTOR)?;
+            w.advance(B, unroll * VECTOR / 2)
+        });
+    }
+    let scales = w.at(B, depth);
+    w.push(Instruction::with2(Code::Lea_r64_m, SCALES, scales))?;
+    for (register, bits) in [
+        (MAGNITUDE, 0x7fff_ffff),
+        (LEAST, SMALLEST.to_bits()),
+        (MOST, 127f32.to_bits()),
+        (INVERSE, (1.0f32 / 127.0).to_bits()),
+    ] {
+        w.push(Instruction::with2(Code::Mov_r32_imm32, COUNT, bits))?;
+        let code = match register {
+            MAGNITUDE => Code::EVEX_Vpbroadcastd_zmm_k1z_r32,
+            _ => Code::EVEX_Vmovd_xmm_rm32,
+        };
+        w.push(Instruction::with2(code, register, COUNT))?;
+    }
+    let blocks = depth / format.block();
+    w.times(blocks, |w| block(w, format, blocks))
+}
+
+fn numbers(i: usize) -> Register {
+    Register::ZMM0 + i as u32
+}
+
+fn others(i: usize) -> Register {
+    Register::ZMM8 + i as u32
+}
+
+fn block(w: &mut Writer, format: Format, blocks: usize) -> Result<(), IcedError> {
+    let vectors = format.block() / PANEL;
+    for i in 0..vectors {
+        let from = w.at(A, i * VECTOR);
+        w.push(Instruction::with2(Code::EVEX_Vmovups_zmm_k1z_zmmm512, numbers(i), from))?;
+        w.push(Instruction::with3(Code::EVEX_Vpandd_zmm_k1z_zmm_zmmm512b32, others(i), numbers(i), MAGNITUDE))?;
+    }
+    let largest = fold(
+        w,
+        vectors,
+        [
+            Code::EVEX_Vmaxps_zmm_k1z_zmm_zmmm512b32_sae,
+            Code::VEX_Vmaxps_ymm_ymm_ymmm256,
+            Code::VEX_Vmaxps_xmm_xmm_xmmm128,
+        ],
+    )?;
+    w.push(Instruction::with3(Code::EVEX_Vmaxss_xmm_k1z_xmm_xmmm32_sae, largest, LEAST, largest))?;
+    let (scale, factor) = (Register::XMM16, Register::XMM17);
+    w.push(Instruction::with3(Code::EVEX_Vmulss_xmm_k1z_xmm_xmmm32_er, scale, largest, INVERSE))?;
+    let to = w.at(SCALES, 0);
+    w.push(Instruction::with2(Code::EVEX_Vmovss_m32_k1_xmm, to, scale))?;
+    w.push(Instruction::with3(Code::EVEX_Vdivss_xmm_k1z_xmm_xmmm32_er, factor, MOST, largest))?;
+    let factors = Register::ZMM17;
+    w.push(Instruction::with2(Code::EVEX_Vbroadcastss_zmm_k1z_xmmm32, factors, factor))?;
+    for i in 0..vectors {
+        let code = others(i);
+        w.push(Instruction::with3(Code::EVEX_Vmulps_zmm_k1z_zmm_zmmm512b32_er, code, numbers(i), factors))?;
+        w.push(Instruction::with2(Code::EVEX_Vcvtps2dq_zmm_k1z_zmmm512b32_er, code, code))?;
+        let to = w.at(B, i * PANEL);
+        w.push(Instruction::with2(Code::EVEX_Vpmovsdb_xmmm128_k1z_zmm, to, code))?;
+    }
+    let sum = fold(
+        w,
+        vectors,
+        [Code::EVEX_Vpaddd_zmm_k1z_zmm_zmmm512b32, Code::VEX_Vpaddd_ymm_ymm_ymmm256, Code::VEX_Vpaddd_xmm_xmm_xmmm128],
+    )?;
+    // The offsets are powers of two.
+    let shift = format.offset().trailing_zeros() as i32;
+    w.push(Instruction::with3(Code::VEX_Vpslld_xmm_xmm_imm8, sum, sum, shift))?;
+    let zero = Register::XMM9;
+    w.push(Instruction::with3(Code::VEX_Vpxor_xmm_xmm_xmmm128, zero, zero, zero))?;
+    w.push(Instruction::with3(Code::VEX_Vpsubd_xmm_xmm_xmmm128, sum, zero, sum))?;
+    let to = w.at(SCALES, 4 * blocks);
+    w.push(Instruction::with2(Code::VEX_Vmovd_rm32_xmm, to, sum))?;
+    w.advance(A, vectors * VECTOR)?;
+    w.advance(B, format.block())?;
+    w.advance(SCALES, 4)
+}
+
+/// Combines all lanes of the `others`; returns the register whose lanes all hold the result.
+fn fold(w: &mut Writer, vectors: usize, [wide, half, quarter]: [Code; 3]) -> Result<Register, IcedError> {
+    let mut distance = vectors / 2;
+    while distance > 0 {
+        for i in 0..distance {
+            w.push(Instruction::with3(wide, others(i), others(i), others(i + distance)))?;
+        }
+        distance /= 2;
+    }
+    let [y, x] = [Register::YMM8, Register::XMM8];
+    let [y_other, x_other] = [Register::YMM9, Register::XMM9];
+    w.push(Instruction::with3(Code::EVEX_Vextracti64x4_ymmm256_k1z_zmm_imm8, y_other, others(0), 1))?;
+    w.push(Instruction::with3(half, y, y, y_other))?;
+    w.push(Instruction::with3(Code::VEX_Vextracti128_xmmm128_ymm_imm8, x_other, y, 1))?;
+    w.push(Instruction::with3(quarter, x, x, x_other))?;
+    for order in [0b0100_1110, 0b1011_0001] {
+        w.push(Instruction::with3(Code::VEX_Vpshufd_xmm_xmmm128_imm8, x_other, x, order))?;
+        w.push(Instruction::with3(quarter, x, x, x_other))?;
+    }
+    Ok(x)
+}

@@ -1,0 +1,279 @@
+//! Contraction cores of 256 and 512 bits, as machine code: Cranelift's vectors end at 128.
+//!
+//! A core is a function of its own, `extern "C" fn(a, b, c)`, for exactly one shape: rows, strides and depth are written
+//! into it. So is the encoding of a row, `extern "C" fn(from, to)`. The kernels call them directly. Registers are few and
+//! their use is fixed, so none is allocated: the sums come first, and the last few hold what passes by.
+
+mod codes;
+mod encode;
+mod floats;
+
+use cranelift::codegen::ir::types::I64;
+use cranelift::codegen::ir::{AbiParam, ExtFuncData, ExternalName, FuncRef, Function, Signature, UserExternalName};
+use cranelift::codegen::isa::CallConv;
+use iced_x86::code_asm::CodeAssembler;
+use iced_x86::{Code, FastFormatter, IcedError, Instruction, MemoryOperand, Register};
+
+use super::target::serve;
+use crate::loops::{Core, Cores, Encode, Expr, Format, Kernel, MAX_ROWS, PANEL, Stmt};
+
+/// The shape of a core, which its machine code is made for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Shape {
+    rows: usize,
+    depth: usize,
+    a: Format,
+    b: Format,
+    /// Bytes from row to row.
+    a_stride: usize,
+    c_stride: usize,
+    accumulate: bool,
+}
+
+impl Shape {
+    /// Steps of 32 bits of each column of the panel.
+    fn steps(&self) -> usize {
+        self.depth / self.b.together()
+    }
+
+    /// Bytes of a row of the first operand in a step.
+    fn a_step(&self) -> usize {
+        self.b.together() * self.a.elem().bytes()
+    }
+}
+
+/// What is a function of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Leaf {
+    Core(Shape),
+    Encode { depth: usize, format: Format },
+}
+
+impl Leaf {
+    /// A core, where all of its shape is known and the machine has the instructions.
+    fn core(core: &Core, cores: &Cores) -> Option<Leaf> {
+        let known = |e: &Expr| e.as_int().and_then(|x| usize::try_from(x).ok());
+        let shape = Shape {
+            rows: core.rows,
+            depth: known(&core.depth)?,
+            a: core.a_format,
+            b: core.b_format,
+            a_stride: known(&core.a_stride)? * core.a_format.elem().bytes(),
+            c_stride: known(&core.c_stride)? * 4,
+            accumulate: core.accumulate,
+        };
+        let near = MAX_ROWS * shape.a_stride.max(shape.c_stride) + 8 * shape.depth < i32::MAX as usize;
+        (near && serve(cores, shape.a, shape.b) && core.rows <= cores.rows()).then_some(Leaf::Core(shape))
+    }
+
+    fn encode(encode: &Encode, cores: &Cores) -> Option<Leaf> {
+        let Encode { depth, format, .. } = *encode;
+        let whole = depth.is_multiple_of(PANEL) && depth > 0;
+        (whole && cores.bits == 512 && serve(cores, format, format)).then_some(Leaf::Encode { depth, format })
+    }
+
+    /// How many addresses it is called with.
+    fn arguments(&self) -> usize {
+        match self {
+            Leaf::Core(_) => 3,
+            Leaf::Encode { .. } => 2,
+        }
+    }
+}
+
+/// The functions that some kernels call.
+pub(super) struct Table {
+    cores: Cores,
+    leaves: Vec<Leaf>,
+}
+
+impl Table {
+    pub(super) fn of<'k>(kernels: impl IntoIterator<Item = &'k Kernel>, cores: &Cores) -> Table {
+        let mut table = Table { cores: *cores, leaves: Vec::new() };
+        for kernel in kernels {
+            table.visit(&kernel.body);
+        }
+        table
+    }
+
+    fn visit(&mut self, body: &[Stmt]) {
+        for stmt in body {
+            let leaf = match stmt {
+                Stmt::Core(core) => Leaf::core(core, &self.cores),
+                Stmt::Encode(encode) => Leaf::encode(encode, &self.cores),
+                Stmt::For { body, .. } | Stmt::Parallel { body, .. } => {
+                    self.visit(body);
+                    None
+                }
+                Stmt::If { then, otherwise, .. } => {
+                    self.visit(then);
+                    self.visit(otherwise);
+                    None
+                }
+                _ => None,
+            };
+            if let Some(leaf) = leaf.filter(|leaf| !self.leaves.contains(leaf)) {
+                self.leaves.push(leaf);
+            }
+        }
+    }
+
+    /// How a kernel calls a core. `None` if the core is to be emitted in place.
+    pub(super) fn core(&self, func: &mut Function, core: &Core) -> Option<FuncRef> {
+        self.callee(func, Leaf::core(core, &self.cores)?)
+    }
+
+    /// The same for the encoding of a row.
+    pub(super) fn encode(&self, func: &mut Function, encode: &Encode) -> Option<FuncRef> {
+        self.callee(func, Leaf::encode(encode, &self.cores)?)
+    }
+
+    /// A leaf is the module's function of its number.
+    fn callee(&self, func: &mut Function, leaf: Leaf) -> Option<FuncRef> {
+        let number = self.leaves.iter().position(|l| *l == leaf)?;
+        let name = UserExternalName { namespace: 0, index: number as u32 };
+        let known = func.params.user_named_funcs().iter().find(|(_, n)| **n == name).map(|(r, _)| r);
+        if let Some(known) = known {
+            let callee = |(_, data): &(FuncRef, &ExtFuncData)| data.name == ExternalName::user(known);
+            return func.dfg.ext_funcs.iter().find(callee).map(|(r, _)| r);
+        }
+        let name = func.declare_imported_user_function(name);
+        let signature = signature(leaf, func.signature.call_conv);
+        let signature = func.import_signature(signature);
+        let data = ExtFuncData { name: ExternalName::user(name), signature, colocated: true, patchable: false };
+        Some(func.import_function(data))
+    }
+
+    /// The machine code of each function, with its text where that is asked for.
+    pub(super) fn assemble(&self, call_conv: CallConv, text: bool) -> Result<Vec<Assembled>, String> {
+        let one = |(number, leaf): (usize, &Leaf)| {
+            let assembled = assemble(*leaf, &self.cores, call_conv, text.then_some(number));
+            assembled.map_err(|e| format!("{leaf:?}: {e}"))
+        };
+        self.leaves.iter().enumerate().map(one).collect()
+    }
+}
+
+/// A function's machine code.
+pub(super) struct Assembled {
+    pub(super) signature: Signature,
+    pub(super) bytes: Vec<u8>,
+    pub(super) text: String,
+}
+
+fn assemble(leaf: Leaf, cores: &Cores, call_conv: CallConv, text: Option<usize>) -> Result<Assembled, IcedError> {
+    let mut w = Writer { code: CodeAssembler::new(64)?, wide: cores.bits == 512 };
+    match leaf {
+        Leaf::Core(shape) if shape.b.is_coded() => codes::write(&mut w, shape)?,
+        Leaf::Core(shape) => floats::write(&mut w, shape)?,
+        Leaf::Encode { depth, format } => encode::write(&mut w, depth, format)?,
+    }
+    w.code.vzeroupper()?;
+    w.code.ret()?;
+    let mut listing = String::new();
+    if let Some(number) = text {
+        listing = format!("u0:{number}: ; {leaf}\n");
+        let mut formatter = FastFormatter::new();
+        for instruction in w.code.instructions() {
+            listing.push_str("  ");
+            formatter.format(instruction, &mut listing);
+            listing.push('\n');
+        }
+    }
+    let bytes = w.code.assemble(0)?;
+    Ok(Assembled { signature: signature(leaf, call_conv), bytes, text: listing })
+}
+
+impl std::fmt::Display for Leaf {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Leaf::Core(Shape { rows, depth, a, b, .. }) => write!(f, "core, {rows} rows {a} by {b}, depth {depth}"),
+            Leaf::Encode { depth, format } => write!(f, "encode {format}, depth {depth}"),
+        }
+    }
+}
+
+/// What a function is called with: the addresses of its operands.
+fn signature(leaf: Leaf, call_conv: CallConv) -> Signature {
+    let mut signature = Signature::new(call_conv);
+    signature.params.extend(vec![AbiParam::new(I64); leaf.arguments()]);
+    signature
+}
+
+const A: Register = Register::RDI;
+const B: Register = Register::RSI;
+const C: Register = Register::RDX;
+const COUNT: Register = Register::ECX;
+
+/// Bytes of the panel that a step takes.
+const STEP: usize = 4 * PANEL;
+
+/// How far ahead, in bytes, a panel is fetched where few rows share it.
+const AHEAD: usize = 1024;
+
+/// Writes instructions.
+struct Writer {
+    code: CodeAssembler,
+    /// Whether vectors have 512 bits, else 256.
+    wide: bool,
+}
+
+impl Writer {
+    /// The first vector register.
+    fn first(&self) -> Register {
+        if self.wide { Register::ZMM0 } else { Register::YMM0 }
+    }
+
+    fn push(&mut self, instruction: Result<Instruction, IcedError>) -> Result<(), IcedError> {
+        self.code.add_instruction(instruction?)
+    }
+
+    fn at(&self, base: Register, bytes: usize) -> MemoryOperand {
+        MemoryOperand::with_base_displ(base, bytes as i64)
+    }
+
+    /// A 32-bit number in every lane.
+    fn each(&self, base: Register, bytes: usize) -> MemoryOperand {
+        MemoryOperand::new(base, Register::None, 1, bytes as i64, 1, true, Register::None)
+    }
+
+    /// Where a vector of the result lies.
+    fn result(&self, shape: &Shape, row: usize, vector: usize) -> MemoryOperand {
+        self.at(C, row * shape.c_stride + vector * 32)
+    }
+
+    fn of(&self, [wide, narrow]: [Code; 2]) -> Code {
+        if self.wide { wide } else { narrow }
+    }
+
+    fn two(&mut self, code: [Code; 2], to: Register, from: MemoryOperand) -> Result<(), IcedError> {
+        self.push(Instruction::with2(self.of(code), to, from))
+    }
+
+    fn three(&mut self, code: [Code; 2], to: Register, a: Register, b: Register) -> Result<(), IcedError> {
+        self.push(Instruction::with3(self.of(code), to, a, b))
+    }
+
+    fn zero(&mut self, register: Register) -> Result<(), IcedError> {
+        let code = [Code::EVEX_Vpxord_zmm_k1z_zmm_zmmm512b32, Code::VEX_Vpxor_ymm_ymm_ymmm256];
+        self.three(code, register, register, register)
+    }
+
+    /// Moves an address on.
+    fn advance(&mut self, register: Register, bytes: usize) -> Result<(), IcedError> {
+        self.push(Instruction::with2(Code::Add_rm64_imm32, register, bytes as i32))
+    }
+
+    /// Does something so many times.
+    fn times(&mut self, turns: usize, body: impl FnOnce(&mut Self) -> Result<(), IcedError>) -> Result<(), IcedError> {
+        if turns <= 1 {
+            return if turns == 1 { body(self) } else { Ok(()) };
+        }
+        self.push(Instruction::with2(Code::Mov_r32_imm32, COUNT, turns as u32))?;
+        let mut again = self.code.create_label();
+        self.code.set_label(&mut again)?;
+        body(self)?;
+        self.push(Instruction::with1(Code::Dec_rm32, COUNT))?;
+        self.code.jne(again)
+    }
+}
