@@ -1,13 +1,22 @@
 //! Packing: from a checkpoint's order of elements into the order in which the kernels read them.
 
+use std::array;
+
 use einfuse_graph::{Graph, TensorId};
 use half::{bf16, f16};
 
+use crate::loops::PANEL;
 use crate::schedule::Storage;
 use crate::schedule::homes::{Region, View};
 
-/// The elements of a tensor as a checkpoint stores them: little-endian, row-major in the tensor's axes.
-#[derive(Clone, Copy, Debug)]
+/// How many neighbours in a checkpoint are read at once.
+const RUN: usize = 256;
+
+/// How many rows of a panel are written at once; even, as bf16 rows lie in pairs.
+const ROWS: usize = 32;
+
+/// The elements of a tensor as a checkpoint stores them: row-major in the tensor's axes, numbers little-endian.
+#[derive(Clone, Copy)]
 pub enum Values<'a> {
     /// 32-bit floats.
     F32(&'a [u8]),
@@ -15,20 +24,45 @@ pub enum Values<'a> {
     Bf16(&'a [u8]),
     /// 16-bit floats (IEEE 754 binary16).
     F16(&'a [u8]),
+    /// Stored in some other way.
+    Read {
+        /// How many there are.
+        elements: usize,
+        /// Reads neighbours, from an element on. Faster where they begin and end at multiples of 256, or at a row's ends.
+        read: &'a dyn Fn(usize, &mut [f32]),
+    },
 }
 
 impl Values<'_> {
-    fn bytes(&self) -> (&[u8], usize) {
+    /// How many elements there are.
+    fn len(&self) -> usize {
         match self {
-            Values::F32(bytes) => (bytes, 4),
-            Values::Bf16(bytes) | Values::F16(bytes) => (bytes, 2),
+            Values::F32(bytes) => bytes.len() / 4,
+            Values::Bf16(bytes) | Values::F16(bytes) => bytes.len() / 2,
+            Values::Read { elements, .. } => *elements,
+        }
+    }
+
+    /// Reads neighbours, from the element `at` on.
+    fn read(&self, at: usize, out: &mut [f32]) {
+        fn each<const N: usize>(bytes: &[u8], at: usize, out: &mut [f32], convert: impl Fn([u8; N]) -> f32) {
+            let elements = &bytes.as_chunks::<N>().0[at..at + out.len()];
+            for (out, element) in out.iter_mut().zip(elements) {
+                *out = convert(*element);
+            }
+        }
+        match self {
+            Values::F32(bytes) => each(bytes, at, out, f32::from_le_bytes),
+            Values::Bf16(bytes) => each(bytes, at, out, |x| f32::from_bits(u32::from(u16::from_le_bytes(x)) << 16)),
+            Values::F16(bytes) => each(bytes, at, out, |x| f16::from_le_bytes(x).to_f32()),
+            Values::Read { read, .. } => read(at, out),
         }
     }
 }
 
 /// A tensor's elements do not fill its axes.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{tensor}` wants {wanted} elements for its axes {axes}, there are {found} bytes of {element} each")]
+#[error("`{tensor}` wants {wanted} elements for its axes {axes}, there are {found}")]
 pub struct PackError {
     /// The tensor's name.
     pub tensor: String,
@@ -36,10 +70,8 @@ pub struct PackError {
     pub axes: String,
     /// The number of elements of the axes.
     pub wanted: usize,
-    /// The number of bytes that were given.
+    /// The number that was given.
     pub found: usize,
-    /// Bytes of an element.
-    pub element: usize,
 }
 
 /// A stretch of the packed weights: one tensor, or several that a kernel reads interleaved.
@@ -53,124 +85,297 @@ pub struct Packed {
     pub offset: usize,
     /// How long it is.
     pub bytes: usize,
+    /// The stretch may be packed in parts, cut at multiples of so many bytes.
+    pub grain: usize,
     /// How its elements are stored.
     pub storage: Storage,
-    views: Vec<SizedView>,
-}
-
-/// A view with what packing needs to know of its tensor.
-#[derive(Clone, Debug)]
-struct SizedView {
-    name: String,
-    axes: String,
-    sizes: Vec<usize>,
-    view: View,
+    moves: Vec<Move>,
 }
 
 impl Packed {
     pub(crate) fn of(graph: &Graph, region: &Region, layer: Option<usize>, offset: usize) -> Packed {
-        let sized = |view: &View| SizedView {
-            name: graph.tensor(view.tensor).name.clone(),
-            axes: graph.axes_of(view.tensor),
-            sizes: graph.tensor(view.tensor).axes.iter().map(|&a| graph.size(a).unwrap_or(1)).collect(),
-            view: view.clone(),
-        };
+        let moves: Vec<Move> = region.views.iter().map(|view| Move::of(graph, view, region.storage)).collect();
+        let grains: Vec<usize> = moves.iter().map(|m| m.grain().unwrap_or(region.len)).collect();
+        let alike = grains.windows(2).all(|pair| pair[0] == pair[1]);
+        let grain = grains.first().copied().filter(|_| alike).unwrap_or(region.len);
         Packed {
             tensors: region.views.iter().map(|v| v.tensor).collect(),
             layer,
             offset,
             bytes: region.len * region.storage.bytes(),
+            grain: grain * region.storage.bytes(),
             storage: region.storage,
-            views: region.views.iter().map(sized).collect(),
+            moves,
         }
     }
 
-    /// Writes the tensors' elements, given in the order of `tensors`, into the stretch `out`, which is zero. bf16 storage
-    /// rounds to nearest, ties to even.
+    /// Writes a part of the stretch, `out`, which begins `from` bytes after the stretch's start and is zero; begin and end are
+    /// at multiples of the grain, or the stretch's end. The tensors' elements are given in the order of `tensors`. bf16
+    /// storage rounds to nearest, ties to even.
     ///
     /// # Errors
     /// A tensor with another number of elements than its axes have.
-    pub fn pack(&self, values: &[Values<'_>], out: &mut [u8]) -> Result<(), PackError> {
-        for (sized, values) in self.views.iter().zip(values) {
-            let (bytes, element) = values.bytes();
-            let wanted: usize = sized.sizes.iter().product();
-            if bytes.len() != wanted * element {
-                let (tensor, axes) = (sized.name.clone(), sized.axes.clone());
-                return Err(PackError { tensor, axes, wanted, found: bytes.len(), element });
+    pub fn pack(&self, values: &[Values<'_>], from: usize, out: &mut [u8]) -> Result<(), PackError> {
+        for (one, values) in self.moves.iter().zip(values) {
+            if values.len() != one.elements {
+                let (tensor, axes) = (one.name.clone(), one.axes.clone());
+                return Err(PackError { tensor, axes, wanted: one.elements, found: values.len() });
             }
-            match (self.storage, values) {
-                (Storage::F32, Values::F32(b)) => sized.scatter::<4, 4>(b, out, |x| x),
-                (Storage::F32, Values::Bf16(b)) => sized.scatter::<2, 4>(b, out, |x| [0, 0, x[0], x[1]]),
-                (Storage::F32, Values::F16(b)) => {
-                    sized.scatter::<2, 4>(b, out, |x| f16::from_le_bytes(x).to_f32().to_le_bytes());
-                }
-                (Storage::Bf16, Values::Bf16(b)) => sized.scatter::<2, 2>(b, out, |x| x),
-                (Storage::Bf16, Values::F32(b)) => {
-                    sized.scatter::<4, 2>(b, out, |x| bf16::from_f32(f32::from_le_bytes(x)).to_le_bytes());
-                }
-                (Storage::Bf16, Values::F16(b)) => {
-                    sized.scatter::<2, 2>(b, out, |x| bf16::from_f32(f16::from_le_bytes(x).to_f32()).to_le_bytes());
-                }
-            }
+            let first = from / self.storage.bytes();
+            let mut part =
+                Part { values, storage: self.storage, first, out: &mut *out, runs: Box::new([[0.0; RUN]; PANEL]) };
+            one.walk(&one.loops, one.source, one.base, PANEL, &mut part);
         }
         Ok(())
     }
 }
 
-impl SizedView {
-    /// The elements of the view, each at its place. Offsets are a sum over the dimensions, so that each dimension's part
-    /// is computed once.
-    fn scatter<const FROM: usize, const TO: usize>(
-        &self,
-        source: &[u8],
-        out: &mut [u8],
-        convert: impl Fn([u8; FROM]) -> [u8; TO],
-    ) {
-        let dims = self.sizes.len();
-        let base = self.view.layout.offset_of(&vec![0; dims]);
-        let parts: Vec<Vec<usize>> = (0..dims)
-            .map(|dim| {
-                let mut index = vec![0; dims];
-                let at = |i: usize, index: &mut Vec<usize>| {
-                    index[dim] = i;
-                    self.view.layout.offset_of(index) - base
-                };
-                (0..self.sizes[dim]).map(|i| at(i, &mut index)).collect()
-            })
-            .collect();
-        let (elements, _) = source.as_chunks::<FROM>();
-        let (places, _) = out.as_chunks_mut::<TO>();
-        self.dimension(0, 0, base, &parts, elements, places, &convert);
+/// The way of a tensor's elements into a stretch: loops around a piece of which the elements' new places are neighbours.
+#[derive(Clone, Debug)]
+struct Move {
+    name: String,
+    axes: String,
+    /// How many elements the tensor has.
+    elements: usize,
+    /// Where the first element is in the tensor, and where it goes.
+    source: usize,
+    base: usize,
+    /// Outermost first: the farther apart the places, the farther out.
+    loops: Vec<Loop>,
+    piece: Piece,
+}
+
+/// A dimension of a tensor, or the panels along it.
+#[derive(Clone, Debug)]
+struct Loop {
+    /// Where each coordinate goes; they rise.
+    places: Vec<usize>,
+    /// Elements from one coordinate to the next in the tensor.
+    stride: usize,
+    /// The columns of all panels, where it loops over panels.
+    columns: Option<usize>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Piece {
+    /// Neighbours in the tensor, so many.
+    Row(usize),
+    /// Rows of a panel, with the strides in the tensor from row to row and from column to column.
+    Panel { rows: usize, row_stride: usize, column_stride: usize },
+}
+
+impl Piece {
+    /// How many places it has.
+    fn len(self) -> usize {
+        match self {
+            Piece::Row(len) => len,
+            Piece::Panel { rows, .. } => rows * PANEL,
+        }
+    }
+}
+
+/// What is written, and from what.
+struct Part<'a> {
+    values: &'a Values<'a>,
+    storage: Storage,
+    /// The place of the first element of `out`.
+    first: usize,
+    out: &'a mut [u8],
+    /// What was read of each column of a panel.
+    runs: Box<[[f32; RUN]; PANEL]>,
+}
+
+impl Move {
+    fn of(graph: &Graph, view: &View, storage: Storage) -> Move {
+        let tensor = graph.tensor(view.tensor);
+        let sizes: Vec<usize> = tensor.axes.iter().map(|&a| graph.size(a).unwrap_or(1)).collect();
+        let dims = sizes.len();
+        let strides: Vec<usize> = (0..dims).map(|dim| sizes[dim + 1..].iter().product()).collect();
+        let places_of = |dim: usize| {
+            let mut index = vec![0; dims];
+            let at = |coordinate| {
+                index[dim] = coordinate;
+                view.layout.offset_of(&index) - view.layout.base
+            };
+            (0..sizes[dim]).map(at).collect::<Vec<usize>>()
+        };
+        let places: Vec<Vec<usize>> = (0..dims).map(places_of).collect();
+        let free = |dim: usize| view.fixed[dim].is_none();
+        let goes = |dim: usize, to: &dyn Fn(usize) -> usize| {
+            free(dim) && places[dim].iter().enumerate().all(|(i, &place)| place == to(i))
+        };
+
+        let column = (0..dims).find(|&dim| free(dim) && view.layout.has_panels(dim));
+        let together = storage.elem().together();
+        let is_row = |dim: usize| sizes[dim] > 1 && goes(dim, &|i| i / together * together * PANEL + i % together);
+        let row = column.and_then(|column| (0..dims).rev().find(|&dim| dim != column && is_row(dim)));
+        let (piece, within) = match (column, row) {
+            (Some(column), Some(last)) => {
+                // Dimensions before it go with it where they only count on, in the tensor as in the panel.
+                let (mut first, mut rows) = (last, sizes[last]);
+                while first > 0
+                    && first - 1 != column
+                    && rows.is_multiple_of(together)
+                    && goes(first - 1, &|i| i * rows * PANEL)
+                {
+                    first -= 1;
+                    rows *= sizes[first];
+                }
+                (Piece::Panel { rows, row_stride: strides[last], column_stride: strides[column] }, first..last + 1)
+            }
+            _ if dims > 0 && goes(dims - 1, &|i| i) => (Piece::Row(sizes[dims - 1]), dims - 1..dims),
+            _ => (Piece::Row(1), 0..0),
+        };
+        let panels = column.filter(|_| row.is_some());
+        let of_dim = |dim: usize| match panels == Some(dim) {
+            true => Loop {
+                places: places[dim].iter().copied().step_by(PANEL).collect(),
+                stride: strides[dim] * PANEL,
+                columns: Some(sizes[dim]),
+            },
+            false => Loop { places: places[dim].clone(), stride: strides[dim], columns: None },
+        };
+        let mut loops: Vec<Loop> = (0..dims).filter(|dim| free(*dim) && !within.contains(dim)).map(of_dim).collect();
+        loops.sort_by_key(|l| std::cmp::Reverse(l.reach()));
+        Move {
+            name: tensor.name.clone(),
+            axes: graph.axes_of(view.tensor),
+            elements: sizes.iter().product(),
+            source: view
+                .fixed
+                .iter()
+                .zip(&strides)
+                .filter_map(|(at, stride)| Some(at.as_ref()? * *stride as i64))
+                .sum::<i64>() as usize,
+            base: view.layout.base,
+            loops,
+            piece,
+        }
     }
 
-    #[allow(clippy::too_many_arguments)]
-    fn dimension<const FROM: usize, const TO: usize>(
-        &self,
-        dim: usize,
-        from: usize,
-        to: usize,
-        parts: &[Vec<usize>],
-        elements: &[[u8; FROM]],
-        places: &mut [[u8; TO]],
-        convert: &impl Fn([u8; FROM]) -> [u8; TO],
-    ) {
-        let Some(part) = parts.get(dim) else {
-            places[to] = convert(elements[from]);
-            return;
+    /// All pieces begin at multiples of the elements of one, if they do.
+    fn grain(&self) -> Option<usize> {
+        let len = self.piece.len();
+        let mut places = self.loops.iter().flat_map(|l| &l.places).chain([&self.base]);
+        places.all(|place| place.is_multiple_of(len)).then_some(len)
+    }
+
+    /// Writes the pieces that the loops lead to and the part has.
+    fn walk(&self, loops: &[Loop], source: usize, place: usize, columns: usize, part: &mut Part<'_>) {
+        let [outer, inner @ ..] = loops else {
+            return part.write(self.piece, source, place, columns);
         };
-        let stride: usize = self.sizes[dim + 1..].iter().product();
-        if let Some(at) = self.view.fixed[dim] {
-            let from = from + at as usize * stride;
-            return self.dimension(dim + 1, from, to, parts, elements, places, convert);
+        let reach = inner.iter().map(Loop::reach).sum::<usize>() + self.piece.len();
+        let end = part.first + part.out.len() / part.storage.bytes();
+        let begin = outer.places.partition_point(|at| place + at + reach <= part.first);
+        for (i, at) in outer.places.iter().enumerate().skip(begin).take_while(|(_, at)| place + **at < end) {
+            let columns = outer.columns.map_or(columns, |all| PANEL.min(all - i * PANEL));
+            self.walk(inner, source + i * outer.stride, place + at, columns, part);
         }
-        if dim + 1 == parts.len() {
-            for (element, offset) in elements[from..from + part.len()].iter().zip(part) {
-                places[to + offset] = convert(*element);
+    }
+}
+
+impl Loop {
+    /// The last place.
+    fn reach(&self) -> usize {
+        self.places.last().copied().unwrap_or(0)
+    }
+}
+
+impl Part<'_> {
+    /// Writes a piece; a panel has so many columns.
+    fn write(&mut self, piece: Piece, source: usize, place: usize, columns: usize) {
+        let bytes = self.storage.bytes();
+        let out = &mut self.out[(place - self.first) * bytes..][..piece.len() * bytes];
+        match piece {
+            Piece::Row(_) => {
+                let run = &mut self.runs[0];
+                for (nth, out) in out.chunks_mut(RUN * bytes).enumerate() {
+                    let run = &mut run[..out.len() / bytes];
+                    self.values.read(source + nth * RUN, run);
+                    write_row(self.storage, run, out);
+                }
             }
-            return;
+            // The tensor has columns as rows: reads along them, and turns blocks around.
+            Piece::Panel { row_stride: 1, column_stride, .. } => {
+                self.runs[columns..].as_flattened_mut().fill(0.0);
+                for (nth, out) in out.chunks_mut(RUN * PANEL * bytes).enumerate() {
+                    let rows = out.len() / PANEL / bytes;
+                    for (column, run) in self.runs[..columns].iter_mut().enumerate() {
+                        self.values.read(source + column * column_stride + nth * RUN, &mut run[..rows]);
+                    }
+                    for (nth, out) in out.chunks_mut(ROWS * PANEL * bytes).enumerate() {
+                        let block = turned(&self.runs, nth * ROWS);
+                        write_panel(self.storage, &block[..out.len() / PANEL / bytes], out);
+                    }
+                }
+            }
+            Piece::Panel { row_stride, column_stride, .. } => {
+                let mut block = [[0.0; PANEL]; ROWS];
+                for (nth, out) in out.chunks_mut(ROWS * PANEL * bytes).enumerate() {
+                    let block = &mut block[..out.len() / PANEL / bytes];
+                    for (row, elements) in block.iter_mut().enumerate() {
+                        let source = source + (nth * ROWS + row) * row_stride;
+                        match column_stride {
+                            1 => self.values.read(source, &mut elements[..columns]),
+                            _ => elements[..columns].chunks_mut(1).enumerate().for_each(|(column, element)| {
+                                self.values.read(source + column * column_stride, element);
+                            }),
+                        }
+                    }
+                    write_panel(self.storage, block, out);
+                }
+            }
         }
-        for (i, offset) in part.iter().enumerate() {
-            self.dimension(dim + 1, from + i * stride, to + offset, parts, elements, places, convert);
+    }
+}
+
+/// Rows of a panel out of its columns, from row `first` on. In squares of four by four, which stay in registers.
+fn turned(columns: &[[f32; RUN]; PANEL], first: usize) -> [[f32; PANEL]; ROWS] {
+    const SIDE: usize = 4;
+    let mut rows = [[0.0; PANEL]; ROWS];
+    for row in (0..ROWS).step_by(SIDE) {
+        for column in (0..PANEL).step_by(SIDE) {
+            let square: [[f32; SIDE]; SIDE] =
+                array::from_fn(|c| array::from_fn(|r| columns[column + c][first + row + r]));
+            for r in 0..SIDE {
+                for c in 0..SIDE {
+                    rows[row + r][column + c] = square[c][r];
+                }
+            }
+        }
+    }
+    rows
+}
+
+/// Stores elements one after the other.
+fn write_row(storage: Storage, elements: &[f32], out: &mut [u8]) {
+    match storage {
+        Storage::F32 => {
+            for (element, out) in elements.iter().zip(out.as_chunks_mut().0) {
+                *out = element.to_le_bytes();
+            }
+        }
+        Storage::Bf16 => {
+            for (element, out) in elements.iter().zip(out.as_chunks_mut().0) {
+                *out = bf16::from_f32(*element).to_le_bytes();
+            }
+        }
+    }
+}
+
+/// Stores rows of a panel as the cores read them (see [`crate::loops::Core`]).
+fn write_panel(storage: Storage, rows: &[[f32; PANEL]], out: &mut [u8]) {
+    match storage {
+        Storage::F32 => write_row(storage, rows.as_flattened(), out),
+        Storage::Bf16 => {
+            let pairs = rows.as_chunks::<2>().0;
+            for ([first, second], out) in pairs.iter().zip(out.as_chunks_mut::<{ 4 * PANEL }>().0) {
+                for ((first, second), out) in first.iter().zip(second).zip(out.as_chunks_mut().0) {
+                    let [first, second] = [first, second].map(|x| u32::from(bf16::from_f32(*x).to_bits()));
+                    *out = (first | second << 16).to_le_bytes();
+                }
+            }
         }
     }
 }

@@ -91,6 +91,11 @@ impl Gguf {
         self.tensors.keys()
     }
 
+    /// Gives back the memory of what was read.
+    pub(crate) fn release(&self) {
+        self.bytes.release();
+    }
+
     /// A tensor's description, its bytes, and how it differs from the reference implementation's.
     pub(crate) fn tensor(&self, name: &str) -> Option<(&TensorInfo, &[u8], Change)> {
         let &(at, change) = self.tensors.get(name)?;
