@@ -379,3 +379,144 @@ fn write_panel(storage: Storage, rows: &[[f32; PANEL]], out: &mut [u8]) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use einfuse_graph::Builder;
+
+    use super::*;
+    use crate::schedule::layout::Layout;
+
+    /// A layout in panels: `columns` and `rows` are dimensions, the last of the rows innermost; the others are outermost.
+    fn panels(sizes: &[usize], columns: usize, rows: &[usize], storage: Storage, base: usize, apart: usize) -> Layout {
+        let (mut layout, mut stride) = (Layout { base, terms: Vec::new() }, PANEL);
+        for (nth, &dim) in rows.iter().rev().enumerate() {
+            match nth {
+                0 => layout.push_depth(dim, stride, storage.elem()),
+                _ => layout.push(dim, stride),
+            }
+            stride *= sizes[dim];
+        }
+        stride *= apart;
+        layout.push_panels(columns, stride, storage.elem());
+        stride *= sizes[columns].div_ceil(PANEL);
+        for dim in (0..sizes.len()).rev().filter(|dim| *dim != columns && !rows.contains(dim)) {
+            layout.push(dim, stride);
+            stride *= sizes[dim];
+        }
+        layout
+    }
+
+    /// Some numbers with few bits, so that all formats have them.
+    fn number(i: usize) -> f32 {
+        (i * 37 % 255) as f32 - 127.0
+    }
+
+    /// Packs tensors of these sizes into one stretch, as a whole and in parts, out of each format, and holds every element
+    /// against its layout. Returns how many parts there are at most.
+    fn check(sizes: &[usize], fixed: &[Option<i64>], storage: Storage, layouts: &[Layout]) -> usize {
+        let mut b = Builder::new("test");
+        let axes: Vec<_> = sizes.iter().enumerate().map(|(i, &size)| b.axis(&format!("a{i}"), size)).collect();
+        let mut views = Vec::new();
+        for (i, layout) in layouts.iter().enumerate() {
+            let tensor = b.weight(&format!("w{i}"), &axes, "w");
+            views.push(View { tensor, fixed: fixed.to_vec(), layout: layout.clone() });
+        }
+        let count: usize = sizes.iter().product();
+        let numbers = |nth: usize| (0..count).map(move |i| number(i + nth));
+        let mut wanted: Vec<(usize, f32)> = Vec::new();
+        for (nth, layout) in layouts.iter().enumerate() {
+            for (i, number) in numbers(nth).enumerate() {
+                let mut rest = i;
+                let mut index: Vec<usize> = sizes.iter().rev().map(|&size| (rest % size, rest /= size).0).collect();
+                index.reverse();
+                let is_in = fixed.iter().zip(&index).all(|(fixed, &at)| fixed.is_none_or(|fixed| fixed as usize == at));
+                let index: Vec<usize> =
+                    index.iter().zip(fixed).map(|(&at, fixed)| if fixed.is_some() { 0 } else { at }).collect();
+                wanted.extend(is_in.then(|| (layout.offset_of(&index), number)));
+            }
+        }
+        let len = wanted.iter().map(|(at, _)| at + 1).max().unwrap_or(0).next_multiple_of(2 * PANEL);
+        let region = Region { storage, len, views, layered: false };
+        let packed = Packed::of(b.graph(), &region, None, 0);
+        assert!(packed.bytes == len * storage.bytes() && packed.grain > 0);
+
+        let mut expected = vec![0; packed.bytes];
+        for (at, number) in wanted {
+            let bytes = number.to_le_bytes();
+            match storage {
+                Storage::F32 => expected[at * 4..][..4].copy_from_slice(&bytes),
+                Storage::Bf16 => expected[at * 2..][..2].copy_from_slice(&bytes[2..]),
+            }
+        }
+        let f32s: Vec<Vec<u8>> = (0..layouts.len()).map(|n| numbers(n).flat_map(f32::to_le_bytes).collect()).collect();
+        let bf16s: Vec<Vec<u8>> =
+            (0..layouts.len()).map(|n| numbers(n).flat_map(|x| bf16::from_f32(x).to_le_bytes()).collect()).collect();
+        let f16s: Vec<Vec<u8>> =
+            (0..layouts.len()).map(|n| numbers(n).flat_map(|x| f16::from_f32(x).to_le_bytes()).collect()).collect();
+        let readers: Vec<_> = (0..layouts.len())
+            .map(|n| move |at: usize, out: &mut [f32]| (at..).zip(out).for_each(|(i, out)| *out = number(i + n)))
+            .collect();
+        let sources: [Vec<Values<'_>>; 4] = [
+            f32s.iter().map(|bytes| Values::F32(bytes)).collect(),
+            bf16s.iter().map(|bytes| Values::Bf16(bytes)).collect(),
+            f16s.iter().map(|bytes| Values::F16(bytes)).collect(),
+            readers.iter().map(|read| Values::Read { elements: count, read }).collect(),
+        ];
+        for source in sources {
+            for size in [packed.bytes, packed.grain, 3 * packed.grain] {
+                let mut out = vec![0; packed.bytes];
+                for (nth, part) in out.chunks_mut(size).enumerate() {
+                    packed.pack(&source, nth * size, part).unwrap();
+                }
+                assert!(out == expected, "{sizes:?} as {storage:?} in parts of {size}");
+            }
+        }
+        packed.bytes.div_ceil(packed.grain)
+    }
+
+    #[test]
+    fn every_element_is_where_its_layout_says() {
+        for storage in [Storage::F32, Storage::Bf16] {
+            let none = [None; 4];
+            let panels = |sizes: &[usize], columns, rows: &[usize]| panels(sizes, columns, rows, storage, 0, 1);
+            // Outputs first, as in most files; the last panel not full, blocks and runs neither.
+            assert_eq!(check(&[37, 300], &none[..2], storage, &[panels(&[37, 300], 0, &[1])]), 3);
+            // Heads outermost; summed over two dimensions; inputs first.
+            assert_eq!(check(&[3, 2, 20, 24], &none, storage, &[panels(&[3, 2, 20, 24], 2, &[3])]), 12);
+            assert_eq!(check(&[40, 3, 10], &none[..3], storage, &[panels(&[40, 3, 10], 0, &[1, 2])]), 3);
+            assert_eq!(check(&[24, 40], &none[..2], storage, &[panels(&[24, 40], 1, &[0])]), 3);
+            // Neither rows nor columns are neighbours.
+            assert_eq!(check(&[20, 12, 3], &none[..3], storage, &[panels(&[20, 12, 3], 0, &[1])]), 6);
+            assert_eq!(check(&[6, 20, 4], &none[..3], storage, &[panels(&[6, 20, 4], 1, &[0, 2])]), 12);
+            // One of two.
+            let fixed = [Some(1), None, None];
+            assert_eq!(check(&[2, 32, 8], &fixed, storage, &[panels(&[2, 32, 8], 1, &[2])]), 2);
+            // In rows, and in no order that is known.
+            assert_eq!(check(&[5, 320], &none[..2], storage, &[Layout::row_major(&[5, 320])]), 5);
+            let mut odd = Layout::default();
+            odd.push(0, 2);
+            odd.push(1, 64);
+            check(&[32, 3], &none[..2], storage, &[odd]);
+        }
+    }
+
+    #[test]
+    fn tensors_of_a_stretch_are_interleaved() {
+        for storage in [Storage::F32, Storage::Bf16] {
+            let layout = |nth: usize| panels(&[48, 20], 0, &[1], storage, nth * 20 * PANEL, 2);
+            assert_eq!(check(&[48, 20], &[None; 2], storage, &[layout(0), layout(1)]), 6);
+        }
+    }
+
+    #[test]
+    fn tensors_of_another_size_are_named() {
+        let mut b = Builder::new("test");
+        let axes = [b.axis("f", 16), b.axis("d", 2)];
+        let view =
+            View { tensor: b.weight("w", &axes, "w"), fixed: vec![None; 2], layout: Layout::row_major(&[16, 2]) };
+        let region = Region { storage: Storage::F32, len: 32, views: vec![view], layered: false };
+        let error = Packed::of(b.graph(), &region, None, 0).pack(&[Values::Bf16(&[0; 62])], 0, &mut [0; 128]);
+        assert_eq!(error.unwrap_err().to_string(), "`w` wants 32 elements for its axes [f, d], there are 31");
+    }
+}
