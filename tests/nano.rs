@@ -27,7 +27,7 @@ fn continues_as_the_reference_does() {
 #[test]
 fn ranks_the_next_token_as_the_reference_does() {
     let golden = json(&repository("tests/golden/nano/golden.json"));
-    let model = einfuse::load_embedded(Settings::default()).unwrap();
+    let model = einfuse::load_embedded(Settings { precision: Precision::F32, ..Settings::default() }).unwrap();
     for prompt in golden["prompts"].as_array().unwrap() {
         let ids: Vec<u32> = serde_json::from_value(prompt["input_ids"].clone()).unwrap();
         let logits = model.session().feed(&ids).unwrap();

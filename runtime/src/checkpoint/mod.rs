@@ -288,23 +288,27 @@ struct Listed {
 /// Reads how chats become text, where a folder says so.
 fn open_chat(folder: &Path) -> Result<Option<Chat>, Error> {
     let file = Raw::read(&folder.join("chat_template.jinja"))?;
-    let Some(config) = Raw::read(&folder.join("tokenizer_config.json"))?.map(Json::parse).transpose()? else {
-        return Ok(None);
-    };
+    let config = Raw::read(&folder.join("tokenizer_config.json"))?.map(Json::parse).transpose()?;
+    let value = |key: &str| config.as_ref()?.object.get(key);
     let key = "chat_template";
-    let template = match (file, config.object.get(key)) {
-        (Some(raw), _) => Some(String::from_utf8_lossy(&raw.bytes).into_owned()),
-        (None, None | Some(Value::Null)) => None,
-        (None, Some(Value::String(template))) => Some(template.clone()),
+    let template = match (file, value(key), &config) {
+        (Some(raw), ..) => match String::from_utf8(raw.bytes.into_owned()) {
+            Ok(template) => Some(template),
+            Err(error) => return Err(Error::File { file: raw.file, problem: format!("not UTF-8: {error}") }),
+        },
+        (None, Some(Value::String(template)), _) => Some(template.clone()),
         // Several by name.
-        (None, Some(Value::Array(list))) => {
+        (None, Some(Value::Array(list)), _) => {
             let default = list.iter().find(|entry| entry.get("name").is_some_and(|name| name == "default"));
             default.and_then(|entry| entry.get("template")?.as_str()).map(str::to_owned)
         }
-        (None, Some(_)) => return Err(config.wrong(key, "wants a template or a list of templates")),
+        (None, Some(other), Some(config)) if !other.is_null() => {
+            return Err(config.wrong(key, "wants a template or a list of templates"));
+        }
+        (None, ..) => None,
     };
     let token = |key: &str| {
-        let token = config.object.get(key)?;
+        let token = value(key)?;
         token.as_str().or_else(|| token.get("content")?.as_str()).map(str::to_owned)
     };
     Ok(template.map(|template| Chat { template, begin: token("bos_token"), end: token("eos_token") }))

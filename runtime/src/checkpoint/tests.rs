@@ -76,6 +76,47 @@ fn a_folder_is_opened() {
 }
 
 #[test]
+fn the_chat_template_is_kept() {
+    let weights = file(HEADER, 32);
+    let open = |files: &[(&str, &str)]| {
+        let mut all: Files<'_> = vec![("config.json", CONFIG.as_bytes()), ("model.safetensors", &weights)];
+        all.extend(files.iter().map(|(name, content)| (*name, content.as_bytes())));
+        Folder::new(&all)
+    };
+    let chat = |template: &str, begin: Option<&str>, end: Option<&str>| Chat {
+        template: template.into(),
+        begin: begin.map(str::to_owned),
+        end: end.map(str::to_owned),
+    };
+    let config = |json| ("tokenizer_config.json", json);
+    type Texts<'a> = Vec<(&'a str, &'a str)>;
+    let cases: Vec<(Texts<'_>, Option<Chat>)> = vec![
+        (vec![], None),
+        (vec![config(r#"{"bos_token": "<s>"}"#)], None),
+        (vec![config(r#"{"chat_template": null}"#)], None),
+        (
+            vec![config(r#"{"chat_template": "x", "bos_token": "<s>", "eos_token": {"content": "</s>"}}"#)],
+            Some(chat("x", Some("<s>"), Some("</s>"))),
+        ),
+        (
+            vec![config(
+                r#"{"chat_template": [{"name": "tools", "template": "y"}, {"name": "default", "template": "z"}]}"#,
+            )],
+            Some(chat("z", None, None)),
+        ),
+        (vec![config(r#"{"chat_template": "x"}"#), ("chat_template.jinja", "w")], Some(chat("w", None, None))),
+        (vec![("chat_template.jinja", "w")], Some(chat("w", None, None))),
+    ];
+    for (files, expected) in cases {
+        assert_eq!(open(&files).open().chat(), expected.as_ref(), "{files:?}");
+    }
+    assert_eq!(
+        open(&[config(r#"{"chat_template": 3}"#)]).error(),
+        "./tokenizer_config.json: key `chat_template` wants a template or a list of templates"
+    );
+}
+
+#[test]
 fn keys_of_the_config_are_checked() {
     let weights = file(HEADER, 32);
     let cases = [

@@ -266,7 +266,8 @@ fn place(tensors: Vec<Described>, alignment: u64, start: u64, end: u64) -> Resul
     let data = end.saturating_sub(start);
     let mut order: Vec<&Described> = tensors.iter().collect();
     order.sort_by_key(|tensor| tensor.offset);
-    let mut before: Option<(&str, u64)> = None;
+    // Every writer leaves nothing but padding between tensors, and llama.cpp insists on it.
+    let mut covered = 0;
     for tensor in order {
         if !tensor.offset.is_multiple_of(alignment) {
             return wrong(tensor, format!("which is not a multiple of the alignment {alignment}"));
@@ -275,10 +276,15 @@ fn place(tensors: Vec<Described>, alignment: u64, start: u64, end: u64) -> Resul
             let bytes = tensor.bytes;
             return wrong(tensor, format!("from where its {bytes} bytes exceed the {data} of the data: truncated?"));
         };
-        if let Some((name, covered)) = before.filter(|(_, covered)| tensor.offset < *covered) {
-            return wrong(tensor, format!("within `{name}`, which ends at {covered}"));
+        let next = u64::next_multiple_of(covered, alignment);
+        if tensor.offset != next {
+            return wrong(tensor, format!("where the tensors before it make it {next}"));
         }
-        before = Some((&tensor.name, last));
+        covered = last;
+    }
+    let rest = data.saturating_sub(covered.next_multiple_of(alignment));
+    if rest > 0 {
+        return Err(Problem::Header(format!("the last {rest} bytes belong to no tensor")));
     }
     let placed = tensors.into_iter().map(|Described { name, dtype, shape, bytes, offset, .. }| {
         // Both are at most `end`, the length of a slice.

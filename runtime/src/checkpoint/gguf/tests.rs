@@ -1,1 +1,664 @@
+use std::collections::BTreeMap;
 
+use einfuse_graph::{Builder, Graph, TensorId};
+use proptest::prelude::*;
+use serde_json::json;
+
+use super::*;
+use crate::checkpoint::{Checkpoint, Dtype, TensorFile};
+use crate::tokens::Tokenizer;
+
+/// Writes a GGUF file.
+#[derive(Clone, Default)]
+struct Writer {
+    entries: Vec<(String, Vec<u8>)>,
+    /// Name, dimensions with that of neighbours first, type, data.
+    tensors: Vec<(String, Vec<u64>, u32, Vec<u8>)>,
+}
+
+fn text(text: &str) -> Vec<u8> {
+    [&(text.len() as u64).to_le_bytes(), text.as_bytes()].concat()
+}
+
+impl Writer {
+    fn entry(mut self, key: &str, kind: Kind, value: &[u8]) -> Writer {
+        self.entries.push((key.into(), [&(kind as u32).to_le_bytes(), value].concat()));
+        self
+    }
+
+    fn u32(self, key: &str, value: u32) -> Writer {
+        self.entry(key, Kind::U32, &value.to_le_bytes())
+    }
+
+    fn f32(self, key: &str, value: f32) -> Writer {
+        self.entry(key, Kind::F32, &value.to_le_bytes())
+    }
+
+    fn bool(self, key: &str, value: bool) -> Writer {
+        self.entry(key, Kind::Bool, &[value.into()])
+    }
+
+    fn text(self, key: &str, value: &str) -> Writer {
+        self.entry(key, Kind::Text, &text(value))
+    }
+
+    fn array(self, key: &str, kind: Kind, elements: &[Vec<u8>]) -> Writer {
+        let count = elements.len() as u64;
+        self.entry(
+            key,
+            Kind::Array,
+            &[&(kind as u32).to_le_bytes(), &count.to_le_bytes()[..], &elements.concat()].concat(),
+        )
+    }
+
+    fn texts(self, key: &str, texts: &[&str]) -> Writer {
+        self.array(key, Kind::Text, &texts.iter().map(|each| text(each)).collect::<Vec<_>>())
+    }
+
+    fn tensor(mut self, name: &str, dimensions: &[u64], dtype: Dtype, data: Vec<u8>) -> Writer {
+        let code = (0..64).find(|&code| Dtype::of_code(code) == Some(dtype)).unwrap();
+        self.tensors.push((name.into(), dimensions.to_vec(), code, data));
+        self
+    }
+
+    /// The file, without padding behind the last tensor.
+    fn file(&self) -> Vec<u8> {
+        let (tensors, entries) = (self.tensors.len() as u64, self.entries.len() as u64);
+        let mut file = [&b"GGUF"[..], &3u32.to_le_bytes(), &tensors.to_le_bytes(), &entries.to_le_bytes()].concat();
+        for (key, value) in &self.entries {
+            file.extend([text(key), value.clone()].concat());
+        }
+        let mut data = Vec::new();
+        for (name, dimensions, code, bytes) in &self.tensors {
+            data.resize(data.len().next_multiple_of(32), 0);
+            file.extend(text(name));
+            file.extend((dimensions.len() as u32).to_le_bytes());
+            file.extend(dimensions.iter().flat_map(|size| size.to_le_bytes()));
+            file.extend(code.to_le_bytes());
+            file.extend((data.len() as u64).to_le_bytes());
+            data.extend(bytes);
+        }
+        if !data.is_empty() {
+            file.resize(file.len().next_multiple_of(32), 0);
+        }
+        file.extend(data);
+        file
+    }
+}
+
+fn open(bytes: Vec<u8>) -> Result<Gguf, Error> {
+    Gguf::new("x.gguf".into(), Bytes::Embedded(bytes.leak()))
+}
+
+fn error(bytes: Vec<u8>) -> String {
+    let error = open(bytes).unwrap_err().to_string();
+    assert!(!error.contains('\n'), "{error}");
+    error.strip_prefix("x.gguf: ").expect("the file's name").to_owned()
+}
+
+/// A small file with a value of every type: a llama of two heads.
+fn small() -> Writer {
+    let numbers = |count: u32| (0..count).flat_map(|i| (i as f32).to_le_bytes()).collect::<Vec<u8>>();
+    Writer::default()
+        .text("general.architecture", "llama")
+        .u32("general.alignment", 32)
+        .entry("llama.embedding_length", Kind::U64, &32u64.to_le_bytes())
+        .entry("llama.feed_forward_length", Kind::I32, &48i32.to_le_bytes())
+        .entry("llama.block_count", Kind::U8, &[1])
+        .entry("llama.attention.head_count", Kind::U16, &2u16.to_le_bytes())
+        .array("llama.attention.head_count_kv", Kind::I8, &[vec![2], vec![2]])
+        .f32("llama.attention.layer_norm_rms_epsilon", 1e-5)
+        .entry("llama.rope.freq_base", Kind::F64, &1e6f64.to_le_bytes())
+        .entry("general.file_type", Kind::I16, &3i16.to_le_bytes())
+        .entry("general.size", Kind::I64, &(-1i64).to_le_bytes())
+        .bool("tokenizer.ggml.add_bos_token", true)
+        .array("general.flags", Kind::Bool, &[vec![0], vec![1]])
+        .text("tokenizer.ggml.model", "llama")
+        .texts("tokenizer.ggml.tokens", &["<unk>", "<s>", "</s>", "a", "b", "ab", "\u{2581}", "é"])
+        .array("tokenizer.ggml.scores", Kind::F32, &[0.0f32; 8].map(|score| score.to_le_bytes().to_vec()))
+        .array(
+            "tokenizer.ggml.token_type",
+            Kind::I32,
+            &[2, 3, 3, 1, 1, 1, 1, 1].map(|kind: i32| kind.to_le_bytes().to_vec()),
+        )
+        .u32("tokenizer.ggml.bos_token_id", 1)
+        .u32("tokenizer.ggml.eos_token_id", 2)
+        .tensor("token_embd.weight", &[32, 8], Dtype::Q8_0, (0..8 * 34).map(|i| i as u8 & 0x3f).collect())
+        .tensor("output_norm.weight", &[32], Dtype::F32, numbers(32))
+        .tensor("blk.0.attn_q.weight", &[2, 32], Dtype::F32, numbers(64))
+        .tensor("other", &[], Dtype::F32, numbers(1))
+}
+
+#[test]
+fn a_small_file_is_read() {
+    let gguf = open(small().file()).unwrap();
+    let config = gguf.config().unwrap();
+    let expected = json!({
+        "architectures": ["LlamaForCausalLM"],
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 1e6,
+        "hidden_act": "silu",
+        "vocab_size": 8,
+        "tie_word_embeddings": true,
+        "bos_token_id": 1,
+        "eos_token_id": [2],
+    });
+    assert_eq!(Json::Object(config), expected);
+    let mut names: Vec<&String> = gguf.names().collect();
+    names.sort();
+    assert_eq!(
+        names,
+        ["model.embed_tokens.weight", "model.layers.0.self_attn.q_proj.weight", "model.norm.weight", "other"]
+    );
+    let (info, bytes, change) = gguf.tensor("model.layers.0.self_attn.q_proj.weight").unwrap();
+    assert_eq!((&info.shape[..], bytes.len(), change), (&[32, 2][..], 256, Change::Pairs { heads: 2 }));
+    let (info, bytes, _) = gguf.tensor("model.embed_tokens.weight").unwrap();
+    assert_eq!((info.dtype, &info.shape[..], bytes.len()), (Dtype::Q8_0, &[8, 32][..], 272));
+    let template = small().text("tokenizer.chat_template", "x").file();
+    let chat = Chat { template: "x".into(), begin: Some("<s>".into()), end: Some("</s>".into()) };
+    assert_eq!(open(template).unwrap().chat().unwrap(), Some(chat));
+    let mut version_2 = small().file();
+    version_2[4] = 2;
+    assert!(open(version_2).is_ok());
+}
+
+#[test]
+fn values_of_another_type_are_named() {
+    let with = |key: &str, kind: Kind, value: &[u8]| {
+        let mut writer = small();
+        writer.entries.retain(|(other, _)| other != key);
+        writer.entry(key, kind, value).file()
+    };
+    let error = |file: Vec<u8>| {
+        let checkpoint = open(file).and_then(Checkpoint::of_gguf);
+        let error = checkpoint.and_then(|checkpoint| Tokenizer::of(&checkpoint).map(drop)).unwrap_err().to_string();
+        let start = error.find(" at byte ").map(|at| at + 9);
+        let end = start.map(|start| start + error[start..].find(|c: char| !c.is_ascii_digit()).unwrap());
+        match start.zip(end) {
+            Some((start, end)) => format!("{}#{}", &error[..start], &error[end..]),
+            None => error,
+        }
+    };
+    let cases: &[(&str, Kind, &[u8], &str)] = &[
+        ("general.architecture", Kind::U8, &[1], "at byte # wants a string"),
+        (
+            "general.architecture",
+            Kind::Text,
+            &text("mamba"),
+            "at byte # is `mamba`; known are llama, qwen2, qwen3, phi3, gemma, gemma2, gemma3, gpt2",
+        ),
+        ("llama.embedding_length", Kind::F32, &[0; 4], "at byte # wants a whole number"),
+        ("llama.embedding_length", Kind::I8, &[255], "at byte # wants a whole number"),
+        (
+            "llama.attention.head_count_kv",
+            Kind::Array,
+            &[0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 1, 2],
+            "at byte # wants a whole number",
+        ),
+        ("llama.attention.head_count_kv", Kind::Array, &[0; 12], "at byte # wants a whole number"),
+        ("llama.attention.layer_norm_rms_epsilon", Kind::Text, &text("x"), "at byte # wants a number"),
+        ("split.count", Kind::U16, &[3, 0], "at byte # says that this is one of 3 files; merge them first"),
+        ("tokenizer.ggml.model", Kind::Text, &text("bert"), "at byte # is `bert`; gpt2 and llama can be read"),
+        ("tokenizer.ggml.model", Kind::Text, &text("gpt2"), "tokenizer.ggml.merges` is missing"),
+        ("tokenizer.ggml.tokens", Kind::Bool, &[1], "at byte # wants an array of strings"),
+        ("tokenizer.ggml.tokens", Kind::Array, &[0; 12], "at byte # wants an array of strings"),
+        ("tokenizer.ggml.scores", Kind::Array, &[0; 12], "at byte # has 0, there are 8 tokens"),
+        ("tokenizer.ggml.token_type", Kind::Array, &[0; 12], "at byte # has 0, there are 8 tokens"),
+        ("tokenizer.ggml.add_bos_token", Kind::U8, &[1], "at byte # wants a bool"),
+        ("tokenizer.ggml.bos_token_id", Kind::U8, &[8], "at byte # is 8; there are 8 tokens"),
+        ("tokenizer.chat_template", Kind::U8, &[8], "at byte # wants a string"),
+    ];
+    for (key, kind, value, expected) in cases {
+        let error = error(with(key, *kind, value));
+        assert!(error.starts_with("x.gguf: key `") && error.ends_with(expected), "{key}: {error}\n is not\n{expected}");
+    }
+    for key in ["general.architecture", "llama.embedding_length", "llama.attention.head_count"] {
+        let mut writer = small();
+        writer.entries.retain(|(other, _)| other != key);
+        assert_eq!(error(writer.file()), format!("x.gguf: key `{key}` is missing"));
+    }
+    let mut writer = small();
+    writer.tensors.remove(0);
+    assert_eq!(error(writer.file()), "x.gguf: tensor `token_embd.weight` is missing");
+}
+
+/// A file with some bytes put in place of others, which follow a text (at a distance).
+fn patched(after: &str, distance: usize, bytes: &[u8]) -> Vec<u8> {
+    let mut file = small().file();
+    let found = file.windows(after.len()).position(|window| window == after.as_bytes()).unwrap();
+    let at = found + after.len() + distance;
+    file[at..at + bytes.len()].copy_from_slice(bytes);
+    file
+}
+
+#[test]
+fn every_malformed_field_is_named() {
+    let twice = small().u32("llama.block_count", 1).file();
+    let again = small().tensor("output_norm.weight", &[1], Dtype::F32, vec![0; 4]).file();
+    let also = small().tensor("model.norm.weight", &[1], Dtype::F32, vec![0; 4]).file();
+    let cases: Vec<(Vec<u8>, &str)> = vec![
+        (patched("GG", 0, b"ML"), "not a GGUF file: it starts with \"GGML\", not \"GGUF\""),
+        (patched("GGUF", 0, &[1, 0]), "version 1 at byte 4; 2 and 3 can be read"),
+        (patched("GGUF", 0, &[4, 0]), "version 4 at byte 4; 2 and 3 can be read"),
+        (patched("GGUF", 0, &[0, 0, 0, 3]), "version 50331648 at byte 4; 2 and 3 can be read (a big endian file?)"),
+        (patched("GGUF", 4, &[255; 8]), "18446744073709551615 tensors at byte 8; the file has room for 76 at most"),
+        (patched("GGUF", 4, &[3]), "the last 36 bytes belong to no tensor"),
+        (patched("GGUF", 4, &[5]), "tensor `` has the offset 0 at byte 1177, where the tensors before it make it 288"),
+        (
+            patched("GGUF", 12, &[255; 8]),
+            "18446744073709551615 metadata entries at byte 16; the file has room for 141 at most",
+        ),
+        (
+            patched("GGUF", 12, &[20]),
+            "the name of tensor 0 at byte 997 is truncated: a string of 2251799813685248 bytes, 855 are left",
+        ),
+        (
+            patched("GGUF", 20, &[255; 8]),
+            "the key of metadata entry 0 at byte 24 is truncated: a string of 18446744073709551615 bytes, 1828 are left",
+        ),
+        (
+            patched("GGUF", 28, &[0xff]),
+            "the key of metadata entry 0 at byte 32 is not UTF-8: invalid utf-8 sequence of 1 bytes from index 0",
+        ),
+        (patched("general.architecture", 0, &[13]), "key `general.architecture` at byte 52 is of the unknown type 13"),
+        (
+            patched("general.architecture", 4, &[255; 8]),
+            "key `general.architecture` at byte 56 is truncated: a string of 18446744073709551615 bytes, 1796 are left",
+        ),
+        (
+            patched("general.architecture", 12, &[0xff]),
+            "key `general.architecture` at byte 64 is not UTF-8: invalid utf-8 sequence of 1 bytes from index 0",
+        ),
+        (
+            patched("general.alignment", 0, &[0]),
+            "the key of metadata entry 2 at byte 99 is truncated: a string of 369098752 bytes, 1753 are left",
+        ),
+        (patched("general.alignment", 4, &[33]), "key `general.alignment` at byte 98 wants a power of two (u32)"),
+        (patched("general.alignment", 4, &[0]), "key `general.alignment` at byte 98 wants a power of two (u32)"),
+        (
+            patched("general.alignment", 4, &[64]),
+            "tensor `output_norm.weight` has the offset 288 at byte 1065, which is not a multiple of the alignment 64",
+        ),
+        (patched("general.alignmen", 1, &[6]), "key `general.alignment` at byte 98 wants a power of two (u32)"),
+        (
+            patched("tokenizer.ggml.add_bos_token", 4, &[2]),
+            "key `tokenizer.ggml.add_bos_token` at byte 507 is the bool 2, not 0 or 1",
+        ),
+        (patched("general.flags", 4, &[9]), "key `general.flags` at byte 533 is an array of arrays, which is not read"),
+        (patched("general.flags", 4, &[13]), "key `general.flags` at byte 533 is of the unknown type 13"),
+        (
+            patched("general.flags", 8, &[255; 8]),
+            "key `general.flags` at byte 537 is an array of 18446744073709551615 bool; the file has room for 1315 at most: truncated?",
+        ),
+        (patched("general.flags", 16, &[7]), "key `general.flags` at byte 545 is the bool 7, not 0 or 1"),
+        (
+            patched("tokenizer.ggml.tokens", 8, &[255; 8]),
+            "key `tokenizer.ggml.tokens` at byte 629 is an array of 18446744073709551615 string; the file has room for 152 at most: truncated?",
+        ),
+        (
+            patched("tokenizer.ggml.tokens", 16, &[255; 8]),
+            "key `tokenizer.ggml.tokens` at byte 637 is truncated: a string of 18446744073709551615 bytes, 1215 are left",
+        ),
+        (
+            patched("tokenizer.ggml.tokens", 24, &[0xff]),
+            "key `tokenizer.ggml.tokens` at byte 645 is not UTF-8: invalid utf-8 sequence of 1 bytes from index 0",
+        ),
+        (
+            patched("tokenizer.ggml.scores", 8, &[255; 4]),
+            "key `tokenizer.ggml.scores` at byte 759 is an array of 4294967295 f32; the file has room for 273 at most: truncated?",
+        ),
+        (patched("llama.attention.head_coun", 0, b"x"), "key `llama.attention.head_count` is missing"),
+        (
+            patched("token_embd.weight", 0, &[5]),
+            "tensor `token_embd.weight` has 5 dimensions at byte 991; at most 4 were expected",
+        ),
+        (
+            patched("token_embd.weight", 4, &[33]),
+            "tensor `token_embd.weight` of Q8_0 has rows of 33 at byte 995, which are not whole blocks of 32",
+        ),
+        (
+            patched("token_embd.weight", 12, &[0]),
+            "tensor `token_embd.weight` has the absurd dimensions [32, 0] at byte 995",
+        ),
+        (
+            patched("token_embd.weight", 12, &[255; 8]),
+            "tensor `token_embd.weight` has the absurd dimensions [32, 18446744073709551615] at byte 995",
+        ),
+        (
+            patched("token_embd.weight", 20, &[16]),
+            "tensor `token_embd.weight` is of the type 16 at byte 1011, which is none of F32, BF16, F16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS, MXFP4",
+        ),
+        (
+            patched("token_embd.weight", 24, &[1]),
+            "tensor `token_embd.weight` has the offset 1 at byte 1015, which is not a multiple of the alignment 32",
+        ),
+        (
+            patched("token_embd.weight", 24, &[32]),
+            "tensor `token_embd.weight` has the offset 32 at byte 1015, where the tensors before it make it 0",
+        ),
+        (
+            patched("token_embd.weight", 24, &[255; 8]),
+            "tensor `output_norm.weight` has the offset 288 at byte 1065, where the tensors before it make it 0",
+        ),
+        (
+            patched("output_norm.weight", 16, &[0, 0, 1]),
+            "tensor `blk.0.attn_q.weight` has the offset 416 at byte 1124, where the tensors before it make it 288",
+        ),
+        (
+            patched("blk.0.attn_q.weight", 12, &[31]),
+            "tensor `blk.0.attn_q.weight` has 31 rows, which are not the pairs of 2 heads",
+        ),
+        (
+            patched("output_norm.weight", 16, &[64, 1]),
+            "tensor `output_norm.weight` has the offset 320 at byte 1065, where the tensors before it make it 288",
+        ),
+        (twice, "key `llama.block_count` at byte 995 is there twice"),
+        (again, "tensor `output_norm.weight` is there twice"),
+        (also, "tensor `model.norm.weight` is there twice, as model.norm.weight"),
+        ([small().file(), vec![0; 33]].concat(), "the last 5 bytes belong to no tensor"),
+    ];
+    for (file, expected) in cases {
+        assert_eq!(error(file), expected);
+    }
+}
+
+#[test]
+fn a_file_cut_anywhere_is_refused() {
+    let file = small().file();
+    assert!(open(file.clone()).is_ok());
+    for length in 0..file.len() {
+        let error = error(file[..length].to_vec());
+        assert!(error.contains("truncated") || error.contains("the file has room for"), "{length}: {error}");
+    }
+}
+
+/// Reads everything that a file has.
+fn exhaust(gguf: Gguf) -> Result<(), Error> {
+    for name in gguf.names() {
+        let (info, bytes, _) = gguf.tensor(name).expect("a tensor that is named");
+        assert_eq!(
+            info.shape.iter().product::<usize>() / info.dtype.block_length() * info.dtype.block_bytes(),
+            bytes.len()
+        );
+    }
+    for info in &gguf.header.tensors {
+        assert!(gguf.floats(&info.name).is_some());
+    }
+    let checkpoint = Checkpoint::of_gguf(gguf)?;
+    checkpoint.end_tokens()?;
+    if let Some(tokenizer) = Tokenizer::of(&checkpoint)? {
+        tokenizer.encode("ab é", true)?;
+    }
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_changed_file_is_another_or_refused(
+        changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
+        kept in prop::option::weighted(0.2, any::<prop::sample::Index>()),
+    ) {
+        let mut file = small().file();
+        // Most of what can go wrong is in the first part.
+        let header = file.len() - 272 - 128 - 256 - 4;
+        for (at, byte) in changes {
+            let at = at.index(header);
+            file[at] = byte;
+        }
+        if let Some(kept) = kept {
+            file.truncate(kept.index(file.len()));
+        }
+        if let Err(error) = open(file).and_then(exhaust) {
+            let error = error.to_string();
+            prop_assert!(error.starts_with("x.gguf: ") || error.starts_with("the tokenizer failed"), "{}", error);
+        }
+    }
+}
+
+/// A Hugging Face folder as a GGUF file, as llama.cpp's conversion makes it: everything in F32.
+fn converted(folder: &str) -> Writer {
+    let read =
+        |name: &str| -> Json { serde_json::from_slice(&std::fs::read(format!("{folder}/{name}")).unwrap()).unwrap() };
+    let (config, generation, tokenizer) = (read("config.json"), read("generation_config.json"), read("tokenizer.json"));
+    let class = config["architectures"][0].as_str().unwrap();
+    let name = match class {
+        "GPT2LMHeadModel" => "gpt2",
+        "LlamaForCausalLM" | "MistralForCausalLM" => "llama",
+        "Qwen3ForCausalLM" => "qwen3",
+        other => panic!("{other}"),
+    };
+    let mut writer = Writer::default().text("general.architecture", name);
+    let keys = [
+        ("embedding_length", ["hidden_size", "n_embd"]),
+        ("feed_forward_length", ["intermediate_size", "n_inner"]),
+        ("block_count", ["num_hidden_layers", "n_layer"]),
+        ("attention.head_count", ["num_attention_heads", "n_head"]),
+        ("attention.head_count_kv", ["num_key_value_heads", ""]),
+        ("attention.key_length", ["head_dim", ""]),
+        ("attention.sliding_window", ["sliding_window", ""]),
+        ("context_length", ["max_position_embeddings", "n_positions"]),
+        ("attention.layer_norm_rms_epsilon", ["rms_norm_eps", ""]),
+        ("attention.layer_norm_epsilon", ["layer_norm_epsilon", ""]),
+        ("rope.freq_base", ["rope_theta", ""]),
+    ];
+    for (key, names) in keys {
+        let value = names.iter().find_map(|name| config.get(*name));
+        let key = format!("{name}.{key}");
+        writer = match value {
+            Some(Json::Number(number)) if number.is_u64() => writer.u32(&key, number.as_u64().unwrap() as u32),
+            Some(Json::Number(number)) => writer.f32(&key, number.as_f64().unwrap() as f32),
+            _ if key == "gpt2.feed_forward_length" => writer.u32(&key, 4 * config["n_embd"].as_u64().unwrap() as u32),
+            _ => writer,
+        };
+    }
+    writer = with_tokenizer(writer, &tokenizer);
+    for kind in ["bos", "eos"] {
+        if let Some(id) = generation[format!("{kind}_token_id")].as_u64() {
+            writer = writer.u32(&format!("tokenizer.ggml.{kind}_token_id"), id as u32);
+        }
+    }
+
+    let file = TensorFile::open(format!("{folder}/model.safetensors").as_ref()).unwrap();
+    let heads = |kind: &str| config[kind].as_u64().unwrap() as usize;
+    for name in file.names() {
+        let (graph, weight) = graph_of(name, &file.tensor(name).unwrap().0.shape);
+        let numbers = Checkpoint::open(folder).unwrap().weight(&graph, weight, None).unwrap().to_f32();
+        let shape = file.tensor(name).unwrap().0.shape.clone();
+        let columns = *shape.last().unwrap();
+        let rows = numbers.len() / columns;
+        let at = |row: usize, column: usize| numbers[row * columns + column];
+        let permuted = |heads: usize| {
+            let size = rows / heads;
+            let from = |row: usize| row / size * size + row % 2 * (size / 2) + row % size / 2;
+            (0..rows)
+                .flat_map(|row| (0..columns).map(move |column| (row, column)))
+                .map(|(r, c)| at(from(r), c))
+                .collect()
+        };
+        let (mut dimensions, mut values) = (shape.clone(), numbers.clone());
+        if class != "Qwen3ForCausalLM" && name.contains("q_proj") {
+            values = permuted(heads("num_attention_heads"));
+        } else if class != "Qwen3ForCausalLM" && name.contains("k_proj") {
+            values = permuted(heads("num_key_value_heads"));
+        } else if name.contains(".c_") && name.ends_with(".weight") {
+            dimensions.reverse();
+            values = (0..columns).flat_map(|c| (0..rows).map(move |r| (r, c))).map(|(r, c)| at(r, c)).collect();
+        }
+        let dimensions: Vec<u64> = dimensions.iter().rev().map(|&size| size as u64).collect();
+        writer = writer.tensor(&ggml_name(name), &dimensions, Dtype::F32, floats(&values));
+    }
+    if let Some(scaling) = config.get("rope_scaling").filter(|scaling| scaling.is_object()) {
+        let number = |key: &str| scaling[key].as_f64().unwrap();
+        let (factor, original) = (number("factor"), number("original_max_position_embeddings"));
+        let head = config["head_dim"].as_u64().unwrap();
+        let divisors: Vec<f32> = (0..head / 2)
+            .map(|i| {
+                let frequency = config["rope_theta"].as_f64().unwrap().powf(-2.0 * i as f64 / head as f64);
+                let wavelength = 2.0 * std::f64::consts::PI / frequency;
+                if wavelength < original / number("high_freq_factor") {
+                    1.0
+                } else if wavelength > original / number("low_freq_factor") {
+                    factor as f32
+                } else {
+                    let range = number("high_freq_factor") - number("low_freq_factor");
+                    let smooth = (original / wavelength - number("low_freq_factor")) / range;
+                    (1.0 / ((1.0 - smooth) / factor + smooth)) as f32
+                }
+            })
+            .collect();
+        writer = writer.tensor("rope_freqs.weight", &[head / 2], Dtype::F32, floats(&divisors));
+    }
+    writer
+}
+
+fn floats(numbers: &[f32]) -> Vec<u8> {
+    numbers.iter().flat_map(|number| number.to_le_bytes()).collect()
+}
+
+/// The name that llama.cpp gives a tensor of the reference implementation.
+fn ggml_name(name: &str) -> String {
+    let (stem, suffix) = name.rsplit_once('.').unwrap();
+    let stem = stem.trim_start_matches("transformer.").trim_start_matches("model.");
+    let parts = [
+        ("embed_tokens", "token_embd"),
+        ("wte", "token_embd"),
+        ("wpe", "position_embd"),
+        ("ln_f", "output_norm"),
+        ("lm_head", "output"),
+        ("self_attn.q_proj", "attn_q"),
+        ("self_attn.k_proj", "attn_k"),
+        ("self_attn.v_proj", "attn_v"),
+        ("self_attn.o_proj", "attn_output"),
+        ("self_attn.q_norm", "attn_q_norm"),
+        ("self_attn.k_norm", "attn_k_norm"),
+        ("input_layernorm", "attn_norm"),
+        ("post_attention_layernorm", "ffn_norm"),
+        ("mlp.gate_proj", "ffn_gate"),
+        ("mlp.up_proj", "ffn_up"),
+        ("mlp.down_proj", "ffn_down"),
+        ("ln_1", "attn_norm"),
+        ("attn.c_attn", "attn_qkv"),
+        ("attn.c_proj", "attn_output"),
+        ("ln_2", "ffn_norm"),
+        ("mlp.c_fc", "ffn_up"),
+        ("mlp.c_proj", "ffn_down"),
+        ("norm", "output_norm"),
+    ];
+    let translate = |part: &str| parts.iter().find(|(reference, _)| *reference == part).unwrap().1;
+    match stem.strip_prefix("layers.").or_else(|| stem.strip_prefix("h.")).and_then(|rest| rest.split_once('.')) {
+        Some((layer, part)) => format!("blk.{layer}.{}.{suffix}", translate(part)),
+        None => format!("{}.{suffix}", translate(stem)),
+    }
+}
+
+/// The metadata of a `tokenizer.json`.
+fn with_tokenizer(writer: Writer, tokenizer: &Json) -> Writer {
+    let mut tokens: BTreeMap<u64, (&str, i32)> = BTreeMap::new();
+    for (token, id) in tokenizer["model"]["vocab"].as_object().unwrap() {
+        let kind = if token.starts_with("<0x") { 6 } else { 1 };
+        tokens.insert(id.as_u64().unwrap(), (token, kind));
+    }
+    for added in tokenizer["added_tokens"].as_array().unwrap() {
+        let token = added["content"].as_str().unwrap();
+        tokens.insert(added["id"].as_u64().unwrap(), (token, if token == "<unk>" { 2 } else { 3 }));
+    }
+    let texts: Vec<&str> = tokens.values().map(|(token, _)| *token).collect();
+    let kinds: Vec<Vec<u8>> = tokens.values().map(|(_, kind)| kind.to_le_bytes().to_vec()).collect();
+    let writer = writer.texts("tokenizer.ggml.tokens", &texts).array("tokenizer.ggml.token_type", Kind::I32, &kinds);
+    if tokenizer["model"]["byte_fallback"] == true {
+        // SentencePiece numbers its merges downwards.
+        let score = |id: usize| -(id.saturating_sub(259) as f32);
+        let scores: Vec<Vec<u8>> = (0..texts.len()).map(|id| score(id).to_le_bytes().to_vec()).collect();
+        return writer.text("tokenizer.ggml.model", "llama").array("tokenizer.ggml.scores", Kind::F32, &scores);
+    }
+    let merges = tokenizer["model"]["merges"].as_array().unwrap();
+    let merges: Vec<String> =
+        merges.iter().map(|pair| format!("{} {}", pair[0].as_str().unwrap(), pair[1].as_str().unwrap())).collect();
+    let pre = match tokenizer.pointer("/pre_tokenizer/pretokenizers/0/pattern/Regex").and_then(Json::as_str) {
+        None => "gpt-2",
+        Some(pattern) if pattern.contains(r"\p{N}{1,3}") => "llama-bpe",
+        Some(_) => "qwen2",
+    };
+    let merges: Vec<&str> = merges.iter().map(String::as_str).collect();
+    writer.text("tokenizer.ggml.model", "gpt2").text("tokenizer.ggml.pre", pre).texts("tokenizer.ggml.merges", &merges)
+}
+
+/// A graph with one weight.
+fn graph_of(name: &str, shape: &[usize]) -> (Graph, TensorId) {
+    let mut b = Builder::new("test");
+    let axes: Vec<_> = shape.iter().enumerate().map(|(i, &size)| b.axis(&format!("a{i}"), size)).collect();
+    let weight = b.weight("w", &axes, name);
+    let value = b.load(weight);
+    let out = b.define("out", None, value);
+    (b.finish(out).unwrap(), weight)
+}
+
+const GOLDEN: [&str; 4] = ["gpt2", "llama3", "mistral", "qwen3"];
+
+fn golden(model: &str) -> String {
+    format!("{}/../tests/golden/{model}", env!("CARGO_MANIFEST_DIR"))
+}
+
+#[test]
+fn a_converted_folder_is_the_folder_again() {
+    for model in GOLDEN {
+        let folder = golden(model);
+        let reference = Checkpoint::open(&folder).unwrap();
+        let checkpoint = Checkpoint::of_gguf(open(converted(&folder).file()).unwrap()).unwrap();
+
+        let file = TensorFile::open(format!("{folder}/model.safetensors").as_ref()).unwrap();
+        let mut used = std::collections::HashSet::new();
+        for name in file.names() {
+            let known = if model == "gpt2" && !name.starts_with("transformer.") {
+                format!("transformer.{name}")
+            } else {
+                name.clone()
+            };
+            let (graph, weight) = graph_of(&known, &file.tensor(name).unwrap().0.shape);
+            let found = checkpoint.weight(&graph, weight, None).unwrap().to_f32();
+            let (graph, weight) = graph_of(name, &file.tensor(name).unwrap().0.shape);
+            assert_eq!(found, reference.weight(&graph, weight, None).unwrap().to_f32(), "{model}: {name}");
+            used.insert(known);
+        }
+        let rest = if model == "llama3" { vec!["rope_freqs.weight"] } else { vec![] };
+        assert_eq!(checkpoint.leftovers(&used), rest);
+
+        // What the file says is what config.json says, except for names.
+        let mut wanted = reference.config().clone();
+        for (key, value) in checkpoint.config().as_object().unwrap() {
+            let said = wanted.get_mut(key).map(Json::take).unwrap_or_default();
+            match key.as_str() {
+                "architectures" | "eos_token_id" | "n_inner" => {}
+                "tie_word_embeddings" | "activation_function" if said.is_null() => {}
+                _ => assert_eq!(&said, value, "{model}: {key}"),
+            }
+        }
+        assert!(checkpoint.end_tokens().unwrap().contains(&reference.end_tokens().unwrap()[0]));
+    }
+}
+
+#[test]
+fn a_converted_tokenizer_is_the_tokenizer_again() {
+    for model in GOLDEN {
+        let folder = golden(model);
+        let golden: Json = serde_json::from_slice(&std::fs::read(format!("{folder}/golden.json")).unwrap()).unwrap();
+        let checkpoint = Checkpoint::of_gguf(open(converted(&folder).file()).unwrap()).unwrap();
+        let tokenizer = Tokenizer::of(&checkpoint).unwrap().unwrap();
+        let ids = |value: &Json| -> Vec<u32> {
+            value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
+        };
+        for example in golden["tokenizer_examples"].as_array().unwrap() {
+            let text = example["text"].as_str().unwrap();
+            assert_eq!(tokenizer.encode(text, true).unwrap(), ids(&example["ids"]), "{model}: {text}");
+            assert_eq!(tokenizer.encode(text, false).unwrap(), ids(&example["ids_no_special"]), "{model}: {text}");
+            assert_eq!(tokenizer.decode(&ids(&example["ids"])).unwrap(), example["decoded"], "{model}");
+        }
+    }
+}

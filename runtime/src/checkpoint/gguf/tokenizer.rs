@@ -4,7 +4,7 @@
 //! the way in which text is split into words, and SentencePiece's BPE (`llama`), whose scores say what is merged first and
 //! which has a token for each byte.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use serde_json::{Map, Value, json};
 
@@ -24,6 +24,9 @@ const UNKNOWN: u32 = 2;
 const CONTROL: u32 = 3;
 const USER_DEFINED: u32 = 4;
 const BYTE: u32 = 6;
+
+/// The longest token, in bytes, that is read; those of the field are below a hundred.
+const LONGEST_TOKEN: usize = 1024;
 
 /// SentencePiece's blank.
 const BLANK: &str = "\u{2581}";
@@ -148,6 +151,10 @@ struct Vocabulary<'a> {
 impl<'a> Vocabulary<'a> {
     fn of(gguf: &'a Gguf) -> Result<Option<Vocabulary<'a>>, Error> {
         let Some(tokens) = gguf.texts(TOKENS)? else { return Ok(None) };
+        if let Some(id) = tokens.iter().position(|token| token.len() > LONGEST_TOKEN) {
+            let problem = format!("wants tokens of at most {LONGEST_TOKEN} bytes; token {id} has {}", tokens[id].len());
+            return Err(gguf.wrong(TOKENS, &problem));
+        }
         let types = match gguf.numbers(TYPES)? {
             Some(types) if types.len() != tokens.len() => {
                 return Err(gguf.wrong(TYPES, &format!("has {}, there are {} tokens", types.len(), tokens.len())));
@@ -173,8 +180,9 @@ impl<'a> Vocabulary<'a> {
 
     /// Tokens that are found in a text before it is split: the special ones, and those that a user defined.
     fn added(&self) -> Vec<Value> {
-        let found =
-            self.entries().filter(|(_, token, kind)| !token.is_empty() && matches!(*kind, CONTROL | USER_DEFINED));
+        let found = self
+            .entries()
+            .filter(|(_, token, kind)| !token.is_empty() && matches!(*kind, UNKNOWN | CONTROL | USER_DEFINED));
         let added = found.map(|(id, token, kind)| {
             json!({
                 "id": id,
@@ -183,7 +191,7 @@ impl<'a> Vocabulary<'a> {
                 "lstrip": false,
                 "rstrip": false,
                 "normalized": false,
-                "special": kind == CONTROL,
+                "special": kind != USER_DEFINED,
             })
         });
         added.collect()
@@ -212,12 +220,8 @@ pub(super) fn end_tokens(gguf: &Gguf) -> Result<Vec<u64>, Error> {
         let named = vocabulary.entries().filter(|(_, token, kind)| *kind == CONTROL && END_TOKENS.contains(token));
         ids.extend(named.map(|(id, ..)| id as u64));
     }
-    let mut seen = Vec::new();
-    ids.retain(|id| {
-        let fresh = !seen.contains(id);
-        seen.push(*id);
-        fresh
-    });
+    let mut seen = HashSet::new();
+    ids.retain(|id| seen.insert(*id));
     Ok(ids)
 }
 
