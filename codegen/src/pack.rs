@@ -1,13 +1,22 @@
 //! Packing: from a checkpoint's order of elements into the order in which the kernels read them.
 
+use std::array;
+
 use einfuse_graph::{Graph, TensorId};
 use half::{bf16, f16};
 
-use crate::loops::Format as Storage;
+use crate::loops::Format;
+use crate::loops::PANEL;
 use crate::schedule::homes::{Region, View};
 
-/// The elements of a tensor as a checkpoint stores them: little-endian, row-major in the tensor's axes.
-#[derive(Clone, Copy, Debug)]
+/// How many neighbours in a checkpoint are read at once.
+const RUN: usize = 256;
+
+/// How many rows of a panel are written at once; whole blocks of every format.
+const ROWS: usize = 64;
+
+/// The elements of a tensor as a checkpoint stores them: row-major in the tensor's axes, numbers little-endian.
+#[derive(Clone, Copy)]
 pub enum Values<'a> {
     /// 32-bit floats.
     F32(&'a [u8]),
@@ -15,20 +24,45 @@ pub enum Values<'a> {
     Bf16(&'a [u8]),
     /// 16-bit floats (IEEE 754 binary16).
     F16(&'a [u8]),
+    /// Stored in some other way.
+    Read {
+        /// How many there are.
+        elements: usize,
+        /// Reads neighbours, from an element on. Faster where they begin and end at multiples of 256, or at a row's ends.
+        read: &'a dyn Fn(usize, &mut [f32]),
+    },
 }
 
 impl Values<'_> {
-    fn bytes(&self) -> (&[u8], usize) {
+    /// How many elements there are.
+    fn len(&self) -> usize {
         match self {
-            Values::F32(bytes) => (bytes, 4),
-            Values::Bf16(bytes) | Values::F16(bytes) => (bytes, 2),
+            Values::F32(bytes) => bytes.len() / 4,
+            Values::Bf16(bytes) | Values::F16(bytes) => bytes.len() / 2,
+            Values::Read { elements, .. } => *elements,
+        }
+    }
+
+    /// Reads neighbours, from the element `at` on.
+    fn read(&self, at: usize, out: &mut [f32]) {
+        fn each<const N: usize>(bytes: &[u8], at: usize, out: &mut [f32], convert: impl Fn([u8; N]) -> f32) {
+            let elements = &bytes.as_chunks::<N>().0[at..at + out.len()];
+            for (out, element) in out.iter_mut().zip(elements) {
+                *out = convert(*element);
+            }
+        }
+        match self {
+            Values::F32(bytes) => each(bytes, at, out, f32::from_le_bytes),
+            Values::Bf16(bytes) => each(bytes, at, out, |x| f32::from_bits(u32::from(u16::from_le_bytes(x)) << 16)),
+            Values::F16(bytes) => each(bytes, at, out, |x| f16::from_le_bytes(x).to_f32()),
+            Values::Read { read, .. } => read(at, out),
         }
     }
 }
 
 /// A tensor's elements do not fill its axes.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{tensor}` wants {wanted} elements for its axes {axes}, there are {found} bytes of {element} each")]
+#[error("`{tensor}` wants {wanted} elements for its axes {axes}, there are {found}")]
 pub struct PackError {
     /// The tensor's name.
     pub tensor: String,
@@ -36,10 +70,8 @@ pub struct PackError {
     pub axes: String,
     /// The number of elements of the axes.
     pub wanted: usize,
-    /// The number of bytes that were given.
+    /// The number that was given.
     pub found: usize,
-    /// Bytes of an element.
-    pub element: usize,
 }
 
 /// A stretch of the packed weights: one tensor, or several that a kernel reads interleaved.
@@ -53,125 +85,580 @@ pub struct Packed {
     pub offset: usize,
     /// How long it is.
     pub bytes: usize,
+    /// The stretch may be packed in parts, cut at multiples of so many bytes.
+    pub grain: usize,
     /// How its elements are stored.
-    pub storage: Storage,
-    views: Vec<SizedView>,
-}
-
-/// A view with what packing needs to know of its tensor.
-#[derive(Clone, Debug)]
-struct SizedView {
-    name: String,
-    axes: String,
-    sizes: Vec<usize>,
-    view: View,
+    pub storage: Format,
+    /// Rows of its panels.
+    depth: usize,
+    moves: Vec<Move>,
 }
 
 impl Packed {
     pub(crate) fn of(graph: &Graph, region: &Region, layer: Option<usize>, offset: usize) -> Packed {
-        let sized = |view: &View| SizedView {
-            name: graph.tensor(view.tensor).name.clone(),
-            axes: graph.axes_of(view.tensor),
-            sizes: graph.tensor(view.tensor).axes.iter().map(|&a| graph.size(a).unwrap_or(1)).collect(),
-            view: view.clone(),
+        let moves: Vec<Move> = region.views.iter().map(|view| Move::of(graph, view, region.storage)).collect();
+        let unit = region.storage.elem().bytes();
+        let grains: Vec<usize> = moves.iter().map(|m| m.grain().unwrap_or(region.len)).collect();
+        let alike = grains.windows(2).all(|pair| pair[0] == pair[1]);
+        let grain = match region.storage.is_coded() {
+            true => region.storage.panel(region.depth),
+            false => grains.first().copied().filter(|_| alike).unwrap_or(region.len),
         };
         Packed {
             tensors: region.views.iter().map(|v| v.tensor).collect(),
             layer,
             offset,
-            bytes: region.len * region.storage.elem().bytes(),
+            bytes: region.len * unit,
+            grain: grain * unit,
+            depth: region.depth,
             storage: region.storage,
-            views: region.views.iter().map(sized).collect(),
+            moves,
         }
     }
 
-    /// Writes the tensors' elements, given in the order of `tensors`, into the stretch `out`, which is zero. bf16 storage
-    /// rounds to nearest, ties to even.
+    /// Writes a part of the stretch, `out`, which begins `from` bytes after the stretch's start and is zero; begin and end are
+    /// at multiples of the grain, or the stretch's end. The tensors' elements are given in the order of `tensors`. bf16
+    /// storage rounds to nearest, ties to even.
     ///
     /// # Errors
     /// A tensor with another number of elements than its axes have.
-    pub fn pack(&self, values: &[Values<'_>], out: &mut [u8]) -> Result<(), PackError> {
-        for (sized, values) in self.views.iter().zip(values) {
-            let (bytes, element) = values.bytes();
-            let wanted: usize = sized.sizes.iter().product();
-            if bytes.len() != wanted * element {
-                let (tensor, axes) = (sized.name.clone(), sized.axes.clone());
-                return Err(PackError { tensor, axes, wanted, found: bytes.len(), element });
+    pub fn pack(&self, values: &[Values<'_>], from: usize, out: &mut [u8]) -> Result<(), PackError> {
+        for (one, values) in self.moves.iter().zip(values) {
+            if values.len() != one.elements {
+                let (tensor, axes) = (one.name.clone(), one.axes.clone());
+                return Err(PackError { tensor, axes, wanted: one.elements, found: values.len() });
             }
-            match (self.storage, values) {
-                (Storage::F32, Values::F32(b)) => sized.scatter::<4, 4>(b, out, |x| x),
-                (Storage::F32, Values::Bf16(b)) => sized.scatter::<2, 4>(b, out, |x| [0, 0, x[0], x[1]]),
-                (Storage::F32, Values::F16(b)) => {
-                    sized.scatter::<2, 4>(b, out, |x| f16::from_le_bytes(x).to_f32().to_le_bytes());
-                }
-                (Storage::Bf16, Values::Bf16(b)) => sized.scatter::<2, 2>(b, out, |x| x),
-                (Storage::Bf16, Values::F32(b)) => {
-                    sized.scatter::<4, 2>(b, out, |x| bf16::from_f32(f32::from_le_bytes(x)).to_le_bytes());
-                }
-                (Storage::Bf16, Values::F16(b)) => {
-                    sized.scatter::<2, 2>(b, out, |x| bf16::from_f32(f16::from_le_bytes(x).to_f32()).to_le_bytes());
-                }
-                (Storage::Q8 | Storage::Q4, _) => {}
-            }
+            let mut part = Part {
+                values,
+                storage: self.storage,
+                depth: self.depth,
+                first: from / self.storage.elem().bytes() * self.storage.in_unit(),
+                out: &mut *out,
+                runs: Box::new([[0.0; RUN]; PANEL]),
+            };
+            one.walk(&one.loops, one.source, one.base, PANEL, &mut part);
         }
         Ok(())
     }
 }
 
-impl SizedView {
-    /// The elements of the view, each at its place. Offsets are a sum over the dimensions, so that each dimension's part
-    /// is computed once.
-    fn scatter<const FROM: usize, const TO: usize>(
-        &self,
-        source: &[u8],
-        out: &mut [u8],
-        convert: impl Fn([u8; FROM]) -> [u8; TO],
-    ) {
-        let dims = self.sizes.len();
-        let base = self.view.layout.offset_of(&vec![0; dims]);
-        let parts: Vec<Vec<usize>> = (0..dims)
-            .map(|dim| {
-                let mut index = vec![0; dims];
-                let at = |i: usize, index: &mut Vec<usize>| {
-                    index[dim] = i;
-                    self.view.layout.offset_of(index) - base
-                };
-                (0..self.sizes[dim]).map(|i| at(i, &mut index)).collect()
-            })
-            .collect();
-        let (elements, _) = source.as_chunks::<FROM>();
-        let (places, _) = out.as_chunks_mut::<TO>();
-        self.dimension(0, 0, base, &parts, elements, places, &convert);
+/// The way of a tensor's elements into a stretch: loops around a piece of which the elements' new places are neighbours.
+#[derive(Clone, Debug)]
+struct Move {
+    name: String,
+    axes: String,
+    /// How many elements the tensor has.
+    elements: usize,
+    /// Where the first element is in the tensor, and where it goes.
+    source: usize,
+    base: usize,
+    /// Outermost first: the farther apart the places, the farther out.
+    loops: Vec<Loop>,
+    piece: Piece,
+}
+
+/// A dimension of a tensor, or the panels along it.
+#[derive(Clone, Debug)]
+struct Loop {
+    /// Where each coordinate goes; they rise.
+    places: Vec<usize>,
+    /// Elements from one coordinate to the next in the tensor.
+    stride: usize,
+    /// The columns of all panels, where it loops over panels.
+    columns: Option<usize>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Piece {
+    /// Neighbours in the tensor, so many.
+    Row(usize),
+    /// Rows of a panel, with the strides in the tensor from row to row and from column to column.
+    Panel { rows: usize, row_stride: usize, column_stride: usize },
+}
+
+impl Piece {
+    /// How many places it has.
+    fn len(self) -> usize {
+        match self {
+            Piece::Row(len) => len,
+            Piece::Panel { rows, .. } => rows * PANEL,
+        }
+    }
+}
+
+/// What is written, and from what.
+struct Part<'a> {
+    values: &'a Values<'a>,
+    storage: Format,
+    /// Rows of a panel.
+    depth: usize,
+    /// The place of the first element of `out`.
+    first: usize,
+    out: &'a mut [u8],
+    /// What was read of each column of a panel.
+    runs: Box<[[f32; RUN]; PANEL]>,
+}
+
+impl Move {
+    fn of(graph: &Graph, view: &View, storage: Format) -> Move {
+        let tensor = graph.tensor(view.tensor);
+        let sizes: Vec<usize> = tensor.axes.iter().map(|&a| graph.size(a).unwrap_or(1)).collect();
+        let dims = sizes.len();
+        let strides: Vec<usize> = (0..dims).map(|dim| sizes[dim + 1..].iter().product()).collect();
+        let places_of = |dim: usize| {
+            let mut index = vec![0; dims];
+            let at = |coordinate| {
+                index[dim] = coordinate;
+                view.layout.offset_of(&index) - view.layout.base
+            };
+            (0..sizes[dim]).map(at).collect::<Vec<usize>>()
+        };
+        let places: Vec<Vec<usize>> = (0..dims).map(places_of).collect();
+        let free = |dim: usize| view.fixed[dim].is_none();
+        let goes = |dim: usize, to: &dyn Fn(usize) -> usize| {
+            free(dim) && places[dim].iter().enumerate().all(|(i, &place)| place == to(i))
+        };
+
+        let column = (0..dims).find(|&dim| free(dim) && view.layout.has_panels(dim));
+        let (together, in_unit) = (storage.together(), storage.in_unit());
+        let in_panel = |i: usize| {
+            let (word, within) = (i / (together * in_unit), i / together % in_unit + i % together * in_unit);
+            word * together * in_unit * PANEL + within
+        };
+        let is_row = |dim: usize| sizes[dim] > 1 && goes(dim, &in_panel);
+        let row = column.and_then(|column| (0..dims).rev().find(|&dim| dim != column && is_row(dim)));
+        let (piece, within) = match (column, row) {
+            (Some(column), Some(last)) => {
+                // Dimensions before it go with it where they only count on, in the tensor as in the panel.
+                let (mut first, mut rows) = (last, sizes[last]);
+                while first > 0
+                    && first - 1 != column
+                    && rows.is_multiple_of(together * in_unit)
+                    && goes(first - 1, &|i| i * rows * PANEL)
+                {
+                    first -= 1;
+                    rows *= sizes[first];
+                }
+                (Piece::Panel { rows, row_stride: strides[last], column_stride: strides[column] }, first..last + 1)
+            }
+            _ if dims > 0 && goes(dims - 1, &|i| i) => (Piece::Row(sizes[dims - 1]), dims - 1..dims),
+            _ => (Piece::Row(1), 0..0),
+        };
+        let panels = column.filter(|_| row.is_some());
+        let of_dim = |dim: usize| match panels == Some(dim) {
+            true => Loop {
+                places: places[dim].iter().copied().step_by(PANEL).collect(),
+                stride: strides[dim] * PANEL,
+                columns: Some(sizes[dim]),
+            },
+            false => Loop { places: places[dim].clone(), stride: strides[dim], columns: None },
+        };
+        let mut loops: Vec<Loop> = (0..dims).filter(|dim| free(*dim) && !within.contains(dim)).map(of_dim).collect();
+        loops.sort_by_key(|l| std::cmp::Reverse(l.reach()));
+        Move {
+            name: tensor.name.clone(),
+            axes: graph.axes_of(view.tensor),
+            elements: sizes.iter().product(),
+            source: view
+                .fixed
+                .iter()
+                .zip(&strides)
+                .filter_map(|(at, stride)| Some(at.as_ref()? * *stride as i64))
+                .sum::<i64>() as usize,
+            base: view.layout.base,
+            loops,
+            piece,
+        }
     }
 
-    #[allow(clippy::too_many_arguments)]
-    fn dimension<const FROM: usize, const TO: usize>(
-        &self,
-        dim: usize,
-        from: usize,
-        to: usize,
-        parts: &[Vec<usize>],
-        elements: &[[u8; FROM]],
-        places: &mut [[u8; TO]],
-        convert: &impl Fn([u8; FROM]) -> [u8; TO],
-    ) {
-        let Some(part) = parts.get(dim) else {
-            places[to] = convert(elements[from]);
-            return;
+    /// All pieces begin at multiples of the elements of one, if they do.
+    fn grain(&self) -> Option<usize> {
+        let len = self.piece.len();
+        let mut places = self.loops.iter().flat_map(|l| &l.places).chain([&self.base]);
+        places.all(|place| place.is_multiple_of(len)).then_some(len)
+    }
+
+    /// Writes the pieces that the loops lead to and the part has.
+    fn walk(&self, loops: &[Loop], source: usize, place: usize, columns: usize, part: &mut Part<'_>) {
+        let [outer, inner @ ..] = loops else {
+            return part.write(self.piece, source, place, columns);
         };
-        let stride: usize = self.sizes[dim + 1..].iter().product();
-        if let Some(at) = self.view.fixed[dim] {
-            let from = from + at as usize * stride;
-            return self.dimension(dim + 1, from, to, parts, elements, places, convert);
+        let reach = inner.iter().map(Loop::reach).sum::<usize>() + self.piece.len();
+        let end = part.first + part.places();
+        let begin = outer.places.partition_point(|at| place + at + reach <= part.first);
+        for (i, at) in outer.places.iter().enumerate().skip(begin).take_while(|(_, at)| place + **at < end) {
+            let columns = outer.columns.map_or(columns, |all| PANEL.min(all - i * PANEL));
+            self.walk(inner, source + i * outer.stride, place + at, columns, part);
         }
-        if dim + 1 == parts.len() {
-            for (element, offset) in elements[from..from + part.len()].iter().zip(part) {
-                places[to + offset] = convert(*element);
+    }
+}
+
+impl Loop {
+    /// The last place.
+    fn reach(&self) -> usize {
+        self.places.last().copied().unwrap_or(0)
+    }
+}
+
+impl Part<'_> {
+    /// How many elements it has places for.
+    fn places(&self) -> usize {
+        self.out.len() / self.storage.elem().bytes() * self.storage.in_unit()
+    }
+
+    /// Writes a piece; a panel has so many columns.
+    fn write(&mut self, piece: Piece, source: usize, place: usize, columns: usize) {
+        match piece {
+            Piece::Row(len) => {
+                let bytes = self.storage.elem().bytes();
+                let out = &mut self.out[(place - self.first) * bytes..][..len * bytes];
+                let run = &mut self.runs[0];
+                for (nth, out) in out.chunks_mut(RUN * bytes).enumerate() {
+                    let run = &mut run[..out.len() / bytes];
+                    self.values.read(source + nth * RUN, run);
+                    write_row(self.storage, run, out);
+                }
             }
-            return;
+            // The tensor has columns as rows: reads along them, and turns blocks around.
+            Piece::Panel { row_stride: 1, column_stride, rows } => {
+                self.runs[columns..].as_flattened_mut().fill(0.0);
+                for first in (0..rows).step_by(RUN) {
+                    let read = RUN.min(rows - first);
+                    for (column, run) in self.runs[..columns].iter_mut().enumerate() {
+                        self.values.read(source + column * column_stride + first, &mut run[..read]);
+                    }
+                    for from in (0..read).step_by(ROWS) {
+                        let block = turned(&self.runs, from);
+                        self.write_rows(place + (first + from) * PANEL, &block[..ROWS.min(read - from)]);
+                    }
+                }
+            }
+            Piece::Panel { row_stride, column_stride, rows } => {
+                let mut block = [[0.0; PANEL]; ROWS];
+                for first in (0..rows).step_by(ROWS) {
+                    let block = &mut block[..ROWS.min(rows - first)];
+                    for (row, elements) in block.iter_mut().enumerate() {
+                        let source = source + (first + row) * row_stride;
+                        match column_stride {
+                            1 => self.values.read(source, &mut elements[..columns]),
+                            _ => elements[..columns].chunks_mut(1).enumerate().for_each(|(column, element)| {
+                                self.values.read(source + column * column_stride, element);
+                            }),
+                        }
+                    }
+                    self.write_rows(place + first * PANEL, block);
+                }
+            }
         }
-        for (i, offset) in part.iter().enumerate() {
-            self.dimension(dim + 1, from + i * stride, to + offset, parts, elements, places, convert);
+    }
+
+    /// Writes rows of a panel from a place on; of codes whole blocks.
+    fn write_rows(&mut self, place: usize, rows: &[[f32; PANEL]]) {
+        let (format, unit) = (self.storage, self.storage.elem().bytes());
+        let at = (place - self.first) / format.in_unit() * unit;
+        if !format.is_coded() {
+            return write_panel(format, rows, &mut self.out[at..][..rows.len() * PANEL * unit]);
+        }
+        let whole = format.panel(self.depth);
+        let (panel, within) = self.out[at / whole * whole..][..whole].split_at_mut(format.values(self.depth));
+        let first = at % whole / format.values(1);
+        for (nth, block) in rows.chunks(format.block()).enumerate() {
+            let row = first + nth * format.block();
+            let codes = &mut panel[format.values(row)..][..format.values(block.len())];
+            write_block(format, block, codes, &mut within[row / format.block() * 2 * PANEL..][..2 * PANEL]);
+        }
+    }
+}
+
+/// Rows of a panel out of its columns, from row `first` on. In squares of four by four, which stay in registers.
+fn turned(columns: &[[f32; RUN]; PANEL], first: usize) -> [[f32; PANEL]; ROWS] {
+    const SIDE: usize = 4;
+    let mut rows = [[0.0; PANEL]; ROWS];
+    for row in (0..ROWS).step_by(SIDE) {
+        for column in (0..PANEL).step_by(SIDE) {
+            let square: [[f32; SIDE]; SIDE] =
+                array::from_fn(|c| array::from_fn(|r| columns[column + c][first + row + r]));
+            for r in 0..SIDE {
+                for c in 0..SIDE {
+                    rows[row + r][column + c] = square[c][r];
+                }
+            }
+        }
+    }
+    rows
+}
+
+/// Stores elements one after the other.
+fn write_row(storage: Format, elements: &[f32], out: &mut [u8]) {
+    match storage {
+        Format::F32 => {
+            for (element, out) in elements.iter().zip(out.as_chunks_mut().0) {
+                *out = element.to_le_bytes();
+            }
+        }
+        _ => {
+            for (element, out) in elements.iter().zip(out.as_chunks_mut().0) {
+                *out = bf16::from_f32(*element).to_le_bytes();
+            }
+        }
+    }
+}
+
+/// Stores rows of a panel as the cores read them (see [`crate::loops::Core`]).
+fn write_panel(storage: Format, rows: &[[f32; PANEL]], out: &mut [u8]) {
+    match storage {
+        Format::F32 => write_row(storage, rows.as_flattened(), out),
+        _ => {
+            let pairs = rows.as_chunks::<2>().0;
+            for ([first, second], out) in pairs.iter().zip(out.as_chunks_mut::<{ 4 * PANEL }>().0) {
+                for ((first, second), out) in first.iter().zip(second).zip(out.as_chunks_mut().0) {
+                    let [first, second] = [first, second].map(|x| u32::from(bf16::from_f32(*x).to_bits()));
+                    *out = (first | second << 16).to_le_bytes();
+                }
+            }
+        }
+    }
+}
+
+/// Stores a block of a panel as codes, and its scales.
+fn write_block(format: Format, rows: &[[f32; PANEL]], codes: &mut [u8], scales: &mut [u8]) {
+    let best = if format == Format::Q4 { scale_of_few_codes(rows) } else { scale_of_many_codes(rows) };
+    let best = best.map(bf16::from_f32);
+    for (scale, out) in best.iter().zip(scales.as_chunks_mut().0) {
+        *out = scale.to_le_bytes();
+    }
+    let inverse = best.map(|scale| if scale == bf16::ZERO { 0.0 } else { 1.0 / scale.to_f32() });
+    let least = -format.offset() as f32;
+    for (k, row) in rows.iter().enumerate() {
+        let (together, in_unit) = (format.together(), format.in_unit());
+        let word = k / (together * in_unit) * PANEL * together + k % together;
+        let shift = k / together % in_unit * format.bits();
+        for (n, (x, inverse)) in row.iter().zip(&inverse).enumerate() {
+            let code = (rounded(x * inverse).clamp(least, -least - 1.0) - least) as u8;
+            codes[word + n * together] |= code << shift;
+        }
+    }
+}
+
+/// The nearest whole number to a small one, ties to even.
+fn rounded(x: f32) -> f32 {
+    const MAGIC: f32 = 12_582_912.0;
+    (x + MAGIC) - MAGIC
+}
+
+/// The largest magnitude of each column has the largest code.
+fn scale_of_many_codes(rows: &[[f32; PANEL]]) -> [f32; PANEL] {
+    let mut largest = [0.0f32; PANEL];
+    for row in rows {
+        for (largest, x) in largest.iter_mut().zip(row) {
+            *largest = largest.max(x.abs());
+        }
+    }
+    largest.map(|largest| largest / 127.0)
+}
+
+/// The scale with the least sum of squared errors, of those that give the largest magnitude some code near the ends, each
+/// with the scale that is best for the codes that follow.
+fn scale_of_few_codes(rows: &[[f32; PANEL]]) -> [f32; PANEL] {
+    const ENDS: [f32; 8] = [-8.5, -8.0, -7.5, -7.0, -6.5, 7.0, 7.5, 6.5];
+    let mut extreme = [0.0f32; PANEL];
+    for row in rows {
+        for (extreme, x) in extreme.iter_mut().zip(row) {
+            *extreme = if x.abs() > extreme.abs() { *x } else { *extreme };
+        }
+    }
+    let (mut best, mut least) = ([0.0f32; PANEL], [0.0f32; PANEL]);
+    for end in ENDS {
+        let inverse = extreme.map(|x| if x == 0.0 { 0.0 } else { end / x });
+        let (mut with, mut squares) = ([0.0f32; PANEL], [0.0f32; PANEL]);
+        for row in rows {
+            for n in 0..PANEL {
+                let code = rounded(row[n] * inverse[n]).clamp(-8.0, 7.0);
+                with[n] += row[n] * code;
+                squares[n] += code * code;
+            }
+        }
+        for n in 0..PANEL {
+            // The error falls by what the best scale explains.
+            let explained = with[n] * with[n] / squares[n].max(f32::MIN_POSITIVE);
+            if explained > least[n] {
+                (least[n], best[n]) = (explained, with[n] / squares[n]);
+            }
+        }
+    }
+    best
+}
+
+#[cfg(test)]
+mod tests {
+    use einfuse_graph::Builder;
+
+    use super::*;
+    use crate::schedule::layout::Layout;
+
+    /// A layout in panels: `columns` and `rows` are dimensions, the last of the rows innermost; the others are outermost.
+    fn panels(sizes: &[usize], columns: usize, rows: &[usize], storage: Format, base: usize, apart: usize) -> Layout {
+        let (mut layout, mut stride) = (Layout { base, terms: Vec::new() }, PANEL);
+        for (nth, &dim) in rows.iter().rev().enumerate() {
+            match nth {
+                0 => layout.push_depth(dim, stride, storage),
+                _ => layout.push(dim, stride),
+            }
+            stride *= sizes[dim];
+        }
+        stride *= apart;
+        layout.push_panels(columns, stride, storage);
+        stride *= sizes[columns].div_ceil(PANEL);
+        for dim in (0..sizes.len()).rev().filter(|dim| *dim != columns && !rows.contains(dim)) {
+            layout.push(dim, stride);
+            stride *= sizes[dim];
+        }
+        layout
+    }
+
+    /// Some numbers with few bits, so that all formats have them.
+    fn number(i: usize) -> f32 {
+        (i * 37 % 255) as f32 - 127.0
+    }
+
+    /// Packs tensors of these sizes into one stretch, as a whole and in parts, out of each format, and holds every element
+    /// against its layout. Returns how many parts there are at most.
+    fn check(sizes: &[usize], fixed: &[Option<i64>], storage: Format, layouts: &[Layout]) -> usize {
+        let mut b = Builder::new("test");
+        let axes: Vec<_> = sizes.iter().enumerate().map(|(i, &size)| b.axis(&format!("a{i}"), size)).collect();
+        let mut views = Vec::new();
+        for (i, layout) in layouts.iter().enumerate() {
+            let tensor = b.weight(&format!("w{i}"), &axes, "w");
+            views.push(View { tensor, fixed: fixed.to_vec(), layout: layout.clone(), scales: None });
+        }
+        let count: usize = sizes.iter().product();
+        let numbers = |nth: usize| (0..count).map(move |i| number(i + nth));
+        let mut wanted: Vec<(usize, f32)> = Vec::new();
+        for (nth, layout) in layouts.iter().enumerate() {
+            for (i, number) in numbers(nth).enumerate() {
+                let mut rest = i;
+                let mut index: Vec<usize> = sizes.iter().rev().map(|&size| (rest % size, rest /= size).0).collect();
+                index.reverse();
+                let is_in = fixed.iter().zip(&index).all(|(fixed, &at)| fixed.is_none_or(|fixed| fixed as usize == at));
+                let index: Vec<usize> =
+                    index.iter().zip(fixed).map(|(&at, fixed)| if fixed.is_some() { 0 } else { at }).collect();
+                wanted.extend(is_in.then(|| (layout.offset_of(&index), number)));
+            }
+        }
+        let len = wanted.iter().map(|(at, _)| at + 1).max().unwrap_or(0).next_multiple_of(2 * PANEL);
+        let region = Region { storage, len, views, depth: 0, layered: false };
+        let packed = Packed::of(b.graph(), &region, None, 0);
+        assert!(packed.bytes == len * storage.elem().bytes() && packed.grain > 0);
+
+        let mut expected = vec![0; packed.bytes];
+        for (at, number) in wanted {
+            let bytes = number.to_le_bytes();
+            match storage {
+                Format::F32 => expected[at * 4..][..4].copy_from_slice(&bytes),
+                _ => expected[at * 2..][..2].copy_from_slice(&bytes[2..]),
+            }
+        }
+        let f32s: Vec<Vec<u8>> = (0..layouts.len()).map(|n| numbers(n).flat_map(f32::to_le_bytes).collect()).collect();
+        let bf16s: Vec<Vec<u8>> =
+            (0..layouts.len()).map(|n| numbers(n).flat_map(|x| bf16::from_f32(x).to_le_bytes()).collect()).collect();
+        let f16s: Vec<Vec<u8>> =
+            (0..layouts.len()).map(|n| numbers(n).flat_map(|x| f16::from_f32(x).to_le_bytes()).collect()).collect();
+        let readers: Vec<_> = (0..layouts.len())
+            .map(|n| move |at: usize, out: &mut [f32]| (at..).zip(out).for_each(|(i, out)| *out = number(i + n)))
+            .collect();
+        let sources: [Vec<Values<'_>>; 4] = [
+            f32s.iter().map(|bytes| Values::F32(bytes)).collect(),
+            bf16s.iter().map(|bytes| Values::Bf16(bytes)).collect(),
+            f16s.iter().map(|bytes| Values::F16(bytes)).collect(),
+            readers.iter().map(|read| Values::Read { elements: count, read }).collect(),
+        ];
+        for source in sources {
+            for size in [packed.bytes, packed.grain, 3 * packed.grain] {
+                let mut out = vec![0; packed.bytes];
+                for (nth, part) in out.chunks_mut(size).enumerate() {
+                    packed.pack(&source, nth * size, part).unwrap();
+                }
+                assert!(out == expected, "{sizes:?} as {storage:?} in parts of {size}");
+            }
+        }
+        packed.bytes.div_ceil(packed.grain)
+    }
+
+    #[test]
+    fn every_element_is_where_its_layout_says() {
+        for storage in [Format::F32, Format::Bf16] {
+            let none = [None; 4];
+            let panels = |sizes: &[usize], columns, rows: &[usize]| panels(sizes, columns, rows, storage, 0, 1);
+            // Outputs first, as in most files; the last panel not full, blocks and runs neither.
+            assert_eq!(check(&[37, 300], &none[..2], storage, &[panels(&[37, 300], 0, &[1])]), 3);
+            // Heads outermost; summed over two dimensions; inputs first.
+            assert_eq!(check(&[3, 2, 20, 24], &none, storage, &[panels(&[3, 2, 20, 24], 2, &[3])]), 12);
+            assert_eq!(check(&[40, 3, 10], &none[..3], storage, &[panels(&[40, 3, 10], 0, &[1, 2])]), 3);
+            assert_eq!(check(&[24, 40], &none[..2], storage, &[panels(&[24, 40], 1, &[0])]), 3);
+            // Neither rows nor columns are neighbours.
+            assert_eq!(check(&[20, 12, 3], &none[..3], storage, &[panels(&[20, 12, 3], 0, &[1])]), 6);
+            assert_eq!(check(&[6, 20, 4], &none[..3], storage, &[panels(&[6, 20, 4], 1, &[0, 2])]), 12);
+            // One of two.
+            let fixed = [Some(1), None, None];
+            assert_eq!(check(&[2, 32, 8], &fixed, storage, &[panels(&[2, 32, 8], 1, &[2])]), 2);
+            // In rows, and in no order that is known.
+            assert_eq!(check(&[5, 320], &none[..2], storage, &[Layout::row_major(&[5, 320])]), 5);
+            let mut odd = Layout::default();
+            odd.push(0, 2);
+            odd.push(1, 64);
+            check(&[32, 3], &none[..2], storage, &[odd]);
+        }
+    }
+
+    #[test]
+    fn tensors_of_a_stretch_are_interleaved() {
+        for storage in [Format::F32, Format::Bf16] {
+            let layout = |nth: usize| panels(&[48, 20], 0, &[1], storage, nth * 20 * PANEL, 2);
+            assert_eq!(check(&[48, 20], &[None; 2], storage, &[layout(0), layout(1)]), 6);
+        }
+    }
+
+    #[test]
+    fn tensors_of_another_size_are_named() {
+        let mut b = Builder::new("test");
+        let axes = [b.axis("f", 16), b.axis("d", 2)];
+        let view = View {
+            tensor: b.weight("w", &axes, "w"),
+            fixed: vec![None; 2],
+            layout: Layout::row_major(&[16, 2]),
+            scales: None,
+        };
+        let region = Region { storage: Format::F32, len: 32, views: vec![view], depth: 0, layered: false };
+        let error = Packed::of(b.graph(), &region, None, 0).pack(&[Values::Bf16(&[0; 62])], 0, &mut [0; 128]);
+        assert_eq!(error.unwrap_err().to_string(), "`w` wants 32 elements for its axes [f, d], there are 31");
+    }
+
+    #[test]
+    fn codes_are_within_half_a_step() {
+        for format in [Format::Q8, Format::Q4] {
+            let rows: Vec<[f32; PANEL]> = (0..format.block())
+                .map(|k| array::from_fn(|n| if n == 3 { 0.0 } else { number(k * 31 + n * 7) / (n + 1) as f32 }))
+                .collect();
+            let (mut codes, mut scales) = (vec![0; format.values(rows.len())], [0; 2 * PANEL]);
+            write_block(format, &rows, &mut codes, &mut scales);
+            let mut squares = [0.0f32; 2];
+            for (k, row) in rows.iter().enumerate() {
+                for (n, x) in row.iter().enumerate() {
+                    let byte = match format {
+                        Format::Q4 => codes[(k / 8 * PANEL + n) * 4 + k % 4] >> (k / 4 % 2 * 4) & 15,
+                        _ => codes[(k / 4 * PANEL + n) * 4 + k % 4],
+                    };
+                    let scale = bf16::from_le_bytes([scales[2 * n], scales[2 * n + 1]]).to_f32();
+                    let error = (f32::from(byte) - format.offset() as f32) * scale - x;
+                    squares[0] += error * error;
+                    squares[1] += x * x;
+                    // Only what lies beyond the codes' ends may be farther off.
+                    let ends = byte == 0 || i32::from(byte) == 2 * format.offset() - 1;
+                    assert!(ends || error.abs() <= scale.abs() * 0.501, "{format}: {x} is off by {error}");
+                }
+            }
+            let relative = (squares[0] / squares[1]).sqrt();
+            assert!(relative < if format == Format::Q4 { 0.09 } else { 0.006 }, "{format}: {relative}");
         }
     }
 }

@@ -36,7 +36,7 @@ mod tokens;
 pub use checkpoint::{Change, Chat, Checkpoint, Dtype, Embedded, Stored};
 pub use error::Error;
 pub use generate::{Generate, Generation, Prompt, Stop, Summary, Token};
-pub use model::{Model, Precision, Progress, Settings};
+pub use model::{Model, Precision, Progress, Quant, Settings};
 pub use sample::{Sampler, Sampling};
 pub use session::{Perplexity, Session, Trace};
 pub use threads::{MOST_THREADS, Threads, default_threads};

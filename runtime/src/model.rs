@@ -14,7 +14,7 @@ use crate::cache::Cache;
 use crate::checkpoint::{Change, Checkpoint, Dtype, Stored, declared};
 use crate::memory::Memory;
 use crate::session::Session;
-use crate::threads::Threads;
+use crate::threads::{Threads, side_by_side};
 use crate::tokens::Tokenizer;
 
 /// The context of a model of which nobody says how long a text it can read.
@@ -23,13 +23,22 @@ const DEFAULT_CONTEXT: usize = 4096;
 /// How weights lie in memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Precision {
-    /// As the file stores them; F16 becomes F32.
+    /// As the file stores them; F16, and the blocks of GGUF files, become F32.
     #[default]
     Stored,
     /// F32.
     F32,
     /// BF16 (rounded to the nearest, ties to even) where the file's tensor has two dimensions or more, the rest as stored.
     Bf16,
+}
+
+/// Codes in place of weights, with a scale for each block of a column (see [`einfuse_codegen::loops::Format`]).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Quant {
+    /// 8 bits, with scales 8.25 bits a weight.
+    Q8,
+    /// 4 bits, with scales 4.5 bits a weight.
+    Q4,
 }
 
 /// How far loading is.
@@ -52,7 +61,9 @@ pub struct Settings {
     pub threads: Option<usize>,
     /// How weights lie in memory.
     pub precision: Precision,
-    /// How the cache lies in memory; [`Precision::Stored`]: as bf16 if some weights do.
+    /// What replaces the weights of matrices, where their inputs are a multiple of 64 (`Q8`) or 32 (`Q4`); others are bf16.
+    pub quant: Option<Quant>,
+    /// How the cache lies in memory; [`Precision::Stored`]: as bf16 if some weights take 16 bits or fewer.
     pub cache: Precision,
     /// Fusion rules that are switched off.
     pub without: Vec<Rule>,
@@ -76,6 +87,7 @@ impl Default for Settings {
         Settings {
             threads: None,
             precision: Precision::Stored,
+            quant: None,
             cache: Precision::Stored,
             without: Vec::new(),
             context: None,
@@ -93,6 +105,7 @@ impl fmt::Debug for Settings {
         f.debug_struct("Settings")
             .field("threads", &self.threads)
             .field("precision", &self.precision)
+            .field("quant", &self.quant)
             .field("cache", &self.cache)
             .field("without", &self.without)
             .field("context", &self.context)
@@ -148,18 +161,16 @@ impl Model {
             }
         };
 
-        let tokenizer = Tokenizer::of(checkpoint)?;
         let end_tokens = checkpoint.end_tokens()?;
         let threads = Threads::new(settings.threads)?;
         let found = find_weights(checkpoint, graph)?;
 
-        progress(Progress::Compiling);
-        let storage = storage(&found, settings.precision);
+        let storage = storage(&found, &settings);
         let longest = settings.context.unwrap_or(DEFAULT_CONTEXT);
         let chunk = settings.chunk.min(longest);
-        let any_bf16 = storage.values().any(|kept| *kept == Storage::Bf16);
+        let any_narrow = storage.values().any(|kept| *kept != Storage::F32);
         let cache = match settings.cache {
-            Precision::Stored if any_bf16 => Storage::Bf16,
+            Precision::Stored if any_narrow => Storage::Bf16,
             Precision::Stored | Precision::F32 => Storage::F32,
             Precision::Bf16 => Storage::Bf16,
         };
@@ -171,12 +182,16 @@ impl Model {
             rows: settings.rows,
             keep_text: settings.keep_text,
         };
-        let program =
-            Program::compile(graph, &|tensor| storage.get(&tensor).copied().unwrap_or(Storage::F32), &options)?;
-
-        let start = Instant::now();
-        let weights = pack(&program, &found, &threads, &progress)?;
-        let pack_time = start.elapsed();
+        let storage = |tensor| storage.get(&tensor).copied().unwrap_or(Storage::F32);
+        let compile_and_pack = || {
+            progress(Progress::Compiling);
+            let program = Program::compile(graph, &storage, &options)?;
+            let start = Instant::now();
+            let weights = pack(&program, checkpoint, &found, &threads, &progress)?;
+            Ok::<_, Error>((program, weights, start.elapsed()))
+        };
+        let (tokenizer, ready) = side_by_side(|| Tokenizer::of(checkpoint), compile_and_pack)?;
+        let (tokenizer, (program, weights, pack_time)) = (tokenizer?, ready?);
 
         let bounds = [(program.context(), "that the model has places for"), (settings.context, "of its context")];
         let bounds = bounds.into_iter().filter_map(|(positions, bound)| Some((positions?, bound)));
@@ -220,7 +235,8 @@ impl Model {
     /// # Errors
     /// If the checkpoint has none.
     pub fn tokenizer(&self) -> Result<&Tokenizer, Error> {
-        let problem = "tokenizer.json is missing; text cannot become tokens without it";
+        let problem =
+            "there is no tokenizer (tokenizer.json, or the metadata of a GGUF file), by which text becomes tokens";
         self.tokenizer.as_ref().ok_or_else(|| Error::File { file: self.place.clone(), problem: problem.into() })
     }
 
@@ -320,10 +336,14 @@ fn weights_in(graph: &Graph, nodes: &[Node]) -> Vec<TensorId> {
 }
 
 /// How each weight is to be kept: the same way in all layers.
-fn storage(found: &HashMap<Place, Stored<'_>>, precision: Precision) -> HashMap<TensorId, Storage> {
+fn storage(found: &HashMap<Place, Stored<'_>>, settings: &Settings) -> HashMap<TensorId, Storage> {
     let mut storage = HashMap::new();
     for ((tensor, _), stored) in found {
-        let narrow = match precision {
+        if let Some(quant) = settings.quant.filter(|_| stored.rank >= 2) {
+            storage.insert(*tensor, if quant == Quant::Q8 { Storage::Q8 } else { Storage::Q4 });
+            continue;
+        }
+        let narrow = match settings.precision {
             Precision::F32 => false,
             Precision::Bf16 if stored.rank >= 2 => true,
             Precision::Stored | Precision::Bf16 => stored.dtype == Dtype::Bf16,
@@ -336,53 +356,103 @@ fn storage(found: &HashMap<Place, Stored<'_>>, precision: Precision) -> HashMap<
     storage
 }
 
+/// So many bytes of packed weights are one thread's at a time: a huge page of the usual size, so that one thread alone is
+/// the first to touch it, which is when the system clears it.
+const PORTION: usize = 2 << 20;
+
+/// After so many bytes of packed weights the pages of the files that were read are given back.
+const RELEASE: usize = 64 << 20;
+
+/// A part of the packed weights: of which stretch, how far from its start, and the memory.
+type Part<'a> = (&'a Packed, usize, &'a mut [u8]);
+
 /// Packs all weights into one block, on all threads.
 fn pack(
     program: &Program,
+    checkpoint: &Checkpoint,
     found: &HashMap<Place, Stored<'_>>,
     threads: &Threads,
     progress: &(impl Fn(Progress) + Sync),
 ) -> Result<Memory, Error> {
     let total = program.weight_bytes();
     let mut block = Memory::new(total, "the weights")?.with_huge_pages();
-    let mut weights: Vec<&Packed> = program.weights().iter().collect();
-    weights.sort_by_key(|packed| packed.offset);
-    let mut parts = Vec::new();
-    let (mut rest, mut at) = (&mut block[..], 0);
-    for packed in weights {
-        let (part, after) = rest[packed.offset - at..].split_at_mut(packed.bytes);
-        parts.push((packed, part));
-        (rest, at) = (after, packed.offset + packed.bytes);
-    }
     let done = AtomicUsize::new(0);
-    threads.for_each(parts, |(packed, part): (&Packed, &mut [u8])| {
-        let graph = &program.plan().graph;
-        let stored = packed.tensors.iter().map(|&tensor| {
-            let layer = packed.layer.filter(|_| graph.is_layered(tensor));
-            // The compiler wants only what the graph reads.
-            found.get(&(tensor, layer)).ok_or_else(|| Error::Unread { weight: declared(graph, tensor), layer })
-        });
-        let stored = stored.collect::<Result<Vec<&Stored<'_>>, Error>>()?;
-        let decoded: Vec<Option<Vec<f32>>> =
-            stored.iter().map(|stored| as_stored(stored).is_none().then(|| stored.to_f32())).collect();
-        let values = stored.iter().zip(&decoded).map(|(stored, decoded)| match decoded {
-            Some(numbers) => Values::F32(bytemuck::cast_slice(numbers)),
-            None => as_stored(stored).unwrap_or(Values::F32(stored.bytes)),
-        });
-        packed.pack(&values.collect::<Vec<Values<'_>>>(), part)?;
-        let done = done.fetch_add(packed.bytes, Ordering::Relaxed) + packed.bytes;
-        progress(Progress::Packing { done, total });
+    // What is transposed in the file is turned around as a whole.
+    let whole = found.iter().filter(|(_, stored)| stored.change == Change::Transposed);
+    let whole: HashSet<TensorId> = whole.map(|((tensor, _), _)| *tensor).collect();
+    threads.for_each(portions(program.weights(), &whole, &mut block), |portion| {
+        let bytes: usize = portion.iter().map(|(_, _, part)| part.len()).sum();
+        for (packed, from, part) in portion {
+            pack_part(&program.plan().graph, found, packed, from, part)?;
+        }
+        let before = done.fetch_add(bytes, Ordering::Relaxed);
+        if before / RELEASE != (before + bytes) / RELEASE {
+            checkpoint.release();
+        }
+        progress(Progress::Packing { done: before + bytes, total });
         Ok(())
     })?;
+    checkpoint.release();
     Ok(block)
 }
 
-/// The numbers as the file has them, where packing can read them so.
-fn as_stored<'a>(stored: &Stored<'a>) -> Option<Values<'a>> {
-    match (stored.dtype, stored.change) {
-        (Dtype::F32, Change::None) => Some(Values::F32(stored.bytes)),
-        (Dtype::Bf16, Change::None) => Some(Values::Bf16(stored.bytes)),
-        (Dtype::F16, Change::None) => Some(Values::F16(stored.bytes)),
-        _ => None,
+/// Cuts the block of all packed weights, but not within stretches that have one of the tensors in `whole`.
+fn portions<'a>(weights: &'a [Packed], whole: &HashSet<TensorId>, block: &'a mut [u8]) -> Vec<Vec<Part<'a>>> {
+    let mut weights: Vec<&Packed> = weights.iter().collect();
+    weights.sort_by_key(|packed| packed.offset);
+    let mut portions: Vec<Vec<Part<'_>>> = Vec::new();
+    let mut last = None;
+    let (mut rest, mut at) = (block, 0);
+    for packed in weights {
+        let is_whole = packed.tensors.iter().any(|tensor| whole.contains(tensor));
+        let grain = if is_whole { packed.bytes } else { packed.grain };
+        let mut from = 0;
+        while from < packed.bytes {
+            let start = packed.offset + from;
+            let number = start / PORTION;
+            let end = (number + 1) * PORTION - packed.offset;
+            let to = end.next_multiple_of(grain).min(packed.bytes);
+            let (part, after) = rest[start - at..].split_at_mut(to - from);
+            (rest, at) = (after, packed.offset + to);
+            match portions.last_mut().filter(|_| last == Some(number)) {
+                Some(portion) => portion.push((packed, from, part)),
+                None => portions.push(vec![(packed, from, part)]),
+            }
+            (from, last) = (to, Some(number));
+        }
     }
+    portions
+}
+
+/// Packs a part of a stretch, from `from` on.
+fn pack_part(
+    graph: &Graph,
+    found: &HashMap<Place, Stored<'_>>,
+    packed: &Packed,
+    from: usize,
+    out: &mut [u8],
+) -> Result<(), Error> {
+    let stored = packed.tensors.iter().map(|&tensor| {
+        let layer = packed.layer.filter(|_| graph.is_layered(tensor));
+        // The compiler wants only what the graph reads.
+        found.get(&(tensor, layer)).ok_or_else(|| Error::Unread { weight: declared(graph, tensor), layer })
+    });
+    let stored = stored.collect::<Result<Vec<&Stored<'_>>, Error>>()?;
+    let transposed = stored.iter().map(|stored| match stored.change {
+        Change::Transposed => stored.to_f32(),
+        Change::None | Change::Pairs { .. } | Change::Fused { .. } | Change::PlusOne => Vec::new(),
+    });
+    let transposed: Vec<Vec<f32>> = transposed.collect();
+    let readers: Vec<_> = stored.iter().map(|stored| |at: usize, out: &mut [f32]| stored.read(at, out)).collect();
+    let values = stored.iter().zip(&transposed).zip(&readers).map(|((stored, transposed), read)| {
+        match (stored.dtype, stored.change) {
+            (_, Change::Transposed) => Values::F32(bytemuck::cast_slice(transposed)),
+            (Dtype::F32, Change::None) => Values::F32(stored.bytes),
+            (Dtype::Bf16, Change::None) => Values::Bf16(stored.bytes),
+            (Dtype::F16, Change::None) => Values::F16(stored.bytes),
+            _ => Values::Read { elements: stored.len(), read },
+        }
+    });
+    packed.pack(&values.collect::<Vec<Values<'_>>>(), from, out)?;
+    Ok(())
 }

@@ -525,7 +525,12 @@ fn what_cannot_be_generated_is_refused() {
     let mut session = model.session();
     let error = session.generate("a", &default).unwrap_err().to_string();
     let place = folder.path().display();
-    assert_eq!(error, format!("{place}: tokenizer.json is missing; text cannot become tokens without it"));
+    assert_eq!(
+        error,
+        format!(
+            "{place}: there is no tokenizer (tokenizer.json, or the metadata of a GGUF file), by which text becomes tokens"
+        )
+    );
     let options = Generate { limit: Some(2), ..default };
     let tokens: Vec<Token> = session.generate(&chain().1[..1], &options).unwrap().map(Result::unwrap).collect();
     assert!(tokens.len() == 2 && tokens.iter().all(|token| token.text.is_empty()));

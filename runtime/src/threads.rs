@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use einfuse_codegen::Team;
 use rayon::ThreadPool;
-use rayon::iter::{IntoParallelIterator, ParallelIterator};
+use rayon::iter::{IndexedParallelIterator, IntoParallelIterator, ParallelIterator};
 
 use crate::Error;
 
@@ -49,14 +49,15 @@ impl Threads {
         Ok(Threads { workers, pool, barrier: Barrier::new(workers, spins), busy: Mutex::new(()) })
     }
 
-    /// Does something with each item, on all threads; ends with an error if there is one.
+    /// Does something with each item, on all threads; ends with an error if there is one. Who is done with its items takes
+    /// some of another's, down to single ones.
     pub(crate) fn for_each<T: Send>(
         &self,
         items: Vec<T>,
         work: impl Fn(T) -> Result<(), Error> + Send + Sync,
     ) -> Result<(), Error> {
         match &self.pool {
-            Some(pool) => pool.install(|| items.into_par_iter().try_for_each(work)),
+            Some(pool) => pool.install(|| items.into_par_iter().with_max_len(1).try_for_each(work)),
             None => items.into_iter().try_for_each(work),
         }
     }
@@ -88,6 +89,22 @@ impl Team for Threads {
             resume_unwind(panic);
         }
     }
+}
+
+/// Does one thing on a thread of its own while the caller's does the other. A panic of either is the caller's.
+///
+/// # Errors
+/// If the system does not give a thread.
+pub(crate) fn side_by_side<A: Send, B>(
+    aside: impl FnOnce() -> A + Send,
+    here: impl FnOnce() -> B,
+) -> Result<(A, B), Error> {
+    std::thread::scope(|scope| {
+        let aside = std::thread::Builder::new().name("einfuse-aside".into()).spawn_scoped(scope, aside);
+        let aside = aside.map_err(|error| Error::Threads { threads: 1, problem: error.to_string() })?;
+        let here = here();
+        Ok((aside.join().unwrap_or_else(|panic| resume_unwind(panic)), here))
+    })
 }
 
 /// As many threads as this process may use at once, but not more than the machine has cores: two threads on one core

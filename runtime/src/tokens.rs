@@ -3,6 +3,8 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use serde_json::Value;
+use tokenizers::models::bpe::BPE;
+use tokenizers::{DecoderWrapper, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper, TokenizerImpl};
 
 use crate::Error;
 use crate::checkpoint::Checkpoint;
@@ -35,7 +37,7 @@ impl Tokenizer {
     fn of_json(file: &str, value: Value) -> Result<Tokenizer, Error> {
         let wrong = |problem| Error::File { file: file.into(), problem };
         check(&value).map_err(|problem| wrong(format!("not a tokenizer: {problem}")))?;
-        let parsed = guard(|| serde_json::from_value::<tokenizers::Tokenizer>(value));
+        let parsed = guard(|| read(value));
         let mut inner = parsed.map_err(|problem| wrong(format!("not a tokenizer: {problem}")))?;
         // What a training script left there is not meant for texts to be continued.
         inner.with_truncation(None).map_err(|error| wrong(error.to_string()))?;
@@ -168,6 +170,22 @@ fn guard<T, E: ToString>(work: impl FnOnce() -> Result<T, E>) -> Result<T, Strin
     match catch_unwind(AssertUnwindSafe(work)) {
         Ok(result) => result.map_err(|error| error.to_string()),
         Err(_) => Err("the tokenizers library gave up on it".into()),
+    }
+}
+
+/// A tokenizer whose model is known to be read.
+type Of<M> = TokenizerImpl<M, NormalizerWrapper, PreTokenizerWrapper, PostProcessorWrapper, DecoderWrapper>;
+
+/// Reads a tokenizer. The crate finds out which model it has by trying, through several copies of the vocabulary; where the
+/// file says that it is BPE, as nearly all do, that is most of a start's time.
+fn read(mut value: Value) -> serde_json::Result<tokenizers::Tokenizer> {
+    let model = value.get_mut("model").and_then(Value::as_object_mut);
+    match model.filter(|model| model.get("type").is_some_and(|kind| kind == "BPE")) {
+        Some(model) => {
+            model.remove("type");
+            serde_json::from_value::<Of<BPE>>(value).map(tokenizers::Tokenizer::from)
+        }
+        None => serde_json::from_value(value),
     }
 }
 

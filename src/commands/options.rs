@@ -21,7 +21,11 @@ pub(crate) struct ModelOptions {
     #[arg(long, value_enum, value_name = "TYPE")]
     pub(crate) precision: Option<Precision>,
 
-    /// How the cache is kept in memory [default: as bf16 if some weights are]
+    /// Replace the weights of matrices by codes of 8 or 4 bits
+    #[arg(long, value_enum, value_name = "CODES", conflicts_with = "precision")]
+    pub(crate) quant: Option<Quant>,
+
+    /// How the cache is kept in memory [default: as bf16 if some weights take 16 bits or fewer]
     #[arg(long, value_enum, value_name = "TYPE")]
     pub(crate) cache: Option<Precision>,
 
@@ -39,6 +43,13 @@ pub(crate) struct ModelOptions {
 pub(crate) enum Precision {
     F32,
     Bf16,
+}
+
+/// The codes that replace weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Quant {
+    Q8,
+    Q4,
 }
 
 impl ModelOptions {
@@ -60,6 +71,10 @@ impl ModelOptions {
         Settings {
             threads: threads.map(NonZeroUsize::get),
             precision: precision(self.precision),
+            quant: self.quant.map(|quant| match quant {
+                Quant::Q8 => runtime::Quant::Q8,
+                Quant::Q4 => runtime::Quant::Q4,
+            }),
             cache: precision(self.cache),
             without: self.without.clone(),
             chunk: self.chunk.get(),

@@ -88,6 +88,8 @@ pub(crate) struct Region {
     pub(crate) storage: Format,
     /// Units.
     pub(crate) len: usize,
+    /// Rows of its panels; 0 without.
+    pub(crate) depth: usize,
     pub(crate) views: Vec<View>,
     pub(crate) layered: bool,
 }
@@ -262,7 +264,7 @@ impl Homes {
                 })
                 .collect();
             let layered = graph.is_layered(group[0].1.b);
-            let region = self.region(Region { storage, len: unit_stride * units.count, views, layered });
+            let region = self.region(Region { storage, len: unit_stride * units.count, depth, views, layered });
             let slot = self.slot(scope, Entry::Region(region));
             for (nth, (eq, _)) in group.iter().enumerate() {
                 let panels = Panels {
@@ -340,6 +342,7 @@ impl Homes {
                     self.region(Region {
                         storage,
                         len,
+                        depth: 0,
                         views: vec![View { tensor, fixed, layout, scales: None }],
                         layered,
                     })

@@ -72,6 +72,11 @@ impl Layout {
         self.terms.push(Term { dim, div: format.block(), modulo: None, stride });
     }
 
+    /// Whether a dimension is the columns of panels.
+    pub(crate) fn has_panels(&self, dim: usize) -> bool {
+        self.terms.iter().any(|t| t.dim == dim && t.div == 1 && t.modulo == Some(PANEL))
+    }
+
     /// The offset of the element at these coordinates.
     pub(crate) fn offset(&self, index: &[Expr]) -> Expr {
         self.terms.iter().fold(Expr::Int(self.base as i64), |sum, term| {

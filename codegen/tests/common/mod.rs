@@ -150,7 +150,7 @@ impl Runner {
                 })
                 .collect();
             let values: Vec<Values<'_>> = bytes.iter().map(|b| Values::F32(b)).collect();
-            packed.pack(&values, &mut memory.get_mut()[packed.offset..packed.offset + packed.bytes]).unwrap();
+            packed.pack(&values, 0, &mut memory.get_mut()[packed.offset..packed.offset + packed.bytes]).unwrap();
         }
         let caches = program
             .caches()

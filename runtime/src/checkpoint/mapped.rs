@@ -29,6 +29,17 @@ impl Bytes {
         let map = unsafe { Mmap::map(&file) }.map_err(read)?;
         Ok(Bytes::Mapped(map))
     }
+
+    /// Gives back the memory of the pages that were read. Who reads them again gets them from the file.
+    pub(crate) fn release(&self) {
+        // A system that cannot changes only how much memory is taken.
+        #[cfg(unix)]
+        if let Bytes::Mapped(map) = self {
+            // SAFETY: the map is of a file and is never written, so that a page given back holds, when it is read again,
+            // what the file has there, as before.
+            let _ = unsafe { map.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) };
+        }
+    }
 }
 
 impl std::ops::Deref for Bytes {

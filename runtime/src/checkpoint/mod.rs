@@ -226,6 +226,14 @@ impl Checkpoint {
         }
     }
 
+    /// Gives back the memory of what was read of the files with the weights, which can be read again.
+    pub(crate) fn release(&self) {
+        match &self.weights {
+            Weights::Safetensors(files, _) => files.iter().for_each(TensorFile::release),
+            Weights::Gguf(gguf) => gguf.release(),
+        }
+    }
+
     /// The names of all tensors that are not among `used`, sorted.
     pub fn leftovers(&self, used: &HashSet<String>) -> Vec<String> {
         let all: Box<dyn Iterator<Item = &String>> = match &self.weights {

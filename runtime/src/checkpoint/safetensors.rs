@@ -61,6 +61,11 @@ impl TensorFile {
         &self.names
     }
 
+    /// Gives back the memory of what was read.
+    pub(crate) fn release(&self) {
+        self.bytes.release();
+    }
+
     /// A tensor's dtype and shape, and its bytes.
     pub(crate) fn tensor(&self, name: &str) -> Option<(&TensorInfo, &[u8])> {
         let info = self.metadata.info(name)?;

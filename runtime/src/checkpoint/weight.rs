@@ -46,48 +46,83 @@ pub enum Change {
 }
 
 impl<'a> Stored<'a> {
+    /// How many numbers there are.
+    pub fn len(&self) -> usize {
+        self.bytes.len() / self.dtype.block_bytes() * self.dtype.block_length()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     /// The bytes of each row, in the order of the graph's tensor, unless it is the transposed of the file's; a row is the
     /// last of the file's dimensions, and is made of whole blocks.
     pub fn rows(&self) -> impl ExactSizeIterator<Item = &'a [u8]> {
-        let (rows, bytes, change) = (self.rows, self.bytes, self.change);
-        let size = bytes.len().checked_div(rows).unwrap_or(0);
-        (0..rows).map(move |row| {
-            let from = match change {
-                Change::Pairs { heads } => {
-                    let head = rows / heads;
-                    let (first, within) = (row / head * head, row % head);
-                    first + within % (head / 2) * 2 + within / (head / 2)
-                }
-                Change::Fused { heads } => {
-                    let size = rows / (3 * heads);
-                    let (head, part, within) = (row / size / 3, row / size % 3, row % size);
-                    (part * heads + head) * size + within
-                }
-                Change::None | Change::Transposed | Change::PlusOne => row,
-            };
-            &bytes[from * size..(from + 1) * size]
-        })
+        (0..self.rows).map(|row| self.row(row))
+    }
+
+    fn row(&self, row: usize) -> &'a [u8] {
+        let size = self.bytes.len() / self.rows;
+        let from = match self.change {
+            Change::Pairs { heads } => {
+                let head = self.rows / heads;
+                let (first, within) = (row / head * head, row % head);
+                first + within % (head / 2) * 2 + within / (head / 2)
+            }
+            Change::Fused { heads } => {
+                let size = self.rows / (3 * heads);
+                let (head, part, within) = (row / size / 3, row / size % 3, row % size);
+                (part * heads + head) * size + within
+            }
+            Change::None | Change::Transposed | Change::PlusOne => row,
+        };
+        &self.bytes[from * size..(from + 1) * size]
     }
 
     /// The numbers, row-major in the axes of the graph's tensor, each exactly (less one where the file adds one).
     pub fn to_f32(&self) -> Vec<f32> {
-        let length = self.bytes.len() / self.dtype.block_bytes() * self.dtype.block_length();
-        let columns = length.checked_div(self.rows).unwrap_or(0);
-        let mut numbers = vec![0.0; length];
-        if columns == 0 {
-            return numbers;
-        }
-        for (row, out) in self.rows().zip(numbers.chunks_exact_mut(columns)) {
-            self.dtype.decode(row, out);
-        }
+        let mut numbers = vec![0.0; self.len()];
+        self.read(0, &mut numbers);
         match self.change {
-            Change::None | Change::Pairs { .. } | Change::Fused { .. } => numbers,
-            Change::Transposed => (0..length).map(|i| numbers[i % self.rows * columns + i / self.rows]).collect(),
-            Change::PlusOne => {
-                numbers.iter_mut().for_each(|number| *number -= 1.0);
-                numbers
+            Change::Transposed => {
+                let columns = numbers.len().checked_div(self.rows).unwrap_or(0);
+                (0..numbers.len()).map(|i| numbers[i % self.rows * columns + i / self.rows]).collect()
             }
+            Change::None | Change::Pairs { .. } | Change::Fused { .. } | Change::PlusOne => numbers,
         }
+    }
+
+    /// Reads some of the numbers, from the number `at` on; those that are transposed in the file in the file's order.
+    ///
+    /// # Panics
+    /// If there are fewer than `out` wants.
+    pub fn read(&self, at: usize, out: &mut [f32]) {
+        let columns = self.len().checked_div(self.rows).unwrap_or(0);
+        let mut done = 0;
+        while done < out.len() {
+            let (row, column) = ((at + done) / columns, (at + done) % columns);
+            let some = (columns - column).min(out.len() - done);
+            self.read_row(row, column, &mut out[done..done + some]);
+            done += some;
+        }
+        if self.change == Change::PlusOne {
+            out.iter_mut().for_each(|number| *number -= 1.0);
+        }
+    }
+
+    /// Numbers of one row of the file.
+    fn read_row(&self, row: usize, column: usize, out: &mut [f32]) {
+        let (length, size) = (self.dtype.block_length(), self.dtype.block_bytes());
+        let blocks = &self.row(row)[column / length * size..];
+        let skip = column % length;
+        if skip == 0 && out.len().is_multiple_of(length) {
+            return self.dtype.decode(blocks, out);
+        }
+        // Parts of blocks: whole ones are read on the side.
+        let mut whole = vec![0.0; (skip + out.len()).next_multiple_of(length)];
+        self.dtype.decode(blocks, &mut whole);
+        out.copy_from_slice(&whole[skip..skip + out.len()]);
     }
 }
 

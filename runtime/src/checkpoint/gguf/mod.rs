@@ -92,6 +92,11 @@ impl Gguf {
         self.tensors.keys()
     }
 
+    /// Gives back the memory of what was read.
+    pub(crate) fn release(&self) {
+        self.bytes.release();
+    }
+
     /// A tensor: how its numbers are stored, its dimensions, its bytes, and how it differs from the reference
     /// implementation's.
     pub(crate) fn tensor(&self, name: &str) -> Option<(Dtype, &[usize], &[u8], Change)> {
