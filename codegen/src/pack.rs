@@ -9,8 +9,9 @@ use crate::loops::Format;
 use crate::loops::PANEL;
 use crate::schedule::homes::{Region, View};
 
-/// How many neighbours in a checkpoint are read at once.
-const RUN: usize = 256;
+/// How many neighbours in a checkpoint are read at once: long enough to stream, and not a multiple of a page, so that the
+/// columns of a panel don't evict each other from the nearest cache.
+const RUN: usize = 768;
 
 /// How many rows of a panel are written at once; whole blocks of every format.
 const ROWS: usize = 64;
@@ -590,7 +591,7 @@ mod tests {
             let none = [None; 4];
             let panels = |sizes: &[usize], columns, rows: &[usize]| panels(sizes, columns, rows, storage, 0, 1);
             // Outputs first, as in most files; the last panel not full, blocks and runs neither.
-            assert_eq!(check(&[37, 300], &none[..2], storage, &[panels(&[37, 300], 0, &[1])]), 3);
+            assert_eq!(check(&[37, 800], &none[..2], storage, &[panels(&[37, 800], 0, &[1])]), 3);
             // Heads outermost; summed over two dimensions; inputs first.
             assert_eq!(check(&[3, 2, 20, 24], &none, storage, &[panels(&[3, 2, 20, 24], 2, &[3])]), 12);
             assert_eq!(check(&[40, 3, 10], &none[..3], storage, &[panels(&[40, 3, 10], 0, &[1, 2])]), 3);
@@ -602,7 +603,7 @@ mod tests {
             let fixed = [Some(1), None, None];
             assert_eq!(check(&[2, 32, 8], &fixed, storage, &[panels(&[2, 32, 8], 1, &[2])]), 2);
             // In rows, and in no order that is known.
-            assert_eq!(check(&[5, 320], &none[..2], storage, &[Layout::row_major(&[5, 320])]), 5);
+            assert_eq!(check(&[5, 800], &none[..2], storage, &[Layout::row_major(&[5, 800])]), 5);
             let mut odd = Layout::default();
             odd.push(0, 2);
             odd.push(1, 64);
