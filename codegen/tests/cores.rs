@@ -3,7 +3,8 @@
 mod support;
 
 use einfuse_codegen::loops::{
-    Address, Arg, Buffer, Core, Cores, Encode, Expr, Format, Kernel, Memory, PANEL, Slot, Stmt, interpret,
+    Address, Arg, Buffer, Core, Cores, Elem, Encode, Expr, Exps, Format, Kernel, Memory, PANEL, Slot, Stmt, Ty, Var,
+    interpret,
 };
 use einfuse_codegen::lower::{Lowering, compile};
 use support::{Random, both, bytes, floats, host, run};
@@ -208,6 +209,56 @@ fn rows_are_encoded_bit_for_bit() {
                 let wide = is_wide(cores, format) && cores.bits == 512 && depth % PANEL == 0;
                 assert_eq!(called, wide, "{cores:?}: {kernel}");
                 assert_eq!(expected, actual, "{cores:?}: {kernel}");
+            }
+        }
+    }
+}
+
+#[test]
+fn exponentials_and_their_sum() {
+    for cores in all_cores() {
+        for format in [Format::F32, Format::Bf16] {
+            for depth in [16, 48, 64, 80] {
+                let mut random = Random(depth as u64);
+                let mut numbers: Vec<f32> = (0..depth).map(|_| random.float() * 60.0 - 50.0).collect();
+                (numbers[3], numbers[5], numbers[7]) = (f32::NEG_INFINITY, 10.0, -95.0);
+                let exps = Exps {
+                    total: Var(0),
+                    depth,
+                    from: Address::new(Buffer::Frame(4), 0),
+                    shift: Expr::Float(10.0),
+                    to: Address::new(Buffer::Arena(64), 0),
+                    format,
+                };
+                let at = Address::new(Buffer::Arena(0), 0);
+                let store = Stmt::Store { elem: Elem::F32, at, value: Expr::Var(Var(0)) };
+                let kernel = Kernel {
+                    name: "exps".into(),
+                    vars: vec![Ty::Float],
+                    scratch: 0,
+                    body: vec![Stmt::Exps(exps), store],
+                };
+                let memory = Memory {
+                    arena: vec![0; 64 + 4 * depth],
+                    frame: [(4, Slot::Bytes(bytes(&numbers)))].into(),
+                    ..Memory::default()
+                };
+                let (expected, actual, called) = both_with(cores, &kernel, memory);
+                assert_eq!(called, cores.bits == 512 && is_wide(cores, format), "{cores:?}: {kernel}");
+                let [expected, actual] = [expected, actual].map(|memory| {
+                    let (sum, rest) = memory.arena.split_at(64);
+                    let powers = match format {
+                        Format::Bf16 => floats(&rest.chunks(2).flat_map(|x| [0, 0, x[0], x[1]]).collect::<Vec<u8>>()),
+                        _ => floats(rest),
+                    };
+                    (floats(sum)[0], powers)
+                });
+                let close = |x: f32, y: f32, bits: i32| (x - y).abs() <= x * 2f32.powi(-bits) + f32::MIN_POSITIVE;
+                assert!(close(expected.0, actual.0, 21), "{cores:?}: {kernel}{} {}", expected.0, actual.0);
+                let bits = if format == Format::Bf16 { 7 } else { 22 };
+                for (i, (x, y)) in expected.1.iter().zip(&actual.1).enumerate() {
+                    assert!(close(*x, *y, bits), "{cores:?}: {kernel}{i} is {y}, not {x}");
+                }
             }
         }
     }

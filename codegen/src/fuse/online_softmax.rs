@@ -73,6 +73,13 @@ pub struct Weighted {
     pub factors: Vec<ExprId>,
 }
 
+impl Weighted {
+    /// Whether it is `exp(value - m)` where the mask holds, and nothing else.
+    pub fn is_power_of(&self, value: ExprId, mask: Option<ExprId>, m: TensorId) -> bool {
+        self.shifted == Some((value, m)) && self.mask == mask && self.factors.is_empty()
+    }
+}
+
 impl Fold {
     /// The equation.
     pub fn equation(&self) -> EqId {

@@ -6,8 +6,8 @@ use einfuse_graph::erf;
 use half::bf16;
 
 use super::{
-    Address, Arg, Binary, Buffer, Core, Elem, Encode, Expr, Fold, Format, Invalid, Kernel, LANES, PANEL, SMALLEST,
-    Share, Stmt, Unary, Var, verify,
+    Address, Arg, Binary, Buffer, Core, Elem, Encode, Expr, Exps, Fold, Format, Invalid, Kernel, LANES, PANEL,
+    SMALLEST, Share, Stmt, Unary, Var, verify,
 };
 
 /// What a kernel is called with, as plain data.
@@ -140,6 +140,7 @@ impl Machine<'_> {
             }
             Stmt::Core(core) => self.core(core),
             Stmt::Encode(encode) => self.encode(encode),
+            Stmt::Exps(exps) => self.exps(exps),
             Stmt::Note(_) => Ok(()),
         }
     }
@@ -219,6 +220,26 @@ impl Machine<'_> {
             return Err(format!("a row of codes has the sum {stored}, not {} times {sum}", -core.b_format.offset()));
         }
         Ok(f64::from(scale) * f64::from(code))
+    }
+
+    fn exps(&mut self, exps: &Exps) -> Ran<()> {
+        let Exps { total, depth, from, shift, to, format } = exps;
+        let Value::Float(shift) = self.expr(shift)? else { return Err("a shift that is no float".to_string()) };
+        let (at, start) = (self.int(&from.offset)?, self.int(&to.offset)?);
+        let mut sum = 0.0;
+        for i in 0..*depth as i64 {
+            let x = self.float_at(from, at.wrapping_add(i), Elem::F32)?;
+            let power = float_unary(Unary::Exp, x - shift);
+            sum += f64::from(power);
+            let bytes = match format {
+                Format::Bf16 => bf16::from_f32(power).to_le_bytes().to_vec(),
+                _ => power.to_le_bytes().to_vec(),
+            };
+            let size = format.elem().bytes() as i64;
+            self.memory_at(to, start.wrapping_add(i), size, bytes.len())?.copy_from_slice(&bytes);
+        }
+        self.set(*total, Value::Float(sum as f32));
+        Ok(())
     }
 
     fn encode(&mut self, encode: &Encode) -> Ran<()> {

@@ -232,6 +232,8 @@ pub enum Stmt {
     Core(Core),
     /// A row of floats as the first operand of a core.
     Encode(Encode),
+    /// Exponentials of a row, and their sum.
+    Exps(Exps),
     /// What the next statements compute, in the model's words, for the reader.
     Note(String),
 }
@@ -299,7 +301,7 @@ pub struct Core {
 ///
 /// As codes: of each block, `largest` is the largest magnitude, but at least [`SMALLEST`](super::SMALLEST); a code is
 /// `x * (127 / largest)` rounded to the nearest whole number, ties to even; the scale is `largest * (1 / 127)`. What is no
-/// number may become any code.
+/// number may become any code. As `Bf16`, numbers below the normal ones may become 0.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Encode {
     /// How many numbers.
@@ -309,5 +311,23 @@ pub struct Encode {
     /// Where the row is written, which does not overlap `from`.
     pub to: Address,
     /// The format of the row: not `F32`.
+    pub format: Format,
+}
+
+/// `to[i] = exp(from[i] - shift)` for all `i` in `0..depth`, and `total = Σ i  exp(from[i] - shift)`. The order of the sum is
+/// the emitter's.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Exps {
+    /// The sum: a `Float`, defined here.
+    pub total: Var,
+    /// How many: a multiple of [`PANEL`].
+    pub depth: usize,
+    /// The numbers, `F32`, one after the other.
+    pub from: Address,
+    /// A `Float`, no less than any of the numbers.
+    pub shift: Expr,
+    /// Where the exponentials go: the same place, or one that does not overlap.
+    pub to: Address,
+    /// How they are stored: `F32`, or `Bf16`, of which those below the normal ones may become 0.
     pub format: Format,
 }

@@ -1,8 +1,8 @@
 //! Reads the text form of a kernel.
 
 use super::{
-    Address, Arg, Binary, Buffer, Core, Elem, Encode, Expr, Fold, Format, Kernel, LANES, MAX_DEPTH, Share, Stmt, Ty,
-    Unary, Var,
+    Address, Arg, Binary, Buffer, Core, Elem, Encode, Expr, Exps, Fold, Format, Kernel, LANES, MAX_DEPTH, Share, Stmt,
+    Ty, Unary, Var,
 };
 
 /// Why a text is not a kernel, and where.
@@ -218,6 +218,8 @@ impl Parser {
             Stmt::Core(self.core()?)
         } else if self.take_word("encode") {
             Stmt::Encode(self.encode()?)
+        } else if self.take_word("exps") {
+            Stmt::Exps(self.exps()?)
         } else if self.take_word("note") {
             match self.next() {
                 Token::Text(text) => Stmt::Note(text),
@@ -256,6 +258,18 @@ impl Parser {
         let b = self.address()?;
         self.word("depth")?;
         Ok(Core { rows, depth: self.expr()?, a, a_format, a_stride, b, b_format, c, c_stride, accumulate })
+    }
+
+    fn exps(&mut self) -> Parsed<Exps> {
+        let total = self.var()?;
+        let format = self.one_of(&Format::ALL, "how they are to be stored")?;
+        let to = self.address()?;
+        self.symbol("=")?;
+        let from = self.address()?;
+        self.symbol("-")?;
+        let shift = self.expr()?;
+        self.word("depth")?;
+        Ok(Exps { total, depth: self.size()?, from, shift, to, format })
     }
 
     fn encode(&mut self) -> Parsed<Encode> {

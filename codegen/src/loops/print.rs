@@ -2,7 +2,9 @@
 
 use std::fmt::{self, Display, Formatter, Write};
 
-use super::{Address, Arg, Binary, Buffer, Core, Elem, Encode, Expr, Fold, Format, Kernel, LANES, Share, Stmt, Var};
+use super::{
+    Address, Arg, Binary, Buffer, Core, Elem, Encode, Expr, Exps, Fold, Format, Kernel, LANES, Share, Stmt, Var,
+};
 
 impl Display for Kernel {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
@@ -59,6 +61,7 @@ fn statement(f: &mut Formatter<'_>, stmt: &Stmt, depth: usize) -> fmt::Result {
         }
         Stmt::Core(core) => writeln!(f, "{core};"),
         Stmt::Encode(encode) => writeln!(f, "{encode};"),
+        Stmt::Exps(exps) => writeln!(f, "{exps};"),
         Stmt::Note(text) => {
             f.write_str("note \"")?;
             for c in text.chars() {
@@ -93,6 +96,13 @@ impl Display for Core {
 impl Display for Encode {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         write!(f, "encode {} = {} of {} depth {}", self.to, self.format, self.from, self.depth)
+    }
+}
+
+impl Display for Exps {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let Exps { total, depth, from, shift, to, format } = self;
+        write!(f, "exps {total} {format} {to} = {from} - {shift} depth {depth}")
     }
 }
 

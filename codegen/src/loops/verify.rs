@@ -3,7 +3,8 @@
 use std::fmt;
 
 use super::{
-    Address, Binary, Buffer, Core, Elem, Encode, Expr, Fold, Format, Kernel, LANES, MAX_ROWS, Stmt, Ty, Unary, Var,
+    Address, Binary, Buffer, Core, Elem, Encode, Expr, Exps, Fold, Format, Kernel, LANES, MAX_ROWS, PANEL, Stmt, Ty,
+    Unary, Var,
 };
 
 /// How deep expressions and statements may nest.
@@ -176,6 +177,7 @@ impl Verifier<'_> {
             }
             Stmt::Core(core) => self.core(core),
             Stmt::Encode(encode) => self.encode(encode),
+            Stmt::Exps(exps) => self.exps(exps),
             Stmt::Note(_) => Ok(()),
         }
     }
@@ -207,6 +209,16 @@ impl Verifier<'_> {
         self.address(&core.a)?;
         self.address(&core.b)?;
         self.address(&core.c)
+    }
+
+    fn exps(&mut self, exps: &Exps) -> Checked<()> {
+        let Exps { total, depth, from, shift, to, format } = exps;
+        check(!format.is_coded(), || format!("exponentials are stored as {format}"))?;
+        check(depth % PANEL == 0, || format!("{depth} exponentials: no multiple of {PANEL}"))?;
+        self.expect(shift, Ty::Float, "a shift")?;
+        self.address(from)?;
+        self.address(to)?;
+        self.define(*total, Ty::Float)
     }
 
     fn encode(&mut self, encode: &Encode) -> Checked<()> {

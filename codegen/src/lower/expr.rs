@@ -242,7 +242,7 @@ impl Lowerer<'_> {
         }
     }
 
-    fn fold(&mut self, fold: Fold, x: Value) -> Value {
+    pub(super) fn fold(&mut self, fold: Fold, x: Value) -> Value {
         let halves = self.e.swizzle(x, [2, 3, 2, 3]);
         let x = self.combine(fold, x, halves);
         let next = self.e.swizzle(x, [1, 1, 1, 1]);

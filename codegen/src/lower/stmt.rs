@@ -12,9 +12,10 @@ use super::codes;
 use super::core::{self, Operands};
 use super::emit::{Emitter, Range, arguments, memory, repeat};
 use super::expr::Yield;
+use super::math;
 use super::written::{Written, counted};
 use super::x86;
-use crate::loops::{Address, Core, Elem, Encode, Expr, Kernel, LANES, Share, Stmt, Var};
+use crate::loops::{Address, Core, Elem, Encode, Expr, Exps, Fold, Format, Kernel, LANES, Share, Stmt, Var};
 
 /// The lowering of one kernel.
 pub(super) struct Lowerer<'c> {
@@ -102,6 +103,7 @@ impl Lowerer<'_> {
             Stmt::Parallel { var, count, share, body } => self.parallel(*var, count, *share, body),
             Stmt::Core(core) => self.core(core),
             Stmt::Encode(encode) => self.encode(encode),
+            Stmt::Exps(exps) => self.exps(exps),
             Stmt::Note(_) => {}
         }
     }
@@ -306,17 +308,54 @@ impl Lowerer<'_> {
         }
     }
 
+    fn exps(&mut self, exps: &Exps) {
+        let Exps { total, depth, from, shift, to, format } = exps;
+        let shift = self.value(shift);
+        if let Some(callee) = self.cores.exps(&mut self.e.func, exps) {
+            let mut arguments = self.pointers(&[(from, Elem::F32), (to, format.elem())]);
+            arguments.push(shift);
+            let call = self.e.ins().call(callee, &arguments);
+            let sum = self.e.func.dfg.first_result(call);
+            return self.assign(*total, Yield::Value(sum));
+        }
+        let (from, to) = (self.address(from, Elem::F32), self.address(to, format.elem()));
+        let shift = self.e.ins().splat(F32X4, shift);
+        let step = (LANES * format.elem().bytes()) as i64;
+        let (start, end, step) = (self.e.int(0), self.e.int(*depth as i64 / LANES as i64 * step), self.e.int(step));
+        let zero = self.e.float_of(F32X4, 0.0);
+        let narrow = *format == Format::Bf16;
+        let sums = repeat(self, Range { start, end, step, runs: *depth > 0 }, &[zero], |lowerer, at, sums| {
+            let e = &mut lowerer.e;
+            let further = if narrow { e.shl(at, 1) } else { at };
+            let source = e.ins().iadd(from.0, further);
+            let value = e.ins().load(F32X4, memory(), source, from.1);
+            let value = e.ins().fsub(value, shift);
+            let power = math::exp(e, value);
+            let target = e.ins().iadd(to.0, at);
+            if narrow {
+                lowerer.store_bf16(power, target, to.1);
+            } else {
+                e.ins().store(memory(), power, target, to.1);
+            }
+            vec![lowerer.e.ins().fadd(sums[0], power)]
+        });
+        let sum = self.fold(Fold::Sum, sums[0]);
+        self.assign(*total, Yield::Value(sum));
+    }
+
     /// Calls a function with addresses.
     fn call(&mut self, callee: FuncRef, addresses: &[(&Address, Elem)]) {
-        let arguments: Vec<Value> = addresses
-            .iter()
-            .map(|(at, elem)| {
-                let (pointer, offset) = self.address(at, *elem);
-                let offset = self.e.int(offset.into());
-                self.e.ins().iadd(pointer, offset)
-            })
-            .collect();
+        let arguments = self.pointers(addresses);
         self.e.ins().call(callee, &arguments);
+    }
+
+    fn pointers(&mut self, addresses: &[(&Address, Elem)]) -> Vec<Value> {
+        let pointer = |(at, elem): &(&Address, Elem)| {
+            let (pointer, offset) = self.address(at, *elem);
+            let offset = self.e.int(offset.into());
+            self.e.ins().iadd(pointer, offset)
+        };
+        addresses.iter().map(pointer).collect()
     }
 }
 
@@ -329,7 +368,7 @@ fn collect_set(body: &[Stmt], set: &mut Vec<Var>) {
                 collect_set(then, set);
                 collect_set(otherwise, set);
             }
-            Stmt::Let(..) | Stmt::Store { .. } | Stmt::Core(_) | Stmt::Encode(_) | Stmt::Note(_) => {}
+            Stmt::Let(..) | Stmt::Store { .. } | Stmt::Core(_) | Stmt::Encode(_) | Stmt::Exps(_) | Stmt::Note(_) => {}
         }
     }
 }
@@ -337,7 +376,7 @@ fn collect_set(body: &[Stmt], set: &mut Vec<Var>) {
 fn collect_defined(body: &[Stmt], defined: &mut Vec<Var>) {
     for stmt in body {
         match stmt {
-            Stmt::Let(var, _) => defined.push(*var),
+            Stmt::Let(var, _) | Stmt::Exps(Exps { total: var, .. }) => defined.push(*var),
             Stmt::For { var, body, .. } | Stmt::Parallel { var, body, .. } => {
                 defined.push(*var);
                 collect_defined(body, defined);

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use super::affine::Affine;
 use super::expr::Yield;
-use crate::loops::{Address, Binary, Buffer, Elem, Encode, Expr, PANEL, Stmt, Unary, Var};
+use crate::loops::{Address, Binary, Buffer, Elem, Encode, Expr, Exps, PANEL, Stmt, Unary, Var};
 
 /// The kinds of buffers, which do not overlap.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -135,6 +135,10 @@ impl Walk<'_> {
                     let stride = self.span(&core.c_stride).and_then(|span| span.as_constant());
                     let last = if rows == 0 { Some(0) } else { stride.and_then(|s| s.checked_mul(4 * rows)) };
                     self.write(&core.c, Elem::F32, last.map(|last| (last.min(0), last.max(0) + 4 * PANEL as i64)));
+                }
+                Stmt::Exps(Exps { to, depth, format, .. }) => {
+                    let elem = format.elem();
+                    self.write(to, elem, Some((0, (depth * elem.bytes()) as i64)));
                 }
                 Stmt::Encode(Encode { to, depth, format, .. }) => {
                     let elem = format.elem();

@@ -20,8 +20,7 @@ pub(super) fn write(w: &mut Writer, shape: Shape) -> Result<(), IcedError> {
     w.push(lea(ROW_SCALES, A, shape.depth))?;
     w.push(lea(SCALES, B, shape.b.values(shape.depth)))?;
     if shape.b == Format::Q4 {
-        w.push(Instruction::with2(Code::Mov_r32_imm32, super::COUNT, 0x0f0f_0f0fu32))?;
-        w.push(Instruction::with2(Code::EVEX_Vpbroadcastd_zmm_k1z_r32, MASK, super::COUNT))?;
+        w.constant(MASK, 0x0f0f_0f0f)?;
     }
     if !shape.accumulate {
         w.zero(SCALE)?;

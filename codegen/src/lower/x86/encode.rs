@@ -33,18 +33,12 @@ pub(super) fn write(w: &mut Writer, depth: usize, format: Format) -> Result<(), 
     }
     let scales = w.at(B, depth);
     w.push(Instruction::with2(Code::Lea_r64_m, SCALES, scales))?;
-    for (register, bits) in [
-        (MAGNITUDE, 0x7fff_ffff),
-        (LEAST, SMALLEST.to_bits()),
-        (MOST, 127f32.to_bits()),
-        (INVERSE, (1.0f32 / 127.0).to_bits()),
-    ] {
+    w.constant(MAGNITUDE, 0x7fff_ffff)?;
+    for (register, bits) in
+        [(LEAST, SMALLEST.to_bits()), (MOST, 127f32.to_bits()), (INVERSE, (1.0f32 / 127.0).to_bits())]
+    {
         w.push(Instruction::with2(Code::Mov_r32_imm32, COUNT, bits))?;
-        let code = match register {
-            MAGNITUDE => Code::EVEX_Vpbroadcastd_zmm_k1z_r32,
-            _ => Code::EVEX_Vmovd_xmm_rm32,
-        };
-        w.push(Instruction::with2(code, register, COUNT))?;
+        w.push(Instruction::with2(Code::EVEX_Vmovd_xmm_rm32, register, COUNT))?;
     }
     let blocks = depth / format.block();
     w.times(blocks, |w| block(w, format, blocks))
@@ -65,8 +59,7 @@ fn block(w: &mut Writer, format: Format, blocks: usize) -> Result<(), IcedError>
         w.push(Instruction::with2(Code::EVEX_Vmovups_zmm_k1z_zmmm512, numbers(i), from))?;
         w.push(Instruction::with3(Code::EVEX_Vpandd_zmm_k1z_zmm_zmmm512b32, others(i), numbers(i), MAGNITUDE))?;
     }
-    let largest = fold(
-        w,
+    let largest = w.fold(
         vectors,
         [
             Code::EVEX_Vmaxps_zmm_k1z_zmm_zmmm512b32_sae,
@@ -89,8 +82,7 @@ fn block(w: &mut Writer, format: Format, blocks: usize) -> Result<(), IcedError>
         let to = w.at(B, i * PANEL);
         w.push(Instruction::with2(Code::EVEX_Vpmovsdb_xmmm128_k1z_zmm, to, code))?;
     }
-    let sum = fold(
-        w,
+    let sum = w.fold(
         vectors,
         [Code::EVEX_Vpaddd_zmm_k1z_zmm_zmmm512b32, Code::VEX_Vpaddd_ymm_ymm_ymmm256, Code::VEX_Vpaddd_xmm_xmm_xmmm128],
     )?;
@@ -105,26 +97,4 @@ fn block(w: &mut Writer, format: Format, blocks: usize) -> Result<(), IcedError>
     w.advance(A, vectors * VECTOR)?;
     w.advance(B, format.block())?;
     w.advance(SCALES, 4)
-}
-
-/// Combines all lanes of the `others`; returns the register whose lanes all hold the result.
-fn fold(w: &mut Writer, vectors: usize, [wide, half, quarter]: [Code; 3]) -> Result<Register, IcedError> {
-    let mut distance = vectors / 2;
-    while distance > 0 {
-        for i in 0..distance {
-            w.push(Instruction::with3(wide, others(i), others(i), others(i + distance)))?;
-        }
-        distance /= 2;
-    }
-    let [y, x] = [Register::YMM8, Register::XMM8];
-    let [y_other, x_other] = [Register::YMM9, Register::XMM9];
-    w.push(Instruction::with3(Code::EVEX_Vextracti64x4_ymmm256_k1z_zmm_imm8, y_other, others(0), 1))?;
-    w.push(Instruction::with3(half, y, y, y_other))?;
-    w.push(Instruction::with3(Code::VEX_Vextracti128_xmmm128_ymm_imm8, x_other, y, 1))?;
-    w.push(Instruction::with3(quarter, x, x, x_other))?;
-    for order in [0b0100_1110, 0b1011_0001] {
-        w.push(Instruction::with3(Code::VEX_Vpshufd_xmm_xmmm128_imm8, x_other, x, order))?;
-        w.push(Instruction::with3(quarter, x, x, x_other))?;
-    }
-    Ok(x)
 }

@@ -6,16 +6,17 @@
 
 mod codes;
 mod encode;
+mod exps;
 mod floats;
 
-use cranelift::codegen::ir::types::I64;
+use cranelift::codegen::ir::types::{F32, I64};
 use cranelift::codegen::ir::{AbiParam, ExtFuncData, ExternalName, FuncRef, Function, Signature, UserExternalName};
 use cranelift::codegen::isa::CallConv;
 use iced_x86::code_asm::CodeAssembler;
 use iced_x86::{Code, FastFormatter, IcedError, Instruction, MemoryOperand, Register};
 
 use super::target::serve;
-use crate::loops::{Core, Cores, Encode, Expr, Format, Kernel, MAX_ROWS, PANEL, Stmt};
+use crate::loops::{Core, Cores, Encode, Expr, Exps, Format, Kernel, MAX_ROWS, PANEL, Stmt};
 
 /// The shape of a core, which its machine code is made for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +48,7 @@ impl Shape {
 enum Leaf {
     Core(Shape),
     Encode { depth: usize, format: Format },
+    Exps { depth: usize, format: Format },
 }
 
 impl Leaf {
@@ -72,12 +74,22 @@ impl Leaf {
         (whole && cores.bits == 512 && serve(cores, format, format)).then_some(Leaf::Encode { depth, format })
     }
 
-    /// How many addresses it is called with.
-    fn arguments(&self) -> usize {
-        match self {
-            Leaf::Core(_) => 3,
-            Leaf::Encode { .. } => 2,
+    fn exps(exps: &Exps, cores: &Cores) -> Option<Leaf> {
+        let Exps { depth, format, .. } = *exps;
+        let fits = depth > 0 && cores.bits == 512 && (format == Format::F32 || cores.bf16);
+        fits.then_some(Leaf::Exps { depth, format })
+    }
+
+    /// What it is called with: the addresses of its operands, and of exponentials the shift, which returns their sum.
+    fn signature(&self, call_conv: CallConv) -> Signature {
+        let mut signature = Signature::new(call_conv);
+        let addresses = if matches!(self, Leaf::Core(_)) { 3 } else { 2 };
+        signature.params.extend(vec![AbiParam::new(I64); addresses]);
+        if matches!(self, Leaf::Exps { .. }) {
+            signature.params.push(AbiParam::new(F32));
+            signature.returns.push(AbiParam::new(F32));
         }
+        signature
     }
 }
 
@@ -101,6 +113,7 @@ impl Table {
             let leaf = match stmt {
                 Stmt::Core(core) => Leaf::core(core, &self.cores),
                 Stmt::Encode(encode) => Leaf::encode(encode, &self.cores),
+                Stmt::Exps(exps) => Leaf::exps(exps, &self.cores),
                 Stmt::For { body, .. } | Stmt::Parallel { body, .. } => {
                     self.visit(body);
                     None
@@ -128,6 +141,11 @@ impl Table {
         self.callee(func, Leaf::encode(encode, &self.cores)?)
     }
 
+    /// The same for the exponentials of a row.
+    pub(super) fn exps(&self, func: &mut Function, exps: &Exps) -> Option<FuncRef> {
+        self.callee(func, Leaf::exps(exps, &self.cores)?)
+    }
+
     /// A leaf is the module's function of its number.
     fn callee(&self, func: &mut Function, leaf: Leaf) -> Option<FuncRef> {
         let number = self.leaves.iter().position(|l| *l == leaf)?;
@@ -138,7 +156,7 @@ impl Table {
             return func.dfg.ext_funcs.iter().find(callee).map(|(r, _)| r);
         }
         let name = func.declare_imported_user_function(name);
-        let signature = signature(leaf, func.signature.call_conv);
+        let signature = leaf.signature(func.signature.call_conv);
         let signature = func.import_signature(signature);
         let data = ExtFuncData { name: ExternalName::user(name), signature, colocated: true, patchable: false };
         Some(func.import_function(data))
@@ -167,6 +185,7 @@ fn assemble(leaf: Leaf, cores: &Cores, call_conv: CallConv, text: Option<usize>)
         Leaf::Core(shape) if shape.b.is_coded() => codes::write(&mut w, shape)?,
         Leaf::Core(shape) => floats::write(&mut w, shape)?,
         Leaf::Encode { depth, format } => encode::write(&mut w, depth, format)?,
+        Leaf::Exps { depth, format } => exps::write(&mut w, depth, format)?,
     }
     w.code.vzeroupper()?;
     w.code.ret()?;
@@ -181,7 +200,7 @@ fn assemble(leaf: Leaf, cores: &Cores, call_conv: CallConv, text: Option<usize>)
         }
     }
     let bytes = w.code.assemble(0)?;
-    Ok(Assembled { signature: signature(leaf, call_conv), bytes, text: listing })
+    Ok(Assembled { signature: leaf.signature(call_conv), bytes, text: listing })
 }
 
 impl std::fmt::Display for Leaf {
@@ -189,15 +208,9 @@ impl std::fmt::Display for Leaf {
         match self {
             Leaf::Core(Shape { rows, depth, a, b, .. }) => write!(f, "core, {rows} rows {a} by {b}, depth {depth}"),
             Leaf::Encode { depth, format } => write!(f, "encode {format}, depth {depth}"),
+            Leaf::Exps { depth, format } => write!(f, "exponentials as {format}, depth {depth}"),
         }
     }
-}
-
-/// What a function is called with: the addresses of its operands.
-fn signature(leaf: Leaf, call_conv: CallConv) -> Signature {
-    let mut signature = Signature::new(call_conv);
-    signature.params.extend(vec![AbiParam::new(I64); leaf.arguments()]);
-    signature
 }
 
 const A: Register = Register::RDI;
@@ -257,6 +270,36 @@ impl Writer {
     fn zero(&mut self, register: Register) -> Result<(), IcedError> {
         let code = [Code::EVEX_Vpxord_zmm_k1z_zmm_zmmm512b32, Code::VEX_Vpxor_ymm_ymm_ymmm256];
         self.three(code, register, register, register)
+    }
+
+    /// A number in every lane of a wide vector.
+    fn constant(&mut self, to: Register, bits: u32) -> Result<(), IcedError> {
+        self.push(Instruction::with2(Code::Mov_r32_imm32, COUNT, bits))?;
+        self.push(Instruction::with2(Code::EVEX_Vpbroadcastd_zmm_k1z_r32, to, COUNT))
+    }
+
+    /// Combines all lanes of the first wide vectors from `ZMM8` on; returns the register whose lanes all hold the result.
+    fn fold(&mut self, vectors: usize, [wide, half, quarter]: [Code; 3]) -> Result<Register, IcedError> {
+        let at = |i: usize| Register::ZMM8 + i as u32;
+        let mut left = vectors;
+        while left > 1 {
+            let kept = left.div_ceil(2);
+            for i in 0..left - kept {
+                self.push(Instruction::with3(wide, at(i), at(i), at(i + kept)))?;
+            }
+            left = kept;
+        }
+        let [y, x] = [Register::YMM8, Register::XMM8];
+        let [y_other, x_other] = [Register::YMM9, Register::XMM9];
+        self.push(Instruction::with3(Code::EVEX_Vextracti64x4_ymmm256_k1z_zmm_imm8, y_other, at(0), 1))?;
+        self.push(Instruction::with3(half, y, y, y_other))?;
+        self.push(Instruction::with3(Code::VEX_Vextracti128_xmmm128_ymm_imm8, x_other, y, 1))?;
+        self.push(Instruction::with3(quarter, x, x, x_other))?;
+        for order in [0b0100_1110, 0b1011_0001] {
+            self.push(Instruction::with3(Code::VEX_Vpshufd_xmm_xmmm128_imm8, x_other, x, order))?;
+            self.push(Instruction::with3(quarter, x, x, x_other))?;
+        }
+        Ok(x)
     }
 
     /// Moves an address on.

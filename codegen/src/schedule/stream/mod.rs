@@ -17,7 +17,7 @@ use super::layout::Layout;
 use super::place::Place;
 use super::{Context, Mode};
 use crate::fuse::{Contraction, EqId, Fold, Kernel, Stream, Weighted, is_tokens};
-use crate::loops::{self, Address, Arg, Buffer, Elem, Encode, Expr, Format, LANES, PANEL, Share, Stmt};
+use crate::loops::{self, Address, Arg, Buffer, Elem, Encode, Expr, Exps, Format, LANES, PANEL, Share, Stmt, Ty};
 use merge::{Partials, merge};
 use page::Page;
 
@@ -74,6 +74,14 @@ impl Rows {
             format => e.memory(rows * depth, format.elem()),
         };
         Rows { floats, depth, format, encoded }
+    }
+
+    /// Turns a row into exponentials of what it has above a shift, in the format of the cores; returns their sum.
+    fn exponentials(&self, row: Expr, shift: Expr, e: &mut Emitter) -> loops::Var {
+        let total = e.var(Ty::Float);
+        let [from, to] = [&self.floats, &self.encoded].map(|b| Address::new(b.clone(), row.clone() * self.depth));
+        e.push(Stmt::Exps(Exps { total, depth: self.depth, from, shift, to, format: self.format }));
+        total
     }
 
     /// Brings a row into the format of the cores.

@@ -9,7 +9,7 @@ use super::super::cores::cover;
 use super::super::emit::{Emitter, Scope, Span, graph_name, widen};
 use super::super::homes::PAGE;
 use super::super::place::Place;
-use super::{LOWEST, Shape, Tile, columns, each_of, each_row, row_number};
+use super::{LOWEST, Rows, Shape, Tile, columns, each_of, each_row, row_number};
 use crate::fuse::{Contraction, Fold, Weighted};
 use crate::loops::{self, Address, Buffer, Core, Elem, Expr, Format, LANES, PANEL, Stmt, Ty, Unary};
 
@@ -76,9 +76,8 @@ impl Page<'_> {
 
     /// One row of a page: its statistics, and its scores turned into weights.
     pub(super) fn row(&self, scope: &Scope, e: &mut Emitter) {
-        let (cx, shape, tile, s) = (self.cx, self.shape, self.tile, &self.first);
+        let (cx, shape, tile) = (self.cx, self.shape, self.tile);
         let stream = shape.stream;
-        let positions = stream.positions;
         let from = shape.tokens.map_or(Expr::Int(0), |t| e.span(t).from);
         let number = row_number(cx, shape, scope, &from);
         let number = e.int(number);
@@ -90,8 +89,13 @@ impl Page<'_> {
             match fold {
                 Fold::Max { value, mask, .. } => {
                     let best = e.bind(Ty::Floats, Expr::Float(LOWEST).splat());
+                    let kept = tile.weights.iter().find(|(w, _)| w.is_power_of(*value, *mask, out));
                     self.each_vector(scope, e, |e, scope| {
                         let value = self.present(*value, *mask, scope, e);
+                        let value = e.bind(Ty::Floats, value);
+                        if let Some((_, rows)) = kept {
+                            self.keep(rows, &number, value, scope, e);
+                        }
                         e.push(Stmt::Set(best, Expr::from(best).max(value)));
                     });
                     let index: Vec<Expr> = stat_axes.iter().map(|a| scope.at[a].clone()).collect();
@@ -110,21 +114,26 @@ impl Page<'_> {
                         Some((_, total)) => *total,
                         None => {
                             let rows = tile.weights.iter().find(|(w, _)| w == weight).map(|(_, rows)| rows);
-                            let total = e.bind(Ty::Floats, Expr::Float(0.0).splat());
-                            let number = number.clone();
-                            self.each_vector(scope, e, |e, scope| {
-                                let value = self.weighted(weight, shift.map(|(_, new, _)| new), scope, e);
-                                let value = e.bind(Ty::Floats, value);
-                                if let Some(rows) = rows {
-                                    let column = scope.at[&positions].clone() - s.clone();
-                                    let at = Address::new(rows.floats.clone(), number.clone() * PAGE + column);
-                                    e.push(Stmt::Store { elem: Elem::F32, at, value: value.into() });
+                            let total = match (rows, shift) {
+                                (Some(rows), Some((m, new, _))) if self.keeps(weight, m) => {
+                                    rows.exponentials(number.clone(), new.into(), e)
                                 }
-                                e.push(Stmt::Set(total, Expr::from(total) + value));
-                            });
-                            if let Some(rows) = rows {
-                                rows.encode(number, e);
-                            }
+                                _ => {
+                                    let total = e.bind(Ty::Floats, Expr::Float(0.0).splat());
+                                    self.each_vector(scope, e, |e, scope| {
+                                        let value = self.weighted(weight, shift.map(|(_, new, _)| new), scope, e);
+                                        let value = e.bind(Ty::Floats, value);
+                                        if let Some(rows) = rows {
+                                            self.keep(rows, &number, value, scope, e);
+                                        }
+                                        e.push(Stmt::Set(total, Expr::from(total) + value));
+                                    });
+                                    if let Some(rows) = rows {
+                                        rows.encode(number.clone(), e);
+                                    }
+                                    e.bind(Ty::Float, Expr::from(total).fold(loops::Fold::Sum))
+                                }
+                            };
                             done.push((weight, total));
                             total
                         }
@@ -133,7 +142,7 @@ impl Page<'_> {
                         None => {
                             let index: Vec<Expr> = stat_axes.iter().map(|a| scope.at[a].clone()).collect();
                             let at = place.address(&index);
-                            let sum = Expr::from(total).fold(loops::Fold::Sum);
+                            let sum = Expr::from(total);
                             let old = at.clone().load(Elem::F32);
                             let value = match shift {
                                 Some((_, _, factor)) => old.fma(factor, sum),
@@ -158,6 +167,24 @@ impl Page<'_> {
                 }
             }
         }
+    }
+
+    /// Whether the exponents of a weight were kept when their maximum `m` was taken: nothing but their exponentials is left.
+    fn keeps(&self, weight: &Weighted, m: TensorId) -> bool {
+        self.shape.stream.folds.iter().any(|fold| match fold {
+            Fold::Max { eq, value, mask, .. } => {
+                let out = self.cx.plan.equations[*eq].out;
+                out == m && weight.is_power_of(*value, *mask, out)
+            }
+            Fold::Sum { .. } => false,
+        })
+    }
+
+    /// Stores four neighbours of a row.
+    fn keep(&self, rows: &Rows, number: &Expr, value: loops::Var, scope: &Scope, e: &mut Emitter) {
+        let column = scope.at[&self.shape.stream.positions].clone() - self.first.clone();
+        let at = Address::new(rows.floats.clone(), number.clone() * PAGE + column);
+        e.push(Stmt::Store { elem: Elem::F32, at, value: value.into() });
     }
 
     /// Visits the positions of the page, four at a time.

@@ -1,0 +1,112 @@
+//! Exponentials of a row, at 512 bits: as [`super::super::math::exp`], with the exponent put in by one instruction.
+
+use iced_x86::{Code, IcedError, Instruction, Register};
+
+use super::{A, B, Writer};
+use crate::loops::{Format, PANEL};
+
+/// Vectors at once.
+const MOST: usize = 4;
+
+const SHIFT: Register = Register::ZMM31;
+const LEAST: Register = Register::ZMM30;
+const LOG2_E: Register = Register::ZMM29;
+/// `ln 2` in two parts, the first of few bits.
+const LN_2: [Register; 2] = [Register::ZMM28, Register::ZMM27];
+const ONE: Register = Register::ZMM26;
+/// Sums of each of the vectors.
+const TOTAL: Register = Register::ZMM20;
+const COEFFICIENTS: [f32; 6] = [1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5];
+
+fn coefficient(i: usize) -> Register {
+    Register::ZMM14 + i as u32
+}
+
+fn total(i: usize) -> Register {
+    TOTAL + i as u32
+}
+
+/// Writes the code: `f(from, to, shift)` returns the sum.
+pub(super) fn write(w: &mut Writer, depth: usize, format: Format) -> Result<(), IcedError> {
+    w.push(Instruction::with2(Code::EVEX_Vbroadcastss_zmm_k1z_xmmm32, SHIFT, Register::XMM0))?;
+    for (register, number) in [
+        (LEAST, -104.0),
+        (LOG2_E, std::f32::consts::LOG2_E),
+        (LN_2[0], -0.693_359_4),
+        (LN_2[1], 2.121_944_4e-4),
+        (ONE, 1.0),
+    ] {
+        w.constant(register, number.to_bits())?;
+    }
+    for (i, number) in COEFFICIENTS.iter().enumerate() {
+        w.constant(coefficient(i), number.to_bits())?;
+    }
+    let vectors = depth / PANEL;
+    let each = (1..=MOST).rev().find(|n| vectors.is_multiple_of(*n)).unwrap_or(1);
+    for i in 0..each {
+        w.zero(total(i))?;
+    }
+    w.times(vectors / each, |w| some(w, each, format))?;
+    for i in 0..each {
+        w.push(Instruction::with2(Code::EVEX_Vmovaps_zmm_k1z_zmmm512, Register::ZMM8 + i as u32, total(i)))?;
+    }
+    let sum = w.fold(
+        each,
+        [
+            Code::EVEX_Vaddps_zmm_k1z_zmm_zmmm512b32_er,
+            Code::VEX_Vaddps_ymm_ymm_ymmm256,
+            Code::VEX_Vaddps_xmm_xmm_xmmm128,
+        ],
+    )?;
+    w.push(Instruction::with2(Code::VEX_Vmovaps_xmm_xmmm128, Register::XMM0, sum))
+}
+
+/// Some vectors, step by step side by side.
+fn some(w: &mut Writer, vectors: usize, format: Format) -> Result<(), IcedError> {
+    let bytes = PANEL * format.elem().bytes();
+    let x = |i: usize| Register::ZMM0 + i as u32;
+    let n = |i: usize| Register::ZMM4 + i as u32;
+    let p = |i: usize| Register::ZMM8 + i as u32;
+    let mut each = |f: &mut dyn FnMut(&mut Writer, usize) -> Result<(), IcedError>| -> Result<(), IcedError> {
+        (0..vectors).try_for_each(|i| f(w, i))
+    };
+    each(&mut |w, i| {
+        let from = w.at(A, i * 4 * PANEL);
+        w.push(Instruction::with2(Code::EVEX_Vmovups_zmm_k1z_zmmm512, x(i), from))
+    })?;
+    let three = |code: Code, to: Register, a: Register, b: Register| Instruction::with3(code, to, a, b);
+    each(&mut |w, i| w.push(three(Code::EVEX_Vsubps_zmm_k1z_zmm_zmmm512b32_er, x(i), x(i), SHIFT)))?;
+    // The second operand is what is left where one is no number.
+    each(&mut |w, i| w.push(three(Code::EVEX_Vmaxps_zmm_k1z_zmm_zmmm512b32_sae, x(i), LEAST, x(i))))?;
+    let multiply = Code::EVEX_Vmulps_zmm_k1z_zmm_zmmm512b32_er;
+    let add = Code::EVEX_Vfmadd231ps_zmm_k1z_zmm_zmmm512b32_er;
+    let horner = Code::EVEX_Vfmadd213ps_zmm_k1z_zmm_zmmm512b32_er;
+    // x = n ln 2 + r
+    each(&mut |w, i| w.push(three(multiply, n(i), x(i), LOG2_E)))?;
+    each(&mut |w, i| w.push(Instruction::with3(Code::EVEX_Vrndscaleps_zmm_k1z_zmmm512b32_imm8_sae, n(i), n(i), 0)))?;
+    for part in LN_2 {
+        each(&mut |w, i| w.push(three(add, x(i), n(i), part)))?;
+    }
+    each(&mut |w, i| w.push(Instruction::with2(Code::EVEX_Vmovaps_zmm_k1z_zmmm512, p(i), coefficient(0))))?;
+    for c in 1..COEFFICIENTS.len() {
+        each(&mut |w, i| w.push(three(horner, p(i), x(i), coefficient(c))))?;
+    }
+    // 1 + r + r² p
+    each(&mut |w, i| w.push(three(multiply, p(i), p(i), x(i))))?;
+    each(&mut |w, i| w.push(three(horner, p(i), x(i), x(i))))?;
+    let plus = Code::EVEX_Vaddps_zmm_k1z_zmm_zmmm512b32_er;
+    each(&mut |w, i| w.push(three(plus, p(i), p(i), ONE)))?;
+    each(&mut |w, i| w.push(three(Code::EVEX_Vscalefps_zmm_k1z_zmm_zmmm512b32_er, p(i), p(i), n(i))))?;
+    each(&mut |w, i| w.push(three(plus, total(i), total(i), p(i))))?;
+    each(&mut |w, i| {
+        let to = w.at(B, i * bytes);
+        if format != Format::Bf16 {
+            return w.push(Instruction::with2(Code::EVEX_Vmovups_zmmm512_k1z_zmm, to, p(i)));
+        }
+        let half = Register::YMM0 + i as u32;
+        w.push(Instruction::with2(Code::EVEX_Vcvtneps2bf16_ymm_k1z_zmmm512b32, half, p(i)))?;
+        w.push(Instruction::with2(Code::VEX_Vmovups_ymmm256_ymm, to, half))
+    })?;
+    w.advance(A, vectors * 4 * PANEL)?;
+    w.advance(B, vectors * bytes)
+}
