@@ -16,6 +16,9 @@ use safetensors::SafeTensors;
 /// The largest difference allowed, relative to the largest magnitude of what is compared.
 const TOLERANCE: f64 = 1e-4;
 
+/// What is stored as bf16 is multiplied as bf16, in numbers of eight bits, layer after layer.
+const NARROW: f64 = 0.05;
+
 /// How many tokens of a prompt are given at a time.
 const PIECES: [usize; 8] = [usize::MAX, 1, 2, 3, 4, 5, 6, 7];
 
@@ -90,19 +93,27 @@ fn traced(model: &Model, ids: &[u32], piece: usize) -> Trace {
     all
 }
 
-/// Checks that `computed` is `expected` up to the tolerance.
-fn check_close(what: &str, computed: &[f32], expected: &[f64], tolerance: f64) {
+/// Checks that `computed` is `expected` up to the tolerance: every element, or where weights have fewer bits all together.
+fn check_close(what: &str, computed: &[f32], expected: &[f64], precision: Precision) {
     assert_eq!(computed.len(), expected.len(), "{what}: number of elements");
+    if precision != Precision::F32 {
+        let squares = |of: &dyn Fn(f64, f64) -> f64| -> f64 {
+            computed.iter().zip(expected).map(|(x, y)| of((*x).into(), *y).powi(2)).sum()
+        };
+        let relative = (squares(&|x, y| x - y) / squares(&|_, y| y)).sqrt();
+        assert!(relative <= NARROW, "{what}: differs by {relative} of its size");
+        return;
+    }
     let largest = expected.iter().fold(0.0f64, |max, x| max.max(x.abs()));
     for (i, (&computed, &expected)) in computed.iter().zip(expected).enumerate() {
         let difference = (f64::from(computed) - expected).abs();
         // a NaN is no small difference
-        let close = difference <= tolerance * largest;
+        let close = difference <= TOLERANCE * largest;
         assert!(close, "{what}: element {i} is {computed}, not {expected} (largest magnitude {largest})");
     }
 }
 
-fn check_traces(what: &str, model: &Model, prompts: &[Prompt], tolerance: f64) {
+fn check_traces(what: &str, model: &Model, prompts: &[Prompt], precision: Precision) {
     for prompt in prompts {
         for piece in PIECES {
             let trace = traced(model, &prompt.ids, piece);
@@ -110,9 +121,9 @@ fn check_traces(what: &str, model: &Model, prompts: &[Prompt], tolerance: f64) {
                 let what = format!("{what}, {} tokens in pieces of {piece}, {}", prompt.ids.len(), expected.by);
                 assert_eq!(trace.hidden.len(), expected.hidden.len(), "{what}: layers");
                 for (layer, (computed, expected)) in trace.hidden.iter().zip(&expected.hidden).enumerate() {
-                    check_close(&format!("{what}: hidden state {layer}"), computed, expected, tolerance);
+                    check_close(&format!("{what}: hidden state {layer}"), computed, expected, precision);
                 }
-                check_close(&format!("{what}: logits"), &trace.logits, &expected.logits, tolerance);
+                check_close(&format!("{what}: logits"), &trace.logits, &expected.logits, precision);
             }
         }
     }
@@ -152,9 +163,7 @@ impl Variant<'_> {
     fn check(&self, name: &str, checkpoint: &Checkpoint, prompts: &[Prompt]) {
         let without: Vec<&str> = self.without.iter().map(|rule| rule.name()).collect();
         let what = format!("{name} without [{}], {} threads, {:?}", without.join(", "), self.threads, self.precision);
-        // What is stored as bf16 is multiplied as bf16, in numbers of eight bits, layer after layer.
-        let tolerance = if self.precision == Precision::F32 { TOLERANCE } else { 2f64.powi(-5) };
-        check_traces(&what, &self.load(checkpoint, Wanted::All), prompts, tolerance);
+        check_traces(&what, &self.load(checkpoint, Wanted::All), prompts, self.precision);
         check_greedy(&what, &self.load(checkpoint, Wanted::Last), prompts);
     }
 }
