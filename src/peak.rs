@@ -6,9 +6,10 @@ use std::sync::Barrier;
 use std::thread;
 use std::time::Instant;
 
+use einfuse_codegen::Storage;
 use einfuse_codegen::cost::Cost;
 use einfuse_codegen::lower::LowerError;
-use einfuse_codegen::peak::MultiplyAdds;
+use einfuse_codegen::peak::{Multiplier, MultiplyAdds};
 use memmap2::MmapMut;
 
 /// Bytes read by [`read_bandwidth`]: many times more than any cache holds.
@@ -25,8 +26,10 @@ const REPEATS: usize = 5;
 pub(crate) struct Peaks {
     /// Bytes read from main memory.
     pub(crate) bytes: f64,
-    /// Operations on floats.
+    /// Multiplications and additions.
     pub(crate) flops: f64,
+    /// By what.
+    pub(crate) multiplier: Multiplier,
 }
 
 /// A peak could not be measured.
@@ -40,9 +43,11 @@ pub(crate) enum PeakError {
 }
 
 impl Peaks {
-    /// Measures both.
-    pub(crate) fn measure(threads: usize) -> Result<Peaks, PeakError> {
-        Ok(Peaks { bytes: read_bandwidth(threads)?, flops: multiply_adds(threads)? })
+    /// Measures both, the arithmetic of what multiplies weights that are stored so.
+    pub(crate) fn measure(threads: usize, weights: Storage) -> Result<Peaks, PeakError> {
+        let bytes = read_bandwidth(threads)?;
+        let kernel = MultiplyAdds::new(weights)?;
+        Ok(Peaks { bytes, flops: multiply_adds(threads, &kernel), multiplier: kernel.multiplier() })
     }
 
     /// Which of the two holds up what takes this, if it could have all of both: `memory` or `compute`.
@@ -50,9 +55,9 @@ impl Peaks {
         if cost.intensity() < self.flops / self.bytes { "memory" } else { "compute" }
     }
 
-    /// The better of two measurements.
+    /// The better of two measurements of the same.
     pub(crate) fn or(self, other: Peaks) -> Peaks {
-        Peaks { bytes: self.bytes.max(other.bytes), flops: self.flops.max(other.flops) }
+        Peaks { bytes: self.bytes.max(other.bytes), flops: self.flops.max(other.flops), ..self }
     }
 }
 
@@ -72,16 +77,14 @@ fn read_bandwidth(threads: usize) -> io::Result<f64> {
     Ok((share * threads) as f64 / seconds)
 }
 
-/// Operations on floats per second that `threads` threads do at most in compiled code: multiply-adds of vectors of 128
-/// bits, all in registers.
-fn multiply_adds(threads: usize) -> Result<f64, LowerError> {
-    let kernel = MultiplyAdds::new()?;
+/// Multiplications and additions per second that `threads` threads do at most, all in registers.
+fn multiply_adds(threads: usize, kernel: &MultiplyAdds) -> f64 {
     let seconds = fastest(threads, |_| {
         for _ in 0..RUNS {
             black_box(kernel.run());
         }
     });
-    Ok(MultiplyAdds::FLOPS * (threads * RUNS) as f64 / seconds)
+    kernel.operations() * (threads * RUNS) as f64 / seconds
 }
 
 /// The sum of the 64-bit words, in sixteen lanes: more independent loads than a core can have under way.

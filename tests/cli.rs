@@ -324,6 +324,11 @@ const WRONG: &[Wrong] = &[
     (&["bench", "-r", "0"], 2, &["--repeat"]),
     (&["bench", "-o", "md", "--json"], 2, &["--output", "--json"]),
     (&["bench", "-p", "0", "-n", "0"], 2, &["-p", "-n"]),
+    (&["bench", "-d", "0,deep"], 2, &["--depth", "deep"]),
+    (&["bench", "-d", "256"], 2, &["-d 256"]),
+    (&["bench", "-b", "2,0"], 2, &["--rows"]),
+    (&["bench", "-b", "2", "-n", "0"], 2, &["-b", "-n"]),
+    (&["bench", "-b", "9", "--chunk", "8"], 2, &["-b 9", "--chunk 8"]),
     (&["logits", "a"], 2, &["--output"]),
     (&["perplexity"], 2, &["FILE"]),
     // what it names
@@ -339,6 +344,7 @@ const WRONG: &[Wrong] = &[
     (&["explain", "--dump", "asm", "--kernel", "nothing"], 1, &["nothing"]),
     (&["explain", "--dump", "plan", "--kernel", "nothing"], 1, &["nothing"]),
     (&["bench", "-p", "9999", "-n", "0", "-r", "1"], 1, &["9999", "256"]),
+    (&["bench", "-n", "1", "-d", "300"], 1, &["300", "256"]),
     (&["perplexity", "{out}/nowhere.txt"], 1, &["nowhere.txt"]),
     (&["perplexity", "{out}"], 1, &["{out}"]),
     (&["perplexity", "models/nano/model.safetensors"], 1, &["model.safetensors", "UTF-8"]),
@@ -553,6 +559,114 @@ fn bench_prints_a_list_as_json() {
         assert_eq!(tests, ["pp8", "tg4"], "{form:?}");
         assert_eq!((&rows[0]["unit"], &rows[1]["unit"]), (&json!("FLOP/s"), &json!("B/s")));
     }
+}
+
+/// The rows that `einfuse bench` prints as JSON, with few repetitions.
+fn bench(arguments: &[&str]) -> Vec<Value> {
+    let output = run(&[&["bench", "-t", "1", "-r", "1", "--json"], arguments].concat());
+    assert!(output.status.success(), "{arguments:?}: {}", stderr(&output));
+    serde_json::from_str(&stdout(&output)).unwrap()
+}
+
+#[test]
+fn bench_repeats_its_tests_after_each_depth() {
+    // this model was made for 256 positions
+    let rows = bench(&["-m", "tests/golden/llama3", "-p", "20", "-n", "4", "-d", "0,16,300", "--chunk", "8"]);
+    let tests: Vec<&Value> = rows.iter().map(|row| &row["test"]).collect();
+    assert_eq!(tests, ["pp20", "tg4", "pp20 @ d16", "tg4 @ d16", "pp20 @ d300", "tg4 @ d300"]);
+    let depths: Vec<&Value> = rows.iter().map(|row| &row["depth"]).collect();
+    assert_eq!(depths, [0, 0, 16, 16, 300, 300]);
+    let per_token = |row: &Value| row["achieved"].as_f64().unwrap() / row["tokens_per_second"].as_f64().unwrap();
+    for kind in [0, 1] {
+        let costs: Vec<f64> = rows.iter().skip(kind).step_by(2).map(per_token).collect();
+        assert!(costs.is_sorted_by(|a, b| a < b), "more positions are to be read at more depth: {costs:?}");
+    }
+}
+
+#[test]
+fn bench_relates_steps_of_several_tokens_to_steps_of_one() {
+    let arguments = ["-p", "0", "-n", "8", "-b", "1,2,5,9"];
+    let rows = bench(&arguments);
+    let tests: Vec<&Value> = rows.iter().map(|row| &row["test"]).collect();
+    assert_eq!(tests, ["tg8", "tg 1×", "tg 2×", "tg 5×", "tg 9×"]);
+    let number = |row: &Value, key: &str| row[key].as_f64().unwrap_or_else(|| panic!("{key}: {row}"));
+    assert!(rows[0]["cost"].is_null());
+    for (row, tokens) in rows.iter().zip([1.0, 1.0, 2.0, 5.0, 9.0]).skip(1) {
+        assert_eq!(row["unit"], "B/s");
+        // one repetition: the rate is that of a step, which is told in steps of a token
+        let steps = number(row, "tokens_per_second") / tokens;
+        let cost = number(&rows[0], "tokens_per_second") / steps;
+        assert!((number(row, "cost") / cost - 1.0).abs() < 1e-9, "{row}");
+        // the weights are read once for all tokens of a step, but of the table of tokens a row for each
+        let bytes = |row| number(row, "achieved") / number(row, "tokens_per_second");
+        let shared = bytes(row) * tokens / bytes(&rows[0]);
+        assert!((0.99..1.1).contains(&shared), "{shared}: {row}");
+    }
+    let table = stdout(&run(&[&["bench", "-t", "1", "-r", "1"], &arguments[..]].concat()));
+    assert!(table.lines().next().is_some_and(|head| head.ends_with("| cost |")), "{table}");
+}
+
+#[test]
+fn bench_and_explain_name_the_multiplier() {
+    for (storage, names) in [
+        (["--precision", "f32"], &["f32 at "][..]),
+        (["--precision", "bf16"], &["f32 at ", "pairs of bf16 at "]),
+        (["--quant", "q8"], &["f32 at ", "fours of bytes at "]),
+        (["--quant", "q4"], &["f32 at ", "fours of bytes at "]),
+    ] {
+        let rows = bench(&[&["-p", "8", "-n", "2"], &storage[..]].concat());
+        let multiplier = rows[0]["multiplier"].as_str().unwrap();
+        assert!(names.iter().any(|name| multiplier.starts_with(name)), "{storage:?}: {multiplier}");
+        assert!(multiplier.ends_with(" bits") && rows[1]["multiplier"].is_null(), "{rows:?}");
+        let explained = run(&[&["explain", "--json", "--kernel", "logits"], &storage[..]].concat());
+        let explained: Value = serde_json::from_str(&stdout(&explained)).unwrap();
+        assert_eq!(explained["multiplier"], multiplier);
+    }
+}
+
+#[test]
+fn bench_holds_a_model_against_f32() {
+    let number = |check: &Value, key: &str| check[key].as_f64().unwrap_or_else(|| panic!("{key}: {check}"));
+    let check = |storage: &[&str]| {
+        let mut items = bench(&[&["-p", "0", "-n", "0", "--check"], storage].concat());
+        assert_eq!(items.len(), 1, "{items:?}");
+        let check = items.remove(0);
+        assert_eq!((&check["test"], &check["holds"]), (&json!("check"), &json!(true)));
+        assert!(number(&check, "positions") >= 1000.0);
+        let ratio = number(&check, "perplexity") / number(&check, "perplexity_f32");
+        assert!((ratio / number(&check, "perplexity_ratio") - 1.0).abs() < 1e-9, "{check}");
+        // what an untrained model of 1,024 tokens would have
+        assert!(number(&check, "perplexity_f32") < 100.0, "{check}");
+        check
+    };
+    let plain = check(&["--precision", "f32", "--cache", "f32"]);
+    assert_eq!((&plain["weights"], &plain["cache"]), (&json!("f32"), &json!("f32")));
+    assert_eq!((number(&plain, "perplexity_ratio"), number(&plain, "top1_agreement")), (1.0, 1.0));
+    assert_eq!((number(&plain, "largest_divergence"), number(&plain, "largest_logit_difference")), (0.0, 0.0));
+    let kept: Vec<Value> = [&["--precision", "bf16"][..], &["--quant", "q8"], &["--quant", "q4"]].map(check).into();
+    for (check, weights) in kept.iter().zip(["bf16", "q8", "q4"]) {
+        assert_eq!((&check["weights"], &check["cache"]), (&json!(weights), &json!("bf16")));
+        assert!(number(check, "largest_divergence") > number(check, "mean_divergence"), "{check}");
+    }
+    assert!(kept.is_sorted_by(|a, b| number(a, "mean_divergence") < number(b, "mean_divergence")), "{kept:?}");
+
+    // what a table has too; behind the rows
+    let output = run(&["bench", "-p", "4", "-n", "0", "-r", "1", "-t", "1", "--check"]);
+    let text = stdout(&output);
+    assert!(output.status.success() && text.contains("| pp4 "), "{}", stderr(&output));
+    for word in ["weights of bf16", "perplexity ", "likeliest token", "divergence ", "logits differ"] {
+        assert!(text.contains(word), "no `{word}` in\n{text}");
+    }
+}
+
+#[test]
+fn bench_fails_where_a_model_is_too_far_from_f32() {
+    // random weights, to which a few bits more or less are another model
+    let output =
+        run(&["bench", "-m", "tests/golden/llama3", "--quant", "q4", "-p", "0", "-n", "0", "--check", "--json"]);
+    check(&output, 1, &["--check", "q4", "perplexity", "likeliest token", "50.0 %"]).unwrap();
+    let items: Value = serde_json::from_str(&stdout(&output)).unwrap();
+    assert_eq!(items[0]["holds"], false);
 }
 
 #[test]

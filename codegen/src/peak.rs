@@ -1,7 +1,9 @@
-//! As many multiply-adds as a core can do through our own lowering: the yardstick of what is bound by arithmetic.
+//! As many multiply-adds as a core can do: the yardstick of what is bound by arithmetic.
 
-use crate::loops::{Address, Buffer, Elem, Expr, Kernel, LANES, Stmt, Ty, Var};
-use crate::lower::{Code, LowerError, Lowering, Target, compile};
+use std::fmt;
+
+use crate::loops::{Address, Buffer, Elem, Expr, Format, Kernel, LANES, Stmt, Ty, Var};
+use crate::lower::{Code, LowerError, Lowering, Multiplying, Target, compile, multiplying};
 
 /// Sums that are carried side by side: enough to hide the latency of one, and all fit into registers.
 const CHAINS: usize = 12;
@@ -10,30 +12,84 @@ const CHAINS: usize = 12;
 const UNROLL: usize = 8;
 
 /// Iterations of one run.
-const ITERATIONS: usize = 20_000;
+const ITERATIONS: usize = 10_000;
+
+/// What multiplies and adds in a contraction, in the widest vectors that this machine's cores have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Multiplier {
+    /// How what it multiplies is stored: `F32`; `Bf16`, in pairs; or `Q8`, bytes of which four products are added at once.
+    pub format: Format,
+    /// Bits of its vectors.
+    pub bits: u32,
+}
+
+impl fmt::Display for Multiplier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let what = match self.format {
+            Format::F32 => "f32",
+            Format::Bf16 => "pairs of bf16",
+            Format::Q8 | Format::Q4 => "fours of bytes",
+        };
+        write!(f, "{what} at {} bits", self.bits)
+    }
+}
 
 /// A kernel of nothing but multiply-adds in registers.
 pub struct MultiplyAdds {
     code: Code,
+    multiplier: Multiplier,
+    /// Floats that it leaves.
+    sums: usize,
+    /// How often it adds to each.
+    steps: usize,
 }
 
 impl MultiplyAdds {
-    /// Operations on floats of one [`MultiplyAdds::run`]: two for each lane.
-    pub const FLOPS: f64 = (2 * LANES * CHAINS * UNROLL * ITERATIONS) as f64;
+    /// Compiles the kernel for what this machine multiplies weights of a format with where there are many rows: a core
+    /// for the format if it has one, else one of floats, at 128 bits if it has none of those either.
+    ///
+    /// # Errors
+    /// If no code can be generated for this machine, or no memory be had for it.
+    pub fn new(weights: Format) -> Result<MultiplyAdds, LowerError> {
+        Self::on(weights, &Target::host()?)
+    }
 
-    /// Compiles the kernel for this machine.
-    pub fn new() -> Result<MultiplyAdds, LowerError> {
-        let code = compile(&[kernel()], &Target::host()?, &Lowering::default())?;
-        Ok(MultiplyAdds { code })
+    fn on(weights: Format, target: &Target) -> Result<MultiplyAdds, LowerError> {
+        let formats = match weights {
+            Format::F32 => vec![Format::F32],
+            Format::Bf16 => vec![Format::Bf16, Format::F32],
+            Format::Q8 | Format::Q4 => vec![Format::Q8, Format::F32],
+        };
+        for format in formats {
+            if let Some(Multiplying { code, sums, steps }) = multiplying(format, target, ITERATIONS)? {
+                let multiplier = Multiplier { format, bits: target.cores().bits };
+                return Ok(MultiplyAdds { code, multiplier, sums, steps });
+            }
+        }
+        let code = compile(&[kernel()], target, &Lowering::default())?;
+        let multiplier = Multiplier { format: Format::F32, bits: 32 * LANES as u32 };
+        Ok(MultiplyAdds { code, multiplier, sums: CHAINS * LANES, steps: UNROLL * ITERATIONS })
+    }
+
+    /// What it measures.
+    pub fn multiplier(&self) -> Multiplier {
+        self.multiplier
+    }
+
+    /// Multiplications and additions of one [`MultiplyAdds::run`].
+    pub fn operations(&self) -> f64 {
+        (2 * self.sums * self.steps * self.multiplier.format.together()) as f64
     }
 
     /// Runs it on the calling thread; returns the sums.
-    pub fn run(&self) -> [f32; LANES * CHAINS] {
-        let mut memory = [[1.0f32; LANES]; CHAINS + 2];
-        memory[CHAINS] = [0.5; LANES];
-        // SAFETY: the kernel names neither frame nor layer, and of `scratch` only as many floats as `memory` has.
+    pub fn run(&self) -> Vec<f32> {
+        let mut memory = vec![1.0f32; self.sums.max(LANES * CHAINS) + 2 * LANES];
+        memory[LANES * CHAINS..][..LANES].fill(0.5);
+        // SAFETY: the kernel names neither frame nor layer, and of `scratch` only its sums, or with 128 bits its sums and
+        // two vectors behind them: as many floats as `memory` has at least.
         unsafe { self.code.call(0, std::ptr::null(), std::ptr::null(), 0, 1, memory.as_mut_ptr().cast()) };
-        std::array::from_fn(|i| memory[i / LANES][i % LANES])
+        memory.truncate(self.sums);
+        memory
     }
 }
 
@@ -62,10 +118,33 @@ fn kernel() -> Kernel {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::loops::Cores;
 
     #[test]
     fn sums_are_right() {
-        assert_eq!(MultiplyAdds::new().unwrap().run(), [2.0; LANES * CHAINS]);
+        let target = Target::host().unwrap();
+        for weights in Format::ALL {
+            let kernel = MultiplyAdds::on(weights, &target).unwrap();
+            let Multiplier { format, bits } = kernel.multiplier();
+            assert_eq!(bits, target.cores().bits);
+            let each = if bits == 128 { 2.0 } else { (kernel.steps * format.together()) as f32 };
+            assert_eq!(kernel.run(), vec![each; kernel.sums], "{weights}: {}", kernel.multiplier());
+        }
+    }
+
+    #[test]
+    fn narrower_machines_have_narrower_yardsticks() {
+        let host = Target::host().unwrap();
+        for bits in [128, 256].into_iter().filter(|&bits| bits <= host.cores().bits) {
+            let target = Target::host().unwrap().with_cores(Cores { bits, ..Cores::PORTABLE });
+            for weights in Format::ALL {
+                let kernel = MultiplyAdds::on(weights, &target).unwrap();
+                assert_eq!(kernel.multiplier(), Multiplier { format: Format::F32, bits });
+                let each = if bits == 128 { 2.0 } else { kernel.steps as f32 };
+                assert_eq!(kernel.run(), vec![each; kernel.sums]);
+                assert_eq!(kernel.operations(), (2 * kernel.sums * kernel.steps) as f64);
+            }
+        }
     }
 
     #[test]

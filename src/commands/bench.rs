@@ -4,9 +4,10 @@ use std::num::NonZeroUsize;
 use std::time::Instant;
 
 use clap::{Args, ValueEnum};
-use einfuse::{Model, runtime};
+use einfuse::{Model, Settings, runtime};
 use serde::Serialize;
 
+use super::check::Check;
 use super::options::{ModelOptions, OutputOptions, at_least_one, thread_count};
 use super::output::{markdown, print, print_json};
 use super::profile::{Profile, Timed};
@@ -17,13 +18,27 @@ use crate::peak::Peaks;
 const EXAMPLES: &str = "\
 Examples:
   einfuse bench -m ~/smollm2-135m -p 512 -n 128 -t 1,2
-  einfuse bench -m ~/smollm2-135m --precision bf16 -p 0 -n 32 -d 1900 --json
+  einfuse bench -m ~/smollm2-135m --precision bf16 -n 32 -d 0,4096,16384 --json
+  einfuse bench -m ~/smollm2-135m -p 0 -b 2,4,8
+  einfuse bench -m ~/smollm2-135m --quant q8 -p 0 -n 0 --check
   einfuse bench -m ~/smollm2-135m -p 0 --profile
 
-`pp512` reads 512 tokens at once, `tg128` generates 128 one after another, `@ d1900` after 1,900 others. Beside tokens
-per second stands what of the machine they use: generation reads weights and cache (GB/s, against a plain read of a
-large buffer), a prompt computes (GFLOP/s, against vectors of 128 bits multiplied and added in registers). Both peaks
-are measured before and after the tests, on as many threads, and the better one counts.
+`pp512` reads 512 tokens, --chunk at once, `tg128` generates 128 one after another, `@ d4096` after 4,096 others, be they
+more than the model was made for. Beside tokens per second stands what of the machine they use: generation reads weights
+and cache (GB/s, against a plain read of a large buffer), a prompt computes (GFLOP/s, against the multiplier that most
+weights go through, in the widest vectors that this machine's cores have: of f32, of pairs of bf16, of fours of bytes,
+which serve codes of 8 and 4 bits; alone, and in registers). Both peaks are measured before and after the tests, on as
+many threads, and the better one counts.
+
+`tg 4×` goes on by 4 tokens at once, as when drafts are verified, as far as `tg` does, in runs that alternate with it. Its
+`cost` is what a step takes, where one of a single token takes 1 (medians).
+
+--check reads 1,024 tokens of Shakespeare with the model as the options want it, and with the same model in f32: weights,
+cache and all. It prints the perplexity of both and their ratio, at how many positions both find the same token the
+likeliest, how far the probabilities diverge (Kullback and Leibler's measure) and the logits differ, on average and at
+most. It fails beyond these bounds on the ratio and on the share of positions, by the
+coarsest storage: f32 1.0001, 99.9 %; bf16, in the cache too,
+1.01, 97 %; q8 1.02, 95 %; q4 1.5, 50 %, which is loose: a small model loses much (SmolLM2-135M: 1.32, 62 %).
 
 --profile repeats the tests with an eye on the clock. Of one generated token, and of one prompt, it shows for each kernel
 how often it is called, how long all its calls take, and what they use of the machine: all bytes that they read and write
@@ -42,9 +57,13 @@ pub(crate) struct Bench {
     #[arg(short = 'n', long, value_name = "N")]
     generate: Option<usize>,
 
-    /// Tokens that come before, for both
-    #[arg(short, long, value_name = "N", default_value = "0")]
-    depth: usize,
+    /// Tokens that come before, for all tests; several numbers, separated by commas, repeat them
+    #[arg(short, long, value_name = "N", value_delimiter = ',', default_value = "0")]
+    depth: Vec<usize>,
+
+    /// Generate by so many tokens at once too; numbers separated by commas
+    #[arg(short = 'b', long, value_name = "N", value_delimiter = ',', value_parser = at_least_one)]
+    rows: Vec<NonZeroUsize>,
 
     /// Numbers of threads, separated by commas [default: one per core]
     #[arg(short, long, value_name = "N", value_delimiter = ',', value_parser = thread_count)]
@@ -53,6 +72,10 @@ pub(crate) struct Bench {
     /// How often each test is repeated
     #[arg(short, long, value_name = "N", default_value = "5", value_parser = at_least_one)]
     repeat: NonZeroUsize,
+
+    /// Hold the model against itself in f32, and fail where it is too far off
+    #[arg(long)]
+    check: bool,
 
     /// Show where the time goes too: the kernels of a generated token, and of the prompt
     #[arg(long)]
@@ -83,138 +106,291 @@ struct Row {
     params: usize,
     threads: usize,
     test: String,
+    /// Tokens before it.
+    depth: usize,
     /// Tokens per second, and the standard deviation between repetitions.
     tokens_per_second: f64,
     deviation: f64,
-    /// What was used of the machine, per second: bytes read from memory, or operations on floats.
+    /// What was used of the machine, per second: bytes read from memory, or operations on numbers.
     unit: &'static str,
     achieved: f64,
     peak: f64,
+    /// What does the operations at their peak.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    multiplier: Option<String>,
+    /// Of a step of several tokens: the time it takes, in steps of one token.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cost: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     profile: Option<Profile>,
 }
 
+/// What --json has in its list.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Item<'a> {
+    Row(&'a Row),
+    Check(&'a Check),
+}
+
+/// What is measured: so many tokens after others, each step `at_once`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Test {
+    depth: usize,
+    tokens: usize,
+    at_once: usize,
+}
+
+impl Test {
+    /// The steps: tokens, and positions before.
+    fn steps(self) -> impl Iterator<Item = (usize, usize)> {
+        (0..self.tokens).step_by(self.at_once).map(move |at| ((self.tokens - at).min(self.at_once), self.depth + at))
+    }
+}
+
+/// A test, with how long each of its runs took: as they are, and with an eye on the clock.
+struct Measured {
+    test: Test,
+    runs: Vec<Timed>,
+    profiled: Vec<Timed>,
+}
+
+impl Measured {
+    /// Seconds of the run in the middle.
+    fn median(&self) -> f64 {
+        let mut seconds: Vec<f64> = self.runs.iter().map(|run| run.whole.as_secs_f64()).collect();
+        seconds.sort_by(f64::total_cmp);
+        let middle = seconds.len() / 2;
+        match seconds.len() % 2 {
+            0 => seconds[middle.saturating_sub(1)..=middle].iter().sum::<f64>() / 2.0,
+            _ => seconds[middle],
+        }
+    }
+
+    /// Seconds that a step takes.
+    fn step(&self) -> f64 {
+        self.median() / self.test.steps().count() as f64
+    }
+}
+
+/// What is measured after one depth.
+struct AtDepth {
+    prompt: Option<Measured>,
+    generated: Option<Measured>,
+    rows: Vec<Measured>,
+}
+
+/// Tokens of a prompt, and to generate, where nobody says.
+const PROMPT: usize = 512;
+const GENERATE: usize = 128;
+
 impl Bench {
     pub(crate) fn run(&self) -> Outcome {
-        let mut rows = Vec::new();
+        let nothing = self.prompt == Some(0) && self.generate == Some(0);
+        if nothing && !self.check {
+            return Err(Usage("nothing to measure: -p and -n are both 0".to_owned()).into());
+        }
+        if !self.rows.is_empty() && self.generate == Some(0) {
+            return Err(Usage("-b goes as far as -n says, and -n is 0".to_owned()).into());
+        }
+        let chunk = self.model.chunk;
+        if let Some(rows) = self.rows.iter().find(|rows| **rows > chunk) {
+            return Err(Usage(format!("-b {rows} is more than goes through the model at once: --chunk {chunk}")).into());
+        }
         let default = NonZeroUsize::new(runtime::default_threads());
         let threads = if self.threads.is_empty() { default.into_iter().collect() } else { self.threads.clone() };
-        for count in threads {
-            let before = Peaks::measure(count.get())?;
-            let model = self.model.load(self.model.settings(Some(count)))?;
-            let room = model.context().saturating_sub(self.depth);
-            let prompt = self.prompt.unwrap_or(room.min(512));
-            let generate = self.generate.unwrap_or(room.min(128));
-            if prompt == 0 && generate == 0 {
-                return Err(Usage("nothing to measure: -p and -n are both 0".to_owned()).into());
-            }
-            let measure = |profile| -> Result<_, runtime::Error> {
-                let prompts = self.measure(&model, prompt, prompt, profile)?;
-                Ok((prompts, self.measure(&model, generate, 1, profile)?))
-            };
-            let (prompts, generated) = measure(false)?;
-            // in runs of their own: to look at the clock takes time
-            let profiles = if self.profile { Some(measure(true)?) } else { None };
-            // what else runs on the machine lowers a peak, and must not flatter us
-            let peaks = before.or(Peaks::measure(count.get())?);
-            if prompt > 0 {
-                let flops = step::cost(&model, prompt, self.depth).flops / prompt as f64;
-                let chunk = model.program().options().chunk;
-                let steps = (0..prompt).step_by(chunk).map(|at| ((prompt - at).min(chunk), self.depth + at));
-                let steps: Vec<_> = steps.collect();
-                let profile = profiles.as_ref().map(|(runs, _)| Profile::of(&model, &steps, runs, 1, peaks));
-                let rates = rates(&prompts, prompt);
-                let row = self.row(&model, &format!("pp{prompt}"), &rates, "FLOP/s", flops, peaks.flops);
-                rows.push(Row { profile, ..row });
-            }
-            if generate > 0 {
-                let past = self.depth + generate / 2;
-                let bytes = step::cost(&model, 1, past).stored;
-                let steps = [(1, past)];
-                let profile = profiles.as_ref().map(|(_, runs)| Profile::of(&model, &steps, runs, generate, peaks));
-                let rates = rates(&generated, generate);
-                let row = self.row(&model, &format!("tg{generate}"), &rates, "B/s", bytes, peaks.bytes);
-                rows.push(Row { profile, ..row });
+        let check = match self.check {
+            true => Some(Check::run(&self.model, threads.iter().max().copied())?),
+            false => None,
+        };
+        let mut rows = Vec::new();
+        if !nothing {
+            for count in threads {
+                self.rows(count, &mut rows)?;
             }
         }
         if self.output.json || self.form == Form::Json {
-            print_json(&rows)?;
-            return Ok(());
+            let items: Vec<Item<'_>> = rows.iter().map(Item::Row).chain(check.iter().map(Item::Check)).collect();
+            print_json(&items)?;
+        } else {
+            print(self.text(&rows, check.as_ref()))?;
         }
-        print(table(&rows))?;
-        for row in rows {
-            if let Some(profile) = &row.profile {
-                print(profile.table(&format!("{}, -t {}", row.test, row.threads)))?;
+        check.map_or(Ok(()), |check| check.verdict())?;
+        Ok(())
+    }
+
+    /// The rows of all tests with so many threads.
+    fn rows(&self, threads: NonZeroUsize, rows: &mut Vec<Row>) -> Outcome {
+        let model = self.load(threads)?;
+        let storage = step::storage(&model);
+        let before = Peaks::measure(threads.get(), storage)?;
+        let measured = self.depth.iter().map(|&depth| self.at(&model, depth)).collect::<Result<Vec<_>, _>>()?;
+        // what else runs on the machine lowers a peak, and must not flatter us
+        let peaks = before.or(Peaks::measure(threads.get(), storage)?);
+        for AtDepth { prompt, generated, rows: at_once } in measured {
+            rows.extend(prompt.map(|measured| self.prompt_row(&model, &measured, peaks)));
+            let Some(generated) = generated else { continue };
+            rows.push(self.generated_row(&model, &generated, None, peaks));
+            for measured in at_once {
+                let cost = measured.step() / generated.step();
+                rows.push(self.generated_row(&model, &measured, Some(cost), peaks));
             }
         }
         Ok(())
     }
 
-    /// How long each repetition takes to read so many tokens, `at_once` in a call; one before them warms up. None of no
-    /// tokens.
-    fn measure(
-        &self,
-        model: &Model,
-        count: usize,
-        at_once: usize,
-        profile: bool,
-    ) -> Result<Vec<Timed>, runtime::Error> {
-        if count == 0 {
-            return Ok(Vec::new());
-        }
-        // any tokens do, as long as they differ
-        let token = |i: usize| ((i * 7919 + 17) % model.vocabulary()) as u32;
-        let tokens: Vec<u32> = (0..self.depth + count).map(token).collect();
-        let (before, tokens) = tokens.split_at(self.depth);
-        let mut session = model.session();
-        let mut runs = Vec::new();
-        for _ in 0..=self.repeat.get() {
-            session.clear();
-            if !before.is_empty() {
-                session.feed(before)?;
-            }
-            if profile {
-                session.workspace().measure();
-            }
-            let start = Instant::now();
-            tokens.chunks(at_once).try_for_each(|tokens| session.feed(tokens).map(drop))?;
-            runs.push(Timed { whole: start.elapsed(), kernels: session.workspace().times().to_vec() });
-        }
-        Ok(runs.split_off(1))
+    /// Loads the model for sequences as long as the tests want, even if it was made for shorter ones: their speed is
+    /// measured, and two of them are kept.
+    fn load(&self, threads: NonZeroUsize) -> Result<Model, einfuse::Error> {
+        let checkpoint = self.model.checkpoint()?;
+        let made_for = einfuse::models::context_from_config(checkpoint.config());
+        let file = || checkpoint.config_file().to_owned();
+        let made_for = made_for.map_err(|reason| einfuse::Error::Config { file: file(), reason })?;
+        let deepest = self.depth.iter().max().copied().unwrap_or(0);
+        let rows = self.rows.iter().max().map_or(0, |rows| rows.get());
+        let after = |prompt: usize, generate: usize| deepest.saturating_add(prompt.max(generate).max(rows));
+        let asked = after(self.prompt.unwrap_or(0), self.generate.unwrap_or(0));
+        let wanted = after(self.prompt.unwrap_or(PROMPT), self.generate.unwrap_or(GENERATE));
+        let context = wanted.min(made_for.unwrap_or(wanted)).max(asked).max(1);
+        let settings = self.model.settings(Some(threads));
+        let graph = einfuse::graph_of(&checkpoint)?;
+        self.model.announced(Settings { context: Some(context), sequences: 2, ..settings }, |settings| {
+            Ok(Model::load(&checkpoint, &graph, settings)?)
+        })
     }
 
-    fn row(&self, model: &Model, test: &str, rates: &[f64], unit: &'static str, per_token: f64, peak: f64) -> Row {
+    /// Measures all tests after a depth.
+    fn at(&self, model: &Model, depth: usize) -> Result<AtDepth, Box<dyn std::error::Error>> {
+        let room = model.context().saturating_sub(depth);
+        let (prompt, generate) = (self.prompt.unwrap_or(room.min(PROMPT)), self.generate.unwrap_or(room.min(GENERATE)));
+        if prompt == 0 && generate == 0 {
+            return Err(Usage(format!("nothing to measure: no token fits after -d {depth}")).into());
+        }
+        // any tokens do, as long as they differ
+        let longest = self.rows.iter().map(|rows| rows.get()).fold(prompt.max(generate), usize::max);
+        let token = |i: usize| ((i * 7919 + 17) % model.vocabulary()) as u32;
+        let tokens: Vec<u32> = (0..depth + longest).map(token).collect();
+        let mut base = model.session();
+        if depth > 0 {
+            base.feed(&tokens[..depth])?;
+        }
+        let prompts = (prompt > 0).then_some(Test { depth, tokens: prompt, at_once: prompt });
+        let one = (generate > 0).then_some(Test { depth, tokens: generate, at_once: 1 });
+        let rows = self.rows.iter().map(|rows| rows.get()).map(|rows| {
+            let steps = (generate / rows).max(1);
+            Test { depth, tokens: steps * rows, at_once: rows }
+        });
+        let generated: Vec<Test> = one.into_iter().chain(rows.filter(|_| one.is_some())).collect();
+        let mut prompts = self.measure(&base, &tokens[depth..], prompts.as_slice())?;
+        let mut generated = self.measure(&base, &tokens[depth..], &generated)?.into_iter();
+        Ok(AtDepth { prompt: prompts.pop(), generated: generated.next(), rows: generated.collect() })
+    }
+
+    /// How long each repetition of some tests takes, which alternate; one before them warms up. Each run continues the
+    /// same sequence.
+    fn measure(
+        &self,
+        base: &runtime::Session<'_>,
+        tokens: &[u32],
+        tests: &[Test],
+    ) -> Result<Vec<Measured>, runtime::Error> {
+        let mut measured: Vec<Measured> =
+            tests.iter().map(|&test| Measured { test, runs: Vec::new(), profiled: Vec::new() }).collect();
+        // with an eye on the clock in runs of their own: to look at it takes time
+        for profile in [false, true].into_iter().take(if self.profile { 2 } else { 1 }) {
+            for repetition in 0..=self.repeat.get() {
+                for Measured { test, runs, profiled } in &mut measured {
+                    let mut session = base.fork();
+                    if profile {
+                        session.workspace().measure();
+                    }
+                    let start = Instant::now();
+                    let mut steps = tokens[..test.tokens].chunks(test.at_once);
+                    steps.try_for_each(|tokens| session.feed(tokens).map(drop))?;
+                    let run = Timed { whole: start.elapsed(), kernels: session.workspace().times().to_vec() };
+                    if repetition > 0 {
+                        if profile { profiled } else { runs }.push(run);
+                    }
+                }
+            }
+        }
+        Ok(measured)
+    }
+
+    /// What a prompt's rate is, beside the peak of its arithmetic.
+    fn prompt_row(&self, model: &Model, measured: &Measured, peaks: Peaks) -> Row {
+        let test = measured.test;
+        let chunk = model.program().options().chunk;
+        let steps: Vec<(usize, usize)> = Test { at_once: chunk, ..test }.steps().collect();
+        let flops: f64 = steps.iter().map(|&(tokens, past)| step::cost(model, tokens, past).flops).sum();
+        let profile = self.profile.then(|| Profile::of(model, &steps, &measured.profiled, 1, peaks));
+        let row = self.row(model, measured, format!("pp{}", test.tokens), flops / test.tokens as f64);
+        let multiplier = Some(peaks.multiplier.to_string());
+        Row { unit: "FLOP/s", peak: peaks.flops, multiplier, profile, ..row }
+    }
+
+    /// What the rate of a generation is, beside the peak of what it reads.
+    fn generated_row(&self, model: &Model, measured: &Measured, cost: Option<f64>, peaks: Peaks) -> Row {
+        let Test { depth, tokens, at_once } = measured.test;
+        let step = (at_once, depth + tokens / 2);
+        let bytes = step::cost(model, step.0, step.1).stored / at_once as f64;
+        let steps = measured.test.steps().count();
+        let profile = self.profile.then(|| Profile::of(model, &[step], &measured.profiled, steps, peaks));
+        let name = if cost.is_some() { format!("tg {at_once}×") } else { format!("tg{tokens}") };
+        Row { unit: "B/s", peak: peaks.bytes, cost, profile, ..self.row(model, measured, name, bytes) }
+    }
+
+    /// What all rows have; `per_token` of the machine is used by a token.
+    fn row(&self, model: &Model, measured: &Measured, name: String, per_token: f64) -> Row {
+        let Test { depth, tokens, .. } = measured.test;
+        let rates: Vec<f64> = measured.runs.iter().map(|run| tokens as f64 / run.whole.as_secs_f64()).collect();
         let mean = rates.iter().sum::<f64>() / rates.len() as f64;
         let square = |rate: &f64| (rate - mean) * (rate - mean);
         let variance = rates.iter().map(square).sum::<f64>() / (rates.len() - 1).max(1) as f64;
-        let depth = if self.depth > 0 { format!(" @ d{}", self.depth) } else { String::new() };
+        let after = if depth > 0 { format!(" @ d{depth}") } else { String::new() };
         Row {
             model: self.model.name(),
             size: model.program().weight_bytes(),
             params: step::parameters(model),
             threads: model.threads(),
-            test: format!("{test}{depth}"),
+            test: name + &after,
+            depth,
             tokens_per_second: mean,
             deviation: variance.sqrt(),
-            unit,
+            unit: "",
             achieved: mean * per_token,
-            peak,
+            peak: 0.0,
+            multiplier: None,
+            cost: None,
             profile: None,
         }
     }
-}
 
-/// Tokens per second of each of the runs.
-fn rates(runs: &[Timed], count: usize) -> Vec<f64> {
-    runs.iter().map(|run| count as f64 / run.whole.as_secs_f64()).collect()
+    /// Everything that was found, to be read.
+    fn text(&self, rows: &[Row], check: Option<&Check>) -> String {
+        let mut text = if rows.is_empty() { String::new() } else { table(rows) };
+        if let Some(multiplier) = rows.iter().find_map(|row| row.multiplier.as_ref()) {
+            text += &format!("\nThe peak of FLOP/s is that of {multiplier}, multiplied and added in registers.\n");
+        }
+        for row in rows {
+            if let Some(profile) = &row.profile {
+                text += &profile.table(&format!("{}, -t {}", row.test, row.threads));
+            }
+        }
+        text + &check.map(Check::text).unwrap_or_default()
+    }
 }
 
 /// The rows as `llama-bench` prints them, with what of the machine is used behind.
 fn table(rows: &[Row]) -> String {
-    let head = ["model", "size", "params", "threads", "test", "t/s", "achieved", "peak", "share"];
+    let mut head = vec!["model", "size", "params", "threads", "test", "t/s", "achieved", "peak", "share"];
+    let costs = rows.iter().any(|row| row.cost.is_some());
+    if costs {
+        head.push("cost");
+    }
     let line = |row: &Row| {
         let giga = |x: f64| format!("{:.1} G{}", x / 1e9, row.unit);
-        [
+        let mut line = vec![
             row.model.clone(),
             format!("{:.2} MiB", row.size as f64 / (1 << 20) as f64),
             format!("{:.2} M", row.params as f64 / 1e6),
@@ -224,7 +400,11 @@ fn table(rows: &[Row]) -> String {
             giga(row.achieved),
             giga(row.peak),
             format!("{:.0} %", 100.0 * row.achieved / row.peak),
-        ]
+        ];
+        if costs {
+            line.push(row.cost.map(|cost| format!("{cost:.2}")).unwrap_or_default());
+        }
+        line
     };
-    markdown(head, &rows.iter().map(line).collect::<Vec<_>>(), &[0, 4])
+    markdown(&head, &rows.iter().map(line).collect::<Vec<_>>(), &[0, 4])
 }

@@ -127,19 +127,20 @@ impl Explain {
     fn table(&self, model: &Model) -> Result<String, Box<dyn std::error::Error>> {
         let plan = model.program().plan();
         let chosen = self.chosen(plan)?;
-        let peaks = Peaks::measure(1)?;
+        let peaks = Peaks::measure(1, step::storage(model))?;
         let balance = peaks.flops / peaks.bytes;
         let cost_of = step::costs(model, self.tokens.get(), self.past);
 
         let mut text = format!(
             "{} as {}: a step of {} after {} positions\n\
-             one core does {:.1} GFLOP/s (128 bits) and reads {:.1} GB/s: up to {balance:.1} flops a byte, memory is the bound\n\n\
+             one core does {:.1} GFLOP/s ({}) and reads {:.1} GB/s: up to {balance:.1} flops a byte, memory is the bound\n\n\
              {:<30} {:>5} {:>10} {:>10} {:>8}  {:<7} rules\n",
             self.model.name(),
             plan.graph.name,
             if self.tokens.get() == 1 { "one token".to_owned() } else { format!("{} tokens", self.tokens) },
             self.past,
             peaks.flops / 1e9,
+            peaks.multiplier,
             peaks.bytes / 1e9,
             "kernel",
             "runs",
@@ -184,7 +185,7 @@ impl Explain {
     /// What the table has, as one object: operations and bytes are of one run of a kernel.
     fn object(&self, model: &Model) -> Result<Value, Box<dyn std::error::Error>> {
         let plan = model.program().plan();
-        let peaks = Peaks::measure(1)?;
+        let peaks = Peaks::measure(1, step::storage(model))?;
         let cost_of = step::costs(model, self.tokens.get(), self.past);
         let remarks = |all: &[Remark]| -> Vec<Value> {
             all.iter().map(|remark| json!({ "rule": remark.rule.name(), "text": remark.text })).collect()
@@ -215,6 +216,7 @@ impl Explain {
             "tokens": self.tokens.get(),
             "past": self.past,
             "peak_flops": peaks.flops,
+            "multiplier": peaks.multiplier.to_string(),
             "peak_bytes": peaks.bytes,
             "kernels": kernels,
             "remarks": remarks(&plan.remarks),

@@ -1,6 +1,7 @@
 //! The commands, one file each, and what they share.
 
 mod bench;
+mod check;
 mod explain;
 mod logits;
 mod options;

@@ -92,9 +92,18 @@ impl ModelOptions {
 
     /// Loads the model, with a word on the terminal about what takes long.
     pub(crate) fn load(&self, settings: Settings) -> Result<Model, Error> {
+        let checkpoint = self.checkpoint()?;
+        self.announced(settings, |settings| einfuse::load_checkpoint(&checkpoint, settings))
+    }
+
+    /// The same, but `load` says how.
+    pub(crate) fn announced(
+        &self,
+        settings: Settings,
+        load: impl FnOnce(Settings) -> Result<Model, Error>,
+    ) -> Result<Model, Error> {
         let progress = Progress::start(self.name());
-        let settings = Settings { progress: Some(Box::new(progress.reporter())), ..settings };
-        einfuse::load_checkpoint(&self.checkpoint()?, settings)
+        load(Settings { progress: Some(Box::new(progress.reporter())), ..settings })
     }
 }
 

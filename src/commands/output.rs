@@ -18,24 +18,26 @@ pub(crate) fn print_json(value: &impl Serialize) -> io::Result<()> {
 }
 
 /// A table in markdown whose columns are aligned to the right, but for those on the `left`.
-pub(crate) fn markdown<const N: usize>(head: [&str; N], lines: &[[String; N]], left: &[usize]) -> String {
-    let head = head.map(str::to_owned);
-    let widths: [usize; N] = std::array::from_fn(|column| {
-        let cells = [&head].into_iter().chain(lines).map(|line| line[column].chars().count());
-        cells.max().unwrap_or(0)
+pub(crate) fn markdown(head: &[&str], lines: &[Vec<String>], left: &[usize]) -> String {
+    let width = |column: usize, name: &str| {
+        let cells = lines.iter().filter_map(|line| line.get(column)).map(|cell| cell.chars().count());
+        cells.max().unwrap_or(0).max(name.chars().count())
+    };
+    let widths: Vec<usize> = head.iter().enumerate().map(|(column, name)| width(column, name)).collect();
+    let row = |cells: &mut dyn Iterator<Item = String>| format!("|{}|\n", cells.collect::<Vec<_>>().join("|"));
+    let written = |line: &[String]| {
+        row(&mut line.iter().zip(&widths).enumerate().map(|(column, (text, &width))| match left.contains(&column) {
+            true => format!(" {text:<width$} "),
+            false => format!(" {text:>width$} "),
+        }))
+    };
+    let rule = widths.iter().enumerate().map(|(column, &width)| match left.contains(&column) {
+        true => format!(" {} ", "-".repeat(width)),
+        false => format!(" {}: ", "-".repeat(width - 1)),
     });
-    let cell = |column: usize, text: &str| match left.contains(&column) {
-        true => format!(" {text:<0$} ", widths[column]),
-        false => format!(" {text:>0$} ", widths[column]),
-    };
-    let rule = |column: usize| match left.contains(&column) {
-        true => format!(" {} ", "-".repeat(widths[column])),
-        false => format!(" {}: ", "-".repeat(widths[column] - 1)),
-    };
-    let row = |cells: [String; N]| format!("|{}|\n", cells.join("|"));
-    let written = |line: &[String; N]| row(std::array::from_fn(|column| cell(column, &line[column])));
-    let mut text = written(&head) + &row(std::array::from_fn(rule));
-    text.extend(lines.iter().map(written));
+    let names: Vec<String> = head.iter().map(|name| (*name).to_owned()).collect();
+    let mut text = written(&names) + &row(&mut { rule });
+    text.extend(lines.iter().map(|line| written(line)));
     text
 }
 

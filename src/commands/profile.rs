@@ -82,7 +82,7 @@ impl Profile {
         let mut lines = Vec::new();
         for kernel in &self.kernels {
             let giga = |x: f64| format!("{:.1} G{}", x / 1e9, kernel.unit);
-            lines.push([
+            lines.push(vec![
                 kernel.name.clone(),
                 kernel.calls.to_string(),
                 time(kernel.time),
@@ -93,7 +93,7 @@ impl Profile {
                 percent(kernel.achieved / kernel.peak),
             ]);
         }
-        lines.push([
+        lines.push(vec![
             "outside kernels".to_owned(),
             self.calls.to_string(),
             time(self.time_outside_kernels),
@@ -103,6 +103,6 @@ impl Profile {
             String::new(),
             String::new(),
         ]);
-        format!("\n{what}: {} calls in {}\n\n{}", self.calls, time(self.time), markdown(head, &lines, &[0, 4]))
+        format!("\n{what}: {} calls in {}\n\n{}", self.calls, time(self.time), markdown(&head, &lines, &[0, 4]))
     }
 }

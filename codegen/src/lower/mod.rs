@@ -24,7 +24,7 @@ use cranelift::codegen::isa::TargetIsa;
 use cranelift::jit::{ArenaMemoryProvider, JITBuilder, JITModule};
 use cranelift::module::{FuncId, Linkage, Module, default_libcall_names};
 
-use crate::loops::{Invalid, Kernel, verify};
+use crate::loops::{Format, Invalid, Kernel, verify};
 
 pub use target::Target;
 
@@ -96,16 +96,9 @@ const RESERVED: usize = 64 << 20;
 
 /// Compiles kernels for this machine.
 pub fn compile(kernels: &[Kernel], target: &Target, how: &Lowering) -> Result<Code, LowerError> {
-    if !target.host {
-        return Err(LowerError::Target(format!("code for {} is to be read, not run", target.name())));
-    }
-    let arena = ArenaMemoryProvider::new_with_size(RESERVED)
-        .map_err(|e| LowerError::Target(format!("no {RESERVED} bytes of address space for code: {e}")))?;
-    let mut builder = JITBuilder::with_isa(target.isa.clone(), default_libcall_names());
-    builder.memory_provider(Box::new(arena));
     // From here on `code` frees the module, whatever fails.
     let mut code = Code { module: None, kernels: Vec::new() };
-    let module = code.module.insert(JITModule::new(builder));
+    let module = code.module.insert(reserve(target)?);
     let mut context = module.make_context();
     // The module's first functions: a kernel calls a core by its number.
     let cores = x86::Table::of(kernels, &target.cores);
@@ -125,11 +118,58 @@ pub fn compile(kernels: &[Kernel], target: &Target, how: &Lowering) -> Result<Co
     }
     module.finalize_definitions().map_err(|e| LowerError::Target(e.to_string()))?;
     for (id, instructions, bytes, text) in compiled {
-        // SAFETY: the function was defined with the signature of `Entry`, and is finalized.
-        let entry = unsafe { std::mem::transmute::<*const u8, Entry>(module.get_finalized_function(id)) };
-        code.kernels.push(Compiled { entry, bytes, instructions, text });
+        code.kernels.push(Compiled { entry: entry(module, id), bytes, instructions, text });
     }
     Ok(code)
+}
+
+/// An empty module, with address space for its code.
+fn reserve(target: &Target) -> Result<JITModule, LowerError> {
+    if !target.host {
+        return Err(LowerError::Target(format!("code for {} is to be read, not run", target.name())));
+    }
+    let arena = ArenaMemoryProvider::new_with_size(RESERVED)
+        .map_err(|e| LowerError::Target(format!("no {RESERVED} bytes of address space for code: {e}")))?;
+    let mut builder = JITBuilder::with_isa(target.isa.clone(), default_libcall_names());
+    builder.memory_provider(Box::new(arena));
+    Ok(JITModule::new(builder))
+}
+
+/// Where a kernel begins, which was defined and finalized.
+fn entry(module: &JITModule, id: FuncId) -> Entry {
+    // SAFETY: every function that this is asked for was defined with the signature of `Entry`, and is finalized.
+    unsafe { std::mem::transmute::<*const u8, Entry>(module.get_finalized_function(id)) }
+}
+
+/// A kernel that multiplies and adds in registers alone, and leaves the sums in its scratch.
+pub(crate) struct Multiplying {
+    pub(crate) code: Code,
+    /// Floats that it leaves.
+    pub(crate) sums: usize,
+    /// How often it adds to each.
+    pub(crate) steps: usize,
+}
+
+/// Compiles such a kernel, of so many iterations, for the wider core whose operands are stored so. `None` if the machine
+/// has none.
+pub(crate) fn multiplying(
+    format: Format,
+    target: &Target,
+    iterations: usize,
+) -> Result<Option<Multiplying>, LowerError> {
+    let failed = |e: &dyn std::fmt::Display| LowerError::Codegen { kernel: "peak".to_string(), message: e.to_string() };
+    let Some(bytes) = x86::peak::assemble(format, &target.cores, iterations) else { return Ok(None) };
+    let bytes = bytes.map_err(|e| failed(&e))?;
+    let mut code = Code { module: None, kernels: Vec::new() };
+    let module = code.module.insert(reserve(target)?);
+    // It is called from here alone, so that Cranelift need not know its arguments.
+    let signature = module.make_signature();
+    let id = module.declare_function("peak", Linkage::Local, &signature).map_err(|e| failed(&e))?;
+    module.define_function_bytes(id, 64, &bytes, &[]).map_err(|e| failed(&e))?;
+    module.finalize_definitions().map_err(|e| LowerError::Target(e.to_string()))?;
+    code.kernels.push(Compiled { entry: entry(module, id), bytes: bytes.len(), instructions: 0, text: None });
+    let sums = x86::peak::chains(&target.cores) * target.cores.bits as usize / 32;
+    Ok(Some(Multiplying { code, sums, steps: x86::peak::UNROLL * iterations }))
 }
 
 fn define(

@@ -8,6 +8,7 @@ mod codes;
 mod encode;
 mod exps;
 mod floats;
+pub(super) mod peak;
 
 use cranelift::codegen::ir::types::{F32, I64};
 use cranelift::codegen::ir::{AbiParam, ExtFuncData, ExternalName, FuncRef, Function, Signature, UserExternalName};
