@@ -6,8 +6,8 @@ use crate::loops::{Cores, Expr, Format, Stmt};
 
 /// Covers so many rows with cores: as many as there can be of the most rows, then a smaller one for the rest. Where the
 /// number is known at run time only, the last core may take rows beyond, fewer than [`Cores::rows`] of them.
-pub(super) fn cover(rows: &Expr, cores: &Cores, e: &mut Emitter, core: impl Fn(usize, Expr) -> Stmt) {
-    let most = cores.rows();
+pub(super) fn cover(rows: &Expr, format: Format, cores: &Cores, e: &mut Emitter, core: impl Fn(usize, Expr) -> Stmt) {
+    let most = cores.rows_by(format);
     let Some(rows) = rows.as_int() else {
         let whole = e.int(rows.clone().div(most) * most);
         e.repeat(Expr::Int(0), whole.clone(), most, |e, row| e.push(core(most, row)));

@@ -137,16 +137,18 @@ impl<'a> Context<'a> {
     }
 }
 
-/// The loops of a kernel: one kernel, or two where partial results are merged. And the bytes of the arena, from `partial`
+/// The loops of a kernel: one kernel, or two where rows are prepared or partial results merged. And the bytes of the arena, from `partial`
 /// on, that pass between them.
 pub(crate) fn schedule(cx: &Context, kernel: &Kernel, partial: usize) -> (Vec<loops::Kernel>, usize) {
-    let mut e = cx.emitter();
     match &kernel.shape {
-        Shape::Rows => rows::schedule(cx, kernel, &mut e),
-        Shape::Contract(contract) => contract::schedule(cx, kernel, contract, &mut e),
-        Shape::Stream(stream) => return stream::schedule(cx, kernel, stream, partial),
+        Shape::Rows => {
+            let mut e = cx.emitter();
+            rows::schedule(cx, kernel, &mut e);
+            (vec![cx.close(&kernel.name, e)], 0)
+        }
+        Shape::Contract(contract) => contract::schedule(cx, kernel, contract, partial),
+        Shape::Stream(stream) => stream::schedule(cx, kernel, stream, partial),
     }
-    (vec![cx.close(&kernel.name, e)], 0)
 }
 
 /// A name with only letters, digits and underscores.
