@@ -43,7 +43,7 @@ fn rest(most: usize, left: &Expr, from: &Expr, e: &mut Emitter, core: &impl Fn(u
 /// powers of two map them onto each other.
 pub(super) fn apart(row: usize, format: Format) -> usize {
     let line = 64 / format.elem().bytes();
-    if row.is_multiple_of(8 * line) { row + line } else { row }
+    if row.is_multiple_of(32 * line) { row + line } else { row }
 }
 
 impl Context<'_> {
