@@ -83,7 +83,7 @@ pub(super) fn schedule(
     let (Some(t), Mode::Many) = (tokens, &mode) else {
         let tokens = match &mode {
             Mode::One(at) => tokens.map(|t| (t, at.clone())),
-            Mode::Many => None,
+            Mode::Few | Mode::Many => None,
         };
         let mut block = block(tokens, Expr::Int(1), 1);
         operands(cx, kernel, contract, &mut block, Room::Private, &mut e);

@@ -51,7 +51,7 @@ impl Context<'_> {
     /// are worth the rounding.
     pub(super) fn multiplied(&self, panel: Format, mode: &Mode) -> Format {
         match panel {
-            Format::Bf16 if !self.cores.bf16 || *mode != Mode::Many => Format::F32,
+            Format::Bf16 if !self.cores.bf16 || matches!(mode, Mode::One(_)) => Format::F32,
             panel => panel,
         }
     }

@@ -25,11 +25,16 @@ use emit::{Emitter, Span};
 use homes::Homes;
 use place::Place;
 
+/// The most tokens that count as few: all of them together share the positions of a cache among the workers.
+pub(crate) const FEW: usize = 8;
+
 /// How many rows a program's kernels are made for.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Mode {
     /// One token, at this place among the step's.
     One(Expr),
+    /// A few, at most [`FEW`].
+    Few,
     /// As many as there are.
     Many,
 }
