@@ -127,7 +127,9 @@ fn only_models_knows_architectures() {
         names.iter().map(|n| n.trim_end_matches("forcausallm").trim_end_matches("lmheadmodel").to_owned()).collect();
     // the language's own crate has a model's name in the words of its help
     for folder in ["dsl/graph/src", "codegen/src", "runtime/src", "src"] {
-        for file in files(folder, "rs") {
+        // what a format of files calls the tensors of each is that format's
+        let names_of_files = |file: &PathBuf| !file.starts_with("runtime/src/checkpoint/gguf");
+        for file in files(folder, "rs").into_iter().filter(names_of_files) {
             for (number, line) in code(&file) {
                 for word in words(&line) {
                     let known = names.iter().chain(&families).any(|n| n == word);

@@ -3,7 +3,7 @@
 mod common;
 
 use common::repository;
-use einfuse::codegen::{Options, Program, Storage};
+use einfuse::codegen::{Batch, Options, Program, Storage};
 use einfuse::{Checkpoint, Graph, Rule, graph_of};
 
 fn graph(name: &str) -> Graph {
@@ -24,10 +24,11 @@ fn kernels_are_few() {
         let program = compile(&graph(name), &Options::default());
         let counts: Vec<usize> = program.plan().scopes().iter().map(|kernels| kernels.len()).collect();
         assert_eq!(counts, expected, "{name}: kernels before, in and after the layers\n{}", program.plan());
-        // for one token the positions are shared out, and one more kernel merges what was found along each share
-        for (decode, merging) in [(true, 1), (false, 0)] {
-            let layer = program.kernels().iter().filter(|kernel| kernel.decode == decode && kernel.scope == 1);
-            assert_eq!(layer.count(), expected[1] + merging, "{name}: in a layer, for one token: {decode}");
+        // for one token the positions are shared out, and one more kernel merges what was found along each share;
+        // for many the rows behind each norm are computed once for all workers
+        for (batch, more) in [(Batch::One, 1), (Batch::Many, 2)] {
+            let layer = program.kernels().iter().filter(|kernel| kernel.batch == batch && kernel.scope == 1);
+            assert_eq!(layer.count(), expected[1] + more, "{name}: in a layer, {batch:?}");
         }
     }
 }
@@ -56,12 +57,12 @@ fn memory_grows_with_the_tokens() {
 fn equal_layers_share_their_kernels() {
     for (name, _) in KERNELS {
         let program = compile(&graph(name), &Options::default());
-        for decode in [true, false] {
+        for batch in [Batch::One, Batch::Many] {
             let count = |layer: bool| {
-                let kernels = program.kernels().iter().filter(|kernel| kernel.decode == decode);
+                let kernels = program.kernels().iter().filter(|kernel| kernel.batch == batch);
                 kernels.filter(|kernel| (kernel.scope == 1) == layer).count()
             };
-            assert_eq!(program.calls(decode), count(false) + 3 * count(true), "{name}");
+            assert_eq!(program.calls(batch), count(false) + 3 * count(true), "{name}");
         }
     }
 }

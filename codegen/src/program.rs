@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 use einfuse_graph::{AxisId, Extent, Graph, Kind, TensorId, Type};
 
 use crate::checks::Checks;
-use crate::fuse::{Plan, Rule, Segment, Wanted, fuse};
+use crate::fuse::{Plan, Rule, Segment, Shape, Wanted, fuse};
 use crate::loops::{self, Buffer, Format, MAX_ROWS};
 use crate::lower::{Code, LowerError, Lowering, Target};
 use crate::pack::Packed;
 use crate::schedule::homes::{Entry, Extents, Homes, PAGE};
 use crate::schedule::place::Memory;
-use crate::schedule::{Context, Mode, Prepared, schedule};
+use crate::schedule::{Context, FEW, Mode, Prepared, schedule};
 use crate::team::Team;
 
 /// What a program is made for.
@@ -178,6 +178,28 @@ fn lines(bytes: usize) -> Vec<Line> {
     vec![Line([0.0; 16]); bytes.div_ceil(64)]
 }
 
+/// How many tokens the kernels of a step are made for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Batch {
+    /// One, as when text is generated.
+    One,
+    /// Up to eight, as when drafted tokens are checked. Only the kernels that stream a cache differ from those for many.
+    Few,
+    /// More, as in a prompt.
+    Many,
+}
+
+impl Batch {
+    /// For so many tokens.
+    pub fn of(tokens: usize) -> Batch {
+        match tokens {
+            0 | 1 => Batch::One,
+            2..=FEW => Batch::Few,
+            _ => Batch::Many,
+        }
+    }
+}
+
 /// A kernel of a program, for who wants to look at it.
 #[derive(Clone, Debug)]
 pub struct Compiled {
@@ -185,8 +207,8 @@ pub struct Compiled {
     pub scope: usize,
     /// The kernel's place in its stretch.
     pub index: usize,
-    /// Whether it is for one token.
-    pub decode: bool,
+    /// For how many tokens it is.
+    pub batch: Batch,
     /// Its loops.
     pub loops: loops::Kernel,
 }
@@ -217,6 +239,7 @@ pub struct Program {
     code: Code,
     compiled: Vec<Compiled>,
     decode: Vec<Call>,
+    few: Vec<Call>,
     prefill: Vec<Call>,
     tables: Vec<Vec<Slot>>,
     packed: Vec<Packed>,
@@ -251,19 +274,30 @@ impl Program {
 
         let (mut compiled, mut calls) = (Vec::new(), Vec::new());
         let mut arena_bytes = homes.arena;
-        for mode in [Mode::One(loops::Expr::Int(0)), Mode::Many] {
-            let decode = mode != Mode::Many;
+        for mode in [Mode::One(loops::Expr::Int(0)), Mode::Many, Mode::Few] {
+            let batch = match mode {
+                Mode::One(_) => Batch::One,
+                Mode::Few => Batch::Few,
+                Mode::Many => Batch::Many,
+            };
             let mut of_scopes: Vec<Vec<usize>> = Vec::new();
             for (scope, kernels) in plan.scopes().into_iter().enumerate() {
                 let (plan, homes, prepared, cores) = (&plan, &homes, &prepared, target.cores());
                 let cx = Context { plan, homes, prepared, scope, mode: mode.clone(), cores };
                 let mut made = Vec::new();
                 for (index, kernel) in kernels.iter().enumerate() {
+                    // Only what streams is made for a few: the rest is the same for all numbers above one.
+                    if mode == Mode::Few && !matches!(kernel.shape, Shape::Stream(_)) {
+                        let numbered = compiled.iter().enumerate();
+                        let same = |c: &Compiled| c.batch == Batch::Many && (c.scope, c.index) == (scope, index);
+                        made.extend(numbered.filter(|(_, c)| same(c)).map(|(number, _)| number));
+                        continue;
+                    }
                     let (loops, partial) = schedule(&cx, kernel, homes.arena);
                     arena_bytes = arena_bytes.max(homes.arena + partial);
                     for loops in loops {
                         made.push(compiled.len());
-                        compiled.push(Compiled { scope, index, decode, loops });
+                        compiled.push(Compiled { scope, index, batch, loops });
                     }
                 }
                 of_scopes.push(made);
@@ -277,6 +311,7 @@ impl Program {
         let (packed, weight_bytes, tables, numbers) = tables(&plan, &homes);
         let decode = sequence(&plan, &calls[0], &numbers);
         let prefill = sequence(&plan, &calls[1], &numbers);
+        let few = sequence(&plan, &calls[2], &numbers);
         let constants = homes
             .constants
             .iter()
@@ -292,6 +327,7 @@ impl Program {
             code,
             compiled,
             decode,
+            few,
             prefill,
             tables,
             packed,
@@ -377,8 +413,16 @@ impl Program {
     }
 
     /// How many kernel calls a step has.
-    pub fn calls(&self, decode: bool) -> usize {
-        if decode { self.decode.len() } else { self.prefill.len() }
+    pub fn calls(&self, batch: Batch) -> usize {
+        self.sequence(batch).len()
+    }
+
+    fn sequence(&self, batch: Batch) -> &[Call] {
+        match batch {
+            Batch::One => &self.decode,
+            Batch::Few => &self.few,
+            Batch::Many => &self.prefill,
+        }
     }
 
     /// Memory to run steps in, by so many workers.
@@ -417,7 +461,7 @@ impl Program {
         team: &dyn Team,
     ) -> Result<(), StepError> {
         self.prepare(weights, workspace, &step, team)?;
-        let calls = if step.tokens.len() == 1 { &self.decode } else { &self.prefill };
+        let calls = self.sequence(Batch::of(step.tokens.len()));
         let tokens = step.tokens.len();
         let observe = step.observe.map(Mutex::new);
         let carry = self.carry();

@@ -68,8 +68,8 @@ const LAYERS: &str = include_str!("filetests/fuse/two_layers.graph");
 const SIZES: [(&str, usize); 5] = [("d", 576), ("n", 3), ("g", 3), ("f", 1536), ("v", 49152)];
 
 /// Bytes that a token may take between kernels: floats of the activation, of the queries, of what they return, and of the
-/// wide layer; twice, for what is read and written at once.
-const PER_TOKEN: usize = 2 * 4 * (576 + 36 + 36 + 1536);
+/// wide layer; twice, for what is read and written at once. And the normalised activation, with a line between rows.
+const PER_TOKEN: usize = 2 * 4 * (576 + 36 + 36 + 1536) + 4 * (576 + 16);
 
 #[test]
 fn no_kernel_keeps_scores() {

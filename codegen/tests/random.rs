@@ -11,7 +11,7 @@ use proptest::prelude::*;
 fn compare(graph: &Graph, seed: u64, without: Vec<Rule>, steps: &[usize], workers: usize) -> Result<(), String> {
     let weights = |tensor: &Tensor, layer: Option<usize>| random_weights(tensor, layer, graph);
     let options =
-        Options { without, chunk: 8, positions: 256, cache: Storage::F32, rows: Wanted::All, keep_text: false };
+        Options { without, chunk: 19, positions: 256, cache: Storage::F32, rows: Wanted::All, keep_text: false };
     let mut runner = Runner::new(graph, &weights, Storage::F32, &options, 128)?;
     hold(&mut runner, workers, &interpreted(graph, seed, steps)?)
 }
@@ -30,7 +30,7 @@ proptest! {
         let graph = random_graph(seed, random::Options::default());
         prop_assume!(is_returned(&graph));
         let without = Rule::ALL.iter().enumerate().filter(|(i, _)| off & (1 << i) != 0).map(|(_, r)| *r).collect();
-        let outcome = compare(&graph, seed, without, &[3, 1, 2, 7, 1], workers);
+        let outcome = compare(&graph, seed, without, &[3, 1, 19, 7, 1], workers);
         prop_assert!(outcome.is_ok(), "seed {seed}: {}\n{graph}", outcome.unwrap_err());
     }
 }

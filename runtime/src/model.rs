@@ -37,7 +37,7 @@ pub enum Precision {
 pub enum Quant {
     /// 8 bits, with scales 8.25 bits a weight.
     Q8,
-    /// 4 bits, with scales 4.5 bits a weight.
+    /// 4 bits, with scales 4.5 bits a weight; 8 where the output's axis is, on which the choice of a token depends most.
     Q4,
 }
 
@@ -165,7 +165,7 @@ impl Model {
         let threads = Threads::new(settings.threads)?;
         let found = find_weights(checkpoint, graph)?;
 
-        let storage = storage(&found, &settings);
+        let storage = storage(graph, &found, &settings);
         let longest = settings.context.unwrap_or(DEFAULT_CONTEXT);
         let chunk = settings.chunk.min(longest);
         let any_narrow = storage.values().any(|kept| *kept != Storage::F32);
@@ -336,11 +336,14 @@ fn weights_in(graph: &Graph, nodes: &[Node]) -> Vec<TensorId> {
 }
 
 /// How each weight is to be kept: the same way in all layers.
-fn storage(found: &HashMap<Place, Stored<'_>>, settings: &Settings) -> HashMap<TensorId, Storage> {
+fn storage(graph: &Graph, found: &HashMap<Place, Stored<'_>>, settings: &Settings) -> HashMap<TensorId, Storage> {
+    let outputs = &graph.tensor(graph.output).axes;
+    let is_last = |tensor: TensorId| graph.tensor(tensor).axes.iter().any(|axis| outputs.contains(axis));
     let mut storage = HashMap::new();
     for ((tensor, _), stored) in found {
         if let Some(quant) = settings.quant.filter(|_| stored.rank >= 2) {
-            storage.insert(*tensor, if quant == Quant::Q8 { Storage::Q8 } else { Storage::Q4 });
+            let few = quant == Quant::Q4 && !is_last(*tensor);
+            storage.insert(*tensor, if few { Storage::Q4 } else { Storage::Q8 });
             continue;
         }
         let narrow = match settings.precision {

@@ -4,6 +4,7 @@ use std::fmt::Write;
 use std::num::NonZeroUsize;
 
 use clap::{Args, ValueEnum};
+use einfuse::codegen::Batch;
 use einfuse::codegen::cost::Cost;
 use einfuse::codegen::fuse::{Kernel, Plan, Remark};
 use einfuse::{Model, Rule, Settings};
@@ -179,7 +180,7 @@ impl Explain {
 
     /// How many calls one run of a kernel takes.
     fn parts(&self, model: &Model, kernel: &Kernel) -> usize {
-        step::parts(model, kernel, self.tokens.get() == 1).count()
+        step::parts(model, kernel, Batch::of(self.tokens.get())).count()
     }
 
     /// What the table has, as one object: operations and bytes are of one run of a kernel.
@@ -235,7 +236,11 @@ impl Explain {
             if !chosen.iter().any(|(chosen, _)| std::ptr::eq(*chosen, kernel)) {
                 continue;
             }
-            let tokens = if compiled.decode { "one token" } else { "many tokens" };
+            let tokens = match compiled.batch {
+                Batch::One => "one token",
+                Batch::Few => "a few tokens",
+                Batch::Many => "many tokens",
+            };
             let bytes = program.code().bytes(number);
             writeln!(text, "// {}, for {tokens}: {bytes} bytes of machine code", kernel.name)?;
             match stage {

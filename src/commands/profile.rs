@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use einfuse::Model;
+use einfuse::codegen::Batch;
 use einfuse::codegen::cost::Cost;
 use serde::Serialize;
 
@@ -56,10 +57,13 @@ impl Profile {
         let costs: Vec<_> = steps.iter().map(|&(tokens, past)| step::costs(model, tokens, past)).collect();
         let share = |(kernel, runs): (&_, usize)| {
             let cost = costs.iter().map(|cost| cost(kernel) * runs).fold(Cost::default(), |a, b| a + b);
-            let parts = |decode| step::parts(model, kernel, decode);
-            let calls = steps.iter().map(|step| parts(step.0 == 1).count() * runs).sum();
+            let parts = |batch| step::parts(model, kernel, batch);
+            let calls = steps.iter().map(|step| parts(Batch::of(step.0)).count() * runs).sum();
             // a prompt's last step may be of a single token, which has code of its own; what was not called took no time
-            let seconds: f64 = parts(true).chain(parts(false)).map(took).sum();
+            let mut numbers: Vec<usize> = [Batch::One, Batch::Few, Batch::Many].into_iter().flat_map(parts).collect();
+            numbers.sort_unstable();
+            numbers.dedup();
+            let seconds: f64 = numbers.into_iter().map(took).sum();
             let (bound, unit, done, peak) = match peaks.bound(cost) {
                 bound @ "memory" => (bound, "B/s", cost.bytes(), peaks.bytes),
                 bound => (bound, "FLOP/s", cost.flops, peaks.flops),

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use einfuse::Model;
 use einfuse::codegen::cost::{Cost, Work};
 use einfuse::codegen::fuse::Kernel;
-use einfuse::codegen::{Compiled, Storage};
+use einfuse::codegen::{Batch, Compiled, Storage};
 use einfuse::graph::TensorId;
 
 /// What a step of so many tokens takes, after so many positions.
@@ -21,13 +21,16 @@ pub(crate) fn costs(model: &Model, tokens: usize, past: usize) -> impl Fn(&Kerne
     move |kernel| program.plan().cost(kernel, &Work { tokens, past, element: &|tensor| program.element(tensor) })
 }
 
-/// The numbers, among the program's kernels, of the calls that one run of a kernel takes: for a single token or for many.
-pub(crate) fn parts(model: &Model, kernel: &Kernel, decode: bool) -> impl Iterator<Item = usize> {
+/// The numbers, among the program's kernels, of the calls that one run of a kernel takes for so many tokens.
+pub(crate) fn parts(model: &Model, kernel: &Kernel, batch: Batch) -> impl Iterator<Item = usize> {
     let program = model.program();
     let scopes = program.plan().scopes();
     let numbered = program.kernels().iter().enumerate();
-    let is_part = move |c: &Compiled| c.decode == decode && std::ptr::eq(&scopes[c.scope][c.index], kernel);
-    numbered.filter(move |(_, compiled)| is_part(compiled)).map(|(number, _)| number)
+    let of = move |c: &Compiled, batch| c.batch == batch && std::ptr::eq(&scopes[c.scope][c.index], kernel);
+    // What has no kernels of its own for a few has those for many.
+    let own = program.kernels().iter().any(|compiled| of(compiled, batch));
+    let batch = if own { batch } else { Batch::Many };
+    numbered.filter(move |(_, compiled)| of(compiled, batch)).map(|(number, _)| number)
 }
 
 /// How many numbers the model has learnt.

@@ -253,13 +253,18 @@ impl Cores {
     /// The portable core alone.
     pub const PORTABLE: Cores = Cores { bits: 128, bf16: false, bytes: false };
 
-    /// The rows that a core takes at once where there are many.
+    /// The most rows that a core takes at once.
     pub const fn rows(&self) -> usize {
         match self.bits {
             512 => MAX_ROWS,
             256 => 6,
             _ => 4,
         }
+    }
+
+    /// The rows that a core takes at once where there are many. Of codes, sums of products of both kinds are held.
+    pub fn rows_by(&self, format: Format) -> usize {
+        if format.is_coded() { self.rows().min(8) } else { self.rows() }
     }
 }
 

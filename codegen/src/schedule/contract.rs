@@ -1,8 +1,9 @@
 //! The skeleton of contractions: blocks of rows against panels.
 //!
 //! Workers share the units of columns; each walks its units' panels, which lie one after the other, for one block of rows
-//! after another. The activation of a block is computed into private memory where the kernel has a prologue, or copied
-//! there where the cores want it in another form. The cores leave a tile of the result in private memory, from which the epilogue computes what others read.
+//! after another. Where the kernel has a prologue, or the cores want the activation in another form, it is computed first:
+//! of many rows once, by a kernel before, which shares the rows among the workers; of one row by each worker. The cores
+//! leave a tile of the result in private memory, from which the epilogue computes what others read.
 
 use std::collections::HashMap;
 
@@ -12,14 +13,17 @@ use super::cores::cover;
 use super::emit::{Emitter, Scope, Span};
 use super::homes::{Panels, Units};
 use super::layout::Layout;
-use super::operands::{Operand, operands};
+use super::operands::{Operand, Room, are_shared, operands};
 use super::place::Place;
 use super::{Context, Mode};
 use crate::fuse::{Contract, Contraction, Kernel, Task, is_tokens};
-use crate::loops::{Address, Arg, Buffer, Core, Cores, Elem, Expr, Format, PANEL, Share, Stmt};
+use crate::loops::{self, Address, Arg, Buffer, Core, Cores, Elem, Expr, Format, PANEL, Share, Stmt};
 
 /// Rows in a block, where there are many.
 const BLOCK: usize = 64;
+
+/// Rows that a worker computes at once where they are computed for all workers.
+const SHARE: usize = 4;
 
 /// The rows at hand.
 pub(super) struct Block<'a> {
@@ -40,6 +44,11 @@ impl Block<'_> {
         self.count.clone() * self.per_token
     }
 
+    /// The number of the first row among the step's.
+    pub(super) fn first_row(&self) -> Expr {
+        self.tokens.as_ref().map_or(Expr::Int(0), |(_, from)| from.clone() * self.per_token)
+    }
+
     /// How many rows there may be, with those that the last core takes beyond.
     pub(super) fn most_rows(&self) -> usize {
         let rows = self.most * self.per_token;
@@ -47,14 +56,22 @@ impl Block<'_> {
     }
 }
 
-pub(super) fn schedule(cx: &Context, kernel: &Kernel, contract: &Contract, e: &mut Emitter) {
+/// The loops of a kernel; where the rows are computed once for all workers, in a kernel before it. And the bytes of the
+/// arena, from `partial` on, that pass between them.
+pub(super) fn schedule(
+    cx: &Context,
+    kernel: &Kernel,
+    contract: &Contract,
+    partial: usize,
+) -> (Vec<loops::Kernel>, usize) {
     let graph = &cx.plan.graph;
     let first = &contract.tasks[0].contractions[0].1;
     let tokens = first.rows.iter().copied().find(|&a| is_tokens(graph, a));
     let size = |a: AxisId| graph.size(a).unwrap_or(1);
     let per_token: usize = first.rows.iter().filter(|a| Some(**a) != tokens).map(|&a| size(a)).product();
     let mode = cx.mode(kernel);
-    cx.bind_tokens(&mode, e);
+    let mut e = cx.emitter();
+    cx.bind_tokens(&mode, &mut e);
     let block = |tokens: Option<(AxisId, Expr)>, count: Expr, most: usize| Block {
         cores: cx.cores,
         tokens,
@@ -63,28 +80,53 @@ pub(super) fn schedule(cx: &Context, kernel: &Kernel, contract: &Contract, e: &m
         per_token,
         operands: HashMap::new(),
     };
-    match (tokens, &mode) {
-        (Some(t), Mode::Many) => {
-            let most = (BLOCK / cx.cores.rows() * cx.cores.rows() / per_token).max(1);
-            e.repeat(Expr::Int(0), Arg::Tokens.into(), most, |e, from| {
-                let left = e.int((Expr::from(Arg::Tokens) - from.clone()).min(most));
-                let to = from.clone() + left.clone();
-                e.spans.insert(t, Span { from: from.clone(), to, aligned: true, len: None });
-                work(cx, kernel, contract, block(Some((t, from)), left, most), e);
-            });
-        }
-        (Some(t), Mode::One(at)) => {
-            work(cx, kernel, contract, block(Some((t, at.clone())), Expr::Int(1), 1), e);
-        }
-        (None, _) => work(cx, kernel, contract, block(None, Expr::Int(1), 1), e),
+    let (Some(t), Mode::Many) = (tokens, &mode) else {
+        let tokens = match &mode {
+            Mode::One(at) => tokens.map(|t| (t, at.clone())),
+            Mode::Few | Mode::Many => None,
+        };
+        let mut block = block(tokens, Expr::Int(1), 1);
+        operands(cx, kernel, contract, &mut block, Room::Private, &mut e);
+        work(cx, kernel, contract, &block, &mut e);
+        return (vec![cx.close(&kernel.name, e)], 0);
+    };
+    let some = |e: &mut Emitter, from: Expr, most: usize| {
+        let left = e.int((Expr::from(Arg::Tokens) - from.clone()).min(most));
+        let to = from.clone() + left.clone();
+        e.spans.insert(t, Span { from: from.clone(), to, aligned: true, len: None });
+        block(Some((t, from)), left, most)
+    };
+    let mut kernels = Vec::new();
+    let mut end = partial;
+    let mut shared = HashMap::new();
+    if are_shared(cx, kernel, contract) {
+        let mut e = cx.emitter();
+        cx.bind_tokens(&mode, &mut e);
+        let most = (SHARE / per_token).max(1);
+        e.parallel(Expr::from(Arg::Tokens).div_ceil(most as i64), Share::Blocks, |e, at| {
+            let from = e.int(at * most);
+            let mut block = some(e, from, most);
+            operands(cx, kernel, contract, &mut block, Room::Arena(&mut end), e);
+            shared = block.operands;
+        });
+        kernels.push(cx.close(&format!("{}_rows", kernel.name), e));
     }
+    let most = (BLOCK / cx.cores.rows() * cx.cores.rows() / per_token).max(1);
+    e.repeat(Expr::Int(0), Arg::Tokens.into(), most, |e, from| {
+        let mut block = some(e, from, most);
+        block.operands = shared;
+        if block.operands.is_empty() {
+            operands(cx, kernel, contract, &mut block, Room::Private, e);
+        }
+        work(cx, kernel, contract, &block, e);
+    });
+    kernels.push(cx.close(&kernel.name, e));
+    (kernels, end - partial)
 }
 
 /// Everything for one block of rows.
-fn work(cx: &Context, kernel: &Kernel, contract: &Contract, mut block: Block, e: &mut Emitter) {
+fn work(cx: &Context, kernel: &Kernel, contract: &Contract, block: &Block, e: &mut Emitter) {
     let graph = &cx.plan.graph;
-    operands(cx, kernel, contract, &mut block, e);
-    let block = &block;
     let units: Vec<Units> = contract.tasks.iter().map(|t| Units::of(graph, t)).collect();
     let total: usize = units.iter().map(|u| u.count).sum();
     e.parallel(total.into(), Share::Blocks, |e, at| {
@@ -227,7 +269,7 @@ fn cores(
     e.repeat(Expr::Int(0), units.panels.into(), 1, |e, panel| {
         let b = b.clone().plus(panel.clone() * panels.panel);
         let c_at = c_at.clone().plus(panel * PANEL);
-        cover(&block.rows(), cx.cores, e, |rows, row| {
+        cover(&block.rows(), panels.format, cx.cores, e, |rows, row| {
             Stmt::Core(Core {
                 rows,
                 depth: panels.depth.into(),

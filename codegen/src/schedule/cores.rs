@@ -6,8 +6,8 @@ use crate::loops::{Cores, Expr, Format, Stmt};
 
 /// Covers so many rows with cores: as many as there can be of the most rows, then a smaller one for the rest. Where the
 /// number is known at run time only, the last core may take rows beyond, fewer than [`Cores::rows`] of them.
-pub(super) fn cover(rows: &Expr, cores: &Cores, e: &mut Emitter, core: impl Fn(usize, Expr) -> Stmt) {
-    let most = cores.rows();
+pub(super) fn cover(rows: &Expr, format: Format, cores: &Cores, e: &mut Emitter, core: impl Fn(usize, Expr) -> Stmt) {
+    let most = cores.rows_by(format);
     let Some(rows) = rows.as_int() else {
         let whole = e.int(rows.clone().div(most) * most);
         e.repeat(Expr::Int(0), whole.clone(), most, |e, row| e.push(core(most, row)));
@@ -43,7 +43,7 @@ fn rest(most: usize, left: &Expr, from: &Expr, e: &mut Emitter, core: &impl Fn(u
 /// powers of two map them onto each other.
 pub(super) fn apart(row: usize, format: Format) -> usize {
     let line = 64 / format.elem().bytes();
-    if row.is_multiple_of(8 * line) { row + line } else { row }
+    if row.is_multiple_of(32 * line) { row + line } else { row }
 }
 
 impl Context<'_> {
@@ -51,7 +51,7 @@ impl Context<'_> {
     /// are worth the rounding.
     pub(super) fn multiplied(&self, panel: Format, mode: &Mode) -> Format {
         match panel {
-            Format::Bf16 if !self.cores.bf16 || *mode != Mode::Many => Format::F32,
+            Format::Bf16 if !self.cores.bf16 || matches!(mode, Mode::One(_)) => Format::F32,
             panel => panel,
         }
     }

@@ -134,6 +134,8 @@ pub(crate) struct Homes {
     pub(crate) columns: HashMap<TensorId, Vec<AxisId>>,
     /// Bytes of the arena.
     pub(crate) arena: usize,
+    /// Most tokens of a step, with the rows that cores read beyond.
+    pub(crate) tokens: usize,
 }
 
 /// What a program is made for.
@@ -162,6 +164,7 @@ impl Homes {
             scores: HashMap::new(),
             columns: HashMap::new(),
             arena: 0,
+            tokens: extents.tokens,
         };
         homes.frame(plan);
         homes.pack(plan, storage);

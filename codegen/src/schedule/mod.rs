@@ -25,11 +25,16 @@ use emit::{Emitter, Span};
 use homes::Homes;
 use place::Place;
 
+/// The most tokens that count as few: all of them together share the positions of a cache among the workers.
+pub(crate) const FEW: usize = 8;
+
 /// How many rows a program's kernels are made for.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Mode {
     /// One token, at this place among the step's.
     One(Expr),
+    /// A few, at most [`FEW`].
+    Few,
     /// As many as there are.
     Many,
 }
@@ -137,16 +142,18 @@ impl<'a> Context<'a> {
     }
 }
 
-/// The loops of a kernel: one kernel, or two where partial results are merged. And the bytes of the arena, from `partial`
+/// The loops of a kernel: one kernel, or two where rows are prepared or partial results merged. And the bytes of the arena, from `partial`
 /// on, that pass between them.
 pub(crate) fn schedule(cx: &Context, kernel: &Kernel, partial: usize) -> (Vec<loops::Kernel>, usize) {
-    let mut e = cx.emitter();
     match &kernel.shape {
-        Shape::Rows => rows::schedule(cx, kernel, &mut e),
-        Shape::Contract(contract) => contract::schedule(cx, kernel, contract, &mut e),
-        Shape::Stream(stream) => return stream::schedule(cx, kernel, stream, partial),
+        Shape::Rows => {
+            let mut e = cx.emitter();
+            rows::schedule(cx, kernel, &mut e);
+            (vec![cx.close(&kernel.name, e)], 0)
+        }
+        Shape::Contract(contract) => contract::schedule(cx, kernel, contract, partial),
+        Shape::Stream(stream) => stream::schedule(cx, kernel, stream, partial),
     }
-    (vec![cx.close(&kernel.name, e)], 0)
 }
 
 /// A name with only letters, digits and underscores.

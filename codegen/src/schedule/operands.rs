@@ -9,9 +9,10 @@ use super::layout::Layout;
 use super::place::Place;
 use super::{Context, Mode};
 use crate::fuse::{Contract, Contraction, Kernel, is_tokens};
-use crate::loops::{Address, Buffer, Encode, Expr, Format, Stmt};
+use crate::loops::{Address, Buffer, Elem, Encode, Expr, Format, MAX_ROWS, Stmt};
 
 /// The first operand of some cores.
+#[derive(Clone)]
 pub(super) struct Operand {
     memory: Memory,
     pub(super) format: Format,
@@ -19,11 +20,17 @@ pub(super) struct Operand {
     pub(super) stride: usize,
 }
 
+#[derive(Clone)]
 enum Memory {
     /// Floats where a tensor's elements are.
     Place(Place),
     /// Rows in another format, one after the other: for each row, one for each coordinate of the batch, of so many units.
-    Encoded(Buffer, usize),
+    Encoded {
+        buffer: Buffer,
+        units: usize,
+        /// Whether the first row is the step's, not the block's.
+        shared: bool,
+    },
 }
 
 impl Operand {
@@ -42,12 +49,13 @@ impl Operand {
                     .collect();
                 place.address(&first)
             }
-            Memory::Encoded(buffer, units) => {
+            Memory::Encoded { buffer, units, shared } => {
                 let mut at = Expr::Int(0);
                 for x in batch(cx, c) {
                     at = at * cx.plan.graph.size(x).unwrap_or(1) + of_batch(&x);
                 }
-                Address::new(buffer.clone(), at * *units)
+                let first = if *shared { block.first_row() * self.stride } else { Expr::Int(0) };
+                Address::new(buffer.clone(), first + at * *units)
             }
         }
     }
@@ -62,14 +70,56 @@ fn product(cx: &Context, axes: &[AxisId]) -> usize {
     axes.iter().map(|&a| cx.plan.graph.size(a).unwrap_or(1)).product()
 }
 
+/// Where operands are put.
+pub(super) enum Room<'a> {
+    /// The worker's private memory, for the block alone.
+    Private,
+    /// The arena from here on, for all tokens of the step.
+    Arena(&'a mut usize),
+}
+
+/// Whether the rows of a kernel that has many are better computed once, for all workers: there is something to compute, and
+/// nothing but the cores reads it.
+pub(super) fn are_shared(cx: &Context, kernel: &Kernel, contract: &Contract) -> bool {
+    let graph = &cx.plan.graph;
+    let mode = cx.mode(kernel);
+    let contractions = || contract.tasks.iter().flat_map(|t| &t.contractions);
+    let computed: Vec<TensorId> = contract.prologue.iter().map(|&q| cx.plan.equations[q].out).collect();
+    let others = kernel
+        .equations
+        .iter()
+        .filter(|&&q| !contract.prologue.contains(&q) && !contractions().any(|(contraction, _)| *contraction == q));
+    let read = |q: &usize| crate::fuse::loads(graph, cx.plan.equations[*q].body).iter().any(|t| computed.contains(t));
+    let copied = |(q, c): &(_, Contraction)| {
+        let format = cx.multiplied(cx.homes.panels[q].format, &mode);
+        let row = product(cx, &c.depth) * product(cx, &c.batch);
+        format != Format::F32 || apart(row, format) != row
+    };
+    mode == Mode::Many && (!computed.is_empty() || contractions().any(copied)) && !others.into_iter().any(read)
+}
+
 /// Computes the prologue of a block, and copies what the cores want in another form.
-pub(super) fn operands(cx: &Context, kernel: &Kernel, contract: &Contract, block: &mut Block, e: &mut Emitter) {
+pub(super) fn operands(
+    cx: &Context,
+    kernel: &Kernel,
+    contract: &Contract,
+    block: &mut Block,
+    mut room: Room,
+    e: &mut Emitter,
+) {
     let mode = cx.mode(kernel);
     let contractions = || contract.tasks.iter().flat_map(|t| &t.contractions);
     for &q in &contract.prologue {
         let equation = cx.plan.equations[q];
-        let of_core = contractions().find(|(_, c)| c.a == equation.out).map(|(_, c)| c);
-        let (place, _) = block_place(cx, equation.out, of_core, block, e);
+        let of_core = contractions().find(|(_, c)| c.a == equation.out);
+        // What is to be encoded is needed in the block alone.
+        let is_last = of_core.is_some_and(|(q, _)| cx.homes.panels[q].format == Format::F32);
+        let (place, _) = match &mut room {
+            Room::Arena(_) if !is_last => {
+                block_place(cx, equation.out, of_core.map(|(_, c)| c), block, &mut Room::Private, e)
+            }
+            room => block_place(cx, equation.out, of_core.map(|(_, c)| c), block, room, e),
+        };
         e.places.insert(equation.out, place.clone());
         e.equation(&Scope::default(), equation.out, equation.body, &place);
     }
@@ -84,41 +134,78 @@ pub(super) fn operands(cx: &Context, kernel: &Kernel, contract: &Contract, block
         let place = e.places[&c.a].clone();
         let mut floats = Operand { memory: Memory::Place(place), format: Format::F32, stride };
         if !computed && format == Format::F32 && mode == Mode::Many && apart(row, format) != row {
-            let (place, stride) = block_place(cx, c.a, Some(c), block, e);
+            let (place, stride) = block_place(cx, c.a, Some(c), block, &mut room, e);
             e.equation(&Scope::default(), c.a, cx.load(c.a), &place);
             floats = Operand { memory: Memory::Place(place), stride, ..floats };
         }
-        let operand = if format == Format::F32 { floats } else { encoded(cx, c, &floats, format, block, e) };
+        let operand = match format {
+            Format::F32 => floats,
+            format => encoded(cx, c, &floats, format, block, &mut room, e),
+        };
         block.operands.insert((c.a, format), operand);
     }
 }
 
 /// A copy in another format.
-fn encoded(cx: &Context, c: &Contraction, floats: &Operand, format: Format, block: &Block, e: &mut Emitter) -> Operand {
+fn encoded(
+    cx: &Context,
+    c: &Contraction,
+    floats: &Operand,
+    format: Format,
+    block: &Block,
+    room: &mut Room,
+    e: &mut Emitter,
+) -> Operand {
     let (depth, batches) = (product(cx, &c.depth), product(cx, &c.batch));
     let line = 64 / format.elem().bytes();
     let units = format.row(depth).next_multiple_of(line);
     let stride = apart(units * batches, format);
-    let buffer = e.memory(stride * block.most_rows(), format.elem());
+    let (rows, first) = room.rows(cx, block);
+    let buffer = room.memory(stride * rows, format.elem(), e);
     let from = floats.at(cx, c, block, &Scope::default());
     e.note(format!("{} as {format}", super::emit::graph_name(&cx.plan.graph, c.a)));
+    let first = e.int(first);
     e.repeat(Expr::Int(0), block.rows(), 1, |e, row| {
-        let (from, to) = (from.plus(row.clone() * floats.stride), Address::new(buffer.clone(), row * stride));
+        let from = from.plus(row.clone() * floats.stride);
+        let to = Address::new(buffer.clone(), (first.clone() + row) * stride);
         e.repeat(Expr::Int(0), batches.into(), 1, |e, b| {
             let (from, to) = (from.plus(b.clone() * depth), to.plus(b * units));
             e.push(Stmt::Encode(Encode { depth, from, to, format }));
         });
     });
-    Operand { memory: Memory::Encoded(buffer, units), format, stride }
+    let shared = matches!(room, Room::Arena(_));
+    Operand { memory: Memory::Encoded { buffer, units, shared }, format, stride }
 }
 
-/// Private memory for a tensor of the block, with the elements from row to row. The rows of a contraction's operand are
-/// kept apart in the cache.
+impl Room<'_> {
+    /// How many rows there is room for, and which is the block's first.
+    fn rows(&self, cx: &Context, block: &Block) -> (usize, Expr) {
+        match self {
+            Room::Private => (block.most_rows(), Expr::Int(0)),
+            Room::Arena(_) => (cx.homes.tokens * block.per_token + MAX_ROWS, block.first_row()),
+        }
+    }
+
+    fn memory(&mut self, count: usize, elem: Elem, e: &mut Emitter) -> Buffer {
+        match self {
+            Room::Private => e.memory(count, elem),
+            Room::Arena(at) => {
+                let buffer = Buffer::Arena(**at);
+                **at += (count * elem.bytes()).next_multiple_of(64);
+                buffer
+            }
+        }
+    }
+}
+
+/// Memory for a tensor of the block, with the elements from row to row. The rows of a contraction's operand are kept apart
+/// in the cache.
 fn block_place(
     cx: &Context,
     tensor: TensorId,
     operand: Option<&Contraction>,
     block: &Block,
+    room: &mut Room,
     e: &mut Emitter,
 ) -> (Place, usize) {
     let graph = &cx.plan.graph;
@@ -126,20 +213,21 @@ fn block_place(
     let mut layout = Layout::default();
     let mut stride = 1;
     let mut row = None;
+    let tokens = if matches!(room, Room::Arena(_)) { cx.homes.tokens } else { block.most };
     for (dim, &a) in axes.iter().enumerate().rev() {
         if operand.is_some_and(|c| !c.depth.contains(&a) && !c.batch.contains(&a)) && row.is_none() {
             stride = apart(stride, Format::F32);
             row = Some(stride);
         }
         layout.push(dim, stride);
-        stride *= if is_tokens(graph, a) { block.most } else { graph.size(a).unwrap_or(1) };
+        stride *= if is_tokens(graph, a) { tokens } else { graph.size(a).unwrap_or(1) };
     }
     let row = row.unwrap_or(stride);
-    let beyond = (block.most_rows() - block.most * block.per_token) * row;
+    let beyond = (room.rows(cx, block).0 - tokens * block.per_token) * row;
     let elem = cx.elem(tensor);
-    let mut place = Place::flat(e.memory(stride + beyond, elem), layout, axes.len());
+    let mut place = Place::flat(room.memory(stride + beyond, elem, e), layout, axes.len());
     place.elem = elem;
-    if let Some((t, from)) = &block.tokens
+    if let (Room::Private, Some((t, from))) = (&room, &block.tokens)
         && let Some(dim) = axes.iter().position(|a| a == t)
     {
         place = place.with_origin(dim, from.clone());

@@ -8,7 +8,7 @@ use super::super::place::Place;
 use super::super::{Context, Mode};
 use super::{LOWEST, Shape, columns, finish, memory, outer_scope, start};
 use crate::fuse::{Fold, Kernel};
-use crate::loops::{self, Address, Buffer, Elem, Expr, LANES, Share, Stmt, Ty, Unary};
+use crate::loops::{self, Address, Arg, Buffer, Elem, Expr, LANES, Share, Stmt, Ty, Unary};
 
 /// Where the partial statistics of split tiles lie in the arena.
 pub(super) struct Partials {
@@ -49,21 +49,24 @@ impl Partials {
     }
 }
 
-/// Merges the partial statistics of the tiles that shared the pages of one token.
+/// Merges the partial statistics of the tiles that shared the pages of one token, or a few.
 pub(super) fn merge(cx: &Context, kernel: &Kernel, shape: &Shape, partials: &Partials, heads: usize) -> loops::Kernel {
     let mut e = cx.emitter();
     let mode = cx.mode(kernel);
     cx.bind_tokens(&mode, &mut e);
     let from = match &mode {
         Mode::One(at) => at.clone(),
-        Mode::Many => Expr::Int(0),
+        Mode::Few | Mode::Many => Expr::Int(0),
     };
     e.parallel(heads.into(), Share::Blocks, |e, number| {
         let scope = outer_scope(cx, shape, number.clone(), e);
-        let rows = shape.per_token;
+        let rows = match &mode {
+            Mode::One(_) => shape.per_token.into(),
+            Mode::Few | Mode::Many => e.int(Expr::from(Arg::Tokens) * shape.per_token),
+        };
         let tile = memory(cx, kernel, shape, &from, e);
         start(cx, shape, &tile, e);
-        let factors: Vec<Buffer> = shape.stream.folds.iter().map(|_| e.floats(rows * shape.splits)).collect();
+        let factors: Vec<Buffer> = shape.stream.folds.iter().map(|_| e.floats(shape.padded * shape.splits)).collect();
         let address = |fold: usize, split: Expr, offset: Expr| {
             let (at, len) = partials.at[fold];
             Address::new(Buffer::Arena(at), (number.clone() * shape.splits + split) * len + offset)
@@ -72,7 +75,7 @@ pub(super) fn merge(cx: &Context, kernel: &Kernel, shape: &Shape, partials: &Par
         for (f, fold) in shape.stream.folds.iter().enumerate() {
             let Fold::Max { .. } = fold else { continue };
             let stat = flat(&tile.stats[f]);
-            e.repeat(Expr::Int(0), rows.into(), 1, |e, row| {
+            e.repeat(Expr::Int(0), rows.clone(), 1, |e, row| {
                 let best = e.bind(Ty::Float, Expr::Float(LOWEST));
                 e.repeat(Expr::Int(0), shape.splits.into(), 1, |e, split| {
                     let value = address(f, split, row.clone()).load(Elem::F32);
@@ -94,7 +97,7 @@ pub(super) fn merge(cx: &Context, kernel: &Kernel, shape: &Shape, partials: &Par
             let of = |m: TensorId| shape.stream.folds.iter().position(|f| cx.plan.equations[f.equation()].out == m);
             let shift = weight.shifted.and_then(|(_, m)| of(m));
             let stat = flat(&tile.stats[f]);
-            e.repeat(Expr::Int(0), rows.into(), 1, |e, row| {
+            e.repeat(Expr::Int(0), rows.clone(), 1, |e, row| {
                 e.repeat(Expr::Int(0), shape.splits.into(), 1, |e, split| {
                     let factor = match shift {
                         Some(m) => {

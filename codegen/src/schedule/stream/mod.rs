@@ -15,7 +15,7 @@ use super::emit::{Emitter, Scope, Span, end_of_positions};
 use super::homes::PAGE;
 use super::layout::Layout;
 use super::place::Place;
-use super::{Context, Mode};
+use super::{Context, FEW, Mode};
 use crate::fuse::{Contraction, EqId, Fold, Kernel, Stream, Weighted, is_tokens};
 use crate::loops::{self, Address, Arg, Buffer, Elem, Encode, Expr, Exps, Format, LANES, PANEL, Share, Stmt, Ty};
 use merge::{Partials, merge};
@@ -44,7 +44,7 @@ struct Shape<'s> {
     most: usize,
     /// Tiles that share the pages of one token.
     splits: usize,
-    /// Rows of a tile, filled up to whole vectors.
+    /// Rows of a tile, filled up to whole vectors, and with those that the last core takes beyond.
     padded: usize,
 }
 
@@ -111,10 +111,15 @@ pub(super) fn schedule(cx: &Context, kernel: &Kernel, stream: &Stream, partial: 
     let inner: Vec<AxisId> = stream.rows.iter().filter(|a| Some(**a) != tokens && !is_outer(a)).copied().collect();
     let per_token: usize = inner.iter().map(|&a| size(a)).product();
     let group = cx.cores.rows();
-    let many = matches!(cx.mode(kernel), Mode::Many) && tokens.is_some();
+    let mode = cx.mode(kernel);
+    let many = mode == Mode::Many && tokens.is_some();
     // As many tokens as fill whole cores.
     let whole = (1..=group).find(|n| (n * per_token).is_multiple_of(group)).unwrap_or(group);
-    let most = if many { (ROWS / per_token / whole * whole).max(whole) } else { 1 };
+    let most = match mode {
+        Mode::Many if tokens.is_some() => (ROWS / per_token / whole * whole).max(whole),
+        Mode::Few if tokens.is_some() => FEW,
+        _ => 1,
+    };
     let heads: usize = outer.iter().map(|&a| size(a)).product();
     // A power of two, so that few workers get equal shares.
     let splits = if many { 1 } else { 1 << (SPLITS / heads.max(1)).clamp(1, 8).ilog2() };
@@ -126,11 +131,10 @@ pub(super) fn schedule(cx: &Context, kernel: &Kernel, stream: &Stream, partial: 
         per_token,
         most,
         splits,
-        padded: (most * per_token).next_multiple_of(LANES),
+        padded: (most * per_token + if mode == Mode::Few { group } else { 0 }).next_multiple_of(LANES),
     };
 
     let mut e = cx.emitter();
-    let mode = cx.mode(kernel);
     cx.bind_tokens(&mode, &mut e);
     let partials = Partials::of(cx, &shape, partial);
     match (&mode, tokens) {
@@ -145,11 +149,12 @@ pub(super) fn schedule(cx: &Context, kernel: &Kernel, stream: &Stream, partial: 
         _ => {
             let from = match &mode {
                 Mode::One(at) => at.clone(),
-                Mode::Many => Expr::Int(0),
+                Mode::Few | Mode::Many => Expr::Int(0),
             };
+            let count = if most > 1 { Arg::Tokens.into() } else { Expr::Int(1) };
             e.parallel((heads * shape.splits).into(), Share::Blocks, |e, at| {
                 let split = (shape.splits > 1).then(|| at.clone().rem(shape.splits));
-                tile(cx, kernel, &shape, at.div(shape.splits), split, (from, Expr::Int(1)), &partials, e);
+                tile(cx, kernel, &shape, at.div(shape.splits), split, (from, count), &partials, e);
             });
         }
     }
@@ -192,7 +197,10 @@ fn tile(
         let len = count.as_int().map(|n| n as usize);
         e.spans.insert(t, Span { from: from.clone(), to: from.clone() + count.clone(), aligned: false, len });
     }
-    let rows = shape.most * shape.per_token;
+    let rows = match cx.mode(kernel) {
+        Mode::Few => e.int(count.clone() * shape.per_token),
+        _ => Expr::from(shape.most * shape.per_token),
+    };
     let tile = memory(cx, kernel, shape, &from, e);
     start(cx, shape, &tile, e);
     for (q, rows) in &tile.queries {
@@ -223,7 +231,7 @@ fn tile(
         let first = e.int(page * PAGE);
         let whole = Span { from: first.clone(), to: first.clone() + PAGE, aligned: true, len: Some(PAGE) };
         e.spans.insert(stream.positions, whole);
-        let page = Page { cx, shape, tile: &tile, first, end: end.clone(), rows };
+        let page = Page { cx, shape, tile: &tile, first, end: end.clone(), rows: rows.clone() };
         page.scores(&scope, e);
         each_row(shape, &scope, e, |e, scope| page.row(scope, e));
         for fold in &stream.folds {
