@@ -128,32 +128,41 @@ pub(super) fn schedule(
 fn work(cx: &Context, kernel: &Kernel, contract: &Contract, block: &Block, e: &mut Emitter) {
     let graph = &cx.plan.graph;
     let units: Vec<Units> = contract.tasks.iter().map(|t| Units::of(graph, t)).collect();
-    let total: usize = units.iter().map(|u| u.count).sum();
-    e.parallel(total.into(), Share::Blocks, |e, at| {
-        choose(cx, kernel, &contract.tasks, &units, 0, block, at, e);
-    });
+    // Units of different tasks have different numbers of panels: each stands for as many turns as it has more than others.
+    let panels: Vec<usize> = contract.tasks.iter().zip(&units).map(|(t, u)| u.panels * t.contractions.len()).collect();
+    let common = (1..=panels[0]).rev().find(|n| panels.iter().all(|p| p.is_multiple_of(*n))).unwrap_or(1);
+    let parts: Vec<(Units, usize)> = units.into_iter().zip(panels).map(|(u, panels)| (u, panels / common)).collect();
+    let turns: usize = parts.iter().map(|(units, turns)| units.count * turns).sum();
+    e.parallel(turns.into(), Share::Blocks, |e, at| choose(cx, kernel, &contract.tasks, &parts, 0, block, at, e));
 }
 
-/// Finds the task that a unit belongs to: the tasks' units are numbered one after the other.
+/// Finds the task that a turn belongs to: the tasks' turns are numbered one after the other. The first turn of a unit does
+/// all of it.
 #[allow(clippy::too_many_arguments)]
 fn choose(
     cx: &Context,
     kernel: &Kernel,
     tasks: &[Task],
-    units: &[Units],
+    parts: &[(Units, usize)],
     before: usize,
     block: &Block,
     at: Expr,
     e: &mut Emitter,
 ) {
-    let unit = at.clone() - before;
-    let [task, more @ ..] = tasks else { return };
+    let ([task, more @ ..], [(units, turns), others @ ..]) = (tasks, parts) else { return };
+    let turn = at.clone() - before;
+    let unit = |e: &mut Emitter| match turns {
+        1 => tile(cx, kernel, task, units, block, turn.clone(), e),
+        turns => e.when(turn.clone().rem(*turns).lt(1), |e| {
+            tile(cx, kernel, task, units, block, turn.div(*turns), e);
+        }),
+    };
     if more.is_empty() {
-        return tile(cx, kernel, task, &units[0], block, unit, e);
+        return unit(e);
     }
-    let end = before + units[0].count;
-    let then = e.block(|e| tile(cx, kernel, task, &units[0], block, unit, e));
-    let otherwise = e.block(|e| choose(cx, kernel, more, &units[1..], end, block, at.clone(), e));
+    let end = before + units.count * turns;
+    let then = e.block(unit);
+    let otherwise = e.block(|e| choose(cx, kernel, more, others, end, block, at.clone(), e));
     e.push(Stmt::If { mask: at.lt(end), then, otherwise });
 }
 
