@@ -17,7 +17,7 @@ use iced_x86::code_asm::CodeAssembler;
 use iced_x86::{Code, FastFormatter, IcedError, Instruction, MemoryOperand, Register};
 
 use super::target::serve;
-use crate::loops::{Core, Cores, Encode, Expr, Exps, Format, Kernel, MAX_ROWS, PANEL, Stmt};
+use crate::loops::{Core, Cores, Encode, Expr, Exps, Fetch, Format, Kernel, MAX_ROWS, PANEL, Stmt};
 
 /// The shape of a core, which its machine code is made for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +50,7 @@ enum Leaf {
     Core(Shape),
     Encode { depth: usize, format: Format },
     Exps { depth: usize, format: Format },
+    Fetch { bytes: usize },
 }
 
 impl Leaf {
@@ -81,10 +82,18 @@ impl Leaf {
         fits.then_some(Leaf::Exps { depth, format })
     }
 
+    fn fetch(fetch: &Fetch, cores: &Cores) -> Option<Leaf> {
+        (cores.bits > 128).then_some(Leaf::Fetch { bytes: fetch.bytes })
+    }
+
     /// What it is called with: the addresses of its operands, and of exponentials the shift, which returns their sum.
     fn signature(&self, call_conv: CallConv) -> Signature {
         let mut signature = Signature::new(call_conv);
-        let addresses = if matches!(self, Leaf::Core(_)) { 3 } else { 2 };
+        let addresses = match self {
+            Leaf::Core(_) => 3,
+            Leaf::Encode { .. } | Leaf::Exps { .. } => 2,
+            Leaf::Fetch { .. } => 1,
+        };
         signature.params.extend(vec![AbiParam::new(I64); addresses]);
         if matches!(self, Leaf::Exps { .. }) {
             signature.params.push(AbiParam::new(F32));
@@ -115,6 +124,7 @@ impl Table {
                 Stmt::Core(core) => Leaf::core(core, &self.cores),
                 Stmt::Encode(encode) => Leaf::encode(encode, &self.cores),
                 Stmt::Exps(exps) => Leaf::exps(exps, &self.cores),
+                Stmt::Fetch(fetch) => Leaf::fetch(fetch, &self.cores),
                 Stmt::For { body, .. } | Stmt::Parallel { body, .. } => {
                     self.visit(body);
                     None
@@ -145,6 +155,11 @@ impl Table {
     /// The same for the exponentials of a row.
     pub(super) fn exps(&self, func: &mut Function, exps: &Exps) -> Option<FuncRef> {
         self.callee(func, Leaf::exps(exps, &self.cores)?)
+    }
+
+    /// The same for a hint.
+    pub(super) fn fetch(&self, func: &mut Function, fetch: &Fetch) -> Option<FuncRef> {
+        self.callee(func, Leaf::fetch(fetch, &self.cores)?)
     }
 
     /// A leaf is the module's function of its number.
@@ -187,6 +202,7 @@ fn assemble(leaf: Leaf, cores: &Cores, call_conv: CallConv, text: Option<usize>)
         Leaf::Core(shape) => floats::write(&mut w, shape)?,
         Leaf::Encode { depth, format } => encode::write(&mut w, depth, format)?,
         Leaf::Exps { depth, format } => exps::write(&mut w, depth, format)?,
+        Leaf::Fetch { bytes } => w.lines(bytes)?,
     }
     w.code.vzeroupper()?;
     w.code.ret()?;
@@ -210,6 +226,7 @@ impl std::fmt::Display for Leaf {
             Leaf::Core(Shape { rows, depth, a, b, .. }) => write!(f, "core, {rows} rows {a} by {b}, depth {depth}"),
             Leaf::Encode { depth, format } => write!(f, "encode {format}, depth {depth}"),
             Leaf::Exps { depth, format } => write!(f, "exponentials as {format}, depth {depth}"),
+            Leaf::Fetch { bytes } => write!(f, "fetch {bytes} bytes"),
         }
     }
 }
@@ -301,6 +318,18 @@ impl Writer {
             self.push(Instruction::with3(quarter, x, x, x_other))?;
         }
         Ok(x)
+    }
+
+    /// Fetches the lines of so many bytes.
+    fn lines(&mut self, bytes: usize) -> Result<(), IcedError> {
+        let unroll = 8;
+        self.times(bytes.div_ceil(64 * unroll), |w| {
+            for i in 0..unroll {
+                let line = w.at(A, 64 * i);
+                w.push(Instruction::with1(Code::Prefetcht0_m8, line))?;
+            }
+            w.advance(A, 64 * unroll)
+        })
     }
 
     /// Moves an address on.

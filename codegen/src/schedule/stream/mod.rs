@@ -227,12 +227,28 @@ fn tile(
         page_to = e.int(page_from + (pages * (split + 1)).div(shape.splits));
         page_from = e.int(begin);
     }
+    let page_last = page_to.clone();
     e.repeat(page_from, page_to, 1, |e, page| {
         let first = e.int(page * PAGE);
         let whole = Span { from: first.clone(), to: first.clone() + PAGE, aligned: true, len: Some(PAGE) };
         e.spans.insert(stream.positions, whole);
-        let page = Page { cx, shape, tile: &tile, first, end: end.clone(), rows: rows.clone() };
+        let page = Page { cx, shape, tile: &tile, first: first.clone(), end: end.clone(), rows: rows.clone() };
+        // With few rows a page is read faster than it comes: each part is asked for while another is worked on.
+        let hint = !matches!(cx.mode(kernel), Mode::Many);
+        if hint {
+            for fold in &stream.folds {
+                let Fold::Sum { over: Some(c), .. } = fold else { continue };
+                page.fetch(c, &scope, e);
+            }
+        }
         page.scores(&scope, e);
+        if hint {
+            let next = e.int((first + PAGE).min((page_last - 1) * PAGE));
+            let next = Page { first: next, rows: rows.clone(), end: end.clone(), ..page };
+            for c in stream.scores.iter().filter_map(|(_, c)| c.as_ref()) {
+                next.fetch(c, &scope, e);
+            }
+        }
         each_row(shape, &scope, e, |e, scope| page.row(scope, e));
         for fold in &stream.folds {
             let Fold::Sum { weight, over: Some(c), .. } = fold else { continue };

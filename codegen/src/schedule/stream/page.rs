@@ -11,7 +11,7 @@ use super::super::homes::PAGE;
 use super::super::place::Place;
 use super::{LOWEST, Rows, Shape, Tile, columns, each_of, each_row, row_number};
 use crate::fuse::{Contraction, Fold, Weighted};
-use crate::loops::{self, Address, Buffer, Core, Elem, Expr, Format, LANES, PANEL, Stmt, Ty, Unary};
+use crate::loops::{self, Address, Buffer, Core, Elem, Expr, Fetch, Format, LANES, PANEL, Stmt, Ty, Unary};
 
 /// A page that a tile visits.
 pub(super) struct Page<'a> {
@@ -293,6 +293,22 @@ impl Page<'_> {
                 e.push(Stmt::Store { elem: Elem::F32, at, value: sum.into() });
             });
         });
+    }
+
+    /// Hints at what the cores will read of a state in a page. Between one stretch of a page and the next the processor
+    /// doesn't know where reading goes on.
+    pub(super) fn fetch(&self, c: &Contraction, scope: &Scope, e: &mut Emitter) {
+        let size = |a: &einfuse_graph::AxisId| self.cx.plan.graph.size(*a).unwrap_or(1);
+        let elem = self.cx.home(c.b).elem;
+        let bytes = if self.cx.has_score_panels(c) {
+            PAGE * c.depth.iter().map(size).product::<usize>() * elem.bytes()
+        } else if self.cx.has_column_panels(c) {
+            PAGE * columns(self.cx, c) * elem.bytes()
+        } else {
+            return;
+        };
+        let at = self.panel_address(c, scope, e);
+        e.push(Stmt::Fetch(Fetch { at, elem, bytes }));
     }
 
     /// The address of a state's first panel in the page, at the scope's outer coordinates.
