@@ -4,7 +4,7 @@ mod support;
 
 use einfuse_codegen::loops::{
     Address, Arg, Buffer, Core, Cores, Elem, Encode, Expr, Exps, Format, Kernel, Memory, PANEL, Slot, Stmt, Ty, Var,
-    interpret,
+    interpret, parse,
 };
 use einfuse_codegen::lower::{Lowering, compile};
 use support::{Random, both, bytes, floats, host, run};
@@ -28,6 +28,7 @@ fn all_cores() -> Vec<Cores> {
 
 /// What a kernel leaves in memory: as interpreted, and as run with some cores. And whether it called a function.
 fn both_with(cores: Cores, kernel: &Kernel, memory: Memory) -> (Memory, Memory, bool) {
+    assert_eq!(parse(&kernel.to_string()).as_ref(), Ok(kernel));
     let mut expected = memory.clone();
     interpret(kernel, &mut expected, 1).unwrap_or_else(|e| panic!("{e:?}"));
     let mut actual = memory;
