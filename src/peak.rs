@@ -15,11 +15,15 @@ use memmap2::MmapMut;
 /// Bytes read by [`read_bandwidth`]: many times more than any cache holds.
 const BUFFER: usize = 512 << 20;
 
-/// Runs of the arithmetic kernel in one measurement, of a quarter of a millisecond each.
-const RUNS: usize = 100;
+/// How often that is repeated; the best counts.
+const READS: usize = 5;
 
-/// How often a measurement is repeated; the best counts.
-const REPEATS: usize = 5;
+/// Runs of the arithmetic kernel in one measurement, of a quarter of a millisecond each: few, so that some measurement
+/// fits between what else runs on the machine.
+const RUNS: usize = 10;
+
+/// How often that is repeated.
+const REPEATS: usize = 50;
 
 /// The most that some threads do, per second.
 #[derive(Clone, Copy, Debug)]
@@ -71,7 +75,7 @@ fn read_bandwidth(threads: usize) -> io::Result<f64> {
     // pages that were never written are all the same page
     buffer.fill(1);
     let share = BUFFER / threads / 128 * 128;
-    let seconds = fastest(threads, |worker| {
+    let seconds = fastest(threads, READS, |worker| {
         black_box(sum(&buffer[worker * share..(worker + 1) * share]));
     });
     Ok((share * threads) as f64 / seconds)
@@ -79,7 +83,7 @@ fn read_bandwidth(threads: usize) -> io::Result<f64> {
 
 /// Multiplications and additions per second that `threads` threads do at most, all in registers.
 fn multiply_adds(threads: usize, kernel: &MultiplyAdds) -> f64 {
-    let seconds = fastest(threads, |_| {
+    let seconds = fastest(threads, REPEATS, |_| {
         for _ in 0..RUNS {
             black_box(kernel.run());
         }
@@ -99,12 +103,12 @@ fn sum(bytes: &[u8]) -> u64 {
 }
 
 /// Seconds that `work` takes when all threads do it at the same time, from the first start to the last end; the best of
-/// several times.
-fn fastest(threads: usize, work: impl Fn(usize) + Sync) -> f64 {
+/// `repeats` times.
+fn fastest(threads: usize, repeats: usize, work: impl Fn(usize) + Sync) -> f64 {
     let barrier = &Barrier::new(threads);
     let work = &work;
     let worker = move |worker: usize| {
-        (0..REPEATS).map(move |_| {
+        (0..repeats).map(move |_| {
             barrier.wait();
             let start = Instant::now();
             work(worker);
@@ -120,5 +124,5 @@ fn fastest(threads: usize, work: impl Fn(usize) + Sync) -> f64 {
         let end = times.iter().map(|t| t[repeat].1).max();
         start.zip(end).map_or(f64::INFINITY, |(start, end)| (end - start).as_secs_f64())
     };
-    (0..REPEATS).map(seconds).fold(f64::INFINITY, f64::min)
+    (0..repeats).map(seconds).fold(f64::INFINITY, f64::min)
 }
