@@ -29,7 +29,7 @@ impl Bounds {
         let (perplexity_ratio, top1_agreement) = match storage {
             Storage::F32 => (1.0001, 0.999),
             Storage::Bf16 => (1.01, 0.97),
-            Storage::Q8 => (1.02, 0.95),
+            Storage::Q8 => (1.02, 0.93),
             Storage::Q4 => (1.3, 0.6),
         };
         Bounds { perplexity_ratio, top1_agreement }
