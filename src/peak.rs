@@ -6,7 +6,7 @@ use std::sync::Barrier;
 use std::thread;
 use std::time::Instant;
 
-use einfuse_codegen::Storage;
+use einfuse_codegen::Format;
 use einfuse_codegen::cost::Cost;
 use einfuse_codegen::lower::LowerError;
 use einfuse_codegen::peak::{Multiplier, MultiplyAdds};
@@ -48,7 +48,7 @@ pub(crate) enum PeakError {
 
 impl Peaks {
     /// Measures both, the arithmetic of what multiplies weights that are stored so.
-    pub(crate) fn measure(threads: usize, weights: Storage) -> Result<Peaks, PeakError> {
+    pub(crate) fn measure(threads: usize, weights: Format) -> Result<Peaks, PeakError> {
         let bytes = read_bandwidth(threads)?;
         let kernel = MultiplyAdds::new(weights)?;
         Ok(Peaks { bytes, flops: multiply_adds(threads, &kernel), multiplier: kernel.multiplier() })

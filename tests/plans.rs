@@ -3,7 +3,7 @@
 mod common;
 
 use common::repository;
-use einfuse::codegen::{Batch, Options, Program, Storage};
+use einfuse::codegen::{Batch, Format, Options, Program};
 use einfuse::{Checkpoint, Graph, Rule, graph_of};
 
 fn graph(name: &str) -> Graph {
@@ -11,7 +11,7 @@ fn graph(name: &str) -> Graph {
 }
 
 fn compile(graph: &Graph, options: &Options) -> Program {
-    Program::compile(graph, &|_| Storage::F32, options).unwrap()
+    Program::compile(graph, &|_| Format::F32, options).unwrap()
 }
 
 /// Kernels before the layers, in each layer, and after them. Fewer is better: change a number here with that in mind.

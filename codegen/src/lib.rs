@@ -19,7 +19,7 @@ mod schedule;
 mod team;
 
 pub use fuse::{Plan, Rule, Wanted};
-pub use loops::Format as Storage;
+pub use loops::Format;
 pub use pack::{PackError, Packed, Values};
 pub use program::*;
 pub use team::{Alone, Team};

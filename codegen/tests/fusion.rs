@@ -11,7 +11,7 @@ mod support;
 
 use common::{Expected, Runner, hold, interpreted};
 use einfuse_codegen::fuse::fuse;
-use einfuse_codegen::{Options, Program, Rule, Storage, Wanted};
+use einfuse_codegen::{Format, Options, Program, Rule, Wanted};
 use einfuse_graph::random::random_weights;
 use einfuse_graph::{Extent, Graph, Tensor, parse};
 
@@ -51,8 +51,8 @@ fn means_what_the_interpreter_says(graph: &Graph) -> Result<(), String> {
 fn holds(graph: &Graph, without: &[Rule], rows: Wanted, expected: &[Vec<Expected>]) -> Result<(), String> {
     let weights = |tensor: &Tensor, layer: Option<usize>| random_weights(tensor, layer, graph);
     let options =
-        Options { without: without.to_vec(), chunk: 40, positions: 128, cache: Storage::F32, rows, keep_text: false };
-    let mut runner = Runner::new(graph, &weights, Storage::F32, &options, 128)?;
+        Options { without: without.to_vec(), chunk: 40, positions: 128, cache: Format::F32, rows, keep_text: false };
+    let mut runner = Runner::new(graph, &weights, Format::F32, &options, 128)?;
     for workers in [1, 3] {
         for steps in expected {
             hold(&mut runner, workers, steps).map_err(|e| format!("{workers} workers: {e}"))?;
@@ -80,7 +80,7 @@ fn no_kernel_keeps_scores() {
     }
     let arena = |tokens: usize, without: &[Rule]| {
         let options = Options { without: without.to_vec(), chunk: tokens, positions: tokens, ..Options::default() };
-        Program::compile(&graph, &|_| Storage::F32, &options).expect("a program").arena_bytes()
+        Program::compile(&graph, &|_| Format::F32, &options).expect("a program").arena_bytes()
     };
     let (short, long) = (arena(4096, &[]), arena(8192, &[]));
     assert!(short <= 4096 * PER_TOKEN, "{short} bytes for 4096 tokens, {} each", short / 4096);

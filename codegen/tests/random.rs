@@ -3,7 +3,7 @@
 mod common;
 
 use common::{Runner, hold, interpreted};
-use einfuse_codegen::{Options, Rule, Storage, Wanted};
+use einfuse_codegen::{Format, Options, Rule, Wanted};
 use einfuse_graph::random::{self, random_graph, random_weights};
 use einfuse_graph::{Extent, Graph, Tensor, Type};
 use proptest::prelude::*;
@@ -11,8 +11,8 @@ use proptest::prelude::*;
 fn compare(graph: &Graph, seed: u64, without: Vec<Rule>, steps: &[usize], workers: usize) -> Result<(), String> {
     let weights = |tensor: &Tensor, layer: Option<usize>| random_weights(tensor, layer, graph);
     let options =
-        Options { without, chunk: 19, positions: 256, cache: Storage::F32, rows: Wanted::All, keep_text: false };
-    let mut runner = Runner::new(graph, &weights, Storage::F32, &options, 128)?;
+        Options { without, chunk: 19, positions: 256, cache: Format::F32, rows: Wanted::All, keep_text: false };
+    let mut runner = Runner::new(graph, &weights, Format::F32, &options, 128)?;
     hold(&mut runner, workers, &interpreted(graph, seed, steps)?)
 }
 

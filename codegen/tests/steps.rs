@@ -1,6 +1,6 @@
 //! What a step refuses, before it computes anything.
 
-use einfuse_codegen::{Alone, Options, PageTable, Program, Step, StepError, Storage, Workspace};
+use einfuse_codegen::{Alone, Format, Options, PageTable, Program, Step, StepError, Workspace};
 use einfuse_graph::{Graph, parse};
 
 const SMALL: &str = "
@@ -51,8 +51,8 @@ fn run(
 #[test]
 fn refuses_in_words() {
     let options = Options { chunk: 8, ..Options::default() };
-    let program = Program::compile(&graph(), &|_| Storage::F32, &options).unwrap();
-    let other = Program::compile(&graph(), &|_| Storage::F32, &Options { chunk: 4, ..options }).unwrap();
+    let program = Program::compile(&graph(), &|_| Format::F32, &options).unwrap();
+    let other = Program::compile(&graph(), &|_| Format::F32, &Options { chunk: 4, ..options }).unwrap();
     let mut own = program.workspace(1);
     assert_eq!(program.context(), Some(98));
     assert_eq!(run(&program, &mut own, &[1, 2, 3], 0, &[1, 0], 0), Ok(()));

@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use einfuse_codegen::{Options, Packed, Program, Rule, Storage, Values, Wanted};
+use einfuse_codegen::{Format, Options, Packed, Program, Rule, Values, Wanted};
 use einfuse_graph::{Expr, ExprId, Graph, Kind, Node, TensorId};
 
 use crate::Error;
@@ -168,11 +168,11 @@ impl Model {
         let storage = storage(graph, &found, &settings);
         let longest = settings.context.unwrap_or(DEFAULT_CONTEXT);
         let chunk = settings.chunk.min(longest);
-        let any_narrow = storage.values().any(|kept| *kept != Storage::F32);
+        let any_narrow = storage.values().any(|kept| *kept != Format::F32);
         let cache = match settings.cache {
-            Precision::Stored if any_narrow => Storage::Bf16,
-            Precision::Stored | Precision::F32 => Storage::F32,
-            Precision::Bf16 => Storage::Bf16,
+            Precision::Stored if any_narrow => Format::Bf16,
+            Precision::Stored | Precision::F32 => Format::F32,
+            Precision::Bf16 => Format::Bf16,
         };
         let options = Options {
             without: settings.without.clone(),
@@ -182,7 +182,7 @@ impl Model {
             rows: settings.rows,
             keep_text: settings.keep_text,
         };
-        let storage = |tensor| storage.get(&tensor).copied().unwrap_or(Storage::F32);
+        let storage = |tensor| storage.get(&tensor).copied().unwrap_or(Format::F32);
         let compile_and_pack = || {
             progress(Progress::Compiling);
             let program = Program::compile(graph, &storage, &options)?;
@@ -336,14 +336,14 @@ fn weights_in(graph: &Graph, nodes: &[Node]) -> Vec<TensorId> {
 }
 
 /// How each weight is to be kept: the same way in all layers.
-fn storage(graph: &Graph, found: &HashMap<Place, Stored<'_>>, settings: &Settings) -> HashMap<TensorId, Storage> {
+fn storage(graph: &Graph, found: &HashMap<Place, Stored<'_>>, settings: &Settings) -> HashMap<TensorId, Format> {
     let outputs = &graph.tensor(graph.output).axes;
     let is_last = |tensor: TensorId| graph.tensor(tensor).axes.iter().any(|axis| outputs.contains(axis));
     let mut storage = HashMap::new();
     for ((tensor, _), stored) in found {
         if let Some(quant) = settings.quant.filter(|_| stored.rank >= 2) {
             let few = quant == Quant::Q4 && !is_last(*tensor);
-            storage.insert(*tensor, if few { Storage::Q4 } else { Storage::Q8 });
+            storage.insert(*tensor, if few { Format::Q4 } else { Format::Q8 });
             continue;
         }
         let narrow = match settings.precision {
@@ -351,9 +351,9 @@ fn storage(graph: &Graph, found: &HashMap<Place, Stored<'_>>, settings: &Setting
             Precision::Bf16 if stored.rank >= 2 => true,
             Precision::Stored | Precision::Bf16 => stored.dtype == Dtype::Bf16,
         };
-        let kept = storage.entry(*tensor).or_insert(Storage::Bf16);
+        let kept = storage.entry(*tensor).or_insert(Format::Bf16);
         if !narrow {
-            *kept = Storage::F32;
+            *kept = Format::F32;
         }
     }
     storage

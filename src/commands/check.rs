@@ -2,7 +2,7 @@
 
 use std::num::NonZeroUsize;
 
-use einfuse::codegen::Storage;
+use einfuse::codegen::Format;
 use einfuse::{Model, Settings, Wanted, runtime};
 use serde::Serialize;
 
@@ -25,12 +25,12 @@ pub(crate) struct Bounds {
 }
 
 impl Bounds {
-    const fn of(storage: Storage) -> Bounds {
+    const fn of(storage: Format) -> Bounds {
         let (perplexity_ratio, top1_agreement) = match storage {
-            Storage::F32 => (1.0001, 0.999),
-            Storage::Bf16 => (1.01, 0.97),
-            Storage::Q8 => (1.02, 0.93),
-            Storage::Q4 => (1.3, 0.6),
+            Format::F32 => (1.0001, 0.999),
+            Format::Bf16 => (1.01, 0.97),
+            Format::Q8 => (1.02, 0.93),
+            Format::Q4 => (1.3, 0.6),
         };
         Bounds { perplexity_ratio, top1_agreement }
     }
@@ -194,7 +194,7 @@ impl Sums {
         self.positions += 1;
     }
 
-    fn check(self, model: &Model, name: String, storage: (Storage, Storage), bounds: Bounds) -> Check {
+    fn check(self, model: &Model, name: String, storage: (Format, Format), bounds: Bounds) -> Check {
         let count = self.positions as f64;
         let perplexity_ratio = ((self.surprise - self.surprise_f32) / count).exp();
         let top1_agreement = self.agreed as f64 / count;

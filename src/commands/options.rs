@@ -13,8 +13,8 @@ use super::progress::Progress;
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Model")]
 pub(crate) struct ModelOptions {
-    /// The model: a folder with config.json, *.safetensors and tokenizer.json [default: the embedded one]
-    #[arg(short, long, value_name = "FOLDER")]
+    /// The model: a folder with config.json, *.safetensors and tokenizer.json, or a GGUF file [default: the embedded one]
+    #[arg(short, long, value_name = "MODEL")]
     pub(crate) model: Option<PathBuf>,
 
     /// How weight matrices are kept in memory [default: as the files have them]

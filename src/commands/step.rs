@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use einfuse::Model;
 use einfuse::codegen::cost::{Cost, Work};
 use einfuse::codegen::fuse::Kernel;
-use einfuse::codegen::{Batch, Compiled, Storage};
+use einfuse::codegen::{Batch, Compiled, Format};
 use einfuse::graph::TensorId;
 
 /// What a step of so many tokens takes, after so many positions.
@@ -46,16 +46,16 @@ pub(crate) fn parameters(model: &Model) -> usize {
 }
 
 /// How most of the model's weights are stored, which says what multiplies them.
-pub(crate) fn storage(model: &Model) -> Storage {
-    let count = |storage: Storage| -> f64 {
+pub(crate) fn storage(model: &Model) -> Format {
+    let count = |storage: Format| -> f64 {
         let packed = model.program().weights().iter().filter(|packed| packed.storage == storage);
         packed.map(|packed| packed.bytes as f64 / storage.bytes()).sum()
     };
-    Storage::ALL.into_iter().max_by(|&a, &b| count(a).total_cmp(&count(b))).unwrap_or(Storage::F32)
+    Format::ALL.into_iter().max_by(|&a, &b| count(a).total_cmp(&count(b))).unwrap_or(Format::F32)
 }
 
 /// How the weights are stored that have the fewest bits.
-pub(crate) fn coarsest(model: &Model) -> Storage {
+pub(crate) fn coarsest(model: &Model) -> Format {
     let storages = model.program().weights().iter().map(|packed| packed.storage);
-    storages.min_by_key(|storage| storage.bits()).unwrap_or(Storage::F32)
+    storages.min_by_key(|storage| storage.bits()).unwrap_or(Format::F32)
 }

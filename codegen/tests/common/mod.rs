@@ -1,6 +1,6 @@
 //! Running compiled programs beside the interpreter.
 
-use einfuse_codegen::{Options, PageTable, Program, Step, Storage, Team, Values, Wanted, Workspace};
+use einfuse_codegen::{Format, Options, PageTable, Program, Step, Team, Values, Wanted, Workspace};
 use einfuse_graph::random::{random_inputs, random_weights};
 use einfuse_graph::{Extent, Graph, Interpreter, Tensor, TensorId, Weights};
 
@@ -134,7 +134,7 @@ impl Runner {
     pub(crate) fn new(
         graph: &Graph,
         weights: &dyn Weights,
-        storage: Storage,
+        storage: Format,
         options: &Options,
         positions: usize,
     ) -> Result<Runner, String> {
