@@ -1,5 +1,5 @@
-//! The contraction cores on one worker, beside this machine's peaks in the same run: multiply-adds of 128 bits from
-//! registers, and reading memory that no cache holds. Each result is checked.
+//! The contraction cores on one worker, beside this machine's peaks in the same run: multiply-adds of floats from registers,
+//! as wide as the cores, and reading memory that no cache holds. Each result is checked.
 //!
 //! `cargo bench -p einfuse-codegen --bench core`
 
@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use einfuse_codegen::loops::{Address, Buffer, Core, Elem, Expr, Fold, Format, Kernel, LANES, PANEL, Stmt, Ty, Var};
 use einfuse_codegen::lower::{Code, Lowering, Target, compile};
+use einfuse_codegen::peak::MultiplyAdds;
 
 const A: usize = 4;
 const B: usize = 5;
@@ -67,23 +68,6 @@ fn kernel(name: &str, vars: Vec<Ty>, body: Vec<Stmt>) -> Kernel {
 
 fn count(var: u32, to: usize, step: usize, body: Vec<Stmt>) -> Stmt {
     Stmt::For { var: Var(var), from: 0.into(), to: to.into(), step: step as i64, body }
-}
-
-/// Ten chains of multiply-adds, each its own register.
-fn fma_peak(turns: usize, chains: u32) -> Kernel {
-    let chain = |i| Var(i + 1);
-    let mut body: Vec<Stmt> = (0..chains).map(|i| Stmt::Let(chain(i), Expr::Float(0.0).splat())).collect();
-    let factor = Var(chains + 1);
-    let value = Address::new(Buffer::Frame(A), 0).load(Elem::F32).splat();
-    body.push(Stmt::Let(factor, value));
-    let step = |i| Stmt::Set(chain(i), Expr::Var(chain(i)).fma(factor, factor));
-    let unrolled = (0..4 * chains).map(|i| step(i % chains)).collect();
-    body.push(count(0, turns, 1, unrolled));
-    for i in 0..chains {
-        let at = Address::new(Buffer::Frame(C), i as usize * LANES);
-        body.push(Stmt::Store { elem: Elem::F32, at, value: Expr::Var(chain(i)) });
-    }
-    kernel("fma_peak", [vec![Ty::Int], vec![Ty::Floats; chains as usize + 1]].concat(), body)
 }
 
 /// The sum of a buffer.
@@ -183,17 +167,14 @@ fn main() {
     let wide = (64 << 20) / (4 * depth) / PANEL * PANEL * 2;
     let factor = as_bytes(&[0.5], Elem::F32);
     let sink = vec![0u8; 4096];
-    let chains = 12;
-    let turns = 20_000;
-    let fma = fma_peak(turns, chains);
-    let flops = turns * 4 * chains as usize * LANES * 2;
-    let mut peak = Case::new(&fma, &[&factor, &sink, &sink], flops, 0);
+    let multiply_adds = MultiplyAdds::new(Format::F32).unwrap_or_else(|e| panic!("{e}"));
+    let mut peak = 0.0f64;
 
     let mut cases = Vec::new();
     let mut kernels = Vec::new();
     let mut kept = Vec::new();
     for elem in [Elem::F32, Elem::Bf16] {
-        for rows in 1..=4 {
+        for rows in [1, 2, 4, 8, 16] {
             for (place, m, n) in [("cache", rows * 16, 576), ("memory", rows, wide)] {
                 let a = floats(m * depth);
                 let b = as_bytes(&floats(n * depth), elem);
@@ -213,18 +194,22 @@ fn main() {
     let (_, stream, _) = &kept[1];
     let mut read = Case::new(&read_peak(wide * depth), &[&factor, stream, &sink], 0, stream.len());
     for _ in 0..7 {
-        for case in cases.iter_mut().chain([&mut peak, &mut read]) {
+        for case in cases.iter_mut().chain([&mut read]) {
             case.run();
         }
+        let start = Instant::now();
+        std::hint::black_box(multiply_adds.run());
+        peak = peak.max(multiply_adds.operations() / start.elapsed().as_secs_f64() / 1e9);
     }
     compile_time(&kernels);
-    println!("peak: {:.1} GFLOP/s of 128-bit multiply-adds, {:.1} GB/s read from memory", peak.gflops(), read.gbytes());
+    let bits = multiply_adds.multiplier().bits;
+    println!("peak: {peak:.1} GFLOP/s of {bits}-bit multiply-adds, {:.1} GB/s read from memory", read.gbytes());
     for case in &cases {
         println!(
             "{:20} {:6.1} GFLOP/s ({:.2} of peak)  {:6.1} GB/s of panels ({:.2} of memory)",
             case.name,
             case.gflops(),
-            case.gflops() / peak.gflops(),
+            case.gflops() / peak,
             case.gbytes(),
             case.gbytes() / read.gbytes()
         );

@@ -402,7 +402,7 @@ impl Program {
         self.homes.groups.iter().map(of).collect()
     }
 
-    /// The kernels, those for one token and those for many.
+    /// The kernels: those for one token, for many, and for a few.
     pub fn kernels(&self) -> &[Compiled] {
         &self.compiled
     }

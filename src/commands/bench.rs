@@ -8,7 +8,7 @@ use einfuse::{Model, Settings, runtime};
 use serde::Serialize;
 
 use super::check::Check;
-use super::options::{ModelOptions, OutputOptions, at_least_one, thread_count};
+use super::options::{ModelOptions, OutputOptions, at_least_one, thread_count, whole_number};
 use super::output::{markdown, print, print_json};
 use super::profile::{Profile, Timed};
 use super::step;
@@ -50,15 +50,15 @@ way from call to call, what comes before the first and after the last, and the c
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Bench {
     /// Tokens of the prompt; 0: none [default: 512, or what fits]
-    #[arg(short, long, value_name = "N")]
+    #[arg(short, long, value_name = "N", value_parser = whole_number)]
     prompt: Option<usize>,
 
     /// Tokens to generate; 0: none [default: 128, or what fits]
-    #[arg(short = 'n', long, value_name = "N")]
+    #[arg(short = 'n', long, value_name = "N", value_parser = whole_number)]
     generate: Option<usize>,
 
     /// Tokens that come before, for all tests; several numbers, separated by commas, repeat them
-    #[arg(short, long, value_name = "N", value_delimiter = ',', default_value = "0")]
+    #[arg(short, long, value_name = "N", value_delimiter = ',', default_value = "0", value_parser = whole_number)]
     depth: Vec<usize>,
 
     /// Generate by so many tokens at once too; numbers separated by commas

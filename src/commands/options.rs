@@ -215,6 +215,10 @@ fn rules() -> impl TypedValueParser<Value = Rule> {
 }
 
 /// A value that counts something of which there must be one.
+pub(crate) fn whole_number(text: &str) -> Result<usize, String> {
+    text.parse().map_err(|_| "a whole number is wanted".to_owned())
+}
+
 pub(crate) fn at_least_one(text: &str) -> Result<NonZeroUsize, String> {
     text.parse().map_err(|_| "a whole number of at least 1 is wanted".to_owned())
 }

@@ -83,20 +83,29 @@ impl Emitter {
     }
 }
 
+/// Below it `e^x` is 0.
+pub(super) const LEAST_EXPONENT: f32 = -104.0;
+
+/// `-ln 2` in two parts, the first of few bits, so that its products with small whole numbers are exact.
+pub(super) const MINUS_LN_2: [f32; 2] = [-0.693_359_4, 2.121_944_4e-4];
+
+/// `(e^r - 1 - r) / r^2` as a polynomial for `r` between halves of `ln 2`, the highest power first.
+pub(super) const EXP: [f32; 6] = [1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5];
+
 /// `e^x`, to 1.1 ulp (of what is not subnormal; there to the smallest float). Overflows to infinity, underflows gradually.
 pub(super) fn exp(e: &mut Emitter, x: Value) -> Value {
     let ty = e.ty(x);
     // What is not a number passes through: it is the second operand.
-    let (least, greatest) = (e.float_of(ty, -104.0), e.float_of(ty, 89.0));
+    let (least, greatest) = (e.float_of(ty, LEAST_EXPONENT), e.float_of(ty, 89.0));
     let x = e.fmax(least, x);
     let x = e.fmin(greatest, x);
     // x = n ln 2 + r
     let round = e.float_of(ty, ROUND);
     let shifted = e.fma_of(x, std::f32::consts::LOG2_E, round);
     let n = e.sub(shifted, round);
-    let r = e.fma_of(n, -0.693_359_4, x);
-    let r = e.fma_of(n, 2.121_944_4e-4, r);
-    let p = e.polynomial(r, &[1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5]);
+    let r = e.fma_of(n, MINUS_LN_2[0], x);
+    let r = e.fma_of(n, MINUS_LN_2[1], r);
+    let p = e.polynomial(r, &EXP);
     let square = e.mul(r, r);
     let p = e.fma(p, square, r);
     let p = e.add_of(p, 1.0);

@@ -2,7 +2,7 @@
 //!
 //! [`homes`] decides where everything lives; then each kernel is written in the skeleton of its shape: [`rows`],
 //! [`contract`] or [`stream`], all of which write their equations through [`emit`]. A plan is scheduled for one token
-//! (decode) and for many (prefill).
+//! (decode) and for many (prefill); what streams a cache for a few, too.
 
 use std::collections::HashMap;
 

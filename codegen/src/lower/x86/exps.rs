@@ -2,6 +2,7 @@
 
 use iced_x86::{Code, IcedError, Instruction, Register};
 
+use super::super::math::{EXP, LEAST_EXPONENT, MINUS_LN_2};
 use super::{A, B, Writer};
 use crate::loops::{Format, PANEL};
 
@@ -11,12 +12,11 @@ const MOST: usize = 4;
 const SHIFT: Register = Register::ZMM31;
 const LEAST: Register = Register::ZMM30;
 const LOG2_E: Register = Register::ZMM29;
-/// `ln 2` in two parts, the first of few bits.
+/// The parts of `-ln 2`.
 const LN_2: [Register; 2] = [Register::ZMM28, Register::ZMM27];
 const ONE: Register = Register::ZMM26;
 /// Sums of each of the vectors.
 const TOTAL: Register = Register::ZMM20;
-const COEFFICIENTS: [f32; 6] = [1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5];
 
 fn coefficient(i: usize) -> Register {
     Register::ZMM14 + i as u32
@@ -30,15 +30,15 @@ fn total(i: usize) -> Register {
 pub(super) fn write(w: &mut Writer, depth: usize, format: Format) -> Result<(), IcedError> {
     w.push(Instruction::with2(Code::EVEX_Vbroadcastss_zmm_k1z_xmmm32, SHIFT, Register::XMM0))?;
     for (register, number) in [
-        (LEAST, -104.0),
+        (LEAST, LEAST_EXPONENT),
         (LOG2_E, std::f32::consts::LOG2_E),
-        (LN_2[0], -0.693_359_4),
-        (LN_2[1], 2.121_944_4e-4),
+        (LN_2[0], MINUS_LN_2[0]),
+        (LN_2[1], MINUS_LN_2[1]),
         (ONE, 1.0),
     ] {
         w.constant(register, number.to_bits())?;
     }
-    for (i, number) in COEFFICIENTS.iter().enumerate() {
+    for (i, number) in EXP.iter().enumerate() {
         w.constant(coefficient(i), number.to_bits())?;
     }
     let vectors = depth / PANEL;
@@ -88,7 +88,7 @@ fn some(w: &mut Writer, vectors: usize, format: Format) -> Result<(), IcedError>
         each(&mut |w, i| w.push(three(add, x(i), n(i), part)))?;
     }
     each(&mut |w, i| w.push(Instruction::with2(Code::EVEX_Vmovaps_zmm_k1z_zmmm512, p(i), coefficient(0))))?;
-    for c in 1..COEFFICIENTS.len() {
+    for c in 1..EXP.len() {
         each(&mut |w, i| w.push(three(horner, p(i), x(i), coefficient(c))))?;
     }
     // 1 + r + r² p

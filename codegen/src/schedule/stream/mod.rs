@@ -2,8 +2,8 @@
 //!
 //! A tile is some tokens with all rows that read the same keys and values (the axes that only the activations have). For
 //! each page that the tile's tokens may see, the cores compute the scores, then every row updates its statistics and
-//! turns its scores into weights, then the cores add the weighted values. With one token the pages are split among
-//! several tiles, whose partial statistics are merged by a second kernel.
+//! turns its scores into weights, then the cores add the weighted values. With one token, or a few, the pages are split
+//! among several tiles, whose partial statistics are merged by a second kernel.
 
 use einfuse_graph::{AxisId, TensorId};
 
@@ -24,7 +24,7 @@ use page::Page;
 /// Rows that a tile has about, where there are many tokens.
 const ROWS: usize = 48;
 
-/// Tiles there should be, at least, where there is one token.
+/// Tiles there should be, at least, where there is one token or a few.
 const SPLITS: usize = 16;
 
 /// What a running maximum starts from: below every score, yet finite, so that its difference to itself is 0.
@@ -42,7 +42,7 @@ struct Shape<'s> {
     per_token: usize,
     /// Tokens in a tile, at most.
     most: usize,
-    /// Tiles that share the pages of one token.
+    /// Tiles that share the pages of one token, or a few.
     splits: usize,
     /// Rows of a tile, filled up to whole vectors, and with those that the last core takes beyond.
     padded: usize,
