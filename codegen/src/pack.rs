@@ -90,8 +90,6 @@ pub struct Packed {
     pub grain: usize,
     /// How its elements are stored.
     pub storage: Format,
-    /// Rows of its panels.
-    depth: usize,
     moves: Vec<Move>,
 }
 
@@ -99,7 +97,7 @@ impl Packed {
     pub(crate) fn of(graph: &Graph, region: &Region, layer: Option<usize>, offset: usize) -> Packed {
         let moves: Vec<Move> = region.views.iter().map(|view| Move::of(graph, view, region.storage)).collect();
         let unit = region.storage.elem().bytes();
-        let grains: Vec<usize> = moves.iter().map(|m| m.grain().unwrap_or(region.len)).collect();
+        let grains: Vec<usize> = moves.iter().map(|m| m.grain(region.storage).unwrap_or(region.len)).collect();
         let alike = grains.windows(2).all(|pair| pair[0] == pair[1]);
         let grain = match region.storage.is_coded() {
             true => region.storage.panel(region.depth),
@@ -111,7 +109,6 @@ impl Packed {
             offset,
             bytes: region.len * unit,
             grain: grain * unit,
-            depth: region.depth,
             storage: region.storage,
             moves,
         }
@@ -132,7 +129,6 @@ impl Packed {
             let mut part = Part {
                 values,
                 storage: self.storage,
-                depth: self.depth,
                 first: from / self.storage.elem().bytes() * self.storage.in_unit(),
                 out: &mut *out,
                 runs: Box::new([[0.0; RUN]; PANEL]),
@@ -179,20 +175,23 @@ enum Piece {
 
 impl Piece {
     /// How many places it has.
-    fn len(self) -> usize {
+    fn len(self, storage: Format) -> usize {
         match self {
             Piece::Row(len) => len,
-            Piece::Panel { rows, .. } => rows * PANEL,
+            Piece::Panel { rows, .. } => span(storage, rows),
         }
     }
+}
+
+/// How many places so many rows of a panel take: whole blocks.
+fn span(storage: Format, rows: usize) -> usize {
+    storage.rows(rows) * storage.in_unit()
 }
 
 /// What is written, and from what.
 struct Part<'a> {
     values: &'a Values<'a>,
     storage: Format,
-    /// Rows of a panel.
-    depth: usize,
     /// The place of the first element of `out`.
     first: usize,
     out: &'a mut [u8],
@@ -223,8 +222,9 @@ impl Move {
         let column = (0..dims).find(|&dim| free(dim) && view.layout.has_panels(dim));
         let (together, in_unit) = (storage.together(), storage.in_unit());
         let in_panel = |i: usize| {
+            let (block, i) = (i / storage.block(), i % storage.block());
             let (word, within) = (i / (together * in_unit), i / together % in_unit + i % together * in_unit);
-            word * together * in_unit * PANEL + within
+            block * span(storage, storage.block()) + word * together * in_unit * PANEL + within
         };
         let is_row = |dim: usize| sizes[dim] > 1 && goes(dim, &in_panel);
         let row = column.and_then(|column| (0..dims).rev().find(|&dim| dim != column && is_row(dim)));
@@ -234,8 +234,8 @@ impl Move {
                 let (mut first, mut rows) = (last, sizes[last]);
                 while first > 0
                     && first - 1 != column
-                    && rows.is_multiple_of(together * in_unit)
-                    && goes(first - 1, &|i| i * rows * PANEL)
+                    && rows.is_multiple_of(storage.block())
+                    && goes(first - 1, &|i| i * span(storage, rows))
                 {
                     first -= 1;
                     rows *= sizes[first];
@@ -273,8 +273,8 @@ impl Move {
     }
 
     /// All pieces begin at multiples of the elements of one, if they do.
-    fn grain(&self) -> Option<usize> {
-        let len = self.piece.len();
+    fn grain(&self, storage: Format) -> Option<usize> {
+        let len = self.piece.len(storage);
         let mut places = self.loops.iter().flat_map(|l| &l.places).chain([&self.base]);
         places.all(|place| place.is_multiple_of(len)).then_some(len)
     }
@@ -284,7 +284,7 @@ impl Move {
         let [outer, inner @ ..] = loops else {
             return part.write(self.piece, source, place, columns);
         };
-        let reach = inner.iter().map(Loop::reach).sum::<usize>() + self.piece.len();
+        let reach = inner.iter().map(Loop::reach).sum::<usize>() + self.piece.len(part.storage);
         let end = part.first + part.places();
         let begin = outer.places.partition_point(|at| place + at + reach <= part.first);
         for (i, at) in outer.places.iter().enumerate().skip(begin).take_while(|(_, at)| place + **at < end) {
@@ -330,7 +330,8 @@ impl Part<'_> {
                     }
                     for from in (0..read).step_by(ROWS) {
                         let block = turned(&self.runs, from);
-                        self.write_rows(place + (first + from) * PANEL, &block[..ROWS.min(read - from)]);
+                        let place = place + span(self.storage, first + from);
+                        self.write_rows(place, &block[..ROWS.min(read - from)]);
                     }
                 }
             }
@@ -347,7 +348,7 @@ impl Part<'_> {
                             }),
                         }
                     }
-                    self.write_rows(place + first * PANEL, block);
+                    self.write_rows(place + span(self.storage, first), block);
                 }
             }
         }
@@ -360,13 +361,10 @@ impl Part<'_> {
         if !format.is_coded() {
             return write_panel(format, rows, &mut self.out[at..][..rows.len() * PANEL * unit]);
         }
-        let whole = format.panel(self.depth);
-        let (panel, within) = self.out[at / whole * whole..][..whole].split_at_mut(format.values(self.depth));
-        let first = at % whole / format.values(1);
-        for (nth, block) in rows.chunks(format.block()).enumerate() {
-            let row = first + nth * format.block();
-            let codes = &mut panel[format.values(row)..][..format.values(block.len())];
-            write_block(format, block, codes, &mut within[row / format.block() * 2 * PANEL..][..2 * PANEL]);
+        let blocks = self.out[at..].chunks_mut(format.rows(format.block()));
+        for (rows, block) in rows.chunks(format.block()).zip(blocks) {
+            let (codes, scales) = block.split_at_mut(format.values());
+            write_block(format, rows, codes, scales);
         }
     }
 }
@@ -502,7 +500,7 @@ mod tests {
         let (mut layout, mut stride) = (Layout { base, terms: Vec::new() }, PANEL);
         for (nth, &dim) in rows.iter().rev().enumerate() {
             match nth {
-                0 => layout.push_depth(dim, stride, storage),
+                0 => layout.push_depth(dim, storage),
                 _ => layout.push(dim, stride),
             }
             stride *= sizes[dim];
@@ -640,7 +638,7 @@ mod tests {
             let rows: Vec<[f32; PANEL]> = (0..format.block())
                 .map(|k| array::from_fn(|n| if n == 3 { 0.0 } else { number(k * 31 + n * 7) / (n + 1) as f32 }))
                 .collect();
-            let (mut codes, mut scales) = (vec![0; format.values(rows.len())], [0; 2 * PANEL]);
+            let (mut codes, mut scales) = (vec![0; format.values()], [0; 2 * PANEL]);
             write_block(format, &rows, &mut codes, &mut scales);
             let mut squares = [0.0f32; 2];
             for (k, row) in rows.iter().enumerate() {

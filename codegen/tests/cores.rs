@@ -76,9 +76,11 @@ fn panel(random: &mut Random, depth: usize, format: Format) -> Vec<u8> {
     if !format.is_coded() {
         return values(random, PANEL * depth, format);
     }
-    let codes = format.values(depth);
-    let mut panel: Vec<u8> = (0..codes).map(|_| (random.float() * 128.0 + 128.0) as u8).collect();
-    panel.extend(values(random, (format.panel(depth) - codes) / 2, Format::Bf16));
+    let mut panel = Vec::new();
+    for _ in 0..depth / format.block() {
+        panel.extend((0..format.values()).map(|_| (random.float() * 128.0 + 128.0) as u8));
+        panel.extend(values(random, PANEL, Format::Bf16));
+    }
     panel
 }
 
@@ -122,7 +124,11 @@ fn check(case: &Case) {
         ..Memory::default()
     };
     let (expected, actual, called) = both_with(cores, &kernel, memory);
-    assert_eq!(called, is_wide(cores, a_format) && !at_run_time && rows <= cores.rows(), "{cores:?}: {kernel}");
+    assert_eq!(
+        called,
+        is_wide(cores, a_format) && !at_run_time && rows <= cores.rows_by(b_format),
+        "{cores:?}: {kernel}"
+    );
     // Each of `depth` additions of products below `most` rounds by half an ulp of a sum below most * (depth + 1).
     let most = if b_format.is_coded() { 128.0 } else { 1.0 };
     let bound = most * ((depth * (depth + 1)) as f32 * f32::EPSILON / 2.0 + f32::EPSILON);

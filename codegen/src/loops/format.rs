@@ -9,9 +9,10 @@ use super::{Elem, PANEL};
 /// `(k / T * PANEL + n) * T + k % T`).
 ///
 /// `Q8` and `Q4` panels are of codes, bytes and halves of bytes, with a scale for each [`Format::block`] rows of a column:
-/// a weight is `scale * (code - offset)`. The codes come first: of `Q8` element `k`, `n` is byte
+/// a weight is `scale * (code - offset)`. Each block has its codes first: of `Q8` its element `k`, `n` is byte
 /// `(k / 4 * PANEL + n) * 4 + k % 4`; of `Q4` it is in byte `(k / 8 * PANEL + n) * 4 + k % 4`, the lower half where `k / 4`
-/// is even. Then for each block the scales of the columns, as bf16; then up to a multiple of 64 bytes nothing.
+/// is even. Then the scales of the columns, as bf16. So memory is read in one stretch, whose continuation the machine
+/// guesses. Behind the last block, up to a multiple of 64 bytes, is nothing.
 ///
 /// A row of the other operand has `depth` floats (`F32`, or `Bf16` where the panel is), or where the panel is of codes:
 /// `depth` signed bytes, for each block a scale as `F32`, then for each block the sum of its codes times `-offset` as
@@ -90,15 +91,20 @@ impl Format {
         self.bits() as f64 / 8.0 + scale
     }
 
-    /// Units that a panel's elements take; behind them, of codes, the scales begin.
-    pub const fn values(self, depth: usize) -> usize {
-        depth * PANEL * self.bits() / 8 / self.elem().bytes()
+    /// Units of the elements of a block; behind them, of codes, are their scales.
+    pub const fn values(self) -> usize {
+        self.block() * PANEL * self.bits() / 8 / self.elem().bytes()
+    }
+
+    /// Units of so many rows of a panel, whole blocks.
+    pub const fn rows(self, depth: usize) -> usize {
+        let scales = if self.is_coded() { 2 * PANEL } else { 0 };
+        depth / self.block() * (self.values() + scales)
     }
 
     /// Units of a panel.
     pub const fn panel(self, depth: usize) -> usize {
-        let scales = if self.is_coded() { (depth / self.block() * PANEL * 2).next_multiple_of(64) } else { 0 };
-        self.values(depth) + scales
+        if self.is_coded() { self.rows(depth).next_multiple_of(64) } else { self.rows(depth) }
     }
 
     /// The floats of an element.

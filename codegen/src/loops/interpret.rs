@@ -173,7 +173,7 @@ impl Machine<'_> {
                 let mut sum = 0.0;
                 for k in 0..depth {
                     sum += if format.is_coded() {
-                        self.decoded_row(core, a, k, depth)? * self.decoded(core, b, k, n, depth)?
+                        self.decoded_row(core, a, k, depth)? * self.decoded(core, b, k, n)?
                     } else {
                         let x = self.float_at(&core.a, a.wrapping_add(k), core.a_format.elem())?;
                         let together = format.together() as i64;
@@ -193,16 +193,16 @@ impl Machine<'_> {
     }
 
     /// An element of a panel of codes that begins at byte `b`.
-    fn decoded(&mut self, core: &Core, b: i64, k: i64, n: i64, depth: i64) -> Ran<f64> {
+    fn decoded(&mut self, core: &Core, b: i64, k: i64, n: i64) -> Ran<f64> {
         let (format, panel) = (core.b_format, PANEL as i64);
-        let byte = |group: i64| b.wrapping_add((group * panel + n) * 4 + k % 4);
+        let length = format.block() as i64;
+        let block = b.wrapping_add(k / length * format.rows(format.block()) as i64);
+        let byte = |group: i64| block.wrapping_add((group * panel + n) * 4 + k % 4);
         let code = match format {
-            Format::Q4 => self.memory_at(&core.b, byte(k / 8), 1, 1)?[0] >> (k / 4 % 2 * 4) & 15,
-            _ => self.memory_at(&core.b, byte(k / 4), 1, 1)?[0],
+            Format::Q4 => self.memory_at(&core.b, byte(k % length / 8), 1, 1)?[0] >> (k / 4 % 2 * 4) & 15,
+            _ => self.memory_at(&core.b, byte(k % length / 4), 1, 1)?[0],
         };
-        let scales = b.wrapping_add(format.values(depth as usize) as i64);
-        let at = scales.wrapping_add((k / format.block() as i64 * panel + n) * 2);
-        let scale = self.memory_at(&core.b, at, 1, 2)?;
+        let scale = self.memory_at(&core.b, block.wrapping_add(format.values() as i64 + n * 2), 1, 2)?;
         let scale = f32::from_bits(u32::from_le_bytes([0, 0, scale[0], scale[1]]));
         Ok(f64::from(scale) * f64::from(i32::from(code) - format.offset()))
     }

@@ -69,7 +69,7 @@ impl Codes<'_> {
             products.extend([start; VECTORS]);
         }
         let codes: Vec<(Value, i32)> = self.a.iter().map(|row| within(e, *row, length)).collect();
-        let panel = within(e, self.b, self.format.values(length));
+        let panel = within(e, self.b, self.format.rows(length));
         // A vector of codes holds as many steps as a byte has codes.
         let together = self.format.together() * 8 / self.format.bits();
         let (start, end, step) = (e.int(0), e.int(length as i64), e.int(together as i64));
@@ -95,8 +95,7 @@ impl Codes<'_> {
             }
             products
         });
-        let (scales, offset) = within(e, self.b, 2 * PANEL);
-        let offset = offset + self.format.values(self.depth) as i32;
+        let (scales, offset) = (panel.0, panel.1 + self.format.values() as i32);
         let mut results = sums.to_vec();
         for (row, (result, products)) in results.chunks_mut(VECTORS).zip(products.chunks(VECTORS)).enumerate() {
             let (pointer, at) = within(e, self.a[row], 4);

@@ -260,7 +260,7 @@ impl Homes {
                     let strides = Strides { base, panel, unit: unit_stride };
                     let layout = panel_layout(graph, c, &units, &strides.times(storage.in_unit()), storage, false);
                     let scales = storage.is_coded().then(|| {
-                        let strides = Strides { base: base + storage.values(depth), ..strides }.divided(2);
+                        let strides = Strides { base: base + storage.values(), ..strides }.divided(2);
                         panel_layout(graph, c, &units, &strides, storage, true)
                     });
                     View { tensor: c.b, fixed: c.fixed.clone(), layout, scales }
@@ -432,7 +432,10 @@ impl Homes {
                 let mut stride = PANEL;
                 for (i, &a) in c.depth.iter().rev().enumerate() {
                     let dim = axes.iter().position(|&d| d == a).unwrap_or(0);
-                    layout.push_depth(dim, stride, if i == 0 { Format::of(elem) } else { Format::F32 });
+                    match i {
+                        0 => layout.push_depth(dim, Format::of(elem)),
+                        _ => layout.push(dim, stride),
+                    }
                     stride *= size(a);
                 }
                 layout.push_panels(0, stride, Format::of(elem));
@@ -448,7 +451,7 @@ impl Homes {
                 }
                 let lane = c.cols[c.cols.len() - 1];
                 let mut layout = Layout::default();
-                layout.push_depth(0, PANEL, Format::of(elem));
+                layout.push_depth(0, Format::of(elem));
                 let mut stride = PANEL * PAGE;
                 layout.push_panels(axes.iter().position(|&d| d == lane).unwrap_or(0), stride, Format::of(elem));
                 stride *= size(lane).div_ceil(PANEL);
@@ -565,16 +568,17 @@ fn panel_layout(
     let dim = |a: AxisId| dims.iter().position(|&d| d == a);
     let size = |a: AxisId| graph.size(a).unwrap_or(1);
     let mut layout = Layout { base: strides.base, terms: Vec::new() };
-    let mut stride = PANEL;
+    let mut rows = 1;
     for (i, &a) in c.depth.iter().rev().enumerate() {
         if let Some(dim) = dim(a) {
             match (i, scales) {
-                (0, true) => layout.push_blocks(dim, stride, format),
-                (0, false) => layout.push_depth(dim, stride, format),
-                _ => layout.push(dim, stride),
+                (0, true) => layout.push_blocks(dim, format),
+                (0, false) => layout.push_depth(dim, format),
+                (_, true) => layout.push(dim, format.rows(rows) / Elem::Bf16.bytes()),
+                (_, false) => layout.push(dim, format.rows(rows) * format.in_unit()),
             }
         }
-        stride *= if i == 0 && scales { size(a) / format.block() } else { size(a) };
+        rows *= size(a);
     }
     let lane_panels = units.lane_size.div_ceil(PANEL);
     let lane_stride = if units.lane_whole { strides.panel } else { strides.unit };

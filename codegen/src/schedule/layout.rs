@@ -1,6 +1,6 @@
 //! Layouts: where the element of a tensor at some coordinates lies.
 
-use crate::loops::{Expr, Format, LANES, PANEL};
+use crate::loops::{Elem, Expr, Format, LANES, PANEL};
 
 /// One summand of an offset: `stride · ((index / div) mod modulo)`, where `index` is the coordinate along one dimension.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,22 +54,28 @@ impl Layout {
         self.terms.push(Term { dim, div: 1, modulo: Some(PANEL), stride: format.together() * format.in_unit() });
     }
 
-    /// The rows of a panel, `stride` from row to row if they did not lie together.
-    pub(crate) fn push_depth(&mut self, dim: usize, stride: usize, format: Format) {
+    /// The rows of a panel.
+    pub(crate) fn push_depth(&mut self, dim: usize, format: Format) {
         let (together, in_unit) = (format.together(), format.in_unit());
-        if together == 1 {
-            return self.push(dim, stride);
+        let apart = together * in_unit;
+        if apart == 1 {
+            return self.push(dim, PANEL);
         }
-        self.terms.push(Term { dim, div: together * in_unit, modulo: None, stride: stride * together * in_unit });
+        let block = format.block();
+        self.terms.push(Term { dim, div: block, modulo: None, stride: format.rows(block) * in_unit });
+        if block > apart {
+            self.terms.push(Term { dim, div: apart, modulo: Some(block / apart), stride: PANEL * apart });
+        }
         if in_unit > 1 {
             self.terms.push(Term { dim, div: together, modulo: Some(in_unit), stride: 1 });
         }
         self.terms.push(Term { dim, div: 1, modulo: Some(together), stride: in_unit });
     }
 
-    /// The rows of a panel, as far as they have scales of their own, `stride` from row to row of scales.
-    pub(crate) fn push_blocks(&mut self, dim: usize, stride: usize, format: Format) {
-        self.terms.push(Term { dim, div: format.block(), modulo: None, stride });
+    /// The rows of a panel, as far as they have scales of their own.
+    pub(crate) fn push_blocks(&mut self, dim: usize, format: Format) {
+        let block = format.block();
+        self.terms.push(Term { dim, div: block, modulo: None, stride: format.rows(block) / Elem::Bf16.bytes() });
     }
 
     /// Whether a dimension is the columns of panels.
@@ -134,7 +140,7 @@ mod tests {
     fn bf16_panels_interleave_two_rows() {
         let mut layout = Layout::default();
         layout.push_panels(0, 4 * PANEL, Format::Bf16);
-        layout.push_depth(1, PANEL, Format::Bf16);
+        layout.push_depth(1, Format::Bf16);
         let order = |column: usize| [0, 1, 2, 3].map(|row| layout.offset_of(&[column, row]));
         assert_eq!(order(0), [0, 1, 32, 33]);
         assert_eq!(order(5), [10, 11, 42, 43]);
@@ -147,11 +153,13 @@ mod tests {
     #[test]
     fn codes_of_half_a_byte_interleave_eight_rows() {
         let mut layout = Layout::default();
-        layout.push_panels(0, 32 * PANEL, Format::Q4);
-        layout.push_depth(1, PANEL, Format::Q4);
+        layout.push_panels(0, Format::Q4.panel(64) * Format::Q4.in_unit(), Format::Q4);
+        layout.push_depth(1, Format::Q4);
         // Row 0 and row 4 share a byte; the next column follows after four bytes.
         let at = |column: usize, row: usize| layout.offset_of(&[column, row]);
         assert_eq!([0, 4, 1, 5, 7, 8].map(|row| at(0, row)), [0, 1, 2, 3, 7, 128]);
-        assert_eq!([at(1, 0), at(15, 7), at(16, 0)], [8, 127, 512]);
+        assert_eq!([at(1, 0), at(15, 7)], [8, 127]);
+        // Each 32 rows are followed by their scales, of 32 bytes.
+        assert_eq!([at(0, 31), at(0, 32), at(16, 0)], [391, 576, 1152]);
     }
 }

@@ -2,38 +2,43 @@
 
 use iced_x86::{Code, IcedError, Instruction, Register};
 
-use super::{A, AHEAD, B, C, STEP, Shape, Writer};
-use crate::loops::{Format, PANEL};
+use super::{A, B, STEP, Shape, Writer};
+use crate::loops::Format;
 
-/// Where the scales of the rows are, and those of the panel.
+/// Where the scales of the rows are.
 const ROW_SCALES: Register = Register::R8;
-const SCALES: Register = Register::R9;
 
 /// Sums of a block that are carried side by side, at least.
 const CHAINS: usize = 4;
 
-/// Writes the code of a core: at 512 bits only.
+/// Writes the code of a core: at 512 bits only, of at most eight rows.
 pub(super) fn write(w: &mut Writer, shape: Shape) -> Result<(), IcedError> {
-    let chains = (CHAINS / shape.rows).max(1);
-    let blocks = shape.depth / shape.b.block();
-    let lea = |to, base, bytes: usize| Instruction::with2(Code::Lea_r64_m, to, memory(base, bytes));
-    w.push(lea(ROW_SCALES, A, shape.depth))?;
-    w.push(lea(SCALES, B, shape.b.values(shape.depth)))?;
-    if shape.b == Format::Q4 {
+    let Shape { rows, depth, b: format, .. } = shape;
+    let chains = (CHAINS / rows).max(1);
+    let blocks = depth / format.block();
+    let scales = w.at(A, depth);
+    w.push(Instruction::with2(Code::Lea_r64_m, ROW_SCALES, scales))?;
+    if format == Format::Q4 {
         w.constant(MASK, 0x0f0f_0f0f)?;
     }
-    if !shape.accumulate {
-        w.zero(SCALE)?;
-        for row in 0..shape.rows {
-            let to = w.result(&shape, row, 0);
-            w.push(Instruction::with2(Code::EVEX_Vmovups_zmmm512_k1z_zmm, to, SCALE))?;
+    let core = Codes { w, shape, chains, blocks };
+    for row in 0..rows {
+        let total = core.total(row);
+        match shape.accumulate {
+            true => {
+                let from = core.w.result(&shape, row, 0);
+                core.w.push(Instruction::with2(Code::EVEX_Vmovups_zmm_k1z_zmmm512, total, from))?;
+            }
+            false => core.w.zero(total)?,
         }
     }
-    w.times(blocks, |w| Codes { w, shape, chains, blocks }.block())
-}
-
-fn memory(base: Register, bytes: usize) -> iced_x86::MemoryOperand {
-    iced_x86::MemoryOperand::with_base_displ(base, bytes as i64)
+    core.w.times(blocks, |w| Codes { w, shape, chains, blocks }.block())?;
+    let core = Codes { w, shape, chains, blocks };
+    for row in 0..rows {
+        let to = core.w.result(&shape, row, 0);
+        core.w.push(Instruction::with2(Code::EVEX_Vmovups_zmmm512_k1z_zmm, to, core.total(row)))?;
+    }
+    Ok(())
 }
 
 /// Registers that hold what passes by.
@@ -67,7 +72,6 @@ impl Codes<'_> {
         let load = Code::EVEX_Vmovdqu32_zmm_k1z_zmmm512;
         if format == Format::Q4 {
             for pair in 0..steps / 2 {
-                self.fetch(pair)?;
                 let from = self.w.at(B, pair * STEP);
                 self.w.push(Instruction::with2(load, LOWER, from))?;
                 self.w.push(Instruction::with3(Code::EVEX_Vpsrld_zmm_k1z_zmmm512b32_imm8, UPPER, LOWER, 4))?;
@@ -80,7 +84,6 @@ impl Codes<'_> {
             }
         } else {
             for step in 0..steps {
-                self.fetch(step)?;
                 let from = self.w.at(B, step * STEP);
                 self.w.push(Instruction::with2(load, LOWER, from))?;
                 self.multiply(step, LOWER)?;
@@ -88,17 +91,8 @@ impl Codes<'_> {
         }
         self.scale()?;
         self.w.advance(A, format.block())?;
-        self.w.advance(B, format.values(format.block()))?;
-        self.w.advance(ROW_SCALES, 4)?;
-        self.w.advance(SCALES, 2 * PANEL)
-    }
-
-    fn fetch(&mut self, line: usize) -> Result<(), IcedError> {
-        if self.shape.rows > 4 {
-            return Ok(());
-        }
-        let line = self.w.at(B, line * STEP + AHEAD);
-        self.w.push(Instruction::with1(Code::Prefetcht0_m8, line))
+        self.w.advance(B, format.rows(format.block()))?;
+        self.w.advance(ROW_SCALES, 4)
     }
 
     /// Multiplies a step's codes with each row's, and adds.
@@ -113,7 +107,7 @@ impl Codes<'_> {
 
     /// Adds the block's sums, scaled, to the result.
     fn scale(&mut self) -> Result<(), IcedError> {
-        let scales = self.w.at(SCALES, 0);
+        let scales = self.w.at(B, self.shape.b.values());
         self.w.push(Instruction::with2(Code::EVEX_Vpmovzxwd_zmm_k1z_ymmm256, SCALE, scales))?;
         self.w.push(Instruction::with3(Code::EVEX_Vpslld_zmm_k1z_zmmm512b32_imm8, SCALE, SCALE, 16))?;
         for row in 0..self.shape.rows {
@@ -126,15 +120,18 @@ impl Codes<'_> {
             let factor = if row % 2 == 0 { LOWER } else { UPPER };
             let of_row = self.w.each(ROW_SCALES, row * self.shape.a_stride);
             self.w.push(Instruction::with3(Code::EVEX_Vmulps_zmm_k1z_zmm_zmmm512b32_er, factor, SCALE, of_row))?;
-            let to = self.w.at(C, row * self.shape.c_stride);
-            let code = Code::EVEX_Vfmadd213ps_zmm_k1z_zmm_zmmm512b32_er;
-            self.w.push(Instruction::with3(code, sum, factor, to))?;
-            self.w.push(Instruction::with2(Code::EVEX_Vmovups_zmmm512_k1z_zmm, to, sum))?;
+            let add = Code::EVEX_Vfmadd231ps_zmm_k1z_zmm_zmmm512b32_er;
+            self.w.push(Instruction::with3(add, self.total(row), sum, factor))?;
         }
         Ok(())
     }
 
     fn sum(&self, chain: usize, row: usize) -> Register {
         Register::ZMM0 + (chain * self.shape.rows + row) as u32
+    }
+
+    /// What the blocks before add up to.
+    fn total(&self, row: usize) -> Register {
+        self.sum(self.chains, row)
     }
 }

@@ -2,7 +2,7 @@
 
 use iced_x86::{Code, IcedError, Instruction, Register};
 
-use super::{A, AHEAD, B, COUNT, STEP, Shape, Writer};
+use super::{A, B, COUNT, STEP, Shape, Writer};
 use crate::loops::Format;
 
 /// Sums that are carried side by side, at least: what hides the latency of one on every machine so far.
@@ -93,10 +93,6 @@ impl Floats<'_> {
     }
 
     fn step(&mut self, step: usize) -> Result<(), IcedError> {
-        if self.shape.rows <= 4 {
-            let line = self.w.at(B, step * STEP + AHEAD);
-            self.w.push(Instruction::with1(Code::Prefetcht0_m8, line))?;
-        }
         for vector in 0..self.vectors {
             let panel = self.w.at(B, step * STEP + vector * if self.w.wide { 64 } else { 32 });
             let load = [Code::EVEX_Vmovups_zmm_k1z_zmmm512, Code::VEX_Vmovups_ymm_ymmm256];

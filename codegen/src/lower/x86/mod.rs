@@ -67,7 +67,8 @@ impl Leaf {
             accumulate: core.accumulate,
         };
         let near = MAX_ROWS * shape.a_stride.max(shape.c_stride) + 8 * shape.depth < i32::MAX as usize;
-        (near && serve(cores, shape.a, shape.b) && core.rows <= cores.rows()).then_some(Leaf::Core(shape))
+        (near && serve(cores, shape.a, shape.b) && core.rows <= cores.rows_by(core.b_format))
+            .then_some(Leaf::Core(shape))
     }
 
     fn encode(encode: &Encode, cores: &Cores) -> Option<Leaf> {
@@ -238,9 +239,6 @@ const COUNT: Register = Register::ECX;
 
 /// Bytes of the panel that a step takes.
 const STEP: usize = 4 * PANEL;
-
-/// How far ahead, in bytes, a panel is fetched where few rows share it.
-const AHEAD: usize = 1024;
 
 /// Writes instructions.
 struct Writer {
