@@ -51,7 +51,7 @@ enum Input {
 }
 
 struct Access {
-    buffer: (Kind, Option<usize>),
+    kind: Kind,
     start: Affine,
     stride: i64,
     bytes: i64,
@@ -117,7 +117,8 @@ impl Lowerer<'_> {
         if needs.accesses.iter().all(|access| !access.writes) && needs.total.is_none() {
             return None;
         }
-        if nest.rows.is_some() && (needs.total.is_some() || needs.inputs.iter().any(|(_, i)| matches!(i, Input::Index(_))))
+        if nest.rows.is_some()
+            && (needs.total.is_some() || needs.inputs.iter().any(|(_, i)| matches!(i, Input::Index(_))))
         {
             return None;
         }
@@ -195,7 +196,7 @@ impl Needs {
         let window = |access: &Access| access.bytes * PANEL as i64;
         for (i, write) in self.accesses.iter().enumerate().filter(|(_, access)| access.writes) {
             for (j, other) in self.accesses.iter().enumerate() {
-                if i == j || other.buffer.0 != write.buffer.0 {
+                if i == j || other.kind != write.kind {
                     continue;
                 }
                 let alike = write.stride == other.stride;
@@ -204,7 +205,7 @@ impl Needs {
                     // In place: read before it is written, by the same lane.
                     Some(0) => j < i && !other.writes && write.bytes == other.bytes,
                     Some(distance) => distance >= window(other) || -distance >= window(write),
-                    None => write.buffer.1.is_some() && write.buffer.1 != other.buffer.1,
+                    None => false,
                 };
                 if !apart {
                     return false;
@@ -328,7 +329,9 @@ impl Finder<'_> {
             }
             Expr::Var(var) if self.inside.contains(var) => expr.clone(),
             // A vector of equal lanes from outside.
-            Expr::Var(var) if !self.changing().contains(var) && self.needs.total.as_ref().is_none_or(|t| t.var != *var) => {
+            Expr::Var(var)
+                if !self.changing().contains(var) && self.needs.total.as_ref().is_none_or(|t| t.var != *var) =>
+            {
                 let Yield::Value(value) = lowerer.var(*var) else { return None };
                 let ValueDef::Result(inst, _) = lowerer.e.func.dfg.value_def(value) else { return None };
                 let InstructionData::Unary { opcode: Opcode::Splat, arg } = lowerer.e.func.dfg.insts[inst] else {
@@ -421,13 +424,7 @@ impl Finder<'_> {
             stride = apart(address(lowerer), &start)?;
         }
         let kind = Kind::of(&at.buffer);
-        let number = match &at.buffer {
-            Buffer::Arena(number) | Buffer::Scratch(number) | Buffer::Frame(number) | Buffer::Layer(number) => {
-                Some(*number)
-            }
-            Buffer::Page { .. } => None,
-        };
-        self.needs.accesses.push(Access { buffer: (kind, number), start: start.clone(), stride, bytes, writes });
+        self.needs.accesses.push(Access { kind, start: start.clone(), stride, bytes, writes });
         let stride = i32::try_from(stride).ok()?;
         for (pointer, known) in self.needs.pointers.iter().enumerate() {
             let distance = apart(start.clone(), &known.start).and_then(|distance| i32::try_from(distance).ok());
