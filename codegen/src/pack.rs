@@ -595,7 +595,10 @@ mod tests {
             })
             .collect();
         let sources: [Vec<Values<'_>>; 5] = [
-            halves.iter().map(|halves| Values::of(if count.is_multiple_of(2) { halves } else { &halves[..1] })).collect(),
+            halves
+                .iter()
+                .map(|halves| Values::of(if count.is_multiple_of(2) { halves } else { &halves[..1] }))
+                .collect(),
             f32s.iter().map(|bytes| Values::F32(bytes)).collect(),
             bf16s.iter().map(|bytes| Values::Bf16(bytes)).collect(),
             f16s.iter().map(|bytes| Values::F16(bytes)).collect(),

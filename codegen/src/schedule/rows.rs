@@ -27,8 +27,7 @@ pub(super) fn rows(cx: &Context, kernel: &Kernel, equations: &[EqId], e: &mut Em
     cx.bind_tokens(&mode, e);
     // One axis is shared out: the tokens where there are many, else another one that is not the innermost.
     let split: Option<AxisId> = rows.iter().copied().find(|&a| {
-        let innermost =
-            equations.iter().any(|&q| graph.tensor(cx.plan.equations[q].out).axes.last() == Some(&a));
+        let innermost = equations.iter().any(|&q| graph.tensor(cx.plan.equations[q].out).axes.last() == Some(&a));
         !scope.at.contains_key(&a) && !is_positions(graph, a) && (Some(a) == tokens || !innermost)
     });
     let (count, from) = match split {

@@ -180,7 +180,8 @@ impl Checkpoint {
                     all.parts.extend(part.parts);
                 }
                 Some(all) => {
-                    let problem = format!("is not stored as `{}` is, which comes before it in one weight", all.names[0]);
+                    let problem =
+                        format!("is not stored as `{}` is, which comes before it in one weight", all.names[0]);
                     let tensor = part.names.into_iter().next().unwrap_or_default();
                     return Err(Error::Tensor { file: found.file.to_owned(), tensor, problem });
                 }

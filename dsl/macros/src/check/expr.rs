@@ -417,7 +417,15 @@ impl Checker<'_> {
     }
 
     /// Reports a reduction over an axis that its body does not have.
-    pub(super) fn not_in_body(&mut self, cx: &Cx, op: &str, ident: &Ident, idents: &[Ident], body: &Expr, has: &[usize]) {
+    pub(super) fn not_in_body(
+        &mut self,
+        cx: &Cx,
+        op: &str,
+        ident: &Ident,
+        idents: &[Ident],
+        body: &Expr,
+        has: &[usize],
+    ) {
         let mut operands = Vec::new();
         body.walk(&mut |e| {
             if let ExprKind::Name(name) = &e.kind

@@ -2,6 +2,7 @@
 
 use proc_macro2::Ident;
 
+use super::expr::same;
 use super::scope::{Axes, Scalar, Tensor, Type};
 use super::{AxisKind, Checker, Cx};
 use crate::ast::Expr;
@@ -30,7 +31,11 @@ impl Checker<'_> {
             true => Local::Named(name.clone()),
             false => cx.numbered(),
         });
-        let understood = matches!((&declared, &result), (None, Some(_)) | (Some(Some(_)), Some(_)));
+        let understood = match (&declared, &result) {
+            (None, Some(_)) => true,
+            (Some(Some(left)), Some(right)) => same(left, right),
+            _ => false,
+        };
         if let (true, Some((over_axis, rank_axis))) = (understood, along) {
             let labels = names.map(|name| match cx.calls.is_empty() {
                 true => name.to_string(),

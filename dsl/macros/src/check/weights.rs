@@ -148,7 +148,10 @@ impl Checker<'_> {
                     if weight.axes.first().is_none_or(|first| first != word) {
                         self.diagnostics.help(
                             name.span,
-                            format!("`{{{word}}}` names a tensor for each `{word}`, which is not the first axis of `{}`", weight.name),
+                            format!(
+                                "`{{{word}}}` names a tensor for each `{word}`, which is not the first axis of `{}`",
+                                weight.name
+                            ),
                             format!("tensors are stacked along the first axis: `{}[{word}, …]`", weight.name),
                         );
                     }
