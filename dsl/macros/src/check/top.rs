@@ -41,7 +41,7 @@ impl Checker<'_> {
                 true => name.to_string(),
                 false => format!("{}.{name}", cx.label),
             });
-            let idents = declared.as_ref().and_then(|_| axes).map(|idents| {
+            let idents = axes.map(|idents| {
                 let known = self.axis_list(cx, idents).unwrap_or_default();
                 known.iter().zip(idents).map(|(&axis, ident)| self.axis_ident(cx, axis, ident)).collect()
             });
