@@ -101,6 +101,14 @@ pub enum Error {
         /// How many tokens the model knows.
         vocabulary: usize,
     },
+    /// A chat template is not one, or does not give a text for a chat.
+    #[error("{file}: the chat template {problem}")]
+    Template {
+        /// The file that it is in.
+        file: String,
+        /// What is wrong, or what the template says.
+        problem: String,
+    },
     /// Text could not be turned into tokens, or tokens into text.
     #[error("the tokenizer failed: {problem}")]
     Tokenizer {

@@ -23,6 +23,7 @@
 //! ([`Session::generate`]), or numbers ([`Session::feed`], [`Session::trace`], [`Session::perplexity`]).
 
 mod cache;
+mod chat;
 mod checkpoint;
 mod error;
 mod generate;
@@ -33,6 +34,7 @@ mod session;
 mod threads;
 mod tokens;
 
+pub use chat::{Conversation, Message, Role, Template};
 pub use checkpoint::{Change, Chat, Checkpoint, Dtype, Embedded, Stored};
 pub use error::Error;
 pub use generate::{Generate, Generation, Prompt, Stop, Summary, Token};

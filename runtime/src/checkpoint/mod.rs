@@ -69,6 +69,8 @@ struct Found<'a> {
 /// How a chat becomes text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Chat {
+    /// The file that says so, for messages.
+    pub file: String,
     /// The template, in Jinja with Hugging Face's conventions.
     pub template: String,
     /// The text of the begin token, which templates call `bos_token`.
@@ -291,27 +293,31 @@ fn open_chat(folder: &Path) -> Result<Option<Chat>, Error> {
     let config = Raw::read(&folder.join("tokenizer_config.json"))?.map(Json::parse).transpose()?;
     let value = |key: &str| config.as_ref()?.object.get(key);
     let key = "chat_template";
-    let template = match (file, value(key), &config) {
-        (Some(raw), ..) => match String::from_utf8(raw.bytes.into_owned()) {
-            Ok(template) => Some(template),
+    let found = match (file, &config) {
+        (Some(raw), _) => match String::from_utf8(raw.bytes.into_owned()) {
+            Ok(template) => Some((raw.file, template)),
             Err(error) => return Err(Error::File { file: raw.file, problem: format!("not UTF-8: {error}") }),
         },
-        (None, Some(Value::String(template)), _) => Some(template.clone()),
-        // Several by name.
-        (None, Some(Value::Array(list)), _) => {
-            let default = list.iter().find(|entry| entry.get("name").is_some_and(|name| name == "default"));
-            default.and_then(|entry| entry.get("template")?.as_str()).map(str::to_owned)
+        (None, Some(config)) => {
+            let template = match value(key) {
+                None | Some(Value::Null) => None,
+                Some(Value::String(template)) => Some(template.as_str()),
+                // Several by name.
+                Some(Value::Array(list)) => {
+                    let default = list.iter().find(|entry| entry.get("name").is_some_and(|name| name == "default"));
+                    default.and_then(|entry| entry.get("template")?.as_str())
+                }
+                Some(_) => return Err(config.wrong(key, "wants a template or a list of templates")),
+            };
+            template.map(|template| (config.file.clone(), template.to_owned()))
         }
-        (None, Some(other), Some(config)) if !other.is_null() => {
-            return Err(config.wrong(key, "wants a template or a list of templates"));
-        }
-        (None, ..) => None,
+        (None, None) => None,
     };
     let token = |key: &str| {
         let token = value(key)?;
         token.as_str().or_else(|| token.get("content")?.as_str()).map(str::to_owned)
     };
-    Ok(template.map(|template| Chat { template, begin: token("bos_token"), end: token("eos_token") }))
+    Ok(found.map(|(file, template)| Chat { file, template, begin: token("bos_token"), end: token("eos_token") }))
 }
 
 /// Opens the files with weights in a folder.

@@ -83,7 +83,8 @@ fn the_chat_template_is_kept() {
         all.extend(files.iter().map(|(name, content)| (*name, content.as_bytes())));
         Folder::new(&all)
     };
-    let chat = |template: &str, begin: Option<&str>, end: Option<&str>| Chat {
+    let chat = |file: &str, template: &str, begin: Option<&str>, end: Option<&str>| Chat {
+        file: file.into(),
         template: template.into(),
         begin: begin.map(str::to_owned),
         end: end.map(str::to_owned),
@@ -96,19 +97,24 @@ fn the_chat_template_is_kept() {
         (vec![config(r#"{"chat_template": null}"#)], None),
         (
             vec![config(r#"{"chat_template": "x", "bos_token": "<s>", "eos_token": {"content": "</s>"}}"#)],
-            Some(chat("x", Some("<s>"), Some("</s>"))),
+            Some(chat("tokenizer_config.json", "x", Some("<s>"), Some("</s>"))),
         ),
         (
             vec![config(
                 r#"{"chat_template": [{"name": "tools", "template": "y"}, {"name": "default", "template": "z"}]}"#,
             )],
-            Some(chat("z", None, None)),
+            Some(chat("tokenizer_config.json", "z", None, None)),
         ),
-        (vec![config(r#"{"chat_template": "x"}"#), ("chat_template.jinja", "w")], Some(chat("w", None, None))),
-        (vec![("chat_template.jinja", "w")], Some(chat("w", None, None))),
+        (
+            vec![config(r#"{"chat_template": "x"}"#), ("chat_template.jinja", "w")],
+            Some(chat("chat_template.jinja", "w", None, None)),
+        ),
+        (vec![("chat_template.jinja", "w")], Some(chat("chat_template.jinja", "w", None, None))),
     ];
     for (files, expected) in cases {
-        assert_eq!(open(&files).open().chat(), expected.as_ref(), "{files:?}");
+        let folder = open(&files);
+        let path = |chat: Chat| Chat { file: folder.path(&chat.file).display().to_string(), ..chat };
+        assert_eq!(folder.open().chat(), expected.map(path).as_ref(), "{files:?}");
     }
     assert_eq!(
         open(&[config(r#"{"chat_template": 3}"#)]).error(),

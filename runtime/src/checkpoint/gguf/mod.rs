@@ -72,7 +72,7 @@ impl Gguf {
     pub(crate) fn chat(&self) -> Result<Option<Chat>, Error> {
         let Some(template) = self.text("tokenizer.chat_template")? else { return Ok(None) };
         let (begin, end) = (self.token("tokenizer.ggml.bos_token_id")?, self.token("tokenizer.ggml.eos_token_id")?);
-        Ok(Some(Chat { template: template.to_owned(), begin, end }))
+        Ok(Some(Chat { file: self.name.clone(), template: template.to_owned(), begin, end }))
     }
 
     /// The token whose number a key has.

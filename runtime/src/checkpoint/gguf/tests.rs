@@ -161,7 +161,7 @@ fn a_small_file_is_read() {
     let (dtype, shape, bytes, _) = gguf.tensor("model.embed_tokens.weight").unwrap();
     assert_eq!((dtype, shape, bytes.len()), (Dtype::Q8_0, &[8, 32][..], 272));
     let template = small().text("tokenizer.chat_template", "x").file();
-    let chat = Chat { template: "x".into(), begin: Some("<s>".into()), end: Some("</s>".into()) };
+    let chat = Chat { file: "x.gguf".into(), template: "x".into(), begin: Some("<s>".into()), end: Some("</s>".into()) };
     assert_eq!(open(template).unwrap().chat().unwrap(), Some(chat));
     let mut version_2 = small().file();
     version_2[4] = 2;
