@@ -1,10 +1,10 @@
 //! Chats: messages become text by a checkpoint's own template, and a model answers them.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 
-use minijinja::value::{Kwargs, Value};
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::{Kwargs, Serde, Value};
 use minijinja::{Environment, ErrorKind};
 use serde::Serialize;
 use serde_json::ser::{Formatter, Serializer};
@@ -73,8 +73,8 @@ impl Template {
     /// If it is not one.
     pub fn new(chat: Chat) -> Result<Template, Error> {
         let mut environment = Environment::new();
-        environment.set_trim_blocks(true);
-        environment.set_lstrip_blocks(true);
+        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+        environment.set_syntax(syntax.map_err(|error| wrong(&chat.file, &error))?);
         environment.set_fuel(Some(FUEL));
         environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         environment.add_function("raise_exception", raise_exception);
@@ -92,7 +92,7 @@ impl Template {
     /// If the template refuses the messages, or does what it cannot do.
     pub fn render(&self, messages: &[Message]) -> Result<String, Error> {
         let context = minijinja::context! {
-            messages,
+            messages => Serde(messages),
             add_generation_prompt => true,
             bos_token => self.chat.begin.as_deref().unwrap_or_default(),
             eos_token => self.chat.end.as_deref().unwrap_or_default(),
@@ -136,7 +136,7 @@ fn raise_exception(message: String) -> Result<Value, minijinja::Error> {
 
 /// The time, here and now, in a format of C's `strftime`.
 fn strftime_now(format: &str) -> Result<String, minijinja::Error> {
-    let written = jiff::fmt::strtime::format(format, &jiff::Zoned::now());
+    let written = jiff::fmt::strtime::format(format, &jiff::ZonedDateTime::now());
     written.map_err(|error| minijinja::Error::new(ErrorKind::InvalidOperation, format!("strftime_now: {error}")))
 }
 

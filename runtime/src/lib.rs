@@ -35,7 +35,11 @@ mod threads;
 mod tokens;
 
 pub use chat::{Conversation, Message, Role, Template};
-pub use checkpoint::{Change, Chat, Checkpoint, Dtype, Embedded, Stored};
+#[doc(hidden)]
+pub use checkpoint::fuzz;
+pub use checkpoint::{
+    Blocks, Change, Chat, Checkpoint, Codes, Dtype, Embedded, Groups, Numbers, Packing, Stored, Tiles,
+};
 pub use error::Error;
 pub use generate::{Generate, Generation, Prompt, Stop, Summary, Token};
 pub use model::{Model, Precision, Progress, Quant, Settings};

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use einfuse_codegen::{Format, Options, Packed, Program, Rule, Values, Wanted};
@@ -11,7 +11,7 @@ use einfuse_graph::{Expr, ExprId, Graph, Kind, Node, TensorId};
 
 use crate::Error;
 use crate::cache::Cache;
-use crate::checkpoint::{Change, Checkpoint, Dtype, Stored, declared};
+use crate::checkpoint::{Blocks, Change, Checkpoint, Dtype, Stored, declared};
 use crate::memory::Memory;
 use crate::session::Session;
 use crate::threads::{Threads, side_by_side};
@@ -23,7 +23,7 @@ const DEFAULT_CONTEXT: usize = 4096;
 /// How weights lie in memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Precision {
-    /// As the file stores them; F16, and the blocks of GGUF files, become F32.
+    /// As the file stores them; F16, the blocks of GGUF files, and codes with scales become F32.
     #[default]
     Stored,
     /// F32.
@@ -183,15 +183,14 @@ impl Model {
             keep_text: settings.keep_text,
         };
         let storage = |tensor| storage.get(&tensor).copied().unwrap_or(Format::F32);
-        let compile_and_pack = || {
+        let compile_and_pack = |failed: &AtomicBool| {
             progress(Progress::Compiling);
             let program = Program::compile(graph, &storage, &options)?;
             let start = Instant::now();
-            let weights = pack(&program, checkpoint, &found, &threads, &progress)?;
+            let weights = pack(&program, checkpoint, &found, &threads, failed, &progress)?;
             Ok::<_, Error>((program, weights, start.elapsed()))
         };
-        let (tokenizer, ready) = side_by_side(|| Tokenizer::of(checkpoint), compile_and_pack)?;
-        let (tokenizer, (program, weights, pack_time)) = (tokenizer?, ready?);
+        let (tokenizer, (program, weights, pack_time)) = side_by_side(|| Tokenizer::of(checkpoint), compile_and_pack)?;
 
         let bounds = [(program.context(), "that the model has places for"), (settings.context, "of its context")];
         let bounds = bounds.into_iter().filter_map(|(positions, bound)| Some((positions?, bound)));
@@ -199,7 +198,8 @@ impl Model {
             bounds.min_by_key(|(positions, _)| *positions).unwrap_or((DEFAULT_CONTEXT, "by default"));
         let cache = Mutex::new(Cache::new(&program.caches(), context, settings.sequences, chunk)?);
 
-        let used: HashSet<String> = found.values().map(|stored| stored.name.clone()).collect();
+        let used: HashSet<String> =
+            found.values().flat_map(|stored| stored.beside.iter().chain([&stored.name]).cloned()).collect();
         let axes = &graph.tensor(graph.output).axes;
         let vocabulary = axes.iter().filter_map(|&axis| graph.size(axis)).product();
         Ok(Model {
@@ -349,7 +349,9 @@ fn storage(graph: &Graph, found: &HashMap<Place, Stored<'_>>, settings: &Setting
         let narrow = match settings.precision {
             Precision::F32 => false,
             Precision::Bf16 if stored.rank >= 2 => true,
-            Precision::Stored | Precision::Bf16 => stored.dtype == Dtype::Bf16,
+            Precision::Stored | Precision::Bf16 => {
+                stored.numbers.blocks().is_some_and(|blocks| blocks.dtype == Dtype::Bf16)
+            }
         };
         let kept = storage.entry(*tensor).or_insert(Format::Bf16);
         if !narrow {
@@ -369,12 +371,13 @@ const RELEASE: usize = 64 << 20;
 /// A part of the packed weights: of which stretch, how far from its start, and the memory.
 type Part<'a> = (&'a Packed, usize, &'a mut [u8]);
 
-/// Packs all weights into one block, on all threads.
+/// Packs all weights into one block, on all threads; goes no further once loading has `failed` elsewhere.
 fn pack(
     program: &Program,
     checkpoint: &Checkpoint,
     found: &HashMap<Place, Stored<'_>>,
     threads: &Threads,
+    failed: &AtomicBool,
     progress: &(impl Fn(Progress) + Sync),
 ) -> Result<Memory, Error> {
     let total = program.weight_bytes();
@@ -384,6 +387,9 @@ fn pack(
     let whole = found.iter().filter(|(_, stored)| stored.change == Change::Transposed);
     let whole: HashSet<TensorId> = whole.map(|((tensor, _), _)| *tensor).collect();
     threads.for_each(portions(program.weights(), &whole, &mut block), |portion| {
+        if failed.load(Ordering::Relaxed) {
+            return Ok(());
+        }
         let bytes: usize = portion.iter().map(|(_, _, part)| part.len()).sum();
         for (packed, from, part) in portion {
             pack_part(&program.plan().graph, found, packed, from, part)?;
@@ -448,11 +454,11 @@ fn pack_part(
     let transposed: Vec<Vec<f32>> = transposed.collect();
     let readers: Vec<_> = stored.iter().map(|stored| |at: usize, out: &mut [f32]| stored.read(at, out)).collect();
     let values = stored.iter().zip(&transposed).zip(&readers).map(|((stored, transposed), read)| {
-        match (stored.dtype, stored.change) {
+        match (stored.numbers.blocks(), stored.change) {
             (_, Change::Transposed) => Values::F32(bytemuck::cast_slice(transposed)),
-            (Dtype::F32, Change::None) => Values::F32(stored.bytes),
-            (Dtype::Bf16, Change::None) => Values::Bf16(stored.bytes),
-            (Dtype::F16, Change::None) => Values::F16(stored.bytes),
+            (Some(Blocks { dtype: Dtype::F32, bytes }), Change::None) => Values::F32(bytes),
+            (Some(Blocks { dtype: Dtype::Bf16, bytes }), Change::None) => Values::Bf16(bytes),
+            (Some(Blocks { dtype: Dtype::F16, bytes }), Change::None) => Values::F16(bytes),
             _ => Values::Read { elements: stored.len(), read },
         }
     });

@@ -2,7 +2,7 @@
 
 use einfuse_graph::{FileTensor, Graph, Kind, TensorId};
 
-use super::{Checkpoint, Dtype};
+use super::{Checkpoint, Numbers};
 use crate::Error;
 
 /// A weight of a graph as it lies in a file.
@@ -10,15 +10,15 @@ use crate::Error;
 pub struct Stored<'a> {
     /// The tensor's name in the file, or, where its architecture gives it another, the reference implementation's.
     pub name: String,
-    /// How numbers are stored.
-    pub dtype: Dtype,
+    /// Other tensors of the file, with scales or the like.
+    pub beside: Vec<String>,
     /// How many dimensions the file's tensor has; the graph's may be more, as neighbours are merged in files.
     pub rank: usize,
-    /// The numbers, little endian, row-major in the axes of the graph's tensor but for `change`, without alignment.
-    pub bytes: &'a [u8],
+    /// The numbers, row-major in the axes of the graph's tensor but for `change`.
+    pub numbers: Numbers<'a>,
     /// What makes the file's numbers the graph's.
     pub change: Change,
-    /// Rows in the file: all dimensions but the last, whose blocks are neighbours.
+    /// Rows in the file: all dimensions but the last, whose numbers are neighbours.
     rows: usize,
 }
 
@@ -45,10 +45,10 @@ pub enum Change {
     PlusOne,
 }
 
-impl<'a> Stored<'a> {
+impl Stored<'_> {
     /// How many numbers there are.
     pub fn len(&self) -> usize {
-        self.bytes.len() / self.dtype.block_bytes() * self.dtype.block_length()
+        self.numbers.len()
     }
 
     /// Whether there are none.
@@ -56,15 +56,9 @@ impl<'a> Stored<'a> {
         self.len() == 0
     }
 
-    /// The bytes of each row, in the order of the graph's tensor, unless it is the transposed of the file's; a row is the
-    /// last of the file's dimensions, and is made of whole blocks.
-    pub fn rows(&self) -> impl ExactSizeIterator<Item = &'a [u8]> {
-        (0..self.rows).map(|row| self.row(row))
-    }
-
-    fn row(&self, row: usize) -> &'a [u8] {
-        let size = self.bytes.len() / self.rows;
-        let from = match self.change {
+    /// Which row of the file is a row of the graph's tensor, unless that is the transposed of the file's.
+    fn row(&self, row: usize) -> usize {
+        match self.change {
             Change::Pairs { heads } => {
                 let head = self.rows / heads;
                 let (first, within) = (row / head * head, row % head);
@@ -76,8 +70,7 @@ impl<'a> Stored<'a> {
                 (part * heads + head) * size + within
             }
             Change::None | Change::Transposed | Change::PlusOne => row,
-        };
-        &self.bytes[from * size..(from + 1) * size]
+        }
     }
 
     /// The numbers, row-major in the axes of the graph's tensor, each exactly (less one where the file adds one).
@@ -103,26 +96,12 @@ impl<'a> Stored<'a> {
         while done < out.len() {
             let (row, column) = ((at + done) / columns, (at + done) % columns);
             let some = (columns - column).min(out.len() - done);
-            self.read_row(row, column, &mut out[done..done + some]);
+            self.numbers.read(self.row(row) * columns + column, &mut out[done..done + some]);
             done += some;
         }
         if self.change == Change::PlusOne {
             out.iter_mut().for_each(|number| *number -= 1.0);
         }
-    }
-
-    /// Numbers of one row of the file.
-    fn read_row(&self, row: usize, column: usize, out: &mut [f32]) {
-        let (length, size) = (self.dtype.block_length(), self.dtype.block_bytes());
-        let blocks = &self.row(row)[column / length * size..];
-        let skip = column % length;
-        if skip == 0 && out.len().is_multiple_of(length) {
-            return self.dtype.decode(blocks, out);
-        }
-        // Parts of blocks: whole ones are read on the side.
-        let mut whole = vec![0.0; (skip + out.len()).next_multiple_of(length)];
-        self.dtype.decode(blocks, &mut whole);
-        out.copy_from_slice(&whole[skip..skip + out.len()]);
     }
 }
 
@@ -145,10 +124,14 @@ impl Checkpoint {
             Some(layer) => place.name.replace("{l}", &layer.to_string()),
             None => place.name.clone(),
         };
-        let found = places.iter().find_map(|place| {
+        let mut found = None;
+        for place in places {
             let name = file_name(place);
-            self.find(&name).map(|found| (name, place, found))
-        });
+            if let Some(tensor) = self.find(&name)? {
+                found = Some((name, place, tensor));
+                break;
+            }
+        }
         let Some((name, place, found)) = found else {
             let names: Vec<String> = places.iter().map(file_name).collect();
             let (weight, place) = (declared(graph, tensor), self.place.clone());
@@ -156,11 +139,7 @@ impl Checkpoint {
         };
 
         let wrong = |problem| Error::Tensor { file: found.file.to_owned(), tensor: name.clone(), problem };
-        let dtype = match &found.dtype {
-            Ok(dtype) => *dtype,
-            Err(other) => return Err(wrong(format!("is of dtype {other}; F32, BF16 and F16 can be used"))),
-        };
-        let (mut shape, mut bytes, rank) = (found.shape.clone(), found.bytes, found.shape.len());
+        let (mut shape, mut numbers, rank) = (found.shape.clone(), found.numbers, found.shape.len());
         if let Some(rows) = &place.rows {
             let stored = shape.first().copied().unwrap_or(0);
             let weight = || declared(graph, tensor);
@@ -168,14 +147,15 @@ impl Checkpoint {
                 let (weight, start, end) = (weight(), rows.start, rows.end);
                 return Err(wrong(format!("has {stored} rows, {weight} wants rows {start} to {end}")));
             }
-            let row = bytes.len() / stored.max(1);
-            let whole =
-                matches!(found.change, Change::None | Change::PlusOne) && row.is_multiple_of(dtype.block_bytes());
-            if !whole {
-                let (weight, start, end) = (weight(), rows.start, rows.end);
-                return Err(wrong(format!("is not stored row by row; {weight} wants rows {start} to {end}")));
+            let row = numbers.len() / stored.max(1);
+            let some = numbers.some(rows.start * row..rows.end * row);
+            match some.filter(|_| matches!(found.change, Change::None | Change::PlusOne)) {
+                Some(some) => numbers = some,
+                None => {
+                    let (weight, start, end) = (weight(), rows.start, rows.end);
+                    return Err(wrong(format!("is not stored row by row; {weight} wants rows {start} to {end}")));
+                }
             }
-            bytes = &bytes[rows.start * row..rows.end * row];
             shape[0] = rows.len();
         }
         let axes = axes(graph, tensor);
@@ -195,7 +175,7 @@ impl Checkpoint {
             Change::Pairs { .. } | Change::Fused { .. } if rank == 1 => shape[0],
             _ => shape[..shape.len().saturating_sub(1)].iter().product(),
         };
-        Ok(Stored { name, dtype, rank, bytes, change: found.change, rows })
+        Ok(Stored { name, beside: found.beside, rank, numbers, change: found.change, rows })
     }
 }
 

@@ -38,7 +38,8 @@ impl Gguf {
         Gguf::new(path.display().to_string(), bytes)
     }
 
-    fn new(name: String, bytes: Bytes) -> Result<Gguf, Error> {
+    /// Checks the header of a file.
+    pub(crate) fn new(name: String, bytes: Bytes) -> Result<Gguf, Error> {
         let header = Header::read(&bytes).map_err(|problem| match problem {
             Problem::Header(problem) => Error::File { file: name.clone(), problem },
             Problem::Key(key, problem) => Error::Key { file: name.clone(), key, problem },
