@@ -365,7 +365,7 @@ fn storage(graph: &Graph, found: &HashMap<Place, Stored<'_>>, settings: &Setting
 /// the first to touch it, which is when the system clears it.
 const PORTION: usize = 2 << 20;
 
-/// After so many bytes of packed weights the pages of the files that were read are given back.
+/// After so many bytes the pages of the files that were read are given back.
 const RELEASE: usize = 64 << 20;
 
 /// A part of the packed weights: of which stretch, how far from its start, and the memory.
@@ -382,7 +382,7 @@ fn pack(
 ) -> Result<Memory, Error> {
     let total = program.weight_bytes();
     let mut block = Memory::new(total, "the weights")?.with_huge_pages();
-    let done = AtomicUsize::new(0);
+    let (done, read) = (AtomicUsize::new(0), AtomicUsize::new(0));
     // What is transposed in the file is turned around as a whole.
     let whole = found.iter().filter(|(_, stored)| stored.change == Change::Transposed);
     let whole: HashSet<TensorId> = whole.map(|((tensor, _), _)| *tensor).collect();
@@ -391,14 +391,15 @@ fn pack(
             return Ok(());
         }
         let bytes: usize = portion.iter().map(|(_, _, part)| part.len()).sum();
+        let mut from_files = 0;
         for (packed, from, part) in portion {
-            pack_part(&program.plan().graph, found, packed, from, part)?;
+            from_files += pack_part(&program.plan().graph, found, packed, from, part)?;
         }
-        let before = done.fetch_add(bytes, Ordering::Relaxed);
-        if before / RELEASE != (before + bytes) / RELEASE {
+        let before = read.fetch_add(from_files, Ordering::Relaxed);
+        if before / RELEASE != (before + from_files) / RELEASE {
             checkpoint.release();
         }
-        progress(Progress::Packing { done: before + bytes, total });
+        progress(Progress::Packing { done: done.fetch_add(bytes, Ordering::Relaxed) + bytes, total });
         Ok(())
     })?;
     checkpoint.release();
@@ -433,14 +434,14 @@ fn portions<'a>(weights: &'a [Packed], whole: &HashSet<TensorId>, block: &'a mut
     portions
 }
 
-/// Packs a part of a stretch, from `from` on.
+/// Packs a part of a stretch, from `from` on. Yields some how many bytes of files were read for it.
 fn pack_part(
     graph: &Graph,
     found: &HashMap<Place, Stored<'_>>,
     packed: &Packed,
     from: usize,
     out: &mut [u8],
-) -> Result<(), Error> {
+) -> Result<usize, Error> {
     let stored = packed.tensors.iter().map(|&tensor| {
         let layer = packed.layer.filter(|_| graph.is_layered(tensor));
         // The compiler wants only what the graph reads.
@@ -462,6 +463,8 @@ fn pack_part(
             _ => Values::Read { elements: stored.len(), read },
         }
     });
+    let share = out.len() as f64 / packed.bytes as f64;
     packed.pack(&values.collect::<Vec<Values<'_>>>(), from, out)?;
-    Ok(())
+    let bits: f64 = stored.iter().map(|stored| stored.len() as f64 * stored.numbers.bits()).sum();
+    Ok((share * bits / 8.0) as usize)
 }
