@@ -213,6 +213,11 @@ fn mistral() {
 }
 
 #[test]
+fn mixtral() {
+    check("mixtral");
+}
+
+#[test]
 fn qwen3() {
     check("qwen3");
 }
@@ -220,7 +225,7 @@ fn qwen3() {
 /// Text becomes the tokens that the reference makes of it, and back.
 #[test]
 fn tokenizers() {
-    for name in ["gpt2", "opt", "llama3", "mistral", "qwen3"] {
+    for name in ["gpt2", "opt", "llama3", "mistral", "mixtral", "qwen3"] {
         let folder = repository("tests/golden").join(name);
         let tokenizer = einfuse::runtime::Tokenizer::of(&Checkpoint::open(&folder).unwrap()).unwrap().unwrap();
         let examples = &json(&folder.join("golden.json"))["tokenizer_examples"];

@@ -3,13 +3,17 @@
 //! [`graph_from_config`] finds the architecture that a config.json names and builds its graph.
 
 mod gpt2;
+mod granite_moe;
 mod llama;
+mod mixtral;
 mod opt;
 mod qwen3;
 mod rope;
 
 pub use gpt2::{Gpt2, Gpt2Config};
+pub use granite_moe::{GraniteMoe, GraniteMoeConfig};
 pub use llama::{Llama, LlamaConfig};
+pub use mixtral::{Mixtral, MixtralConfig};
 pub use opt::{Opt, OptConfig};
 pub use qwen3::{Qwen3, Qwen3Config};
 pub use rope::Rope;
@@ -38,7 +42,9 @@ macro_rules! architectures {
 
 architectures! {
     Gpt2, Gpt2Config;
+    GraniteMoe, GraniteMoeConfig;
     Llama, LlamaConfig;
+    Mixtral, MixtralConfig;
     Opt, OptConfig;
     Qwen3, Qwen3Config;
 }

@@ -11,7 +11,7 @@ use einfuse_graph::{Expr, ExprId, Graph, Kind, Node, TensorId};
 
 use crate::Error;
 use crate::cache::Cache;
-use crate::checkpoint::{Blocks, Change, Checkpoint, Dtype, Stored, declared};
+use crate::checkpoint::{Blocks, Change, Checkpoint, Dtype, Numbers, Stored, declared};
 use crate::memory::Memory;
 use crate::session::Session;
 use crate::threads::{Threads, side_by_side};
@@ -199,7 +199,7 @@ impl Model {
         let cache = Mutex::new(Cache::new(&program.caches(), context, settings.sequences, chunk)?);
 
         let used: HashSet<String> =
-            found.values().flat_map(|stored| stored.beside.iter().chain([&stored.name]).cloned()).collect();
+            found.values().flat_map(|stored| stored.beside.iter().chain(&stored.names).cloned()).collect();
         let axes = &graph.tensor(graph.output).axes;
         let vocabulary = axes.iter().filter_map(|&axis| graph.size(axis)).product();
         Ok(Model {
@@ -350,7 +350,7 @@ fn storage(graph: &Graph, found: &HashMap<Place, Stored<'_>>, settings: &Setting
             Precision::F32 => false,
             Precision::Bf16 if stored.rank >= 2 => true,
             Precision::Stored | Precision::Bf16 => {
-                stored.numbers.blocks().is_some_and(|blocks| blocks.dtype == Dtype::Bf16)
+                stored.parts.iter().all(|part| part.blocks().is_some_and(|blocks| blocks.dtype == Dtype::Bf16))
             }
         };
         let kept = storage.entry(*tensor).or_insert(Format::Bf16);
@@ -454,17 +454,33 @@ fn pack_part(
     });
     let transposed: Vec<Vec<f32>> = transposed.collect();
     let readers: Vec<_> = stored.iter().map(|stored| |at: usize, out: &mut [f32]| stored.read(at, out)).collect();
-    let values = stored.iter().zip(&transposed).zip(&readers).map(|((stored, transposed), read)| {
-        match (stored.numbers.blocks(), stored.change) {
-            (_, Change::Transposed) => Values::F32(bytemuck::cast_slice(transposed)),
-            (Some(Blocks { dtype: Dtype::F32, bytes }), Change::None) => Values::F32(bytes),
-            (Some(Blocks { dtype: Dtype::Bf16, bytes }), Change::None) => Values::Bf16(bytes),
-            (Some(Blocks { dtype: Dtype::F16, bytes }), Change::None) => Values::F16(bytes),
-            _ => Values::Read { elements: stored.len(), read },
-        }
-    });
+    let parts: Vec<Vec<Values<'_>>> = stored
+        .iter()
+        .zip(&transposed)
+        .zip(&readers)
+        .map(|((stored, transposed), read)| {
+            let floats = match stored.change {
+                Change::Transposed => return vec![Values::F32(bytemuck::cast_slice(transposed))],
+                Change::None => stored.parts.iter().map(floats).collect::<Option<Vec<Values<'_>>>>(),
+                Change::Pairs { .. } | Change::Fused { .. } | Change::PlusOne => None,
+            };
+            floats.unwrap_or_else(|| vec![Values::Read { elements: stored.len(), read }])
+        })
+        .collect();
+    let values: Vec<Values<'_>> = parts.iter().map(|parts| Values::of(parts)).collect();
+    packed.pack(&values, from, out)?;
     let share = out.len() as f64 / packed.bytes as f64;
-    packed.pack(&values.collect::<Vec<Values<'_>>>(), from, out)?;
-    let bits: f64 = stored.iter().map(|stored| stored.len() as f64 * stored.numbers.bits()).sum();
+    let bits: f64 = stored.iter().map(|stored| stored.bits()).sum();
     Ok((share * bits / 8.0) as usize)
+}
+
+/// The numbers of a tensor that are plain floats.
+fn floats<'a>(numbers: &Numbers<'a>) -> Option<Values<'a>> {
+    let Blocks { dtype, bytes } = numbers.blocks()?;
+    match dtype {
+        Dtype::F32 => Some(Values::F32(bytes)),
+        Dtype::Bf16 => Some(Values::Bf16(bytes)),
+        Dtype::F16 => Some(Values::F16(bytes)),
+        _ => None,
+    }
 }

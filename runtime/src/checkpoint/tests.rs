@@ -400,10 +400,10 @@ fn a_weight_is_found_by_layer_alternative_and_rows() {
         folder(&[("layers.7.q.weight", &[24, 5]), ("old.weight", &[5]), ("qkv", &[6, 5]), ("scale", &[])]).open();
     let found = checkpoint.weight(&graph, wq, Some(7)).unwrap();
     assert_eq!(
-        (found.name.as_str(), found.numbers.blocks().unwrap().dtype, found.rank, found.len()),
+        (found.names[0].as_str(), found.parts[0].blocks().unwrap().dtype, found.rank, found.len()),
         ("layers.7.q.weight", Dtype::F32, 2, 120)
     );
-    assert_eq!(checkpoint.weight(&graph, w, None).unwrap().name, "old.weight");
+    assert_eq!(checkpoint.weight(&graph, w, None).unwrap().names, ["old.weight"]);
     let rows = checkpoint.weight(&graph, kv, None).unwrap();
     let mut numbers = [0.0; 20];
     checkpoint.find("qkv").unwrap().unwrap().numbers.read(10, &mut numbers);
@@ -411,7 +411,7 @@ fn a_weight_is_found_by_layer_alternative_and_rows() {
     assert_eq!(checkpoint.weight(&graph, s, None).unwrap().len(), 1);
 
     let both = folder(&[("old.weight", &[5]), ("new.weight", &[5])]).open();
-    assert_eq!(both.weight(&graph, w, None).unwrap().name, "new.weight");
+    assert_eq!(both.weight(&graph, w, None).unwrap().names, ["new.weight"]);
     let error = both.weight(&graph, wq, Some(3)).unwrap_err().to_string();
     let place = both.place();
     assert_eq!(error, format!("`wq` (src/llama.rs:24) wants layers.3.q.weight, which {place} does not have"));
@@ -469,7 +469,7 @@ fn numbers_are_read_as_they_are_stored() {
     assert_eq!(f16s.weight(&graph, w, None).unwrap().to_f32(), numbers.map(|x| half::f16::from_f32(x).to_f32()));
     let bf16s = open("BF16", numbers.iter().flat_map(|x| half::bf16::from_f32(*x).to_le_bytes()).collect());
     let found = bf16s.weight(&graph, w, None).unwrap();
-    assert_eq!(found.numbers.blocks().unwrap().dtype, Dtype::Bf16);
+    assert_eq!(found.parts[0].blocks().unwrap().dtype, Dtype::Bf16);
     assert_eq!(found.to_f32(), numbers.map(|x| half::bf16::from_f32(x).to_f32()));
     for dtype in ["F64", "I64"] {
         let error = open(dtype, vec![0; 40]).weight(&graph, w, None).unwrap_err().to_string();

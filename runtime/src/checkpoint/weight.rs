@@ -2,23 +2,24 @@
 
 use einfuse_graph::{FileTensor, Graph, Kind, TensorId};
 
-use super::{Checkpoint, Numbers};
+use super::{Checkpoint, Found, Numbers};
 use crate::Error;
 
 /// A weight of a graph as it lies in a file.
 #[derive(Clone, Debug)]
 pub struct Stored<'a> {
-    /// The tensor's name in the file, or, where its architecture gives it another, the reference implementation's.
-    pub name: String,
+    /// The tensor's name in the file, or, where its architecture gives it another, the reference implementation's. Several
+    /// of equal shape where a weight's first axis has a file tensor for each coordinate.
+    pub names: Vec<String>,
     /// Other tensors of the file, with scales or the like.
     pub beside: Vec<String>,
-    /// How many dimensions the file's tensor has; the graph's may be more, as neighbours are merged in files.
+    /// How many dimensions a file's tensor has; the graph's may be more, as neighbours are merged in files.
     pub rank: usize,
-    /// The numbers, row-major in the axes of the graph's tensor but for `change`.
-    pub numbers: Numbers<'a>,
-    /// What makes the file's numbers the graph's.
+    /// The numbers of each file tensor, one after the other: row-major in the axes of the graph's tensor but for `change`.
+    pub parts: Vec<Numbers<'a>>,
+    /// What makes the numbers of a file tensor the graph's.
     pub change: Change,
-    /// Rows in the file: all dimensions but the last, whose numbers are neighbours.
+    /// Rows in a file tensor: all dimensions but the last, whose numbers are neighbours.
     rows: usize,
 }
 
@@ -48,7 +49,7 @@ pub enum Change {
 impl Stored<'_> {
     /// How many numbers there are.
     pub fn len(&self) -> usize {
-        self.numbers.len()
+        self.parts.iter().map(Numbers::len).sum()
     }
 
     /// Whether there are none.
@@ -56,7 +57,12 @@ impl Stored<'_> {
         self.len() == 0
     }
 
-    /// Which row of the file is a row of the graph's tensor, unless that is the transposed of the file's.
+    /// How many bits they take in the file, but for scales in other tensors.
+    pub fn bits(&self) -> f64 {
+        self.parts.iter().map(|part| part.len() as f64 * part.bits()).sum()
+    }
+
+    /// Which row of a file tensor is a row of the graph's tensor, unless that is the transposed of the file's.
     fn row(&self, row: usize) -> usize {
         match self.change {
             Change::Pairs { heads } => {
@@ -79,8 +85,12 @@ impl Stored<'_> {
         self.read(0, &mut numbers);
         match self.change {
             Change::Transposed => {
-                let columns = numbers.len().checked_div(self.rows).unwrap_or(0);
-                (0..numbers.len()).map(|i| numbers[i % self.rows * columns + i / self.rows]).collect()
+                let part = (numbers.len() / self.parts.len()).max(1);
+                let columns = part.checked_div(self.rows).unwrap_or(0);
+                let turned = |part: &[f32]| -> Vec<f32> {
+                    (0..part.len()).map(|i| part[i % self.rows * columns + i / self.rows]).collect()
+                };
+                numbers.chunks(part).flat_map(turned).collect()
             }
             Change::None | Change::Pairs { .. } | Change::Fused { .. } | Change::PlusOne => numbers,
         }
@@ -91,12 +101,13 @@ impl Stored<'_> {
     /// # Panics
     /// If there are fewer than `out` wants.
     pub fn read(&self, at: usize, out: &mut [f32]) {
-        let columns = self.len().checked_div(self.rows).unwrap_or(0);
+        let columns = self.len().checked_div(self.rows * self.parts.len()).unwrap_or(0);
         let mut done = 0;
         while done < out.len() {
             let (row, column) = ((at + done) / columns, (at + done) % columns);
             let some = (columns - column).min(out.len() - done);
-            self.numbers.read(self.row(row) * columns + column, &mut out[done..done + some]);
+            let from = self.row(row % self.rows) * columns + column;
+            self.parts[row / self.rows].read(from, &mut out[done..done + some]);
             done += some;
         }
         if self.change == Change::PlusOne {
@@ -109,7 +120,8 @@ impl Checkpoint {
     /// Finds a weight of a graph: the first of its places that the checkpoint has, in this layer (ignored by a weight
     /// that is the same in all).
     ///
-    /// The file's dimensions have to be the weight's axes in order, of which each dimension may merge neighbours.
+    /// The file's dimensions have to be the weight's axes in order (but the first, where each of its coordinates has a file
+    /// tensor), of which each dimension may merge neighbours.
     ///
     /// # Errors
     /// If no place is there, the shape differs, or the numbers are of a kind that cannot be used.
@@ -120,63 +132,96 @@ impl Checkpoint {
         let Kind::Weight(places) = &graph.tensor(tensor).kind else {
             panic!("`{}` is not a weight", graph.tensor(tensor).name);
         };
-        let file_name = |place: &FileTensor| match layer {
-            Some(layer) => place.name.replace("{l}", &layer.to_string()),
-            None => place.name.clone(),
+        let axes = axes(graph, tensor);
+        let coordinates = axes.first().map_or(1, |(_, size)| *size);
+        let file_names = |place: &FileTensor| place.names(layer, coordinates);
+        let missing = |names: Vec<String>| {
+            let (weight, place) = (declared(graph, tensor), self.place.clone());
+            Error::MissingWeight { weight, names: names.join(" or "), place }
         };
         let mut found = None;
         for place in places {
-            let name = file_name(place);
-            if let Some(tensor) = self.find(&name)? {
-                found = Some((name, place, tensor));
+            let names = file_names(place);
+            let first = names.first().map_or(Ok(None), |name| self.find(name))?;
+            if first.is_some() {
+                found = Some((names, place));
                 break;
             }
         }
-        let Some((name, place, found)) = found else {
-            let names: Vec<String> = places.iter().map(file_name).collect();
-            let (weight, place) = (declared(graph, tensor), self.place.clone());
-            return Err(Error::MissingWeight { weight, names: names.join(" or "), place });
+        let Some((names, place)) = found else {
+            return Err(missing(places.iter().filter_map(|place| file_names(place).into_iter().next()).collect()));
         };
-
-        let wrong = |problem| Error::Tensor { file: found.file.to_owned(), tensor: name.clone(), problem };
-        let (mut shape, mut numbers, rank) = (found.shape.clone(), found.numbers, found.shape.len());
-        if let Some(rows) = &place.rows {
-            let stored = shape.first().copied().unwrap_or(0);
-            let weight = || declared(graph, tensor);
-            if rows.start > rows.end || rows.end > stored {
-                let (weight, start, end) = (weight(), rows.start, rows.end);
-                return Err(wrong(format!("has {stored} rows, {weight} wants rows {start} to {end}")));
-            }
-            let row = numbers.len() / stored.max(1);
-            let some = numbers.some(rows.start * row..rows.end * row);
-            match some.filter(|_| matches!(found.change, Change::None | Change::PlusOne)) {
-                Some(some) => numbers = some,
-                None => {
-                    let (weight, start, end) = (weight(), rows.start, rows.end);
-                    return Err(wrong(format!("is not stored row by row; {weight} wants rows {start} to {end}")));
+        let axes = if place.is_stacked() { &axes[1..] } else { &axes[..] };
+        let mut stored: Option<Stored<'_>> = None;
+        for name in names {
+            let found = self.find(&name)?.ok_or_else(|| missing(vec![name.clone()]))?;
+            let file = found.file;
+            let part = file_tensor(graph, tensor, axes, place, name, found)?;
+            match &mut stored {
+                None => stored = Some(part),
+                Some(all) if (all.change, all.rows, all.rank) == (part.change, part.rows, part.rank) => {
+                    all.names.extend(part.names);
+                    all.beside.extend(part.beside);
+                    all.parts.extend(part.parts);
+                }
+                Some(all) => {
+                    let problem =
+                        format!("is not stored as `{}` is, which comes before it in one weight", all.names[0]);
+                    let tensor = part.names.into_iter().next().unwrap_or_default();
+                    return Err(Error::Tensor { file: file.to_owned(), tensor, problem });
                 }
             }
-            shape[0] = rows.len();
         }
-        let axes = axes(graph, tensor);
-        let (groups, exact) = group(&axes, &shape);
-        if !exact {
-            return Err(Error::Shape {
-                weight: declared(graph, tensor),
-                wants: format!("[{}]", groups.join(", ")),
-                file: found.file.to_owned(),
-                has: format!("{shape:?}"),
-                tensor: name,
-            });
-        }
-        let rows = match found.change {
-            Change::Transposed => shape[1..].iter().product(),
-            // Of a bias, each number is a row.
-            Change::Pairs { .. } | Change::Fused { .. } if rank == 1 => shape[0],
-            _ => shape[..shape.len().saturating_sub(1)].iter().product(),
-        };
-        Ok(Stored { name, beside: found.beside, rank, numbers, change: found.change, rows })
+        stored.ok_or_else(|| missing(Vec::new()))
     }
+}
+
+/// A tensor of a file as (a part of) a weight over these axes.
+fn file_tensor<'a>(
+    graph: &Graph,
+    tensor: TensorId,
+    axes: &[(&str, usize)],
+    place: &FileTensor,
+    name: String,
+    found: Found<'a>,
+) -> Result<Stored<'a>, Error> {
+    let wrong = |problem| Error::Tensor { file: found.file.to_owned(), tensor: name.clone(), problem };
+    let (mut shape, mut numbers, rank) = (found.shape.clone(), found.numbers, found.shape.len());
+    if let Some(rows) = &place.rows {
+        let stored = shape.first().copied().unwrap_or(0);
+        let weight = || declared(graph, tensor);
+        if rows.start > rows.end || rows.end > stored {
+            let (weight, start, end) = (weight(), rows.start, rows.end);
+            return Err(wrong(format!("has {stored} rows, {weight} wants rows {start} to {end}")));
+        }
+        let row = numbers.len() / stored.max(1);
+        let some = numbers.some(rows.start * row..rows.end * row);
+        match some.filter(|_| matches!(found.change, Change::None | Change::PlusOne)) {
+            Some(some) => numbers = some,
+            None => {
+                let (weight, start, end) = (weight(), rows.start, rows.end);
+                return Err(wrong(format!("is not stored row by row; {weight} wants rows {start} to {end}")));
+            }
+        }
+        shape[0] = rows.len();
+    }
+    let (groups, exact) = group(axes, &shape);
+    if !exact {
+        return Err(Error::Shape {
+            weight: declared(graph, tensor),
+            wants: format!("[{}]", groups.join(", ")),
+            file: found.file.to_owned(),
+            has: format!("{shape:?}"),
+            tensor: name,
+        });
+    }
+    let rows = match found.change {
+        Change::Transposed => shape[1..].iter().product(),
+        // Of a bias, each number is a row.
+        Change::Pairs { .. } | Change::Fused { .. } if rank == 1 => shape[0],
+        _ => shape[..shape.len().saturating_sub(1)].iter().product(),
+    };
+    Ok(Stored { names: vec![name], beside: found.beside, rank, parts: vec![numbers], change: found.change, rows })
 }
 
 /// A tensor's name and line in the model, as messages say them: `` `wq` (src/llama.rs:24) ``.

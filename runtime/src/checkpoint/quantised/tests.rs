@@ -59,7 +59,7 @@ fn check(settings: &Value, parts: &[Part], expected: &[Vec<f32>]) {
             assert_eq!(bits(&out), all[at..at + out.len()]);
         }
     }
-    let used = stored.beside.iter().chain([&stored.name]).cloned().collect();
+    let used = stored.beside.iter().chain(&stored.names).cloned().collect();
     assert!(checkpoint.leftovers(&used).is_empty(), "{:?}", checkpoint.leftovers(&used));
     let (graph_, w) = graph(outputs - 2, inputs, Some(1..outputs - 1));
     let some = checkpoint.weight(&graph_, w, None).unwrap();
