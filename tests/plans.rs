@@ -7,7 +7,7 @@ use einfuse::codegen::{Batch, Format, Options, Program};
 use einfuse::{Checkpoint, Graph, Rule, graph_of};
 
 fn graph(name: &str) -> Graph {
-    graph_of(&Checkpoint::open(repository("tests/golden").join(name)).unwrap()).unwrap()
+    graph_of(&Checkpoint::open(repository("tests/golden").join(name)).unwrap(), None).unwrap()
 }
 
 fn compile(graph: &Graph, options: &Options) -> Program {

@@ -50,6 +50,8 @@ pub struct Builder {
     masked: HashMap<(ExprId, ExprId), ExprId>,
     names: HashMap<String, u32>,
     windows: HashMap<AxisId, usize>,
+    /// Tensors of which each element is the same number.
+    uniform: HashMap<TensorId, f64>,
     location: Option<Location>,
     error: Option<BuildError>,
 }
@@ -94,6 +96,7 @@ impl Builder {
             masked: HashMap::new(),
             names: HashMap::new(),
             windows: HashMap::new(),
+            uniform: HashMap::new(),
             location: None,
             error: None,
         }
@@ -214,7 +217,21 @@ impl Builder {
             let axes = self.graph.names(axes);
             self.fail(format!("`{name}` wants {want} values for its axes {axes}, the host gives {}", values.len()));
         }
-        self.push_tensor(name, axes, Type::Float, Kind::Constant(values))
+        let single = match values[..] {
+            [value] => Some(f64::from(value)),
+            _ => None,
+        };
+        let tensor = self.push_tensor(name, axes, Type::Float, Kind::Constant(values));
+        self.uniform.extend(single.map(|value| (tensor, value)));
+        tensor
+    }
+
+    /// A tensor of which each element is the same number. Where it is loaded, the number stands.
+    pub fn uniform(&mut self, name: &str, axes: &[AxisId], value: f64) -> TensorId {
+        let size = axes.iter().map(|&a| self.graph.size(a).unwrap_or(0)).product();
+        let tensor = self.constant(name, axes, vec![value as f32; size]);
+        self.uniform.insert(tensor, value);
+        tensor
     }
 
     // ---- expressions
@@ -284,6 +301,9 @@ impl Builder {
                 let at = *at;
                 self.fail(format!("`{of}[{name} = {at}]`: the coordinates of `{name}` are 0 to {}", size - 1));
             }
+        }
+        if let Some(&value) = self.uniform.get(&tensor) {
+            return self.float(value);
         }
         let index = axes
             .iter()
@@ -388,7 +408,12 @@ impl Builder {
             (&Expr::Int(x), &Expr::Int(y)) if op.is_arithmetic() => op.of_ints(x, y).map(Expr::Int),
             _ => None,
         };
-        let result = self.intern(folded.unwrap_or(Expr::Binary(op, a, b)));
+        let result = match (op, self.graph.expr(a), self.graph.expr(b)) {
+            (Binary::Add | Binary::Sub, _, Expr::Float(Real(0.0))) => a,
+            (Binary::Mul | Binary::Div, _, Expr::Float(Real(1.0))) => a,
+            (Binary::Add, Expr::Float(Real(0.0)), _) | (Binary::Mul, Expr::Float(Real(1.0)), _) => b,
+            _ => self.intern(folded.unwrap_or(Expr::Binary(op, a, b))),
+        };
         self.with_masks(result, &[mask_a, mask_b])
     }
 
@@ -408,8 +433,20 @@ impl Builder {
                 return then;
             }
         };
-        let result = self.intern(Expr::Select { mask, then, otherwise });
+        let result = match self.holds_everywhere(mask) {
+            true => then,
+            false => self.intern(Expr::Select { mask, then, otherwise }),
+        };
         self.with_masks(result, &[mask_a, mask_b])
+    }
+
+    /// Whether a mask is `c < n` where the coordinate `c` of a fixed axis never reaches `n`.
+    fn holds_everywhere(&self, mask: ExprId) -> bool {
+        let &Expr::Binary(Binary::Lt, a, b) = self.graph.expr(mask) else { return false };
+        match (self.graph.expr(a), self.graph.expr(b)) {
+            (&Expr::Coordinate(axis), &Expr::Int(n)) => self.graph.size(axis).is_some_and(|size| size as i64 <= n),
+            _ => false,
+        }
     }
 
     /// A reduction over `axes`; what is masked away is skipped.
