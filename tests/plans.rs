@@ -15,8 +15,27 @@ fn compile(graph: &Graph, options: &Options) -> Program {
 }
 
 /// Kernels before the layers, in each layer, and after them. Fewer is better: change a number here with that in mind.
-const KERNELS: [(&str, [usize; 3]); 5] =
-    [("gpt2", [1, 5, 1]), ("opt", [1, 5, 1]), ("llama3", [3, 5, 1]), ("mistral", [3, 5, 1]), ("qwen3", [3, 5, 1])];
+const KERNELS: [(&str, [usize; 3]); 19] = [
+    ("gpt2", [1, 5, 1]),
+    ("opt", [1, 5, 1]),
+    ("llama3", [3, 5, 1]),
+    ("mistral", [3, 5, 1]),
+    ("qwen3", [3, 5, 1]),
+    ("qwen2", [3, 5, 1]),
+    ("gemma", [3, 5, 1]),
+    ("gemma2", [3, 5, 1]),
+    ("gemma3", [3, 5, 1]),
+    ("phi3", [3, 5, 1]),
+    ("olmo2", [3, 5, 1]),
+    ("gpt_neox", [3, 5, 1]),
+    ("gptj", [3, 5, 1]),
+    ("stablelm", [3, 5, 1]),
+    ("stablelm_parallel", [3, 5, 1]),
+    ("bloom", [3, 5, 1]),
+    ("starcoder2", [3, 5, 1]),
+    ("cohere", [3, 5, 1]),
+    ("granite", [3, 5, 1]),
+];
 
 #[test]
 fn kernels_are_few() {
