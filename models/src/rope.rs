@@ -344,7 +344,8 @@ mod tests {
 
     #[test]
     fn yarn_keeps_what_turns_often() {
-        let yarn = json!({"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 4096}});
+        let yarn =
+            json!({"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 4096}});
         let (scaled, plain) = (frequencies(yarn.clone(), 64), frequencies(json!({}), 64));
         assert_eq!(scaled[0], plain[0]);
         assert_eq!(scaled[63], plain[63] / 4.0);

@@ -33,7 +33,8 @@ fn both_styles_of_config_make_the_same_verified_graph() {
         assert_eq!(a, b, "{model}");
         for config in [&old, &new] {
             let context = context_from_config(config).unwrap();
-            let key = ["max_position_embeddings", "n_positions", "seq_length"].into_iter().find_map(|key| config.get(key));
+            let key =
+                ["max_position_embeddings", "n_positions", "seq_length"].into_iter().find_map(|key| config.get(key));
             assert_eq!(context, key.and_then(Value::as_u64).map(|n| n as usize), "{model}");
         }
     }
@@ -121,15 +122,23 @@ fn what_an_architecture_does_not_describe_is_refused() {
             json!({"rope_scaling": {"rope_type": "mrope", "factor": 2.0}}),
             "the config: `rope_type` is \"mrope\", supported are",
         ),
+        ("llama3", json!({"rope_scaling": 3}), "the config: `rope_scaling`: invalid type: integer `3`"),
         (
             "llama3",
-            json!({"rope_scaling": 3}),
-            "the config: `rope_scaling`: invalid type: integer `3`",
+            json!({"partial_rotary_factor": 1.5}),
+            "the config: `partial_rotary_factor` is 1.5, expected a share",
         ),
-        ("llama3", json!({"partial_rotary_factor": 1.5}), "the config: `partial_rotary_factor` is 1.5, expected a share"),
-        ("phi3", json!({"head_dim": 32}), "constant `freq`: `long_factor` has 6 factors, the head has 12 rotated pairs"),
+        (
+            "phi3",
+            json!({"head_dim": 32}),
+            "constant `freq`: `long_factor` has 6 factors, the head has 12 rotated pairs",
+        ),
         ("gemma3", json!({"layer_types": ["linear"]}), "the config: `layer_types` has \"linear\", supported are"),
-        ("gemma3", json!({"attn_logit_softcapping": 50.0}), "`attn_logit_softcapping` is 50.0, Gemma3 supports only false"),
+        (
+            "gemma3",
+            json!({"attn_logit_softcapping": 50.0}),
+            "`attn_logit_softcapping` is 50.0, Gemma3 supports only false",
+        ),
         ("gpt_neox", json!({"hidden_act": "relu"}), "`hidden_act` is \"relu\", GptNeoX supports only \"gelu\""),
         ("mistral", json!({"sliding_window": 0}), "the config's `sliding_window`: expected a size from 1"),
         ("qwen3", json!({"use_sliding_window": true}), "`use_sliding_window` is true, Qwen3 supports only false"),

@@ -217,16 +217,13 @@ impl Builder {
             let axes = self.graph.names(axes);
             self.fail(format!("`{name}` wants {want} values for its axes {axes}, the host gives {}", values.len()));
         }
-        let single = match values[..] {
-            [value] => Some(f64::from(value)),
-            _ => None,
-        };
+        let alone = values.first().filter(|_| axes.is_empty()).map(|&value| f64::from(value));
         let tensor = self.push_tensor(name, axes, Type::Float, Kind::Constant(values));
-        self.uniform.extend(single.map(|value| (tensor, value)));
+        self.uniform.extend(alone.map(|value| (tensor, value)));
         tensor
     }
 
-    /// A tensor of which each element is the same number. Where it is loaded, the number stands.
+    /// A tensor of which each element is the same number. It is not added where it is 0, nor multiplied by where it is 1.
     pub fn uniform(&mut self, name: &str, axes: &[AxisId], value: f64) -> TensorId {
         let size = axes.iter().map(|&a| self.graph.size(a).unwrap_or(0)).product();
         let tensor = self.constant(name, axes, vec![value as f32; size]);
@@ -302,7 +299,7 @@ impl Builder {
                 self.fail(format!("`{of}[{name} = {at}]`: the coordinates of `{name}` are 0 to {}", size - 1));
             }
         }
-        if let Some(&value) = self.uniform.get(&tensor) {
+        if let Some(&value) = self.uniform.get(&tensor).filter(|_| axes.is_empty()) {
             return self.float(value);
         }
         let index = axes
@@ -408,13 +405,29 @@ impl Builder {
             (&Expr::Int(x), &Expr::Int(y)) if op.is_arithmetic() => op.of_ints(x, y).map(Expr::Int),
             _ => None,
         };
-        let result = match (op, self.graph.expr(a), self.graph.expr(b)) {
-            (Binary::Add | Binary::Sub, _, Expr::Float(Real(0.0))) => a,
-            (Binary::Mul | Binary::Div, _, Expr::Float(Real(1.0))) => a,
-            (Binary::Add, Expr::Float(Real(0.0)), _) | (Binary::Mul, Expr::Float(Real(1.0)), _) => b,
-            _ => self.intern(folded.unwrap_or(Expr::Binary(op, a, b))),
+        let without = match op {
+            Binary::Add if self.changes_nothing(b, 0.0, a) => Some(a),
+            Binary::Add if self.changes_nothing(a, 0.0, b) => Some(b),
+            Binary::Sub if self.changes_nothing(b, 0.0, a) => Some(a),
+            Binary::Mul if self.changes_nothing(b, 1.0, a) => Some(a),
+            Binary::Mul if self.changes_nothing(a, 1.0, b) => Some(b),
+            Binary::Div if self.changes_nothing(b, 1.0, a) => Some(a),
+            _ => None,
         };
+        let result = without.unwrap_or_else(|| self.intern(folded.unwrap_or(Expr::Binary(op, a, b))));
         self.with_masks(result, &[mask_a, mask_b])
+    }
+
+    /// Whether each element of an operand is this number, and it has no axis that the other has not.
+    fn changes_nothing(&self, operand: ExprId, number: f64, other: ExprId) -> bool {
+        match self.graph.expr(operand) {
+            Expr::Float(Real(value)) => *value == number,
+            Expr::Load { tensor, .. } if self.uniform.get(tensor) == Some(&number) => {
+                let axes = self.graph.free_axes(other);
+                self.graph.free_axes(operand).iter().all(|axis| axes.contains(axis))
+            }
+            _ => false,
+        }
     }
 
     /// `then` where the mask holds, else `otherwise`.

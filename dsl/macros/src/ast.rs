@@ -123,7 +123,7 @@ pub(crate) struct Source {
 /// A place from which a weight may come.
 pub(crate) enum Place {
     /// A tensor of the checkpoint, or a part of its first dimension.
-    File { name: Text, rows: Option<(Expr, Expr)> },
+    File { name: Text, rows: Option<Box<(Expr, Expr)>> },
     /// Another weight.
     Weight(Ident),
     /// A number, which each element is.

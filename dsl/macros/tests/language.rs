@@ -86,7 +86,7 @@ mod prelude {
         Prelude for "Prelude" {
             config { d: size = "d"; v: size = "v"; i: size = "i"; }
             axis r = d / 2;
-            axis half = 1;
+            axis half = 1;                     // the prelude has a `let` of this name
             host freq[r] = vec![0.5f32; d / 2];
             host part[half] = vec![0.5f32];
             host scale = 3.0f32;
@@ -374,10 +374,10 @@ mod decided_by_the_config {
 
     impl Rule {
         fn window(&self, layer: usize) -> Option<usize> {
-            (layer % self.period == 0).then_some(1)
+            layer.is_multiple_of(self.period).then_some(1)
         }
 
-        fn size(&self, d: usize) -> usize {
+        fn extent(&self, d: usize) -> usize {
             d * self.period
         }
 
@@ -403,7 +403,7 @@ mod decided_by_the_config {
                 twice: bool = "twice" else false;
                 rule: Rule = {..};
             }
-            axis e = rule.size(d);
+            axis e = rule.extent(d);
             host factor = rule.factor();
             weights { table[v, d] = "table"; wide[e] = "wide"; bias[d] = "bias" if biased else 0.5; }
             fn (tokens[t]) -> [t, d] {
@@ -418,7 +418,10 @@ mod decided_by_the_config {
         let found = |config| run(&Decided::graph(&DecidedConfig::from_json(&config).unwrap()).unwrap(), &[&[1]]);
         assert_eq!(found(json!({"d": 1, "v": 2, "period": 2, "twice": true})), [2.0 * 2.5]);
         assert_eq!(found(json!({"d": 1, "v": 2, "period": 2})), [2.5 * 3.0]);
-        assert_eq!(found(json!({"d": 1, "v": 2, "period": 2, "factor": 10, "twice": true, "biased": true})), [21.0 * 3.0]);
+        assert_eq!(
+            found(json!({"d": 1, "v": 2, "period": 2, "factor": 10, "twice": true, "biased": true})),
+            [21.0 * 3.0]
+        );
         let error = DecidedConfig::from_json(&json!({"d": 1, "v": 2, "period": "x"})).unwrap_err().to_string();
         assert_eq!(error, "the config: invalid type: string \"x\", expected usize");
     }

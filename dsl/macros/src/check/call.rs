@@ -265,7 +265,8 @@ impl Checker<'_> {
                     if let Some(axes) = axes {
                         self.check_sides(cx, name, axes, &value.axes);
                     }
-                    let earlier = self.lookup(cx, &name.to_string());
+                    // The prelude's names are nobody's business.
+                    let earlier = self.lookup(cx, &name.to_string()).filter(|_| !function.prelude);
                     if self.may_declare(name.span(), &name.to_string(), earlier) {
                         cx.locals.push((name.to_string(), Entry::Bound(Rc::new(RefCell::new(value)))));
                     }

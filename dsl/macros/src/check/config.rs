@@ -393,9 +393,10 @@ impl Checker<'_> {
     /// Computes an expression over the config, and over the number of the layer if that occurs in it; the name of its value.
     pub(super) fn decided(&mut self, cx: &Cx, expr: &Expr, want: Kind, of: &str) -> TokenStream {
         let mut layered = false;
-        expr.walk(&mut |e| match &e.kind {
-            ExprKind::Name(name) => layered |= matches!(self.lookup(cx, &name.to_string()), Some(Entry::Layer)),
-            _ => {}
+        expr.walk(&mut |e| {
+            if let ExprKind::Name(name) = &e.kind {
+                layered |= matches!(self.lookup(cx, &name.to_string()), Some(Entry::Layer));
+            }
         });
         if !layered {
             return self.hoist(cx, expr, want, of);

@@ -97,7 +97,7 @@ impl Checker<'_> {
                 ast::Place::File { name, rows } => {
                     let condition = source.condition.as_ref().map(|c| self.hoist(cx, c, Kind::Flag, &of));
                     certain |= condition.is_none();
-                    let rows = rows.as_ref().map(|(from, to)| self.rows(cx, from, to, &of));
+                    let rows = rows.as_ref().map(|rows| self.rows(cx, &rows.0, &rows.1, &of));
                     let empty = [Text { value: String::new(), span: name.span }];
                     let prefixes = if section.prefixes.is_empty() { &empty[..] } else { &section.prefixes };
                     for prefix in prefixes {

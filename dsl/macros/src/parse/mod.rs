@@ -300,7 +300,7 @@ fn source(c: &mut Cursor) -> Option<Source> {
                     if !inner.is_empty() {
                         return inner.expected("`]`");
                     }
-                    Some((from, to))
+                    Some(Box::new((from, to)))
                 }
                 None => None,
             };
