@@ -33,6 +33,8 @@ mod sample;
 mod session;
 mod threads;
 mod tokens;
+mod tune;
+mod tuned;
 
 pub use chat::{Conversation, Message, Role, Template};
 #[doc(hidden)]
@@ -47,6 +49,8 @@ pub use sample::{Sampler, Sampling};
 pub use session::{Chosen, Perplexity, Session, Trace};
 pub use threads::{MOST_THREADS, Threads, default_threads};
 pub use tokens::{Stream, Tokenizer};
+pub use tune::{Finding, Findings, StepTimes, Trial, Tuning, tune};
+pub use tuned::{Tuned, Winner};
 
 #[cfg(test)]
 mod tests;

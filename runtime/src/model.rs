@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use einfuse_codegen::{Format, Options, Packed, Program, Rule, Values, Wanted};
+use einfuse_codegen::{Format, Options, Packed, Program, Rule, Schedules, Values, Wanted};
 use einfuse_graph::{Expr, ExprId, Graph, Kind, Node, TensorId};
 
 use crate::Error;
@@ -77,6 +77,8 @@ pub struct Settings {
     pub chunk: usize,
     /// Whether a step can yield the logits of every row, or only of the last, which needs less work and memory.
     pub rows: Wanted,
+    /// The numbers of some kernels' schedules, in place of what the compiler would choose: see [`Tuned`](crate::Tuned).
+    pub schedules: Schedules,
     /// Whether the text of the compiled code is kept for inspection.
     pub keep_text: bool,
     /// Called while loading, from any thread.
@@ -95,6 +97,7 @@ impl Default for Settings {
             sequences: 1,
             chunk: 512,
             rows: Wanted::Last,
+            schedules: Schedules::new(),
             keep_text: false,
             progress: None,
         }
@@ -113,6 +116,7 @@ impl fmt::Debug for Settings {
             .field("sequences", &self.sequences)
             .field("chunk", &self.chunk)
             .field("rows", &self.rows)
+            .field("schedules", &self.schedules)
             .field("keep_text", &self.keep_text)
             .finish_non_exhaustive()
     }
@@ -181,6 +185,7 @@ impl Model {
             positions: longest,
             cache,
             rows: settings.rows,
+            schedules: settings.schedules.clone(),
             keep_text: settings.keep_text,
         };
         let storage = |tensor| storage.get(&tensor).copied().unwrap_or(Format::F32);
@@ -264,6 +269,11 @@ impl Model {
             true => Err(Error::ContextFull { tokens, past, context, bound }),
             false => Ok(()),
         }
+    }
+
+    /// The fewest bits that a weight has in memory.
+    pub(crate) fn weight_bits(&self) -> usize {
+        self.program.weights().iter().map(|packed| packed.storage.bits()).min().unwrap_or(32)
     }
 
     /// The number of threads that compute.
