@@ -187,7 +187,9 @@ fn define(
     let failed = |message: String| LowerError::Codegen { kernel: kernel.name.clone(), message };
     context.set_disasm(how.keep_text);
     let signature = &context.func.signature;
-    let id = module.declare_function(&format!("{number}_{}", kernel.name), Linkage::Local, signature).map_err(|e| failed(e.to_string()))?;
+    let id = module
+        .declare_function(&format!("{number}_{}", kernel.name), Linkage::Local, signature)
+        .map_err(|e| failed(e.to_string()))?;
     context.func.name = UserFuncName::user(0, id.as_u32());
     let clif = how.keep_text.then(|| context.func.display().to_string());
     let instructions = context.func.dfg.num_insts();

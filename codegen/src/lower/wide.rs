@@ -117,7 +117,8 @@ impl Lowerer<'_> {
         if needs.accesses.iter().all(|access| !access.writes) && needs.total.is_none() {
             return None;
         }
-        if nest.rows.is_some() && (needs.total.is_some() || needs.inputs.iter().any(|(_, i)| matches!(i, Input::Index(_))))
+        if nest.rows.is_some()
+            && (needs.total.is_some() || needs.inputs.iter().any(|(_, i)| matches!(i, Input::Index(_))))
         {
             return None;
         }
@@ -328,7 +329,9 @@ impl Finder<'_> {
             }
             Expr::Var(var) if self.inside.contains(var) => expr.clone(),
             // A vector of equal lanes from outside.
-            Expr::Var(var) if !self.changing().contains(var) && self.needs.total.as_ref().is_none_or(|t| t.var != *var) => {
+            Expr::Var(var)
+                if !self.changing().contains(var) && self.needs.total.as_ref().is_none_or(|t| t.var != *var) =>
+            {
                 let Yield::Value(value) = lowerer.var(*var) else { return None };
                 let ValueDef::Result(inst, _) = lowerer.e.func.dfg.value_def(value) else { return None };
                 let InstructionData::Unary { opcode: Opcode::Splat, arg } = lowerer.e.func.dfg.insts[inst] else {

@@ -46,7 +46,12 @@ pub(in super::super) enum Op {
     Select(usize, usize, usize),
     Shift(Shift, usize, u8),
     /// All bits where the comparison of this number (of floats, or of integers) holds.
-    Compare { floats: bool, predicate: u8, a: usize, b: usize },
+    Compare {
+        floats: bool,
+        predicate: u8,
+        a: usize,
+        b: usize,
+    },
 }
 
 /// A pointer, and the bytes to add to it.
@@ -142,68 +147,68 @@ impl Lanes {
 
 /// Gives values registers.
 fn registers(ops: &[Op], total: Option<usize>) -> Option<Vec<Option<usize>>> {
-        let mut last = vec![0; ops.len()];
-        let mut uses = vec![0; ops.len()];
-        for (at, op) in ops.iter().enumerate() {
+    let mut last = vec![0; ops.len()];
+    let mut uses = vec![0; ops.len()];
+    for (at, op) in ops.iter().enumerate() {
+        for operand in op.operands() {
+            last[operand] = at;
+            uses[operand] += 1;
+        }
+    }
+    if let Some(next) = total {
+        last[next] = ops.len();
+    }
+    // What passes by takes the first registers, and no more than it needs.
+    let mut of = vec![None; ops.len()];
+    let mut free: Vec<bool> = vec![true; VECTORS - SPARE.len()];
+    let mut most = 0;
+    for (at, op) in ops.iter().enumerate() {
+        if op.is_kept() {
+            continue;
+        }
+        // An operand's register is free for the result where it is read before that is written.
+        let early = !matches!(op, Op::Select(..) | Op::Fma(..));
+        let leave = |free: &mut Vec<bool>| {
             for operand in op.operands() {
-                last[operand] = at;
-                uses[operand] += 1;
-            }
-        }
-        if let Some(next) = total {
-            last[next] = ops.len();
-        }
-        // What passes by takes the first registers, and no more than it needs.
-        let mut of = vec![None; ops.len()];
-        let mut free: Vec<bool> = vec![true; VECTORS - SPARE.len()];
-        let mut most = 0;
-        for (at, op) in ops.iter().enumerate() {
-            if op.is_kept() {
-                continue;
-            }
-            // An operand's register is free for the result where it is read before that is written.
-            let early = !matches!(op, Op::Select(..) | Op::Fma(..));
-            let leave = |free: &mut Vec<bool>| {
-                for operand in op.operands() {
-                    if let (Some(register), true) = (of[operand], last[operand] == at) {
-                        free[register] = true;
-                    }
+                if let (Some(register), true) = (of[operand], last[operand] == at) {
+                    free[register] = true;
                 }
-            };
-            if early {
-                leave(&mut free);
             }
-            let found = if matches!(op, Op::Store(..)) { None } else { Some(free.iter().position(|free| *free)?) };
-            if let Some(register) = found {
-                free[register] = last[at] == 0;
-                most = most.max(register + 1);
-            }
-            if !early {
-                leave(&mut free);
-            }
-            of[at] = found;
-        }
-        // The others go from the last down: scalars, elements and the total must have one, constants may.
-        let mut next = VECTORS - SPARE.len();
-        let mut take = || {
-            next = next.checked_sub(1).filter(|next| *next >= most)?;
-            Some(next)
         };
-        for (at, op) in ops.iter().enumerate() {
-            if matches!(op, Op::Scalar(_) | Op::Index(_) | Op::Total) {
-                of[at] = Some(take()?);
-            }
+        if early {
+            leave(&mut free);
         }
-        let mut constants: Vec<usize> = (0..ops.len()).filter(|at| matches!(ops[*at], Op::Constant(_))).collect();
-        constants.sort_by_key(|at| std::cmp::Reverse(uses[*at]));
-        for at in constants {
-            of[at] = take();
+        let found = if matches!(op, Op::Store(..)) { None } else { Some(free.iter().position(|free| *free)?) };
+        if let Some(register) = found {
+            free[register] = last[at] == 0;
+            most = most.max(register + 1);
         }
-        let missing = |operand: &usize| of[*operand].is_none();
-        if ops.iter().any(|op| op.operands().iter().filter(|o| missing(o)).count() > SPARE.len()) {
-            return None;
+        if !early {
+            leave(&mut free);
         }
-        Some(of)
+        of[at] = found;
+    }
+    // The others go from the last down: scalars, elements and the total must have one, constants may.
+    let mut next = VECTORS - SPARE.len();
+    let mut take = || {
+        next = next.checked_sub(1).filter(|next| *next >= most)?;
+        Some(next)
+    };
+    for (at, op) in ops.iter().enumerate() {
+        if matches!(op, Op::Scalar(_) | Op::Index(_) | Op::Total) {
+            of[at] = Some(take()?);
+        }
+    }
+    let mut constants: Vec<usize> = (0..ops.len()).filter(|at| matches!(ops[*at], Op::Constant(_))).collect();
+    constants.sort_by_key(|at| std::cmp::Reverse(uses[*at]));
+    for at in constants {
+        of[at] = take();
+    }
+    let missing = |operand: &usize| of[*operand].is_none();
+    if ops.iter().any(|op| op.operands().iter().filter(|o| missing(o)).count() > SPARE.len()) {
+        return None;
+    }
+    Some(of)
 }
 
 /// Writes the code.
