@@ -51,7 +51,7 @@ enum Input {
 }
 
 struct Access {
-    buffer: (Kind, Option<usize>),
+    kind: Kind,
     start: Affine,
     stride: i64,
     bytes: i64,
@@ -196,7 +196,7 @@ impl Needs {
         let window = |access: &Access| access.bytes * PANEL as i64;
         for (i, write) in self.accesses.iter().enumerate().filter(|(_, access)| access.writes) {
             for (j, other) in self.accesses.iter().enumerate() {
-                if i == j || other.buffer.0 != write.buffer.0 {
+                if i == j || other.kind != write.kind {
                     continue;
                 }
                 let alike = write.stride == other.stride;
@@ -205,7 +205,7 @@ impl Needs {
                     // In place: read before it is written, by the same lane.
                     Some(0) => j < i && !other.writes && write.bytes == other.bytes,
                     Some(distance) => distance >= window(other) || -distance >= window(write),
-                    None => write.buffer.1.is_some() && write.buffer.1 != other.buffer.1,
+                    None => false,
                 };
                 if !apart {
                     return false;
@@ -424,13 +424,7 @@ impl Finder<'_> {
             stride = apart(address(lowerer), &start)?;
         }
         let kind = Kind::of(&at.buffer);
-        let number = match &at.buffer {
-            Buffer::Arena(number) | Buffer::Scratch(number) | Buffer::Frame(number) | Buffer::Layer(number) => {
-                Some(*number)
-            }
-            Buffer::Page { .. } => None,
-        };
-        self.needs.accesses.push(Access { buffer: (kind, number), start: start.clone(), stride, bytes, writes });
+        self.needs.accesses.push(Access { kind, start: start.clone(), stride, bytes, writes });
         let stride = i32::try_from(stride).ok()?;
         for (pointer, known) in self.needs.pointers.iter().enumerate() {
             let distance = apart(start.clone(), &known.start).and_then(|distance| i32::try_from(distance).ok());
