@@ -92,12 +92,13 @@ pub fn embedded() -> Result<Checkpoint, Error> {
     Ok(Checkpoint::embedded(&embedded::NANO)?)
 }
 
-/// The graph of the model in a checkpoint.
+/// The graph of the model in a checkpoint, to be run with sequences of up to `context` positions (`None`: as many as it was
+/// made for).
 ///
 /// # Errors
 /// The architecture is not declared (the message lists those that are), or the config does not fit it.
-pub fn graph_of(checkpoint: &Checkpoint) -> Result<Graph, Error> {
-    einfuse_models::graph_from_config(checkpoint.config()).map_err(|reason| wrong_config(checkpoint, reason))
+pub fn graph_of(checkpoint: &Checkpoint, context: Option<usize>) -> Result<Graph, Error> {
+    einfuse_models::graph_from_config(checkpoint.config(), context).map_err(|reason| wrong_config(checkpoint, reason))
 }
 
 fn wrong_config(checkpoint: &Checkpoint, reason: einfuse_models::Error) -> Error {
@@ -109,9 +110,9 @@ fn wrong_config(checkpoint: &Checkpoint, reason: einfuse_models::Error) -> Error
 /// # Errors
 /// As [`load`].
 pub fn load_checkpoint(checkpoint: &Checkpoint, settings: Settings) -> Result<Model, Error> {
-    let graph = graph_of(checkpoint)?;
     let made_for = einfuse_models::context_from_config(checkpoint.config());
     let made_for = made_for.map_err(|reason| wrong_config(checkpoint, reason))?;
     let context = settings.context.into_iter().chain(made_for).min();
+    let graph = graph_of(checkpoint, context)?;
     Ok(Model::load(checkpoint, &graph, Settings { context, ..settings })?)
 }

@@ -1,6 +1,6 @@
 //! Each architecture against what the reference implementation computed, and against the interpreter: hidden states after
 //! every layer, logits of every position, and greedy continuations; for prompts given at once, in pieces of 1 to 7
-//! tokens through the cache, with each fusion rule off in turn and with all off, on 1, 2 and 3 threads.
+//! tokens through the cache; with all fusion rules and with none on 1, 2 and 3 threads, and with each off in turn.
 
 mod common;
 
@@ -27,6 +27,10 @@ struct Prompt {
     ids: Vec<u32>,
     /// The reference's greedy continuation.
     greedy: Vec<u32>,
+    /// The positions of both.
+    context: usize,
+    /// The model for so many, which is another for a longer text where rotary frequencies go by its length.
+    graph: Graph,
     /// What the reference computes, and what the interpreter does.
     expected: [Expected; 2],
 }
@@ -41,7 +45,7 @@ struct Expected {
 }
 
 /// The prompts of a golden folder, with what the reference implementation computed for them.
-fn prompts(folder: &Path, checkpoint: &Checkpoint, graph: &Graph) -> Vec<Prompt> {
+fn prompts(folder: &Path, checkpoint: &Checkpoint) -> Vec<Prompt> {
     let bytes = fs::read(folder.join("golden.safetensors")).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
     let ids = |name: &str| -> Vec<u32> {
@@ -59,8 +63,10 @@ fn prompts(folder: &Path, checkpoint: &Checkpoint, graph: &Graph) -> Vec<Prompt>
         let hidden = hidden.chunks(hidden.len() / layers).map(<[f64]>::to_vec).collect();
         let reference = Expected { by: "the reference", hidden, logits: floats(&format!("p{n}.logits")) };
         let (ids, greedy) = (ids(&format!("p{n}.input_ids")), ids(&format!("p{n}.greedy_ids")));
-        let interpreted = interpreted(checkpoint, graph, &ids);
-        Prompt { ids, greedy, expected: [reference, interpreted] }
+        let context = ids.len() + greedy.len();
+        let graph = graph_of(checkpoint, Some(context)).unwrap();
+        let interpreted = interpreted(checkpoint, &graph, &ids);
+        Prompt { ids, greedy, graph, context, expected: [reference, interpreted] }
     };
     let prompts = json(&folder.join("golden.json"))["prompts"].as_array().unwrap().len();
     (0..prompts).map(prompt).collect()
@@ -148,8 +154,9 @@ struct Variant<'a> {
 }
 
 impl Variant<'_> {
-    fn load(&self, checkpoint: &Checkpoint, rows: Wanted) -> Model {
+    fn load(&self, checkpoint: &Checkpoint, rows: Wanted, context: usize) -> Model {
         let settings = Settings {
+            context: Some(context),
             without: self.without.to_vec(),
             threads: Some(self.threads),
             precision: self.precision,
@@ -163,8 +170,11 @@ impl Variant<'_> {
     fn check(&self, name: &str, checkpoint: &Checkpoint, prompts: &[Prompt]) {
         let without: Vec<&str> = self.without.iter().map(|rule| rule.name()).collect();
         let what = format!("{name} without [{}], {} threads, {:?}", without.join(", "), self.threads, self.precision);
-        check_traces(&what, &self.load(checkpoint, Wanted::All), prompts, self.precision);
-        check_greedy(&what, &self.load(checkpoint, Wanted::Last), prompts);
+        for prompts in prompts.chunk_by(|a, b| a.graph == b.graph) {
+            let context = prompts.iter().map(|prompt| prompt.context).max().unwrap();
+            check_traces(&what, &self.load(checkpoint, Wanted::All, context), prompts, self.precision);
+            check_greedy(&what, &self.load(checkpoint, Wanted::Last, context), prompts);
+        }
     }
 }
 
@@ -172,11 +182,13 @@ impl Variant<'_> {
 fn check(name: &str) {
     let folder = repository("tests/golden").join(name);
     let checkpoint = Checkpoint::open(&folder).unwrap();
-    let graph = graph_of(&checkpoint).unwrap();
-    let prompts = prompts(&folder, &checkpoint, &graph);
+    let prompts = prompts(&folder, &checkpoint);
+    for (at, rule) in Rule::ALL.iter().enumerate() {
+        let (without, threads) = (std::slice::from_ref(rule), 1 + at % 3);
+        Variant { without, threads, precision: Precision::F32 }.check(name, &checkpoint, &prompts);
+    }
     for threads in 1..=3 {
-        let each_off = Rule::ALL.iter().map(std::slice::from_ref);
-        for without in [&[], Rule::ALL].into_iter().chain(each_off) {
+        for without in [&[], Rule::ALL] {
             Variant { without, threads, precision: Precision::F32 }.check(name, &checkpoint, &prompts);
         }
         // the weights as the file has them, which is another type in some of the folders
@@ -187,39 +199,25 @@ fn check(name: &str) {
     let newer = Folder::copy(name);
     newer.write("config.json", fs::read(folder.join("config_v5.json")).unwrap());
     let newer = Checkpoint::open(newer.path()).unwrap();
-    assert_eq!(graph_of(&newer).unwrap(), graph, "{name}: the graph of config_v5.json");
+    for prompt in &prompts {
+        let graph = graph_of(&newer, Some(prompt.context)).unwrap();
+        assert_eq!(graph, prompt.graph, "{name}: the graph of config_v5.json");
+    }
     let variant = Variant { without: &[], threads: 2, precision: Precision::F32 };
     variant.check(&format!("{name}, config_v5.json"), &newer, &prompts);
 }
 
-#[test]
-fn gpt2() {
-    check("gpt2");
+macro_rules! architectures {
+    ($($name:ident),* $(,)?) => {$(
+        #[test]
+        fn $name() {
+            check(stringify!($name));
+        }
+    )*};
 }
 
-#[test]
-fn opt() {
-    check("opt");
-}
-
-#[test]
-fn llama3() {
-    check("llama3");
-}
-
-#[test]
-fn mistral() {
-    check("mistral");
-}
-
-#[test]
-fn mixtral() {
-    check("mixtral");
-}
-
-#[test]
-fn qwen3() {
-    check("qwen3");
+architectures! {
+    gpt2, opt, llama3, mistral, mixtral, qwen2, qwen3, gemma, gemma2, gemma3, phi3, olmo2, gpt_neox, gptj, stablelm, stablelm_parallel, bloom, starcoder2, cohere, granite,
 }
 
 /// Text becomes the tokens that the reference makes of it, and back.

@@ -2,43 +2,99 @@
 
 mod common;
 
-use common::repository;
+use std::collections::BTreeSet;
+
+use common::{json, repository};
+use einfuse::codegen::fuse::{Segment, Shape};
 use einfuse::codegen::{Batch, Format, Options, Program};
-use einfuse::graph::Node;
 use einfuse::{Checkpoint, Graph, Rule, graph_of};
 
 fn graph(name: &str) -> Graph {
-    graph_of(&Checkpoint::open(repository("tests/golden").join(name)).unwrap()).unwrap()
+    graph_of(&Checkpoint::open(repository("tests/golden").join(name)).unwrap(), None).unwrap()
 }
 
 fn compile(graph: &Graph, options: &Options) -> Program {
     Program::compile(graph, &|_| Format::F32, options).unwrap()
 }
 
-/// Kernels before the layers, in each layer, and after them; and the calls that a layer takes for one token and for many. Fewer
-/// is better: change a number here with that in mind.
-///
-/// For one token the positions are shared out, and one more call merges what was found along each share. For many, the rows
-/// behind each norm are computed once for all workers; and where rows choose their weights they are sorted, gathered, and
-/// put together at the end.
-const KERNELS: [(&str, [usize; 3], [usize; 2]); 6] = [
-    ("gpt2", [1, 5, 1], [6, 7]),
-    ("opt", [1, 5, 1], [6, 7]),
-    ("llama3", [3, 5, 1], [6, 7]),
-    ("mistral", [3, 5, 1], [6, 7]),
-    ("mixtral", [3, 8, 1], [9, 14]),
-    ("qwen3", [3, 5, 1], [6, 7]),
-];
+/// The folders of golden models, by name.
+fn models() -> Vec<String> {
+    let folders = std::fs::read_dir(repository("tests/golden")).unwrap().map(|entry| entry.unwrap().path());
+    let models = folders.filter(|folder| folder.join("model.safetensors").exists());
+    let mut names: Vec<String> =
+        models.map(|folder| folder.file_name().unwrap().to_string_lossy().into_owned()).collect();
+    names.sort();
+    names
+}
+
+/// What stands above the table of architectures.
+const ABOUT: &str = "\
+# Architectures
+
+What is declared in `models/src/`, one file each, and what the compiler makes of it. Nothing below that folder knows any of
+these names: that each attention is one streamed pass over the positions, for instance, is found by the rule `online-softmax`
+in the equations of each. A test makes this page from the registry and the models in `tests/golden/`, of which each
+architecture has at least one (`BLESS=1 cargo test --test plans` writes it). Fewer kernels are better.
+
+Kernels are counted before the layers, in a layer, and behind them; most of those before are tables of rotary positions.
+
+| architecture | in config.json | before | in a layer | behind | rules |
+| --- | --- | --: | --: | --: | --- |
+";
 
 #[test]
-fn kernels_are_few() {
-    for (name, expected, calls) in KERNELS {
-        let program = compile(&graph(name), &Options::default());
-        let counts: Vec<usize> = program.plan().scopes().iter().map(|kernels| kernels.len()).collect();
-        assert_eq!(counts, expected, "{name}: kernels before, in and after the layers\n{}", program.plan());
-        for (batch, calls) in [Batch::One, Batch::Many].into_iter().zip(calls) {
-            let layer = program.kernels().iter().filter(|kernel| kernel.batch == batch && kernel.scope == 1);
-            assert_eq!(layer.count(), calls, "{name}: in a layer, {batch:?}");
+fn the_table_of_architectures_is_right() {
+    let models = models();
+    let mut rows: Vec<String> = Vec::new();
+    for architecture in einfuse::models::ARCHITECTURES {
+        let of = |name: &&String| {
+            let config = json(&repository("tests/golden").join(name).join("config.json"));
+            architecture.names.iter().any(|known| config["architectures"][0] == *known)
+        };
+        let models: Vec<&String> = models.iter().filter(of).collect();
+        let mut name = String::new();
+        assert!(!models.is_empty(), "tests/golden has no model of {}", architecture.names.join(", "));
+        let (mut counts, mut fired) = ([const { BTreeSet::new() }; 3], BTreeSet::new());
+        for model in models {
+            let graph = graph(model);
+            name.clone_from(&graph.name);
+            let program = compile(&graph, &Options::default());
+            let (plan, scopes) = (program.plan(), program.plan().scopes());
+            let last = scopes.len() - 1;
+            for (at, kernels) in scopes.iter().enumerate() {
+                counts[usize::from(at > 0) + usize::from(at == last)].insert(kernels.len());
+                fired.extend(kernels.iter().flat_map(|kernel| &kernel.applied).map(|remark| remark.rule));
+            }
+            fired.extend(plan.remarks.iter().map(|remark| remark.rule));
+        }
+        let names: Vec<String> = architecture.names.iter().map(|name| format!("`{name}`")).collect();
+        let counts = counts.map(|counts| counts.iter().map(usize::to_string).collect::<Vec<_>>().join(" or "));
+        let rules: Vec<&str> = fired.iter().map(|rule| rule.name()).collect();
+        let (names, counts, rules) = (names.join(", "), counts.join(" | "), rules.join(", "));
+        rows.push(format!("| {name} | {names} | {counts} | {rules} |\n"));
+    }
+    let (file, page) = (repository("docs/architectures.md"), format!("{ABOUT}{}", rows.concat()));
+    if std::env::var_os("BLESS").is_some() {
+        std::fs::write(&file, &page).unwrap();
+    }
+    let written = std::fs::read_to_string(&file).unwrap();
+    assert_eq!(written, page, "BLESS=1 writes what is found");
+}
+
+#[test]
+fn parts_of_kernels_are_few() {
+    for name in models() {
+        let program = compile(&graph(&name), &Options::default());
+        // for one token the positions are shared out, and one more kernel merges what was found along each share
+        let layers = program.plan().segments.iter().filter_map(|segment| match segment {
+            Segment::Layers { bodies, .. } => Some(bodies),
+            Segment::Once(_) => None,
+        });
+        for (at, (kernels, _)) in layers.flatten().enumerate() {
+            let streams = kernels.iter().filter(|kernel| matches!(kernel.shape, Shape::Stream(_))).count();
+            let parts = program.kernels().iter().filter(|kernel| kernel.batch == Batch::One && kernel.scope == 1 + at);
+            assert_eq!(streams, 1, "{name}: one stream in a layer");
+            assert_eq!(parts.count(), kernels.len() + streams, "{name}: in a layer, for one token");
         }
     }
 }
@@ -46,8 +102,8 @@ fn kernels_are_few() {
 /// Scores over all positions are never in memory: what a step keeps grows with its tokens, not with their square.
 #[test]
 fn memory_grows_with_the_tokens() {
-    for (name, ..) in KERNELS {
-        let graph = graph(name);
+    for name in models() {
+        let graph = graph(&name);
         let bytes = |chunk: usize, without: &[Rule]| {
             let options = Options { chunk, positions: chunk, without: without.to_vec(), ..Options::default() };
             compile(&graph, &options).arena_bytes()
@@ -62,22 +118,29 @@ fn memory_grows_with_the_tokens() {
     }
 }
 
-/// Layers that are alike are compiled once: all call the same kernels.
+/// Layers that are alike are compiled once: they call the same kernels.
 #[test]
 fn equal_layers_share_their_kernels() {
-    for (name, ..) in KERNELS {
-        let graph = graph(name);
-        let layers = graph.nodes.iter().find_map(|node| match node {
-            Node::Layers(layers) => Some(layers.order.len()),
-            _ => None,
-        });
-        let program = compile(&graph, &Options::default());
+    for name in models() {
+        let program = compile(&graph(&name), &Options::default());
         for batch in [Batch::One, Batch::Many] {
-            let count = |layer: bool| {
-                let kernels = program.kernels().iter().filter(|kernel| kernel.batch == batch);
-                kernels.filter(|kernel| (kernel.scope == 1) == layer).count()
+            let count = |scope: usize| {
+                program.kernels().iter().filter(|kernel| kernel.batch == batch && kernel.scope == scope).count()
             };
-            assert_eq!(program.calls(batch), count(false) + layers.unwrap() * count(true), "{name}");
+            let (mut scope, mut calls) = (0, 0);
+            for segment in &program.plan().segments {
+                match segment {
+                    Segment::Once(_) => {
+                        calls += count(scope);
+                        scope += 1;
+                    }
+                    Segment::Layers { bodies, order, .. } => {
+                        calls += order.iter().map(|body| count(scope + body)).sum::<usize>();
+                        scope += bodies.len();
+                    }
+                }
+            }
+            assert_eq!(program.calls(batch), calls, "{name}");
         }
     }
 }

@@ -2,24 +2,58 @@
 //!
 //! [`graph_from_config`] finds the architecture that a config.json names and builds its graph.
 
+mod alibi;
+mod bloom;
+mod cohere;
+mod gemma;
+mod gemma2;
+mod gemma3;
 mod gpt2;
+mod gpt_neox;
+mod gptj;
+mod granite;
 mod granite_moe;
 mod llama;
 mod mixtral;
+mod olmo2;
 mod opt;
+mod phi3;
+mod qwen2;
 mod qwen3;
 mod rope;
+mod stablelm;
+mod starcoder2;
+mod windows;
 
+pub use bloom::{Bloom, BloomConfig};
+pub use cohere::{Cohere, CohereConfig};
+pub use gemma::{Gemma, GemmaConfig};
+pub use gemma2::{Gemma2, Gemma2Config};
+pub use gemma3::{Gemma3, Gemma3Config};
+pub use gpt_neox::{GptNeoX, GptNeoXConfig};
 pub use gpt2::{Gpt2, Gpt2Config};
+pub use gptj::{GptJ, GptJConfig};
+pub use granite::{Granite, GraniteConfig};
 pub use granite_moe::{GraniteMoe, GraniteMoeConfig};
 pub use llama::{Llama, LlamaConfig};
 pub use mixtral::{Mixtral, MixtralConfig};
+pub use olmo2::{Olmo2, Olmo2Config};
 pub use opt::{Opt, OptConfig};
+pub use phi3::{Phi3, Phi3Config};
+pub use qwen2::{Qwen2, Qwen2Config};
 pub use qwen3::{Qwen3, Qwen3Config};
-pub use rope::Rope;
+pub use rope::{LayerRopes, Rope};
+pub use stablelm::{StableLm, StableLmConfig};
+pub use starcoder2::{Starcoder2, Starcoder2Config};
+pub use windows::Windows;
+
+use std::borrow::Cow;
 
 use einfuse_graph::{Graph, ModelError};
 use serde_json::Value;
+
+/// The key that a config gets for the context with which its model is to be run.
+const CONTEXT: &str = "requested_context";
 
 /// An architecture: the names that config.json has for it, and what it makes of a config.
 pub struct Architecture {
@@ -41,12 +75,25 @@ macro_rules! architectures {
 }
 
 architectures! {
+    Bloom, BloomConfig;
+    Cohere, CohereConfig;
+    Gemma, GemmaConfig;
+    Gemma2, Gemma2Config;
+    Gemma3, Gemma3Config;
     Gpt2, Gpt2Config;
+    GptJ, GptJConfig;
+    GptNeoX, GptNeoXConfig;
+    Granite, GraniteConfig;
     GraniteMoe, GraniteMoeConfig;
     Llama, LlamaConfig;
     Mixtral, MixtralConfig;
+    Olmo2, Olmo2Config;
     Opt, OptConfig;
+    Phi3, Phi3Config;
+    Qwen2, Qwen2Config;
     Qwen3, Qwen3Config;
+    StableLm, StableLmConfig;
+    Starcoder2, Starcoder2Config;
 }
 
 /// Why a config makes no graph.
@@ -76,12 +123,19 @@ pub fn find(architecture: &str) -> Option<&'static Architecture> {
 }
 
 impl Architecture {
-    /// The graph of the model that this config describes.
+    /// The graph of the model that this config describes, to be run with sequences of up to `context` positions (`None`: as
+    /// many as it was made for), by which some rotary scalings are chosen.
     ///
     /// # Errors
     /// A missing or unsupported key, sizes that don't fit together: each named.
-    pub fn graph(&self, config: &Value) -> Result<Graph, ModelError> {
-        (self.graph)(config)
+    pub fn graph(&self, config: &Value, context: Option<usize>) -> Result<Graph, ModelError> {
+        let mut config = Cow::Borrowed(config);
+        if let Some(context) = context
+            && config.is_object()
+        {
+            config.to_mut()[CONTEXT] = context.into();
+        }
+        (self.graph)(&config)
     }
 
     /// How many positions the model was made for, where its config says so.
@@ -103,12 +157,13 @@ pub fn architecture_of(config: &Value) -> Result<&'static Architecture, Error> {
     find(name).ok_or_else(|| Error::UnknownArchitecture { name: name.to_owned() })
 }
 
-/// The graph of the model that a config.json describes.
+/// The graph of the model that a config.json describes, to be run with sequences of up to `context` positions (`None`: as
+/// many as it was made for).
 ///
 /// # Errors
 /// An unknown architecture (the known ones are listed), or a config that does not fit it.
-pub fn graph_from_config(config: &Value) -> Result<Graph, Error> {
-    Ok(architecture_of(config)?.graph(config)?)
+pub fn graph_from_config(config: &Value, context: Option<usize>) -> Result<Graph, Error> {
+    Ok(architecture_of(config)?.graph(config, context)?)
 }
 
 /// How many positions the model that a config.json describes was made for, where it says so.

@@ -14,18 +14,18 @@ einfuse_macros::model! {
             layers: count = "num_hidden_layers";
             eps: f32 = "rms_norm_eps" else 1e-6;
             window: option<size> = "sliding_window";
-            rope: crate::rope::Rope = {"rope_theta", "rope_scaling", "rope_parameters"};
+            rope: crate::rope::Rope = {..};
+            biased: bool = "attention_bias" else false;
             tied: bool = "tie_word_embeddings" else false;
             positions: option<size> = "max_position_embeddings";
             require "hidden_act" == "silu";
-            require "attention_bias" == false;
             require "mlp_bias" == false;
-            require "partial_rotary_factor" == 1;
         }
         context = positions;
         axis g = h / n;                        // queries that share one key head
-        axis r = c / 2;                        // rotary pairs
-        host freq[r] = rope.frequencies(c);
+        axis r = rope.pairs(c);
+        host freq[r] = rope.frequencies(r);
+        host scale = rope.scale();
 
         weights "model." {
             embed[v, d]   = "embed_tokens.weight";
@@ -37,9 +37,13 @@ einfuse_macros::model! {
             weights "model.layers.{l}." {
                 attn_norm[d]   = "input_layernorm.weight";
                 wq[n, g, c, d] = "self_attn.q_proj.weight";
+                bq[n, g, c]    = "self_attn.q_proj.bias" if biased else 0;
                 wk[n, c, d]    = "self_attn.k_proj.weight";
+                bk[n, c]       = "self_attn.k_proj.bias" if biased else 0;
                 wv[n, c, d]    = "self_attn.v_proj.weight";
+                bv[n, c]       = "self_attn.v_proj.bias" if biased else 0;
                 wo[d, n, g, c] = "self_attn.o_proj.weight";
+                bo[d]          = "self_attn.o_proj.bias" if biased else 0;
                 ffn_norm[d]    = "post_attention_layernorm.weight";
                 gate[f, d]     = "mlp.gate_proj.weight";
                 up[f, d]       = "mlp.up_proj.weight";
@@ -47,13 +51,13 @@ einfuse_macros::model! {
             }
             fn (x[t, d]) -> [t, d] {
                 let a = rms_norm[d](x, eps) * attn_norm;
-                let q[t, n, g, c] = rotate[c](sum[d] a * wq, freq);
-                let k[t, n, c]    = rotate[c](sum[d] a * wk, freq);
-                let u[t, n, c]    = sum[d] a * wv;
+                let q[t, n, g, c] = rotate[c](bq + sum[d] a * wq, freq, scale);
+                let k[t, n, c]    = rotate[c](bk + sum[d] a * wk, freq, scale);
+                let u[t, n, c]    = bv + sum[d] a * wv;
                 cache k, u over s within window;
                 let p[t, n, g, s] = softmax[s](size(c)^-0.5 * (sum[c] q * k) where s <= t);
                 let o[t, n, g, c] = sum[s] p * u;
-                let y[t, d] = x + sum[n, g, c] o * wo;
+                let y[t, d] = x + bo + sum[n, g, c] o * wo;
                 let b = rms_norm[d](y, eps) * ffn_norm;
                 y + sum[f] silu(sum[d] b * gate) * (sum[d] b * up) * down
             }

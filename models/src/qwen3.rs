@@ -12,18 +12,18 @@ einfuse_macros::model! {
             v: size = "vocab_size";
             layers: count = "num_hidden_layers";
             eps: f32 = "rms_norm_eps" else 1e-6;
-            rope: crate::rope::Rope = {"rope_theta", "rope_scaling", "rope_parameters"};
+            rope: crate::rope::Rope = {..};
             tied: bool = "tie_word_embeddings" else false;
             positions: option<size> = "max_position_embeddings";
             require "hidden_act" == "silu";
             require "attention_bias" == false;
             require "use_sliding_window" == false;
-            require "partial_rotary_factor" == 1;
         }
         context = positions;
         axis g = h / n;                        // queries that share one key head
-        axis r = c / 2;                        // rotary pairs
-        host freq[r] = rope.frequencies(c);
+        axis r = rope.pairs(c);
+        host freq[r] = rope.frequencies(r);
+        host scale = rope.scale();
 
         weights "model." {
             embed[v, d]   = "embed_tokens.weight";
@@ -49,8 +49,8 @@ einfuse_macros::model! {
                 let a = rms_norm[d](x, eps) * attn_norm;
                 let q0[t, n, g, c] = sum[d] a * wq;
                 let k0[t, n, c]    = sum[d] a * wk;
-                let q[t, n, g, c] = rotate[c](rms_norm[c](q0, eps) * q_norm, freq);
-                let k[t, n, c]    = rotate[c](rms_norm[c](k0, eps) * k_norm, freq);
+                let q[t, n, g, c] = rotate[c](rms_norm[c](q0, eps) * q_norm, freq, scale);
+                let k[t, n, c]    = rotate[c](rms_norm[c](k0, eps) * k_norm, freq, scale);
                 let u[t, n, c]    = sum[d] a * wv;
                 cache k, u over s;
                 let p[t, n, g, s] = softmax[s](size(c)^-0.5 * (sum[c] q * k) where s <= t);

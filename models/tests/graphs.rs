@@ -3,12 +3,17 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use einfuse_graph::{Extent, Graph, Kind, verify};
+use einfuse_graph::{Expr, Extent, Graph, Kind, verify};
 use einfuse_models::{ARCHITECTURES, context_from_config, graph_from_config};
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
 
-const MODELS: [&str; 5] = ["gpt2", "llama3", "mistral", "opt", "qwen3"];
+/// The folders of golden models.
+fn models() -> Vec<String> {
+    let golden = std::fs::read_dir(folder("")).unwrap().map(|entry| entry.unwrap().path());
+    let models = golden.filter(|folder| folder.join("model.safetensors").exists());
+    models.map(|folder| folder.file_name().unwrap().to_string_lossy().into_owned()).collect()
+}
 
 fn folder(model: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden").join(model)
@@ -20,14 +25,17 @@ fn config(folder: &Path, file: &str) -> Value {
 
 #[test]
 fn both_styles_of_config_make_the_same_verified_graph() {
-    for model in MODELS {
+    for model in models() {
+        let model = &model;
         let [old, new] = ["config.json", "config_v5.json"].map(|file| config(&folder(model), file));
-        let (a, b) = (graph_from_config(&old).unwrap(), graph_from_config(&new).unwrap());
+        let [a, b] = [&old, &new].map(|config| graph_from_config(config, None).unwrap());
         verify(&a).unwrap();
         assert_eq!(a, b, "{model}");
         for config in [&old, &new] {
             let context = context_from_config(config).unwrap();
-            assert_eq!(context, Some(if model == "gpt2" || model == "opt" { 128 } else { 256 }), "{model}");
+            let key =
+                ["max_position_embeddings", "n_positions", "seq_length"].into_iter().find_map(|key| config.get(key));
+            assert_eq!(context, key.and_then(Value::as_u64).map(|n| n as usize), "{model}");
         }
     }
 }
@@ -39,8 +47,12 @@ fn asked(graph: &Graph) -> BTreeSet<String> {
         _ => None,
     });
     let mut names = BTreeSet::new();
-    for tensor in &graph.tensors {
-        let Kind::Weight(places) = &tensor.kind else { continue };
+    let loaded = graph.exprs.iter().filter_map(|expr| match expr {
+        Expr::Load { tensor, .. } => Some(*tensor),
+        _ => None,
+    });
+    for tensor in loaded.collect::<BTreeSet<_>>() {
+        let Kind::Weight(places) = &graph.tensor(tensor).kind else { continue };
         for layer in 0..layers.unwrap_or(0) {
             names.insert(places[0].name.replace("{l}", &layer.to_string()));
         }
@@ -51,8 +63,8 @@ fn asked(graph: &Graph) -> BTreeSet<String> {
 #[test]
 fn every_tensor_of_the_file_is_asked_for() {
     let nano = Path::new(env!("CARGO_MANIFEST_DIR")).join("nano");
-    for folder in MODELS.map(folder).into_iter().chain([nano]) {
-        let graph = graph_from_config(&config(&folder, "config.json")).unwrap();
+    for folder in models().iter().map(|model| folder(model)).chain([nano]) {
+        let graph = graph_from_config(&config(&folder, "config.json"), None).unwrap();
         let file = std::fs::read(folder.join("model.safetensors")).unwrap();
         let file = SafeTensors::deserialize(&file).unwrap();
         let there: BTreeSet<String> = file.names().into_iter().map(ToString::to_string).collect();
@@ -62,9 +74,9 @@ fn every_tensor_of_the_file_is_asked_for() {
 
 #[test]
 fn the_output_is_over_the_vocabulary() {
-    for model in MODELS {
-        let config = config(&folder(model), "config.json");
-        let graph = graph_from_config(&config).unwrap();
+    for model in models() {
+        let config = config(&folder(&model), "config.json");
+        let graph = graph_from_config(&config, None).unwrap();
         let [t, v] = graph.tensor(graph.output).axes[..] else { panic!("two axes") };
         assert_eq!(graph.axis(t).extent, Extent::Tokens);
         assert_eq!(graph.size(v), config["vocab_size"].as_u64().map(|n| n as usize));
@@ -96,10 +108,9 @@ fn what_an_architecture_does_not_describe_is_refused() {
         ("opt", json!({"layer_norm_elementwise_affine": false}), "`layer_norm_elementwise_affine` is false"),
         ("opt", json!({"word_embed_proj_dim": 24}), "`word_embed_proj_dim` is 24, Opt supports only 48"),
         ("llama3", json!({"hidden_act": "gelu"}), "`hidden_act` is \"gelu\", Llama supports only \"silu\""),
-        ("llama3", json!({"attention_bias": true}), "`attention_bias` is true, Llama supports only false"),
         ("llama3", json!({"mlp_bias": true}), "`mlp_bias` is true, Llama supports only false"),
         ("llama3", json!({"num_key_value_heads": 3}), "axis `g` = num_attention_heads / num_key_value_heads: 4 / 3"),
-        ("llama3", json!({"head_dim": 15}), "axis `r` = head_dim / 2: 15 / 2 is not a whole number"),
+        ("llama3", json!({"head_dim": 1}), "axis `r` = rope.pairs(head_dim): 0 is no size from 1"),
         ("llama3", json!({"hidden_size": "64"}), "the config's `hidden_size`: expected a size from 1 to 16777216"),
         (
             "llama3",
@@ -108,15 +119,27 @@ fn what_an_architecture_does_not_describe_is_refused() {
         ),
         (
             "llama3",
-            json!({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}),
-            "`rope_type` is \"yarn\", supported are",
+            json!({"rope_scaling": {"rope_type": "mrope", "factor": 2.0}}),
+            "the config: `rope_type` is \"mrope\", supported are",
         ),
+        ("llama3", json!({"rope_scaling": 3}), "the config: `rope_scaling`: invalid type: integer `3`"),
         (
             "llama3",
-            json!({"rope_scaling": 3}),
-            "the config's `rope_theta` or `rope_scaling`: invalid type: integer `3`",
+            json!({"partial_rotary_factor": 1.5}),
+            "the config: `partial_rotary_factor` is 1.5, expected a share",
         ),
-        ("llama3", json!({"partial_rotary_factor": 0.5}), "`partial_rotary_factor` is 0.5, Llama supports only 1"),
+        (
+            "phi3",
+            json!({"head_dim": 32}),
+            "constant `freq`: `long_factor` has 6 factors, the head has 12 rotated pairs",
+        ),
+        ("gemma3", json!({"layer_types": ["linear"]}), "the config: `layer_types` has \"linear\", supported are"),
+        (
+            "gemma3",
+            json!({"attn_logit_softcapping": 50.0}),
+            "`attn_logit_softcapping` is 50.0, Gemma3 supports only false",
+        ),
+        ("gpt_neox", json!({"hidden_act": "relu"}), "`hidden_act` is \"relu\", GptNeoX supports only \"gelu\""),
         ("mistral", json!({"sliding_window": 0}), "the config's `sliding_window`: expected a size from 1"),
         ("qwen3", json!({"use_sliding_window": true}), "`use_sliding_window` is true, Qwen3 supports only false"),
         ("qwen3", json!({"attention_bias": true}), "`attention_bias` is true, Qwen3 supports only false"),
@@ -126,7 +149,7 @@ fn what_an_architecture_does_not_describe_is_refused() {
         for (key, value) in changes.as_object().unwrap() {
             config[key] = value.clone();
         }
-        let error = graph_from_config(&config).unwrap_err().to_string();
+        let error = graph_from_config(&config, None).unwrap_err().to_string();
         assert!(error.contains(expected), "{error}\n{expected}");
         assert!(!error.contains('\n'));
     }
@@ -134,12 +157,12 @@ fn what_an_architecture_does_not_describe_is_refused() {
 
 #[test]
 fn an_unknown_architecture_lists_the_known_ones() {
-    let error = graph_from_config(&json!({"architectures": ["BertModel"]})).unwrap_err().to_string();
+    let error = graph_from_config(&json!({"architectures": ["BertModel"]}), None).unwrap_err().to_string();
     assert!(error.contains("`BertModel`"));
     for name in ARCHITECTURES.iter().flat_map(|a| a.names) {
         assert!(error.contains(name), "{error}");
     }
     for config in [json!({}), json!([]), json!({"architectures": []}), json!({"architectures": [1]}), json!(null)] {
-        assert!(graph_from_config(&config).unwrap_err().to_string().contains("`architectures`"));
+        assert!(graph_from_config(&config, None).unwrap_err().to_string().contains("`architectures`"));
     }
 }

@@ -253,7 +253,7 @@ impl Bench {
         let wanted = after(self.prompt.unwrap_or(PROMPT), self.generate.unwrap_or(GENERATE));
         let context = wanted.min(made_for.unwrap_or(wanted)).max(asked).max(1);
         let settings = self.model.settings(Some(threads));
-        let graph = einfuse::graph_of(&checkpoint)?;
+        let graph = einfuse::graph_of(&checkpoint, Some(context))?;
         self.model.announced(Settings { context: Some(context), sequences: 2, ..settings }, |settings| {
             Ok(Model::load(&checkpoint, &graph, settings)?)
         })

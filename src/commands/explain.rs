@@ -78,7 +78,7 @@ impl Explain {
                     Usage("--kernel chooses none of --dump graph: a graph has no kernels yet".to_owned()).into()
                 );
             }
-            print(einfuse::graph_of(&self.model.checkpoint()?)?)?;
+            print(einfuse::graph_of(&self.model.checkpoint()?, None)?)?;
             return Ok(());
         }
         let keep_text = matches!(self.dump, Some(Stage::Clif | Stage::Asm));

@@ -2,10 +2,10 @@
 
 use std::collections::{HashMap, HashSet};
 
-use einfuse_graph::{Binary, Expr, ExprId, Graph, Node, TensorId, Unary};
+use einfuse_graph::{Binary, Expr, ExprId, Graph, Kind, Node, TensorId, Unary};
 
 use super::contraction::Contraction;
-use super::edit::{Edit, loads, loads_of};
+use super::edit::{Edit, is_identity, loads, loads_of};
 use super::{Remark, Rule};
 
 /// An expression of at most this many additions and multiplications, with one load, is cheaper to recompute than to store
@@ -133,7 +133,7 @@ fn worth(edit: &Edit, nodes: &[Node], out: TensorId, body: ExprId, consumers: &[
     let mut uses = 0;
     for &c in consumers {
         let Node::Equation { out: to, body: right } = nodes[c] else { continue };
-        if Contraction::of(graph, to, right).is_some_and(|c| c.a == out) {
+        if Contraction::of(graph, to, right).is_some_and(|c| c.a == out) && !is_copy(graph, out, body) {
             return Worth::Contracted;
         }
         uses += loads_of(graph, right, out).len();
@@ -149,6 +149,15 @@ fn worth(edit: &Edit, nodes: &[Node], out: TensorId, body: ExprId, consumers: &[
         true => Worth::Moved,
         false => Worth::Kept(uses),
     }
+}
+
+/// Whether a map is another value under a new name, and lies in memory as that does.
+fn is_copy(graph: &Graph, out: TensorId, body: ExprId) -> bool {
+    let Expr::Load { tensor, index } = graph.expr(body) else { return false };
+    let of = graph.tensor(*tensor);
+    matches!(of.kind, Kind::Value | Kind::Carry)
+        && of.axes == graph.tensor(out).axes
+        && is_identity(graph, *tensor, index)
 }
 
 /// Operations per element, a transcendental function counted as eight. Integer arithmetic on coordinates is free.

@@ -52,6 +52,8 @@ pub struct Builder {
     windows: HashMap<AxisId, usize>,
     /// For an axis of which elements were compared with each other, a second index over the same extent.
     others: HashMap<AxisId, AxisId>,
+    /// Tensors of which each element is the same number.
+    uniform: HashMap<TensorId, f64>,
     location: Option<Location>,
     error: Option<BuildError>,
 }
@@ -97,6 +99,7 @@ impl Builder {
             names: HashMap::new(),
             windows: HashMap::new(),
             others: HashMap::new(),
+            uniform: HashMap::new(),
             location: None,
             error: None,
         }
@@ -217,7 +220,18 @@ impl Builder {
             let axes = self.graph.names(axes);
             self.fail(format!("`{name}` wants {want} values for its axes {axes}, the host gives {}", values.len()));
         }
-        self.push_tensor(name, axes, Type::Float, Kind::Constant(values))
+        let alone = values.first().filter(|_| axes.is_empty()).map(|&value| f64::from(value));
+        let tensor = self.push_tensor(name, axes, Type::Float, Kind::Constant(values));
+        self.uniform.extend(alone.map(|value| (tensor, value)));
+        tensor
+    }
+
+    /// A tensor of which each element is the same number. It is not added where it is 0, nor multiplied by where it is 1.
+    pub fn uniform(&mut self, name: &str, axes: &[AxisId], value: f64) -> TensorId {
+        let size = axes.iter().map(|&a| self.graph.size(a).unwrap_or(0)).product();
+        let tensor = self.constant(name, axes, vec![value as f32; size]);
+        self.uniform.insert(tensor, value);
+        tensor
     }
 
     // ---- expressions
@@ -287,6 +301,9 @@ impl Builder {
                 let at = *at;
                 self.fail(format!("`{of}[{name} = {at}]`: the coordinates of `{name}` are 0 to {}", size - 1));
             }
+        }
+        if let Some(&value) = self.uniform.get(&tensor).filter(|_| axes.is_empty()) {
+            return self.float(value);
         }
         let index = axes
             .iter()
@@ -391,8 +408,29 @@ impl Builder {
             (&Expr::Int(x), &Expr::Int(y)) if op.is_arithmetic() => op.of_ints(x, y).map(Expr::Int),
             _ => None,
         };
-        let result = self.intern(folded.unwrap_or(Expr::Binary(op, a, b)));
+        let without = match op {
+            Binary::Add if self.changes_nothing(b, 0.0, a) => Some(a),
+            Binary::Add if self.changes_nothing(a, 0.0, b) => Some(b),
+            Binary::Sub if self.changes_nothing(b, 0.0, a) => Some(a),
+            Binary::Mul if self.changes_nothing(b, 1.0, a) => Some(a),
+            Binary::Mul if self.changes_nothing(a, 1.0, b) => Some(b),
+            Binary::Div if self.changes_nothing(b, 1.0, a) => Some(a),
+            _ => None,
+        };
+        let result = without.unwrap_or_else(|| self.intern(folded.unwrap_or(Expr::Binary(op, a, b))));
         self.with_masks(result, &[mask_a, mask_b])
+    }
+
+    /// Whether each element of an operand is this number, and it has no axis that the other has not.
+    fn changes_nothing(&self, operand: ExprId, number: f64, other: ExprId) -> bool {
+        match self.graph.expr(operand) {
+            Expr::Float(Real(value)) => *value == number,
+            Expr::Load { tensor, .. } if self.uniform.get(tensor) == Some(&number) => {
+                let axes = self.graph.free_axes(other);
+                self.graph.free_axes(operand).iter().all(|axis| axes.contains(axis))
+            }
+            _ => false,
+        }
     }
 
     /// `then` where the mask holds, else `otherwise`.
@@ -411,8 +449,20 @@ impl Builder {
                 return then;
             }
         };
-        let result = self.intern(Expr::Select { mask, then, otherwise });
+        let result = match self.holds_everywhere(mask) {
+            true => then,
+            false => self.intern(Expr::Select { mask, then, otherwise }),
+        };
         self.with_masks(result, &[mask_a, mask_b])
+    }
+
+    /// Whether a mask is `c < n` where the coordinate `c` of a fixed axis never reaches `n`.
+    fn holds_everywhere(&self, mask: ExprId) -> bool {
+        let &Expr::Binary(Binary::Lt, a, b) = self.graph.expr(mask) else { return false };
+        match (self.graph.expr(a), self.graph.expr(b)) {
+            (&Expr::Coordinate(axis), &Expr::Int(n)) => self.graph.size(axis).is_some_and(|size| size as i64 <= n),
+            _ => false,
+        }
     }
 
     /// A reduction over `axes`; what is masked away is skipped.

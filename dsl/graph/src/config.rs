@@ -40,6 +40,12 @@ pub enum ModelError {
         /// What was found and what was expected.
         message: String,
     },
+    /// Keys whose values don't make sense; the message names them.
+    #[error("the config: {message}")]
+    Keys {
+        /// The keys, each in backquotes, what was found and what was expected.
+        message: String,
+    },
     /// A key has a value that the model's equations don't describe.
     #[error("the config's `{key}` is {found}, {model} supports only {wanted}")]
     Unsupported {
@@ -171,6 +177,13 @@ impl<'a> Source<'a> {
         })
     }
 
+    /// A value read from all keys that are there. Its own errors say which of them they are about.
+    pub fn whole<T: DeserializeOwned>(&self) -> Result<T, ModelError> {
+        let there = self.keys.iter().filter(|(_, value)| !value.is_null());
+        let object = there.map(|(key, value)| (key.clone(), value.clone())).collect();
+        T::deserialize(Value::Object(object)).map_err(|error| ModelError::Keys { message: error.to_string() })
+    }
+
     /// The value, or the error that none of its keys is there.
     pub fn required<T>(&self, value: Option<T>, keys: &[&str]) -> Result<T, ModelError> {
         value.ok_or_else(|| ModelError::Missing { model: self.model, keys: quoted(keys) })
@@ -237,13 +250,13 @@ pub fn extent(of: &str, size: usize) -> Result<usize, ModelError> {
     sized(of, fits, || format!("{size} is no size from 1 to {LARGEST}"))
 }
 
-/// For each layer the choice of its body, turned into the bodies that occur (`.0`, in order of first use) and for each
+/// For each layer what makes its body, turned into the bodies that occur (`.0`, in order of first use) and for each
 /// layer a position among them (`.1`).
-pub fn stack(
+pub fn stack<B: PartialEq>(
     key: &str,
     layers: usize,
-    choose: impl FnMut(usize) -> Result<usize, ModelError>,
-) -> Result<(Vec<usize>, Vec<usize>), ModelError> {
+    choose: impl FnMut(usize) -> Result<B, ModelError>,
+) -> Result<(Vec<B>, Vec<usize>), ModelError> {
     if !(1..=MOST_LAYERS).contains(&layers) {
         let message = format!("expected 1 to {MOST_LAYERS} layers, found {layers}");
         return Err(ModelError::Invalid { keys: quoted(&[key]), message });
@@ -252,7 +265,7 @@ pub fn stack(
     let mut order = Vec::with_capacity(layers);
     for body in (0..layers).map(choose) {
         let body = body?;
-        let at = bodies.iter().position(|&b| b == body).unwrap_or_else(|| {
+        let at = bodies.iter().position(|b| *b == body).unwrap_or_else(|| {
             bodies.push(body);
             bodies.len() - 1
         });
@@ -270,6 +283,12 @@ pub trait HostValues {
 impl HostValues for Vec<f32> {
     fn values(self, _: &'static str) -> Result<Vec<f32>, ModelError> {
         Ok(self)
+    }
+}
+
+impl HostValues for f32 {
+    fn values(self, _: &'static str) -> Result<Vec<f32>, ModelError> {
+        Ok(vec![self])
     }
 }
 

@@ -58,6 +58,18 @@ pub(crate) enum Keys {
     First(Vec<Text>),
     /// An object of those that are there.
     Gathered(Vec<Text>),
+    /// All that config.json has.
+    All,
+}
+
+impl Keys {
+    /// The keys that are named.
+    pub(crate) fn texts(&self) -> &[Text] {
+        match self {
+            Keys::First(keys) | Keys::Gathered(keys) => keys,
+            Keys::All => &[],
+        }
+    }
 }
 
 /// `require "key" == a | b;`
@@ -73,13 +85,20 @@ pub(crate) enum Item {
     /// `axis name = alias of;`
     Alias { name: Ident, of: Ident },
     /// `host name[axes] = rust;`
-    Host { name: Ident, axes: Vec<Ident>, rust: TokenStream },
+    Host(Host),
     /// `weights "prefix" { … }`
     Weights(Weights),
     /// `layer l in count { … }`
     Layer(Layer),
     /// `fn name[axes](parameters) { … }`
     Function(Function),
+}
+
+/// `host name[axes] = rust;`
+pub(crate) struct Host {
+    pub(crate) name: Ident,
+    pub(crate) axes: Vec<Ident>,
+    pub(crate) rust: TokenStream,
 }
 
 /// `weights "prefix" else "prefix" { … }`
@@ -104,15 +123,18 @@ pub(crate) struct Source {
 /// A place from which a weight may come.
 pub(crate) enum Place {
     /// A tensor of the checkpoint, or a part of its first dimension.
-    File { name: Text, rows: Option<(Expr, Expr)> },
+    File { name: Text, rows: Option<Box<(Expr, Expr)>> },
     /// Another weight.
     Weight(Ident),
+    /// A number, which each element is.
+    Number(Span, f64),
 }
 
-/// `layer index in count { weights … fn … choice }`
+/// `layer index in count { host … weights … fn … choice }`
 pub(crate) struct Layer {
     pub(crate) index: Ident,
     pub(crate) count: Ident,
+    pub(crate) hosts: Vec<Host>,
     pub(crate) weights: Vec<Weights>,
     pub(crate) bodies: Vec<Function>,
     /// Where bodies are chosen, and how if that could be read.
@@ -191,6 +213,12 @@ pub(crate) enum ExprKind {
         axes: Vec<Ident>,
         arguments: Vec<Expr>,
     },
+    /// `of.name(arguments)`, of a value of the config.
+    Method {
+        of: Ident,
+        name: Ident,
+        arguments: Vec<Expr>,
+    },
     /// `op[axes] body`
     Reduce {
         op: &'static str,
@@ -245,7 +273,7 @@ impl Expr {
             ExprKind::Index { of, entries } => {
                 std::iter::once(&**of).chain(entries.iter().filter_map(|e| e.index.as_ref())).collect()
             }
-            ExprKind::Call { arguments, .. } => arguments.iter().collect(),
+            ExprKind::Call { arguments, .. } | ExprKind::Method { arguments, .. } => arguments.iter().collect(),
             ExprKind::Reduce { body, .. } => vec![body],
             ExprKind::Unary { of, .. } | ExprKind::Group(of) => vec![of],
             ExprKind::Binary { left, right, .. } => vec![left, right],

@@ -227,7 +227,10 @@ fn weight(graph: &TokenStream, weight: &Weight) -> TokenStream {
     });
     let value = quote!(#builder.weight(#text, &[#(#axes),*], #found));
     let value = match otherwise {
-        Some(other) => quote!(if #found.is_empty() { #other } else { #value }),
+        Some(Otherwise::Weight(other)) => quote!(if #found.is_empty() { #other } else { #value }),
+        Some(Otherwise::Number(number)) => quote! {
+            if #found.is_empty() { #builder.uniform(#text, &[#(#axes),*], #number) } else { #value }
+        },
         None => value,
     };
     quote! {
@@ -241,19 +244,24 @@ fn weight(graph: &TokenStream, weight: &Weight) -> TokenStream {
 }
 
 fn steps(model: &Model, program: &Program, body: &Body) -> TokenStream {
-    let used = used(&body.steps);
+    let mut used = HashSet::new();
+    find_used(&body.steps, &mut used);
+    sequence(model, program, &body.steps, &used)
+}
+
+/// Statements, without the scalars that nothing is made of.
+fn sequence(model: &Model, program: &Program, steps: &[Step], used: &HashSet<usize>) -> TokenStream {
     let mut tokens = TokenStream::new();
-    for step in &body.steps {
+    for step in steps {
         if program.mistaken || !matches!(step, Step::Scalar(id, _) if !used.contains(id)) {
-            tokens.extend(self::step(model, program, step));
+            tokens.extend(self::step(model, program, step, used));
         }
     }
     tokens
 }
 
-/// The scalars that something is made of.
-fn used(steps: &[Step]) -> HashSet<usize> {
-    let mut used = HashSet::new();
+/// Adds the scalars that something is made of.
+fn find_used(steps: &[Step], used: &mut HashSet<usize>) {
     for step in steps.iter().rev() {
         match step {
             Step::Scalar(id, op) if used.contains(id) => match op {
@@ -268,19 +276,32 @@ fn used(steps: &[Step]) -> HashSet<usize> {
             Step::Define { body, .. } | Step::Top { body, .. } => {
                 used.insert(*body);
             }
+            Step::Either { then, otherwise, .. } => {
+                for branch in [then, otherwise] {
+                    used.insert(branch.id);
+                    find_used(&branch.steps, used);
+                }
+            }
             _ => {}
         }
     }
-    used
 }
 
-fn step(model: &Model, program: &Program, step: &Step) -> TokenStream {
+fn step(model: &Model, program: &Program, step: &Step, used: &HashSet<usize>) -> TokenStream {
     let builder = internal("builder");
     match step {
         Step::Scalar(id, op) => {
             let name = scalar(*id);
             let op = self::op(&model.graph, op);
             quote!(let #name = #builder.#op;)
+        }
+        Step::Either { id, condition, then, otherwise } => {
+            let name = scalar(*id);
+            let [then, otherwise] = [then, otherwise].map(|branch| {
+                let (steps, value) = (sequence(model, program, &branch.steps, used), scalar(branch.id));
+                quote!({ #steps #value })
+            });
+            quote!(let #name = if #condition #then else #otherwise;)
         }
         Step::Define { tensor, label, axes, body, at: span } => {
             let (tensor, body, at) = (local(tensor), scalar(*body), at(*span));
@@ -320,37 +341,43 @@ fn optional(axes: &Option<Vec<Ident>>) -> TokenStream {
 
 fn layers(model: &Model, program: &Program, stack: usize, out: &Local, initial: &Local) -> TokenStream {
     let (graph, builder) = (&model.graph, internal("builder"));
-    let (bodies, order) = (internal("bodies"), internal("order"));
+    let (bodies, order, body) = (internal("bodies"), internal("order"), internal("body"));
     let (which, carry) = (internal("which"), internal("carry"));
-    let Stack { key, count, index, choice, bodies: each } = &program.stacks[stack];
+    let Stack { key, count, index, choice, values, bodies: each } = &program.stacks[stack];
     let (out, initial) = (local(out), local(initial));
     let blocks: Vec<TokenStream> = each
         .iter()
         .map(|body| {
             let weights = body.weights.iter().map(|w| weight(graph, w));
+            let hosts = body.hosts.iter().map(|(name, axes, at)| {
+                let (text, value, at) = (name.to_string(), layer_value(*at), self::at(name.span()));
+                quote!(#at let #name = #builder.constant(#text, &[#(#axes),*], #value);)
+            });
             let (parameter, axes) = (&body.parameter, &body.parameter_axes);
             let (steps, result) = (steps(model, program, body), local(&body.result));
-            quote!({ let #parameter = #carry; #(let _ = #axes;)* #(#weights)* #steps #result })
+            quote!({ let #parameter = #carry; #(let _ = #axes;)* #(#hosts)* #(#weights)* #steps #result })
         })
         .collect();
-    let (index, value) = match &blocks[..] {
-        [] => (quote!(_), quote!(#carry)),
-        [only] => (quote!(_), only.clone()),
+    let value = match &blocks[..] {
+        [] => quote!(#carry),
+        [only] => only.clone(),
         [first @ .., last] => {
             let numbers = 0..first.len();
-            (quote!(#index), quote!(match #bodies[#which] { #(#numbers => #first,)* _ => #last }))
+            quote!(match #body { #(#numbers => #first,)* _ => #last })
         }
     };
-    let (bodies, which) = if blocks.len() > 1 { (quote!(#bodies), quote!(#which)) } else { (quote!(_), quote!(_)) };
+    let names = (0..values.len()).map(layer_value);
+    let names = quote!((#body, (#(#names,)*)));
     quote! {
-        let (#bodies, #order) = #graph::__private::stack(
-            #key,
-            #count,
-            |#index: usize| -> ::std::result::Result<usize, #graph::ModelError> {
-                ::std::result::Result::Ok(#choice)
-            },
-        )?;
-        let #out = #builder.layers(#initial, &#order, |#builder, #which, #carry| #value);
+        let (#bodies, #order) = #graph::__private::stack(#key, #count, |#index: usize| {
+            let _ = #index;
+            ::std::result::Result::<_, #graph::ModelError>::Ok((#choice, (#(#values,)*)))
+        })?;
+        let #out = #builder.layers(#initial, &#order, |#builder, #which, #carry| {
+            #[allow(unused_variables)]
+            let #names = ::std::clone::Clone::clone(&#bodies[#which]);
+            #value
+        });
     }
 }
 

@@ -35,6 +35,7 @@ pub(crate) struct ConfigField {
 }
 
 /// A constant that the host computes.
+#[derive(Clone)]
 pub(crate) struct Host {
     pub(crate) name: Ident,
     pub(crate) axes: Vec<Ident>,
@@ -49,8 +50,17 @@ pub(crate) struct Weight {
     pub(crate) name: Ident,
     pub(crate) axes: Vec<Ident>,
     pub(crate) places: Vec<FileTensor>,
-    /// The weight that is taken if none of the places counts.
-    pub(crate) otherwise: Option<Ident>,
+    /// What is taken if none of the places counts.
+    pub(crate) otherwise: Option<Otherwise>,
+}
+
+/// What stands in for a weight.
+#[derive(Clone)]
+pub(crate) enum Otherwise {
+    /// Another weight.
+    Weight(Ident),
+    /// A number, which each element is.
+    Number(f64),
 }
 
 /// A tensor of the checkpoint.
@@ -70,6 +80,9 @@ pub(crate) struct Stack {
     /// The layer's number, and the position of its body as a Rust expression over it.
     pub(crate) index: Ident,
     pub(crate) choice: TokenStream,
+    /// What else the number of a layer decides, as Rust expressions over it; layers in which all are equal share a body. The
+    /// variable of each is [`layer_value`].
+    pub(crate) values: Vec<TokenStream>,
     pub(crate) bodies: Vec<Body>,
 }
 
@@ -79,6 +92,8 @@ pub(crate) struct Body {
     pub(crate) parameter_axes: Vec<Ident>,
     /// The weights of the layer that it uses.
     pub(crate) weights: Vec<Weight>,
+    /// The constants of the layer that it uses: the name, the axes, and which of the stack's values it is.
+    pub(crate) hosts: Vec<(Ident, Vec<Ident>, usize)>,
     pub(crate) steps: Vec<Step>,
     pub(crate) result: Local,
 }
@@ -94,6 +109,8 @@ pub(crate) enum Local {
 pub(crate) enum Step {
     /// `let e1 = …;`
     Scalar(usize, Op),
+    /// `let e1 = if … { …; e2 } else { …; e3 };`, decided when the graph is built.
+    Either { id: usize, condition: TokenStream, then: Branch, otherwise: Branch },
     /// An equation.
     Define { tensor: Local, label: String, axes: Option<Vec<Ident>>, body: usize, at: Span },
     /// The largest elements along an axis: two equations.
@@ -119,6 +136,17 @@ pub(crate) enum Step {
     At(Span),
     /// An axis that is written here and does nothing in the generated code: an editor shall find it all the same.
     Mention(Ident),
+}
+
+/// Statements, and the scalar that they are about.
+pub(crate) struct Branch {
+    pub(crate) steps: Vec<Step>,
+    pub(crate) id: usize,
+}
+
+/// The variable of what the number of a layer decides.
+pub(crate) fn layer_value(at: usize) -> Ident {
+    Ident::new(&format!("of_layer{at}"), Span::mixed_site())
 }
 
 /// A scalar expression; numbers stand for the scalars of earlier steps.

@@ -30,7 +30,7 @@ pub Small for "SmallForCausalLM" {
         }
         fn (x[t, d]) -> [t, d] {
             let a = rms_norm[d](x, eps);
-            let q[t, h, c] = rotate[c](sum[d] a * wq, freq);
+            let q[t, h, c] = rotate[c](sum[d] a * wq, freq, 1);
             let k[t, c] = sum[d] a * wk;
             cache k over s within window;
             let p[t, h, s] = softmax[s]((sum[c] q * k) where s <= t);

@@ -86,19 +86,26 @@ mod prelude {
         Prelude for "Prelude" {
             config { d: size = "d"; v: size = "v"; i: size = "i"; }
             axis r = d / 2;
+            axis half = 1;                     // the prelude has a `let` of this name
             host freq[r] = vec![0.5f32; d / 2];
+            host part[half] = vec![0.5f32];
+            host scale = 3.0f32;
             weights { table[v, d] = "table"; }
             fn (tokens[t]) -> [t, d, i] {
                 let x = table[v = tokens] - 2.5;
                 let rms = rms_norm[d](x, 0);
                 let normal = layer_norm[d](x, 0);
                 let soft = softmax[d](x where d > 0);
-                let turned = rotate[d](2 * (x / 2), freq);
-                let again = rotate[d](turned, freq);
+                let turned = rotate[d](2 * (x / 2), freq, 1);
+                let again = rotate[d](turned, freq, 1);
+                let partly = rotate[d](x + 0, part, scale);
+                let pairs = rotate_pairs[d](x + 0, freq, 1);
+                let pair = rotate_pairs[d](x + 0, part, scale);
                 let y = if i == 0 then rms else if i == 1 then normal else if i == 2 then soft else if i == 3 then turned
                     else if i == 4 then silu(x) else if i == 5 then gelu(x) else if i == 6 then gelu_tanh(x)
                     else if i == 7 then relu(x) else if i == 8 then softcap(x, 2)
-                    else if i == 9 then sigmoid(x) else again;
+                    else if i == 9 then sigmoid(x) else if i == 10 then again else if i == 11 then partly
+                    else if i == 12 then pairs else pair;
                 let out[t, d, i] = y;
                 out
             }
@@ -107,18 +114,19 @@ mod prelude {
 
     #[test]
     fn functions_of_the_prelude() {
-        let config = PreludeConfig::from_json(&json!({"d": 4, "v": 3, "i": 11})).unwrap();
+        let config = PreludeConfig::from_json(&json!({"d": 4, "v": 3, "i": 14})).unwrap();
         let graph = Prelude::graph(&config).unwrap();
         let found = run(&graph, &[&[2], &[0]]);
         // Of the second token, at position 1: x = -1.5, -0.5, 0.5, 1.5.
         let x = [-1.5f64, -0.5, 0.5, 1.5];
-        let second = |d: usize, i: usize| found[44 + 11 * d + i];
+        let second = |d: usize, i: usize| found[56 + 14 * d + i];
         let (cos, sin) = (0.5f64.cos(), 0.5f64.sin());
         let (cos_twice, sin_twice) = (1f64.cos(), 1f64.sin());
         let weights: f64 = x[1..].iter().map(|x| x.exp()).sum();
         for d in 0..4 {
             let x_d = x[d];
             let other = if d < 2 { -x[d + 2] } else { x[d - 2] };
+            let neighbour = if d % 2 == 0 { -x[d + 1] } else { x[d - 1] };
             let cubic = (2.0 / std::f64::consts::PI).sqrt() * (x_d + 0.044715 * x_d.powi(3));
             let expected = [
                 x_d / 1.25f64.sqrt(),
@@ -132,6 +140,13 @@ mod prelude {
                 2.0 * (x_d / 2.0).tanh(),
                 1.0 / (1.0 + (-x_d).exp()),
                 x_d * cos_twice + other * sin_twice,
+                match d {
+                    0 => 3.0 * (x[0] * cos - x[1] * sin),
+                    1 => 3.0 * (x[1] * cos + x[0] * sin),
+                    _ => x_d,
+                },
+                x_d * cos + neighbour * sin,
+                if d < 2 { 3.0 * (x_d * cos + neighbour * sin) } else { x_d },
             ];
             for (i, expected) in expected.into_iter().enumerate() {
                 assert!((second(d, i) - expected).abs() < 1e-9, "{i}: {} {expected}", second(d, i));
@@ -347,6 +362,109 @@ mod weights {
     }
 }
 
+mod decided_by_the_config {
+    use super::*;
+
+    /// What the number of a layer decides.
+    #[derive(Clone, Debug, serde::Deserialize)]
+    pub(crate) struct Rule {
+        period: usize,
+        factor: Option<f32>,
+    }
+
+    impl Rule {
+        fn window(&self, layer: usize) -> Option<usize> {
+            layer.is_multiple_of(self.period).then_some(1)
+        }
+
+        fn extent(&self, d: usize) -> usize {
+            d * self.period
+        }
+
+        fn is_first(&self, layer: usize) -> bool {
+            layer == 0
+        }
+
+        fn factor(&self) -> f32 {
+            self.factor.unwrap_or(1.0)
+        }
+
+        fn numbers(&self, layer: usize, n: usize) -> Vec<f32> {
+            vec![(layer % self.period) as f32; n]
+        }
+    }
+
+    model! {
+        Decided for "Decided" {
+            config {
+                d: size = "d";
+                v: size = "v";
+                biased: bool = "biased" else false;
+                twice: bool = "twice" else false;
+                rule: Rule = {..};
+            }
+            axis e = rule.extent(d);
+            host factor = rule.factor();
+            weights { table[v, d] = "table"; wide[e] = "wide"; bias[d] = "bias" if biased else 0.5; }
+            fn (tokens[t]) -> [t, d] {
+                let x = factor * table[v = tokens] + bias;
+                if twice && !biased then 2 * x else x * sum[e] wide
+            }
+        }
+    }
+
+    #[test]
+    fn the_config_decides_sides_numbers_and_sizes() {
+        let found = |config| run(&Decided::graph(&DecidedConfig::from_json(&config).unwrap()).unwrap(), &[&[1]]);
+        assert_eq!(found(json!({"d": 1, "v": 2, "period": 2, "twice": true})), [2.0 * 2.5]);
+        assert_eq!(found(json!({"d": 1, "v": 2, "period": 2})), [2.5 * 3.0]);
+        assert_eq!(
+            found(json!({"d": 1, "v": 2, "period": 2, "factor": 10, "twice": true, "biased": true})),
+            [21.0 * 3.0]
+        );
+        let error = DecidedConfig::from_json(&json!({"d": 1, "v": 2, "period": "x"})).unwrap_err().to_string();
+        assert_eq!(error, "the config: invalid type: string \"x\", expected usize");
+    }
+
+    model! {
+        Layered for "Layered" {
+            config { d: size = "d"; v: size = "v"; depth: count = "depth"; biased: bool = "biased" else false; rule: Rule = {..}; }
+            weights { table[v, d] = "table"; }
+            layer l in depth {
+                host number[d] = rule.numbers(l, d);
+                weights "h.{l}." { bias[d] = "bias" if biased else 0; gain[d] = "gain" if biased else 1.0; }
+                fn (x[t, d]) -> [t, d] {
+                    let k[t, d] = 1.0 + 0 * x;
+                    cache k over s within rule.window(l);
+                    let y = if rule.is_first(l) then 2 * x else x * gain + bias;
+                    y + number * sum[s] (k where s <= t)
+                }
+            }
+            fn (tokens[t]) -> [t, d] {
+                let x = table[v = tokens];
+                depth(x)
+            }
+        }
+    }
+
+    #[test]
+    fn the_number_of_a_layer_decides_constants_windows_and_sides() {
+        let config = json!({"d": 1, "v": 2, "depth": 5, "period": 2});
+        let graph = Layered::graph(&LayeredConfig::from_json(&config).unwrap()).unwrap();
+        let einfuse_graph::Node::Layers(layers) = &graph.nodes[1] else { panic!("layers") };
+        // The first doubles; of the others those with a window are alike, and those without.
+        assert_eq!(layers.order, [0, 1, 2, 1, 2]);
+        // Two layers see all positions, of which there are 1 and then 2; their constant is 1, that of the others 0.
+        assert_eq!(run(&graph, &[&[0, 1]]), [2.0 + 2.0, 4.0 + 4.0]);
+        assert!(graph.tensors.iter().all(|t| !matches!(t.kind, Kind::Weight(_)) || t.name == "table"));
+
+        let biased = json!({"d": 1, "v": 2, "depth": 2, "period": 2, "biased": true});
+        let graph = Layered::graph(&LayeredConfig::from_json(&biased).unwrap()).unwrap();
+        // gain and bias of layer 1 are 101
+        assert_eq!(run(&graph, &[&[0]]), [2.0 * 101.0 + 101.0 + 1.0]);
+    }
+}
+
 mod config {
     use super::*;
 
@@ -462,7 +580,7 @@ mod through_a_facade {
             host freq[r] = vec![1.0; r];
             weights { table[v, d] = "table"; w[config2, d] = "w"; }
             fn (tokens[t]) -> [t, config2] {
-                let x = rotate[d](2 * table[v = tokens], freq);
+                let x = rotate[d](2 * table[v = tokens], freq, 1);
                 sum[d] x * w
             }
         }

@@ -1,13 +1,13 @@
 //! The config: its values, and expressions over them, which become Rust that can fail with an error in words.
 
-use proc_macro2::{Span, TokenStream};
+use proc_macro2::{Ident, Span, TokenStream};
 use quote::{format_ident, quote};
 
 use super::scope::Entry;
 use super::{AxisKind, Checker, Cx, Value};
 use crate::ast::{self, ConfigType, Expr, ExprKind, Keys};
 use crate::emit::internal;
-use crate::program::ConfigField;
+use crate::program::{ConfigField, layer_value};
 
 /// What an expression over the config yields.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,9 +47,7 @@ impl Checker<'_> {
     pub(super) fn config(&mut self) {
         let model = self.model;
         for value in &model.config {
-            let key = match &value.keys {
-                Keys::First(keys) | Keys::Gathered(keys) => keys.first().map_or(String::new(), |k| k.value.clone()),
-            };
+            let key = value.keys.texts().first().map_or(String::new(), |k| k.value.clone());
             let read = self.reading(value);
             let (name, ty) = (value.name.clone(), value.ty.clone());
             let fixed = matches!(ty, ConfigType::Size).then(|| AxisKind::Fixed(quote!(config.#name)));
@@ -71,14 +69,10 @@ impl Checker<'_> {
 
     /// A Rust expression that reads a value out of `source`.
     fn reading(&self, value: &ast::Value) -> TokenStream {
-        let (keys, gathered) = match &value.keys {
-            Keys::First(keys) => (keys, false),
-            Keys::Gathered(keys) => (keys, true),
-        };
-        let texts: Vec<&str> = keys.iter().map(|k| k.value.as_str()).collect();
+        let texts: Vec<&str> = value.keys.texts().iter().map(|k| k.value.as_str()).collect();
         let keys = quote!(&[#(#texts),*]);
         let source = internal("source");
-        if gathered {
+        if !matches!(value.keys, Keys::First(_)) {
             if !matches!(value.ty, ConfigType::Rust(_)) {
                 let message = format!("`{}` is read from several keys, which only a type of serde can be", value.name);
                 self.diagnostics.error(value.name.span(), message);
@@ -87,7 +81,10 @@ impl Checker<'_> {
                 self.diagnostics
                     .error(default.span, "a value of several keys has no default: its type says what is missing");
             }
-            return quote!(#source.gathered(#keys)?);
+            return match value.keys {
+                Keys::All => quote!(#source.whole()?),
+                _ => quote!(#source.gathered(#keys)?),
+            };
         }
         let (method, kind) = match &value.ty {
             ConfigType::Size => ("size", Kind::Number),
@@ -164,6 +161,9 @@ impl Checker<'_> {
             Some(Kind::Text) => quote!(""),
             _ => quote!(1usize),
         };
+        if let (Some(_), ExprKind::Method { of: value, name, arguments }) = (want, &expr.bare().kind) {
+            return self.method(cx, value, name, arguments, at, of).unwrap_or(anything);
+        }
         let Some((tokens, kind)) = self.config_kind(cx, expr, at, of) else { return anything };
         match (want, kind) {
             (Some(Kind::Real), Kind::Number) => match expr.bare().kind {
@@ -203,6 +203,9 @@ impl Checker<'_> {
                 Some((quote!(!#inner), Kind::Flag))
             }
             ExprKind::Binary { op, left, right } => self.config_binary(cx, expr.span, op, left, right, at, of),
+            ExprKind::Method { of: value, name, arguments } => {
+                Some((self.method(cx, value, name, arguments, at, of)?, Kind::Number))
+            }
             ExprKind::Unknown => None,
             _ => {
                 self.diagnostics.error(
@@ -212,6 +215,39 @@ impl Checker<'_> {
                 None
             }
         }
+    }
+
+    /// A method of a value of a Rust type. What it yields is checked where the generated code is compiled.
+    fn method(
+        &self,
+        cx: &Cx,
+        value: &Ident,
+        name: &Ident,
+        arguments: &[Expr],
+        at: At,
+        of: &str,
+    ) -> Option<TokenStream> {
+        match self.lookup(cx, &value.to_string()) {
+            Some(Entry::Value(index)) if matches!(self.values[index].ty, ConfigType::Rust(_)) => {
+                self.values[index].used.set(true);
+            }
+            Some(_) => {
+                let message = format!("`{value}` has no methods: only a value of the config of a Rust type has");
+                self.diagnostics.error(value.span(), message);
+                return None;
+            }
+            None => {
+                self.unknown_name(cx, value);
+                return None;
+            }
+        }
+        let arguments: Option<Vec<TokenStream>> =
+            arguments.iter().map(|a| self.config_kind(cx, a, at, of).map(|(tokens, _)| tokens)).collect();
+        let arguments = arguments?;
+        Some(match at {
+            At::Reading => quote!(#value.#name(#(#arguments),*)),
+            At::Building | At::Alone => quote!(config.#value.#name(#(#arguments),*)),
+        })
     }
 
     fn config_name(&self, cx: &Cx, ident: &proc_macro2::Ident, at: At) -> Option<(TokenStream, Kind)> {
@@ -340,6 +376,10 @@ impl Checker<'_> {
             },
             ExprKind::Binary { op, left, right } => format!("{} {op} {}", self.describe(left), self.describe(right)),
             ExprKind::Unary { op, of } => format!("{op}{}", self.describe(of)),
+            ExprKind::Method { of, name, arguments } => {
+                let arguments: Vec<String> = arguments.iter().map(|a| self.describe(a)).collect();
+                format!("{of}.{name}({})", arguments.join(", "))
+            }
             _ => "…".to_owned(),
         }
     }
@@ -348,6 +388,23 @@ impl Checker<'_> {
     pub(super) fn hoist(&mut self, cx: &Cx, expr: &Expr, want: Kind, of: &str) -> TokenStream {
         let tokens = self.config_expr(cx, expr, Some(want), At::Building, of);
         self.prologue(tokens)
+    }
+
+    /// Computes an expression over the config, and over the number of the layer if that occurs in it; the name of its value.
+    pub(super) fn decided(&mut self, cx: &Cx, expr: &Expr, want: Kind, of: &str) -> TokenStream {
+        let mut layered = false;
+        expr.walk(&mut |e| {
+            if let ExprKind::Name(name) = &e.kind {
+                layered |= matches!(self.lookup(cx, &name.to_string()), Some(Entry::Layer));
+            }
+        });
+        if !layered {
+            return self.hoist(cx, expr, want, of);
+        }
+        let value = self.config_expr(cx, expr, Some(want), At::Building, of);
+        let name = layer_value(self.layer_values.len());
+        self.layer_values.push(value);
+        quote!(#name)
     }
 
     /// A variable that gets this value before anything is built.
@@ -371,15 +428,17 @@ fn rust_type(ty: &ConfigType) -> TokenStream {
 
 /// The documentation of a value: the user's, and where it comes from.
 fn documentation(value: &ast::Value) -> TokenStream {
-    let (Keys::First(keys) | Keys::Gathered(keys)) = &value.keys;
-    let keys: Vec<String> = keys.iter().map(|k| format!("`{}`", k.value)).collect();
+    let keys: Vec<String> = value.keys.texts().iter().map(|k| format!("`{}`", k.value)).collect();
     let what = match value.ty {
         ConfigType::Size => format!("The size of the axis `{}`", value.name),
         ConfigType::Count => "A count".to_owned(),
         ConfigType::OptionSize => "A size that may be missing".to_owned(),
         _ => "A value".to_owned(),
     };
-    let from = format!("{what}: {} of config.json.", keys.join(", "));
+    let from = match value.keys {
+        Keys::All => format!("{what}, read from config.json."),
+        _ => format!("{what}: {} of config.json.", keys.join(", ")),
+    };
     let docs = &value.docs;
     quote!(#docs #[doc = #from])
 }

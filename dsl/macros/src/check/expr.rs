@@ -2,10 +2,11 @@
 
 use proc_macro2::{Ident, Span};
 
+use super::config::Kind;
 use super::scope::{Axes, Entry, Scalar, Tensor, Type};
 use super::{AxisKind, Checker, Cx};
 use crate::ast::{ConfigType, Entry as IndexEntry, Expr, ExprKind};
-use crate::program::{Local, Op, Step};
+use crate::program::{Branch, Local, Op, Step};
 
 impl Cx {
     /// A scalar of the generated code.
@@ -87,6 +88,9 @@ impl Checker<'_> {
                 let axes = union(&body.axes, &mask.axes);
                 cx.scalar(Op::Masked(body.id, mask.id), axes, body.ty)
             }
+            ExprKind::If { condition: test, then, otherwise } if self.is_of_config(cx, test) => {
+                self.either(cx, expr.span, test, then, otherwise)
+            }
             ExprKind::If { condition: test, then, otherwise } => {
                 let condition = self.expr(cx, test);
                 let (then, otherwise) = (self.expr(cx, then), self.expr(cx, otherwise));
@@ -101,8 +105,71 @@ impl Checker<'_> {
                 let ty = meet(then.ty, otherwise.ty);
                 cx.scalar(Op::Select(condition.id, then.id, otherwise.id), axes, ty)
             }
+            ExprKind::Method { of, name, .. } => {
+                let message = format!("`{of}.{name}` is computed by Rust, which an equation can use through a `host`");
+                self.diagnostics.error(expr.span, message);
+                cx.unknown()
+            }
             ExprKind::Unknown => cx.unknown(),
         }
+    }
+
+    /// Whether a condition is over values of the config and the number of the layer alone.
+    fn is_of_config(&self, cx: &Cx, condition: &Expr) -> bool {
+        let (mut some, mut all) = (false, true);
+        condition.walk(&mut |e| {
+            let known = match &e.kind {
+                ExprKind::Name(name) => {
+                    matches!(self.lookup(cx, &name.to_string()), Some(Entry::Value(_) | Entry::Layer))
+                }
+                ExprKind::Method { .. } => true,
+                ExprKind::Int(_) | ExprKind::Float(_) | ExprKind::Bool(_) => return,
+                ExprKind::Group(_) | ExprKind::Unary { .. } | ExprKind::Binary { .. } => return,
+                _ => false,
+            };
+            some |= known;
+            all &= known;
+        });
+        some && all
+    }
+
+    /// `if condition then a else b` of which the config decides one side; the other is not built.
+    fn either(&mut self, cx: &mut Cx, span: Span, condition: &Expr, then: &Expr, otherwise: &Expr) -> Scalar {
+        let of = format!("the condition of an `if` in `{}`", cx.label);
+        let condition = self.decided(cx, condition, Kind::Flag, &of);
+        let (then, a) = self.branch(cx, then);
+        let (otherwise, b) = self.branch(cx, otherwise);
+        if let (Some(left), Some(right)) = (&a.axes, &b.axes)
+            && !same(left, right)
+        {
+            let (left, right) = (self.names(left), self.names(right));
+            let message = format!("the config chooses between a side over {left} and one over {right}");
+            self.diagnostics.help(span, message, "both sides of an `if` over the config have the same axes");
+        }
+        if a.ty != b.ty && a.ty != Type::Unknown && b.ty != Type::Unknown {
+            let (left, right) = (Self::type_name(a.ty), Self::type_name(b.ty));
+            self.diagnostics.error(span, format!("the config chooses between {left} and {right}"));
+        }
+        let id = cx.scalars;
+        cx.scalars += 1;
+        cx.steps.push(Step::Either { id, condition, then, otherwise });
+        let axes = if a.axes.is_some() { a.axes } else { b.axes };
+        Scalar { id, axes, ty: meet(a.ty, b.ty), tensor: None }
+    }
+
+    /// A side of an `if` over the config, with what is computed for it alone.
+    fn branch(&mut self, cx: &mut Cx, side: &Expr) -> (Branch, Scalar) {
+        let outer = std::mem::take(&mut cx.steps);
+        let bound = cx.locals.iter().filter_map(|(_, entry)| match entry {
+            Entry::Bound(bound) if bound.borrow().tensor.is_none() => Some(bound.clone()),
+            _ => None,
+        });
+        let bound: Vec<_> = bound.collect();
+        let value = self.expr(cx, side);
+        // A tensor that was made on this side is not there on the other.
+        bound.iter().for_each(|bound| bound.borrow_mut().tensor = None);
+        let steps = std::mem::replace(&mut cx.steps, outer);
+        (Branch { steps, id: value.id }, value)
     }
 
     /// Reports a mask where a number is wanted.
@@ -145,7 +212,7 @@ impl Checker<'_> {
                         return cx.scalar(Op::ConfigInt(field), Some(Vec::new()), Type::Int);
                     }
                     ConfigType::OptionSize => "may be missing: it can only be a window",
-                    ConfigType::Bool => "is a bool of the config: it can only choose weights and layers",
+                    ConfigType::Bool => "is a bool of the config: it chooses weights, layers, and sides of an `if`",
                     ConfigType::Rust(_) => "is of a Rust type: only `host` can use it",
                 };
                 self.diagnostics.error(ident.span(), format!("`{name}` {what}"));

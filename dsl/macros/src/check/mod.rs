@@ -79,6 +79,10 @@ struct Checker<'m> {
     values: Vec<Value>,
     tensors: Vec<Declared>,
     stacks: Vec<StackInfo>,
+    /// What else the number of a layer decides, in the stack that is being checked.
+    layer_values: Vec<TokenStream>,
+    /// The constants of that stack, by their place among the tensors: their axes, and which of the values they are.
+    layer_hosts: HashMap<usize, (Vec<Ident>, usize)>,
     stack_names: HashMap<String, usize>,
     globals: HashMap<String, Entry>,
     program: Program,

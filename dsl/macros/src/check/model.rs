@@ -25,6 +25,8 @@ pub(crate) fn check(model: &ast::Model, prelude: Vec<Function>, diagnostics: &Di
         values: Vec::new(),
         tensors: Vec::new(),
         stacks: Vec::new(),
+        layer_values: Vec::new(),
+        layer_hosts: HashMap::new(),
         stack_names: HashMap::new(),
         globals: HashMap::new(),
         program: Program::default(),
@@ -55,7 +57,7 @@ impl Checker<'_> {
                     let alias = self.new_axis(name, kind);
                     self.declare(name, alias);
                 }
-                Item::Host { name, axes, rust } => self.declare_host(&base, name, axes, rust),
+                Item::Host(host) => self.declare_host(&base, host),
                 Item::Function(function) => self.declare_function(function),
                 Item::Weights(section) => self.weights(section, None),
                 Item::Layer(_) => {}
@@ -99,23 +101,44 @@ impl Checker<'_> {
         self.declare(name, axis);
     }
 
-    fn declare_host(&mut self, cx: &Cx, name: &Ident, idents: &[Ident], rust: &TokenStream) {
+    fn declare_host(&mut self, cx: &Cx, host: &ast::Host) {
+        let (at, host) = self.host(cx, host);
+        self.declare(&host.name, Entry::Declared(at, false));
+        self.program.hosts.push(host);
+    }
+
+    /// A constant of a layer, which may be another in each.
+    fn declare_layer_host(&mut self, scope: &mut HashMap<String, Entry>, host: &ast::Host) {
+        let mut cx = Cx::new(Place::Model);
+        cx.layer = scope.clone();
+        let (at, Host { name, axes, bindings, rust }) = self.host(&cx, host);
+        let text = name.to_string();
+        if self.may_declare(name.span(), &text, self.lookup(&cx, &text)) {
+            scope.insert(text.clone(), Entry::Declared(at, true));
+        }
+        let graph = &self.model.graph;
+        let value = quote!({ #(#bindings)* #graph::__private::HostValues::values({ #rust }, #text)? });
+        self.layer_hosts.insert(at, (axes, self.layer_values.len()));
+        self.layer_values.push(value);
+    }
+
+    /// A constant, and its place among the tensors.
+    fn host(&mut self, cx: &Cx, host: &ast::Host) -> (usize, Host) {
+        let ast::Host { name, axes: idents, rust } = host;
         let axes = self.fixed_axes(cx, idents, name);
         let mut bindings = Vec::new();
         let mut seen = Vec::new();
         self.host_names(rust.clone(), &mut seen, &mut bindings);
-        let known = if axes.is_some() { idents.to_vec() } else { Vec::new() };
-        let what = "a constant";
+        let known = if axes.is_some() { idents.clone() } else { Vec::new() };
         self.tensors.push(Declared {
             name: name.clone(),
             axes,
             used: false.into(),
-            what,
+            what: "a constant",
             weight: None,
             stand_in: None,
         });
-        self.declare(name, Entry::Declared(self.tensors.len() - 1, false));
-        self.program.hosts.push(Host { name: name.clone(), axes: known, bindings, rust: rust.clone() });
+        (self.tensors.len() - 1, Host { name: name.clone(), axes: known, bindings, rust: rust.clone() })
     }
 
     /// Binds the config's values and the sizes of axes that occur in an expression of Rust.
@@ -210,6 +233,11 @@ impl Checker<'_> {
         let mut cx = Cx::new(Place::Model);
         cx.layer = scope.clone();
         let choice = self.choice(&cx, layer, &of);
+        self.layer_values.clear();
+        self.layer_hosts.clear();
+        for host in &layer.hosts {
+            self.declare_layer_host(&mut scope, host);
+        }
         for section in &layer.weights {
             self.weights(section, Some((&layer.index, &mut scope)));
         }
@@ -235,7 +263,8 @@ impl Checker<'_> {
         self.stacks.push(StackInfo { axes: carried, calls: 0.into() });
         let (key, count) = count.unwrap_or((String::new(), quote!(1usize)));
         let index = layer.index.clone();
-        self.program.stacks.push(Stack { key, count, index, choice, bodies });
+        let values = std::mem::take(&mut self.layer_values);
+        self.program.stacks.push(Stack { key, count, index, choice, values, bodies });
     }
 
     /// The config's key of the number of layers, and the number.
@@ -391,10 +420,16 @@ impl Checker<'_> {
         let layered = self.wanted(cx.weights.iter().copied());
         let layered = layered.into_iter().filter(|&w| !self.is_global(w));
         let weights = layered.filter_map(|w| self.tensors[w].weight.clone()).collect();
+        let hosts = cx.weights.iter().filter_map(|at| {
+            let (axes, value) = self.layer_hosts.get(at)?;
+            Some((self.tensors[*at].name.clone(), axes.clone(), *value))
+        });
+        let hosts = hosts.collect();
         let body = Body {
             parameter: parameter.name.clone(),
             parameter_axes: if axes.is_some() { idents.clone() } else { Vec::new() },
             weights,
+            hosts,
             steps: cx.steps,
             result,
         };
@@ -469,7 +504,7 @@ impl Checker<'_> {
         }
         let of = format!("the window of `{over}`");
         let window = match within {
-            Some(within) => self.hoist(cx, within, Kind::Optional, &of),
+            Some(within) => self.decided(cx, within, Kind::Optional, &of),
             None => quote!(::std::option::Option::None),
         };
         let entry = self.new_axis(over, AxisKind::Positions);

@@ -2,14 +2,21 @@
 
 use std::collections::HashMap;
 
-use proc_macro2::{Ident, TokenStream};
+use proc_macro2::{Ident, Span, TokenStream};
 use quote::quote;
 
 use super::config::{At, Kind};
 use super::scope::Entry;
 use super::{Checker, Cx, Declared};
 use crate::ast::{self, Expr, Text};
-use crate::program::{FileTensor, Weight};
+use crate::program::{FileTensor, Otherwise, Weight};
+
+/// What stands in for a weight.
+enum StandIn {
+    /// Another, a position among the tensors.
+    Weight(usize, Ident),
+    Number(f64),
+}
 
 impl Checker<'_> {
     /// Declares the weights of a section, in the model or (with the name of its number) in a layer.
@@ -25,7 +32,8 @@ impl Checker<'_> {
             let name = weight.name.to_string();
             let axes = self.fixed_axes(&cx, &weight.axes, &weight.name);
             let (places, stand_in) = self.sources(&cx, section, weight, index.as_ref());
-            if let Some(other) = stand_in.as_ref().map(|(w, _)| &self.tensors[*w])
+            if let Some(StandIn::Weight(other, _)) = &stand_in
+                && let other = &self.tensors[*other]
                 && let (Some(axes), Some(others)) = (&axes, &other.axes)
                 && axes != others
             {
@@ -41,7 +49,10 @@ impl Checker<'_> {
                 name: weight.name.clone(),
                 axes: if axes.is_some() { weight.axes.clone() } else { Vec::new() },
                 places,
-                otherwise: stand_in.as_ref().map(|(_, name)| name.clone()),
+                otherwise: stand_in.as_ref().map(|other| match other {
+                    StandIn::Weight(_, name) => Otherwise::Weight(name.clone()),
+                    StandIn::Number(number) => Otherwise::Number(*number),
+                }),
             };
             self.tensors.push(Declared {
                 name: weight.name.clone(),
@@ -49,7 +60,10 @@ impl Checker<'_> {
                 used: false.into(),
                 what: "a weight",
                 weight: Some(emitted),
-                stand_in: stand_in.map(|(w, _)| w),
+                stand_in: match stand_in {
+                    Some(StandIn::Weight(other, _)) => Some(other),
+                    _ => None,
+                },
             });
             let entry = Entry::Declared(at, scope.is_some());
             match &mut scope {
@@ -66,14 +80,14 @@ impl Checker<'_> {
         }
     }
 
-    /// The places of a weight, and the weight that stands in for it where none of them counts.
+    /// The places of a weight, and what stands in for it where none of them counts.
     fn sources(
         &mut self,
         cx: &Cx,
         section: &ast::Weights,
         weight: &ast::Weight,
         index: Option<&Ident>,
-    ) -> (Vec<FileTensor>, Option<(usize, Ident)>) {
+    ) -> (Vec<FileTensor>, Option<StandIn>) {
         let mut places = Vec::new();
         let mut stand_in = None;
         let mut certain = false;
@@ -83,7 +97,7 @@ impl Checker<'_> {
                 ast::Place::File { name, rows } => {
                     let condition = source.condition.as_ref().map(|c| self.hoist(cx, c, Kind::Flag, &of));
                     certain |= condition.is_none();
-                    let rows = rows.as_ref().map(|(from, to)| self.rows(cx, from, to, &of));
+                    let rows = rows.as_ref().map(|rows| self.rows(cx, &rows.0, &rows.1, &of));
                     let empty = [Text { value: String::new(), span: name.span }];
                     let prefixes = if section.prefixes.is_empty() { &empty[..] } else { &section.prefixes };
                     for prefix in prefixes {
@@ -92,24 +106,20 @@ impl Checker<'_> {
                         places.push(FileTensor { name, rows: rows.clone(), condition: condition.clone() });
                     }
                 }
+                ast::Place::Number(span, number) => {
+                    self.check_stand_in(weight, i, certain, *span, &number.to_string());
+                    stand_in = Some(StandIn::Number(*number));
+                }
                 ast::Place::Weight(other) => {
                     if let Some(condition) = &source.condition {
                         let message = "another weight stands in where no tensor before it counts, without a condition";
                         self.diagnostics.error(condition.span, message);
-                    } else if i + 1 < weight.sources.len() {
-                        self.diagnostics.error(other.span(), "nothing comes behind another weight: it is always there");
-                    } else if certain || i == 0 {
-                        self.diagnostics.help(
-                            other.span(),
-                            format!(
-                                "`{other}` would never stand in: what a file holds is not known when the graph is built"
-                            ),
-                            "give the tensors before it a condition, as in `\"lm_head.weight\" if !tied else embed`",
-                        );
+                    } else {
+                        self.check_stand_in(weight, i, certain, other.span(), &other.to_string());
                     }
                     match self.lookup(cx, &other.to_string()) {
                         Some(Entry::Declared(at, _)) if self.tensors[at].what == "a weight" => {
-                            stand_in = Some((at, other.clone()));
+                            stand_in = Some(StandIn::Weight(at, other.clone()));
                         }
                         Some(_) => self.diagnostics.error(other.span(), format!("`{other}` is not a weight")),
                         None => self.unknown_name(cx, other),
@@ -118,6 +128,19 @@ impl Checker<'_> {
             }
         }
         (places, stand_in)
+    }
+
+    /// Checks that what stands in for a weight, its source number `at`, is the last and can be needed.
+    fn check_stand_in(&self, weight: &ast::Weight, at: usize, certain: bool, span: Span, other: &str) {
+        if at + 1 < weight.sources.len() {
+            self.diagnostics.error(span, format!("nothing comes behind `{other}`: it is always there"));
+        } else if certain || at == 0 {
+            self.diagnostics.help(
+                span,
+                format!("`{other}` would never stand in: what a file holds is not known when the graph is built"),
+                "give the tensors before it a condition, as in `\"lm_head.weight\" if !tied else embed`",
+            );
+        }
     }
 
     /// A part of a tensor's first dimension, computed before anything is built.

@@ -105,6 +105,7 @@ impl<'d> Cursor<'d> {
             "=" => !matches!(next, Some('=' | '>')),
             "<" | ">" | "!" => next != Some('='),
             "-" => next != Some('>'),
+            "." => next != Some('.'),
             "|" => next != Some('|'),
             _ => true,
         }
@@ -185,6 +186,20 @@ impl<'d> Cursor<'d> {
 
     pub(crate) fn text(&mut self, what: &str) -> Option<Text> {
         self.eat_text().or_else(|| self.expected(what))
+    }
+
+    /// A number without a sign, and where it stands.
+    pub(crate) fn eat_number(&mut self) -> Option<(Span, f64)> {
+        let Some(TokenTree::Literal(literal)) = self.peek() else { return None };
+        let span = literal.span();
+        let number = match syn::Lit::new(literal.clone()) {
+            syn::Lit::Int(n) if n.suffix().is_empty() => n.base10_parse().ok(),
+            syn::Lit::Float(x) if x.suffix().is_empty() => x.base10_parse().ok(),
+            _ => None,
+        };
+        let number = number.filter(|x: &f64| x.is_finite())?;
+        self.at += 1;
+        Some((span, number))
     }
 
     /// `item, item, …` up to the end, with or without a last comma.

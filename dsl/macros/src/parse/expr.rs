@@ -249,6 +249,12 @@ impl Cursor<'_> {
             (Some(TokenTree::Group(_)), true) => self.axes()?,
             _ => Vec::new(),
         };
+        if axes.is_empty() && self.eat_sign(".").is_some() {
+            let name = self.name("the name of a method, as in `rope.pairs(c)`")?;
+            let group = self.group(Delimiter::Parenthesis, "arguments in parentheses, as in `rope.pairs(c)`")?;
+            let arguments = self.inside(&group).list(|c| c.expr())?;
+            return Some(make(span, ExprKind::Method { of: ident, name, arguments }));
+        }
         let Some(group) = self.eat_group(Delimiter::Parenthesis) else {
             if word == "size" {
                 return self.expected("`(`, as in `size(d)`");

@@ -90,17 +90,7 @@ fn item(c: &mut Cursor, model: &mut Model) -> Option<()> {
             c.sign(";")?;
         }
         "host" => {
-            c.next();
-            let (name, axes) = (c.name("the constant's name")?, c.axes()?);
-            c.sign("=")?;
-            let (mut rust, end) = c.until_semicolon();
-            if let Err(error) = syn::parse2::<syn::Expr>(rust.clone()) {
-                let text = error.to_string();
-                let span = if text.starts_with("unexpected end") { end } else { error.span() };
-                c.diagnostics.error(span, format!("a constant's value is an expression of Rust: {text}"));
-                rust = quote!(::std::vec::Vec::<f32>::new());
-            }
-            model.items.push(Item::Host { name, axes, rust });
+            model.items.push(Item::Host(host(c)?));
         }
         "context" => {
             c.next();
@@ -139,6 +129,22 @@ fn item(c: &mut Cursor, model: &mut Model) -> Option<()> {
         _ => return c.expected("`config`, `axis`, `host`, `context`, `weights`, `layer` or `fn`"),
     }
     Some(())
+}
+
+/// `host name[axes] = rust;`
+fn host(c: &mut Cursor) -> Option<Host> {
+    c.next();
+    let name = c.name("the constant's name")?;
+    let axes = if c.is_group(Delimiter::Bracket) { c.axes()? } else { Vec::new() };
+    c.sign("=")?;
+    let (mut rust, end) = c.until_semicolon();
+    if let Err(error) = syn::parse2::<syn::Expr>(rust.clone()) {
+        let text = error.to_string();
+        let span = if text.starts_with("unexpected end") { end } else { error.span() };
+        c.diagnostics.error(span, format!("a constant's value is an expression of Rust: {text}"));
+        rust = quote!(::std::vec::Vec::<f32>::new());
+    }
+    Some(Host { name, axes, rust })
 }
 
 fn config(c: &mut Cursor, model: &mut Model) {
@@ -191,7 +197,11 @@ fn value(c: &mut Cursor, docs: TokenStream) -> Option<Value> {
 fn keys(c: &mut Cursor) -> Option<Keys> {
     let key = "a key in quotes";
     if let Some(group) = c.eat_group(Delimiter::Brace) {
-        return c.inside(&group).list(|c| c.text(key)).map(Keys::Gathered);
+        let mut inner = c.inside(&group);
+        if inner.eat_sign("..").is_some() {
+            return if inner.is_empty() { Some(Keys::All) } else { inner.expected("`}`: `..` is all keys") };
+        }
+        return inner.list(|c| c.text(key)).map(Keys::Gathered);
     }
     let mut keys = vec![c.text(key)?];
     while c.eat_sign(",").is_some() {
@@ -274,8 +284,11 @@ fn weight(c: &mut Cursor) -> Option<Weight> {
     Some(Weight { name, axes, sources })
 }
 
-/// `"name"[from .. to] if condition`, or the name of another weight.
+/// `"name"[from .. to] if condition`, the name of another weight, or a number.
 fn source(c: &mut Cursor) -> Option<Source> {
+    if let Some((span, number)) = c.eat_number() {
+        return Some(Source { place: Place::Number(span, number), condition: None });
+    }
     let place = match c.eat_text() {
         Some(name) => {
             let rows = match c.eat_group(Delimiter::Bracket) {
@@ -287,13 +300,13 @@ fn source(c: &mut Cursor) -> Option<Source> {
                     if !inner.is_empty() {
                         return inner.expected("`]`");
                     }
-                    Some((from, to))
+                    Some(Box::new((from, to)))
                 }
                 None => None,
             };
             Place::File { name, rows }
         }
-        None => Place::Weight(c.name("the tensor's name in quotes, or another weight")?),
+        None => Place::Weight(c.name("the tensor's name in quotes, another weight, or a number")?),
     };
     let condition = match c.eat_word("if") {
         Some(_) => Some(c.expr()?),
@@ -302,7 +315,7 @@ fn source(c: &mut Cursor) -> Option<Source> {
     Some(Source { place, condition })
 }
 
-/// `layer index in count { weights … fn … choice }`
+/// `layer index in count { host … weights … fn … choice }`
 fn layer(c: &mut Cursor) -> Option<Layer> {
     c.next();
     let index = c.name("the name of the layer's number, as in `layer l in layers`")?;
@@ -311,7 +324,7 @@ fn layer(c: &mut Cursor) -> Option<Layer> {
     }
     let count = c.name("a count of the config")?;
     let group = c.group(Delimiter::Brace, "the layer in braces")?;
-    let mut layer = Layer { index, count, weights: Vec::new(), bodies: Vec::new(), choice: None };
+    let mut layer = Layer { index, count, hosts: Vec::new(), weights: Vec::new(), bodies: Vec::new(), choice: None };
     let mut inner = c.inside(&group);
     while !inner.is_empty() {
         if layer_item(&mut inner, &mut layer).is_none() {
@@ -325,6 +338,8 @@ fn layer_item(c: &mut Cursor, layer: &mut Layer) -> Option<()> {
     c.attributes();
     if c.is_word("weights") {
         layer.weights.push(weights(c)?);
+    } else if c.is_word("host") {
+        layer.hosts.push(host(c)?);
     } else if c.is_word("fn") {
         layer.bodies.push(c.function(false)?);
     } else if c.is_word("match") || c.is_word("if") {
@@ -336,7 +351,7 @@ fn layer_item(c: &mut Cursor, layer: &mut Layer) -> Option<()> {
         }
         read?;
     } else {
-        return c.expected("`weights`, `fn`, or `match` or `if` over bodies");
+        return c.expected("`host`, `weights`, `fn`, or `match` or `if` over bodies");
     }
     Some(())
 }

@@ -1,0 +1,75 @@
+//! Gemma 3.
+
+einfuse_macros::model! {
+    /// Gemma 3, text (Gemma Team, 2025): scaled embeddings, norms before and behind each part, most layers with a window and
+    /// rotary frequencies of their own, a norm on the queries and keys of each head.
+    pub Gemma3 for "Gemma3ForCausalLM" {
+        config {
+            d: size = "hidden_size";
+            h: size = "num_attention_heads";
+            n: size = "num_key_value_heads";
+            c: size = "head_dim" else 256;
+            f: size = "intermediate_size";
+            v: size = "vocab_size";
+            layers: count = "num_hidden_layers";
+            eps: f32 = "rms_norm_eps" else 1e-6;
+            windows: crate::windows::Windows = {..};
+            ropes: crate::rope::LayerRopes = {..};
+            per_score: f32 = "query_pre_attn_scalar" else 256;
+            positions: option<size> = "max_position_embeddings";
+            require "hidden_activation" == "gelu_pytorch_tanh";
+            require "attention_bias" == false;
+            require "attn_logit_softcapping" == false;
+            require "final_logit_softcapping" == false;
+            require "use_bidirectional_attention" == false;
+            require "tie_word_embeddings" == true;
+        }
+        context = positions;
+        axis g = h / n;                        // queries that share one key head
+        axis r = c / 2;                        // rotary pairs
+
+        weights "model." {
+            embed[v, d]   = "embed_tokens.weight";
+            final_norm[d] = "norm.weight";
+        }
+
+        layer l in layers {
+            host freq[r] = ropes.of(windows.is_local(l, 6)).frequencies(r);
+            host scale = ropes.of(windows.is_local(l, 6)).scale();
+            weights "model.layers.{l}." {
+                attn_norm[d]   = "input_layernorm.weight";
+                wq[n, g, c, d] = "self_attn.q_proj.weight";
+                wk[n, c, d]    = "self_attn.k_proj.weight";
+                wv[n, c, d]    = "self_attn.v_proj.weight";
+                wo[d, n, g, c] = "self_attn.o_proj.weight";
+                q_norm[c]      = "self_attn.q_norm.weight";
+                k_norm[c]      = "self_attn.k_norm.weight";
+                attn_out[d]    = "post_attention_layernorm.weight";
+                ffn_norm[d]    = "pre_feedforward_layernorm.weight";
+                gate[f, d]     = "mlp.gate_proj.weight";
+                up[f, d]       = "mlp.up_proj.weight";
+                down[d, f]     = "mlp.down_proj.weight";
+                ffn_out[d]     = "post_feedforward_layernorm.weight";
+            }
+            fn (x[t, d]) -> [t, d] {
+                let a = rms_norm[d](x, eps) * (1 + attn_norm);
+                let q[t, n, g, c] = rotate[c](rms_norm[c](sum[d] a * wq, eps) * (1 + q_norm), freq, scale);
+                let k[t, n, c]    = rotate[c](rms_norm[c](sum[d] a * wk, eps) * (1 + k_norm), freq, scale);
+                let u[t, n, c]    = sum[d] a * wv;
+                cache k, u over s within windows.alternating(l, 6);
+                let p[t, n, g, s] = softmax[s](per_score^-0.5 * (sum[c] q * k) where s <= t);
+                let o[t, n, g, c] = sum[s] p * u;
+                let y[t, d] = x + rms_norm[d](sum[n, g, c] o * wo, eps) * (1 + attn_out);
+                let b = rms_norm[d](y, eps) * (1 + ffn_norm);
+                let z[t, d] = sum[f] gelu_tanh(sum[d] b * gate) * (sum[d] b * up) * down;
+                y + rms_norm[d](z, eps) * (1 + ffn_out)
+            }
+        }
+        fn (tokens[t]) -> [t, v] {
+            let x = size(d)^0.5 * embed[v = tokens];
+            let y = layers(x);
+            let logits[t, v] = sum[d] rms_norm[d](y, eps) * (1 + final_norm) * embed;
+            logits
+        }
+    }
+}
