@@ -29,6 +29,7 @@ einfuse_macros::model! {
         context = positions;
         axis g = h / n;                        // queries that share one key head
         axis r = rope.pairs(c);
+        axis one = 1;
         host freq[r] = rope.frequencies(r);
         host scale = rope.scale();
         weights "model." { embed[v, d] = "embed_tokens.weight"; final_norm[d] = "norm.weight"; }
@@ -42,12 +43,11 @@ einfuse_macros::model! {
         }
         layer l in layers {
             weights "model.layers.{l}." {
-                attn_norm[d] = "input_layernorm.weight";
+                attn_norm[d] = "input_layernorm.weight"; ffn_norm[d] = "post_attention_layernorm.weight";
                 wq[n, g, c, d] = "self_attn.q_proj.weight"; bq[n, g, c] = "self_attn.q_proj.bias";
                 wk[n, c, d] = "self_attn.k_proj.weight"; bk[n, c] = "self_attn.k_proj.bias";
                 wv[n, c, d] = "self_attn.v_proj.weight"; bv[n, c] = "self_attn.v_proj.bias";
                 wo[d, n, g, c] = "self_attn.o_proj.weight";
-                ffn_norm[d] = "post_attention_layernorm.weight";
                 gate[f, d] = "mlp.gate_proj.weight"; up[f, d] = "mlp.up_proj.weight";
                 down[d, f] = "mlp.down_proj.weight";
                 router[e, d] = "mlp.gate.weight";
@@ -55,7 +55,7 @@ einfuse_macros::model! {
                 downs[e, d, m] = "mlp.experts.{e}.down_proj.weight";
                 all_gate[z, d] = "mlp.shared_expert.gate_proj.weight"; all_up[z, d] = "mlp.shared_expert.up_proj.weight";
                 all_down[d, z] = "mlp.shared_expert.down_proj.weight";
-                let_in[d] = "mlp.shared_expert_gate.weight";
+                let_in[one, d] = "mlp.shared_expert_gate.weight";
             }
             fn (x[t, d]) -> [t, d] {
                 let a = rms_norm[d](x, eps) * attn_norm;
@@ -68,7 +68,7 @@ einfuse_macros::model! {
                 let y[t, d] = x + sum[n, g, c] o * wo;
                 let b = rms_norm[d](y, eps) * ffn_norm;
                 y + if !sparse.has(l) then network[f](b, gate, up, down) else experts(b, router, gates, ups, downs)
-                    + sigmoid(sum[d] b * let_in) * network[z](b, all_gate, all_up, all_down)
+                    + sigmoid(sum[d] b * let_in[one = 0]) * network[z](b, all_gate, all_up, all_down)
             }
         }
         fn (tokens[t]) -> [t, v] {
