@@ -3,23 +3,16 @@
 
 mod common;
 
-use std::env;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use common::{json, repository};
+use common::{json, models, repository};
 use einfuse::runtime::{Conversation, Template};
 use einfuse::{Checkpoint, Generate, Model, Precision, Settings, Stop, Wanted};
 use libtest_mimic::{Arguments, Failed, Trial};
 use serde_json::Value;
 
-/// Where `scripts/fetch-smollm2` puts the model.
-fn folder() -> Option<PathBuf> {
-    let variable = |name| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let cache = || Some(variable("XDG_CACHE_HOME").or_else(|| Some(variable("HOME")?.join(".cache")))?.join("einfuse"));
-    let models = variable("EINFUSE_MODELS").or_else(cache)?;
-    Some(models.join("smollm2-135m")).filter(|folder| folder.is_dir())
-}
+const NAME: &str = "smollm2-135m";
 
 fn golden() -> Value {
     json(&repository("tests/golden/smollm2-135m/golden.json"))
@@ -27,11 +20,11 @@ fn golden() -> Value {
 
 /// The same model as a GGUF file, in 4 and 8 bits, of which the folder has the exact values.
 fn gguf() -> Option<PathBuf> {
-    folder().map(|folder| folder.with_extension("gguf")).filter(|file| file.is_file())
+    models(NAME).map(|folder| folder.with_extension("gguf")).filter(|file| file.is_file())
 }
 
 fn load(precision: Precision, rows: Wanted) -> Model {
-    load_from(folder(), precision, rows)
+    load_from(models(NAME), precision, rows)
 }
 
 fn load_from(path: Option<PathBuf>, precision: Precision, rows: Wanted) -> Model {
@@ -112,16 +105,16 @@ fn perplexity(path: Option<PathBuf>, precision: Precision, tolerance: f64) -> Re
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
-    let missing = folder().is_none();
+    let missing = models(NAME).is_none();
     if missing {
         eprintln!("smollm2: not run, for want of the weights: scripts/fetch-smollm2 gets them");
     }
     let tests = [
         Trial::test("tokenizer", tokenizer),
         Trial::test("greedy_f32", greedy),
-        Trial::test("chat", || chat(folder())),
-        Trial::test("perplexity_f32", || perplexity(folder(), Precision::F32, 1e-3)),
-        Trial::test("perplexity_bf16", || perplexity(folder(), Precision::Bf16, 1e-2)),
+        Trial::test("chat", || chat(models(NAME))),
+        Trial::test("perplexity_f32", || perplexity(models(NAME), Precision::F32, 1e-3)),
+        Trial::test("perplexity_bf16", || perplexity(models(NAME), Precision::Bf16, 1e-2)),
     ];
     let of_gguf = [
         Trial::test("gguf_chat", || chat(gguf())),

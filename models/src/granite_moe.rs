@@ -27,7 +27,7 @@ einfuse_macros::model! {
         }
         context = positions;
         axis g = h / n;                        // queries that share one key head
-        axis r = rope.pairs(c);                 // rotary pairs
+        axis r = rope.pairs(c);
         axis p = 2;                            // gate and up
         host freq[r] = rope.frequencies(r);
         host scale = rope.scale();

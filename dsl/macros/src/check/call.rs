@@ -265,7 +265,7 @@ impl Checker<'_> {
                     if let Some(axes) = axes {
                         self.check_sides(cx, name, axes, &value.axes);
                     }
-                    // The prelude's names are its own, whatever the model calls its axes.
+                    // The prelude's names are nobody's business.
                     let earlier = self.lookup(cx, &name.to_string()).filter(|_| !function.prelude);
                     if self.may_declare(name.span(), &name.to_string(), earlier) {
                         cx.locals.push((name.to_string(), Entry::Bound(Rc::new(RefCell::new(value)))));
