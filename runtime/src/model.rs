@@ -23,7 +23,8 @@ const DEFAULT_CONTEXT: usize = 4096;
 /// How weights lie in memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Precision {
-    /// As the file stores them; F16, the blocks of GGUF files, and codes with scales become F32.
+    /// F32 and BF16 as the file stores them; F16 becomes F32. What takes fewer bits (the blocks of GGUF files, 8-bit floats,
+    /// codes with scales) becomes BF16, whose rounding is finer than theirs.
     #[default]
     Stored,
     /// F32.
@@ -349,9 +350,7 @@ fn storage(graph: &Graph, found: &HashMap<Place, Stored<'_>>, settings: &Setting
         let narrow = match settings.precision {
             Precision::F32 => false,
             Precision::Bf16 if stored.rank >= 2 => true,
-            Precision::Stored | Precision::Bf16 => {
-                stored.parts.iter().all(|part| part.blocks().is_some_and(|blocks| blocks.dtype == Dtype::Bf16))
-            }
+            Precision::Stored | Precision::Bf16 => stored.parts.iter().all(is_narrow),
         };
         let kept = storage.entry(*tensor).or_insert(Format::Bf16);
         if !narrow {
@@ -359,6 +358,12 @@ fn storage(graph: &Graph, found: &HashMap<Place, Stored<'_>>, settings: &Setting
         }
     }
     storage
+}
+
+/// Whether numbers are stored as BF16, or in fewer bits.
+fn is_narrow(numbers: &Numbers<'_>) -> bool {
+    let is_bf16 = numbers.blocks().is_some_and(|blocks| blocks.dtype == Dtype::Bf16);
+    is_bf16 || numbers.bits() < 16.0
 }
 
 /// So many bytes of packed weights are one thread's at a time: a huge page of the usual size, so that one thread alone is
