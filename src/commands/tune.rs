@@ -1,7 +1,7 @@
 //! `einfuse tune`: schedules that are better on this machine than the compiler's own, found by measuring.
 
 use std::fmt::Write as _;
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -77,6 +77,7 @@ impl Tune {
             // What could not be kept is not worth the time.
             tuned.keep(1, &[], &[])?;
         }
+        let table = self.data.as_deref().map(Table::open).transpose()?;
         let settings = Settings { sequences: 2, ..self.model.settings(self.threads.threads) };
         let model = self.model.load(settings)?;
         let tuning = Tuning { prompt: self.prompt.get(), depth: self.depth, repeat: self.repeat.get() };
@@ -93,8 +94,8 @@ impl Tune {
         if let Some(tuned) = &tuned {
             tuned.keep(model.threads(), &findings.tried(), &findings.winners())?;
         }
-        if let Some(file) = &self.data {
-            add_rows(file, &findings, model.threads())?;
+        if let Some(table) = table {
+            table.add(&findings, model.threads())?;
         }
         let kept = tuned.as_ref().map(Tuned::path);
         if self.output.json {
@@ -181,42 +182,48 @@ fn object(model: &str, threads: usize, findings: &Findings, kept: Option<&Path>)
 }
 
 /// The columns of the table of measurements.
-const COLUMNS: &str = "cpu,first_cache,second_cache,threads,batch,shape,tokens,past,rows,depth,columns,outer,bits,\
+const COLUMNS: &str = "cpu,batch,shape,first_cache,second_cache,threads,tokens,past,rows,depth,columns,outer,bits,\
                        block,core,prepared,tile,parts,seconds,ratio,noise";
 
-/// Adds the measurements to a table, which begins with the names of its columns.
-fn add_rows(path: &Path, findings: &Findings, threads: usize) -> Result<(), Box<dyn std::error::Error>> {
-    let failed = |e: io::Error| format!("cannot write {}: {e}", path.display());
-    let cpu = Cpu::host()?;
-    let mut file = OpenOptions::new().read(true).append(true).create(true).open(path).map_err(failed)?;
-    let mut before = String::new();
-    file.read_to_string(&mut before).map_err(failed)?;
-    let mut text = String::new();
-    match before.lines().next() {
-        None => text = format!("{COLUMNS}\n"),
-        Some(COLUMNS) => {}
-        Some(_) => {
-            return Err(format!("{} is not a table of measurements: its first line is another", path.display()).into());
+/// A table of measurements.
+struct Table {
+    path: PathBuf,
+    file: File,
+    cpu: Cpu,
+    is_new: bool,
+}
+
+impl Table {
+    /// Opens a table, or makes it.
+    fn open(path: &Path) -> Result<Table, Box<dyn std::error::Error>> {
+        let failed = |e: io::Error| format!("cannot write {}: {e}", path.display());
+        let cpu = Cpu::host()?;
+        let mut file = OpenOptions::new().read(true).append(true).create(true).open(path).map_err(failed)?;
+        let mut before = Vec::new();
+        file.read_to_end(&mut before).map_err(failed)?;
+        let is_ours = before.strip_prefix(COLUMNS.as_bytes()).is_some_and(|rest| rest.starts_with(b"\n"));
+        if !before.is_empty() && !is_ours {
+            let path = path.display();
+            return Err(format!("{path} is not a table of measurements: its first line is not `{COLUMNS}`").into());
         }
+        Ok(Table { path: path.to_owned(), file, cpu, is_new: before.is_empty() })
     }
-    for t in &findings.trials {
-        let (s, c) = (t.sizes, t.tiling);
-        let words: Vec<String> = [
-            cpu.name.replace(',', " "),
-            cpu.caches.first.to_string(),
-            cpu.caches.second.to_string(),
-            threads.to_string(),
-            name(t.batch).to_owned(),
-            t.shape.to_owned(),
-        ]
-        .into_iter()
-        .chain([t.tokens, t.past, s.rows, s.depth, s.columns, s.outer, s.bits].map(|n| n.to_string()))
-        .chain([c.block, c.core, c.prepared, c.tile, c.parts].map(|n| n.to_string()))
-        .chain([format!("{:.3e}", t.seconds), format!("{:.4}", t.ratio), format!("{:.4}", t.noise)])
-        .collect();
-        text += &words.join(",");
-        text.push('\n');
+
+    fn add(mut self, findings: &Findings, threads: usize) -> Result<(), String> {
+        let mut text = if self.is_new { format!("{COLUMNS}\n") } else { String::new() };
+        let Cpu { name: cpu, caches, .. } = &self.cpu;
+        let cpu = cpu.replace([',', '"'], " ");
+        for t in &findings.trials {
+            let (sizes, tiling) = (t.sizes, t.tiling);
+            let numbers = [caches.first, caches.second, threads, t.tokens, t.past].into_iter();
+            let numbers = numbers.chain([sizes.rows, sizes.depth, sizes.columns, sizes.outer, sizes.bits]);
+            let numbers = numbers.chain([tiling.block, tiling.core, tiling.prepared, tiling.tile, tiling.parts]);
+            let numbers: Vec<String> = numbers.map(|number| number.to_string()).collect();
+            let (batch, shape, numbers) = (name(t.batch), t.shape, numbers.join(","));
+            // writing to a string does not fail
+            let _ = writeln!(text, "{cpu},{batch},{shape},{numbers},{:.3e},{:.4},{:.4}", t.seconds, t.ratio, t.noise);
+        }
+        let written = self.file.write_all(text.as_bytes());
+        written.map_err(|e| format!("cannot write {}: {e}", self.path.display()))
     }
-    file.write_all(text.as_bytes()).map_err(failed)?;
-    Ok(())
 }
