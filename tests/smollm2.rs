@@ -8,8 +8,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use common::{json, repository};
-use einfuse::runtime::{Conversation, Template};
-use einfuse::{Checkpoint, Generate, Model, Precision, Settings, Stop, Wanted};
+use einfuse::{Checkpoint, Conversation, Generate, Model, Precision, Settings, Stop, Template, Wanted};
 use libtest_mimic::{Arguments, Failed, Trial};
 use serde_json::Value;
 
