@@ -22,7 +22,7 @@ Examples:
   einfuse explain                                      what a decoded token costs, kernel by kernel
   einfuse explain -m ~/smollm2-135m --tokens 512       the same for a prompt
   einfuse explain --without online-softmax             what would be without a rule
-  einfuse explain -m ~/mixtral --prompt \"To be\"        how often each expert is chosen, too
+  einfuse explain -m ~/mixture --prompt \"To be\"        how often each expert is chosen, too
   einfuse explain --dump asm --kernel logits           the code of kernels with such a name
 
 `+` is what a rule did, `-` why a rule that nearly applied did not.";
