@@ -5,10 +5,12 @@
 mod alibi;
 mod bloom;
 mod cohere;
+mod deepseek_v3;
 mod gemma;
 mod gemma2;
 mod gemma3;
 mod gpt2;
+mod gpt_oss;
 mod gpt_neox;
 mod gptj;
 mod granite;
@@ -31,10 +33,12 @@ mod windows;
 
 pub use bloom::{Bloom, BloomConfig};
 pub use cohere::{Cohere, CohereConfig};
+pub use deepseek_v3::{DeepseekV3, DeepseekV3Config};
 pub use gemma::{Gemma, GemmaConfig};
 pub use gemma2::{Gemma2, Gemma2Config};
 pub use gemma3::{Gemma3, Gemma3Config};
 pub use gpt_neox::{GptNeoX, GptNeoXConfig};
+pub use gpt_oss::{GptOss, GptOssConfig};
 pub use gpt2::{Gpt2, Gpt2Config};
 pub use gptj::{GptJ, GptJConfig};
 pub use granite::{Granite, GraniteConfig};
@@ -85,11 +89,13 @@ macro_rules! architectures {
 architectures! {
     Bloom, BloomConfig;
     Cohere, CohereConfig;
+    DeepseekV3, DeepseekV3Config;
     Gemma, GemmaConfig;
     Gemma2, Gemma2Config;
     Gemma3, Gemma3Config;
     Gpt2, Gpt2Config;
     GptJ, GptJConfig;
+    GptOss, GptOssConfig;
     GptNeoX, GptNeoXConfig;
     Granite, GraniteConfig;
     GraniteMoe, GraniteMoeConfig;
