@@ -60,6 +60,25 @@ GEMMA = LLAMA | {
     "tie_word_embeddings": True,
 }
 
+DEEPSEEK_V2 = {
+    "architectures": ["DeepseekV2ForCausalLM"],
+    "model_type": "deepseek_v2",
+    "hidden_size": 40,
+    "moe_intermediate_size": 22,
+    "kv_lora_rank": 20,
+    "qk_nope_head_dim": 10,
+    "qk_rope_head_dim": 6,
+    "v_head_dim": 12,
+    "num_key_value_heads": 4,
+    "n_routed_experts": 9,
+    "n_shared_experts": 2,
+    "num_experts_per_tok": 3,
+    "first_k_dense_replace": 1,
+    "moe_layer_freq": 1,
+    "norm_topk_prob": False,
+    "routed_scaling_factor": 1.0,
+}
+
 
 def without(config: dict, *keys: str) -> dict:
     return {key: value for key, value in config.items() if key not in keys}
@@ -300,6 +319,12 @@ MODELS = {
             "original_max_position_embeddings": 24,
         },
     },
+    "deepseek_v2": without(LLAMA, "num_key_value_heads")
+    | DEEPSEEK_V2
+    | {"q_lora_rank": 18, "n_group": 3, "topk_group": 2, "topk_method": "group_limited_greedy", "routed_scaling_factor": 2.0},
+    "deepseek_v2_lite": without(LLAMA, "num_key_value_heads")
+    | DEEPSEEK_V2
+    | {"q_lora_rank": None, "n_group": 1, "topk_group": 1, "topk_method": "greedy", "num_hidden_layers": 2},
     "granite": LLAMA
     | {
         "architectures": ["GraniteForCausalLM"],

@@ -5,16 +5,18 @@
 mod alibi;
 mod bloom;
 mod cohere;
+mod deepseek_v2;
 mod deepseek_v3;
 mod gemma;
 mod gemma2;
 mod gemma3;
 mod gpt2;
-mod gpt_oss;
 mod gpt_neox;
+mod gpt_oss;
 mod gptj;
 mod granite;
 mod granite_moe;
+mod latent;
 mod llama;
 mod mixtral;
 mod olmo2;
@@ -33,6 +35,7 @@ mod windows;
 
 pub use bloom::{Bloom, BloomConfig};
 pub use cohere::{Cohere, CohereConfig};
+pub use deepseek_v2::{DeepseekV2, DeepseekV2Config};
 pub use deepseek_v3::{DeepseekV3, DeepseekV3Config};
 pub use gemma::{Gemma, GemmaConfig};
 pub use gemma2::{Gemma2, Gemma2Config};
@@ -43,6 +46,7 @@ pub use gpt2::{Gpt2, Gpt2Config};
 pub use gptj::{GptJ, GptJConfig};
 pub use granite::{Granite, GraniteConfig};
 pub use granite_moe::{GraniteMoe, GraniteMoeConfig};
+pub use latent::Queries;
 pub use llama::{Llama, LlamaConfig};
 pub use mixtral::{Mixtral, MixtralConfig};
 pub use olmo2::{Olmo2, Olmo2Config};
@@ -89,6 +93,7 @@ macro_rules! architectures {
 architectures! {
     Bloom, BloomConfig;
     Cohere, CohereConfig;
+    DeepseekV2, DeepseekV2Config;
     DeepseekV3, DeepseekV3Config;
     Gemma, GemmaConfig;
     Gemma2, Gemma2Config;
