@@ -325,6 +325,26 @@ MODELS = {
     "deepseek_v2_lite": without(LLAMA, "num_key_value_heads")
     | DEEPSEEK_V2
     | {"q_lora_rank": None, "n_group": 1, "topk_group": 1, "topk_method": "greedy", "num_hidden_layers": 2},
+    "llama4": LLAMA
+    | {
+        "architectures": ["Llama4ForCausalLM"],
+        "model_type": "llama4_text",
+        "hidden_size": 40,
+        "head_dim": 10,
+        "intermediate_size": 22,
+        "intermediate_size_mlp": 52,
+        "num_hidden_layers": 4,
+        "num_local_experts": 5,
+        "num_experts_per_tok": 2,
+        "interleave_moe_layer_step": 2,
+        "no_rope_layer_interval": 3,
+        "attention_chunk_size": 16,
+        "use_qk_norm": True,
+        "attn_temperature_tuning": True,
+        "attn_scale": 0.3,
+        "floor_scale": 8,
+        "attention_bias": False,
+    },
     "granite": LLAMA
     | {
         "architectures": ["GraniteForCausalLM"],
