@@ -60,6 +60,25 @@ GEMMA = LLAMA | {
     "tie_word_embeddings": True,
 }
 
+DEEPSEEK_V2 = {
+    "architectures": ["DeepseekV2ForCausalLM"],
+    "model_type": "deepseek_v2",
+    "hidden_size": 40,
+    "moe_intermediate_size": 22,
+    "kv_lora_rank": 20,
+    "qk_nope_head_dim": 10,
+    "qk_rope_head_dim": 6,
+    "v_head_dim": 12,
+    "num_key_value_heads": 4,
+    "n_routed_experts": 9,
+    "n_shared_experts": 2,
+    "num_experts_per_tok": 3,
+    "first_k_dense_replace": 1,
+    "moe_layer_freq": 1,
+    "norm_topk_prob": False,
+    "routed_scaling_factor": 1.0,
+}
+
 
 def without(config: dict, *keys: str) -> dict:
     return {key: value for key, value in config.items() if key not in keys}
@@ -248,6 +267,84 @@ MODELS = {
         "attention_bias": False,
         "clip_qkv": None,
     },
+    "gpt_oss": LLAMA
+    | {
+        "architectures": ["GptOssForCausalLM"],
+        "model_type": "gpt_oss",
+        "hidden_size": 40,
+        "head_dim": 10,
+        "intermediate_size": 22,
+        "num_local_experts": 5,
+        "num_experts_per_tok": 2,
+        "sliding_window": 12,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        "swiglu_limit": 1.5,
+        "attention_bias": True,
+        "rope_scaling": {
+            "rope_type": "yarn",
+            "factor": 4.0,
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+            "truncate": False,
+            "original_max_position_embeddings": 24,
+        },
+    },
+    "deepseek_v3": without(LLAMA, "num_key_value_heads")
+    | {
+        "architectures": ["DeepseekV3ForCausalLM"],
+        "model_type": "deepseek_v3",
+        "hidden_size": 40,
+        "moe_intermediate_size": 22,
+        "q_lora_rank": 18,
+        "kv_lora_rank": 20,
+        "qk_nope_head_dim": 10,
+        "qk_rope_head_dim": 6,
+        "v_head_dim": 12,
+        "num_key_value_heads": 4,
+        "n_routed_experts": 9,
+        "n_shared_experts": 2,
+        "n_group": 3,
+        "topk_group": 2,
+        "num_experts_per_tok": 3,
+        "first_k_dense_replace": 1,
+        "norm_topk_prob": True,
+        "routed_scaling_factor": 2.5,
+        "rope_interleave": True,
+        "num_nextn_predict_layers": 0,
+        "rope_scaling": {
+            "type": "yarn",
+            "factor": 4.0,
+            "mscale": 1.0,
+            "mscale_all_dim": 1.0,
+            "original_max_position_embeddings": 24,
+        },
+    },
+    "deepseek_v2": without(LLAMA, "num_key_value_heads")
+    | DEEPSEEK_V2
+    | {"q_lora_rank": 18, "n_group": 3, "topk_group": 2, "topk_method": "group_limited_greedy", "routed_scaling_factor": 2.0},
+    "deepseek_v2_lite": without(LLAMA, "num_key_value_heads")
+    | DEEPSEEK_V2
+    | {"q_lora_rank": None, "n_group": 1, "topk_group": 1, "topk_method": "greedy", "num_hidden_layers": 2},
+    "llama4": LLAMA
+    | {
+        "architectures": ["Llama4ForCausalLM"],
+        "model_type": "llama4_text",
+        "hidden_size": 40,
+        "head_dim": 10,
+        "intermediate_size": 22,
+        "intermediate_size_mlp": 52,
+        "num_hidden_layers": 4,
+        "num_local_experts": 5,
+        "num_experts_per_tok": 2,
+        "interleave_moe_layer_step": 2,
+        "no_rope_layer_interval": 3,
+        "attention_chunk_size": 16,
+        "use_qk_norm": True,
+        "attn_temperature_tuning": True,
+        "attn_scale": 0.3,
+        "floor_scale": 8,
+        "attention_bias": False,
+    },
     "granite": LLAMA
     | {
         "architectures": ["GraniteForCausalLM"],
@@ -266,7 +363,8 @@ MODELS = {
 def randomise(model: torch.nn.Module, seed: int) -> None:
     """Weights that make every part of a layer count."""
     generator = torch.Generator().manual_seed(seed)
-    for name, weight in sorted(model.named_parameters()):
+    corrections = [(name, bias) for name, bias in model.named_buffers() if "correction_bias" in name]
+    for name, weight in sorted([*model.named_parameters(), *corrections]):
         noise = torch.randn(weight.shape, generator=generator)
         with torch.no_grad():
             if weight.dim() == 1 or "_norm." in name:

@@ -45,6 +45,8 @@ enum Scaling {
         original_positions: f32,
         /// Whether the bounds are whole pairs.
         truncate: bool,
+        /// What queries and keys are stretched by, each, beyond the rotated pairs.
+        all_dims: f32,
     },
     /// Each frequency is divided by a factor of its own (Ding et al., 2024).
     Longrope {
@@ -192,7 +194,7 @@ impl Rope {
                 };
                 plain.map(scaled).collect()
             }
-            Scaling::Yarn { factor, fast, slow, original_positions, truncate } => {
+            Scaling::Yarn { factor, fast, slow, original_positions, truncate, all_dims: _ } => {
                 // the pair that turns so many times within the original context
                 let pair = |turns: f32| {
                     let positions = f64::from(original_positions / turns) / std::f64::consts::TAU;
@@ -219,6 +221,14 @@ impl Rope {
                 plain.zip(factors).map(|(f, factor)| f / factor).collect()
             }
         })
+    }
+
+    /// What the scores of an attention are multiplied by where `mscale_all_dim` says so, beside [`Rope::scale`].
+    pub fn score_scale(&self) -> f32 {
+        match &self.scaling {
+            Scaling::Yarn { all_dims, .. } => all_dims * all_dims,
+            _ => 1.0,
+        }
     }
 
     /// What rotated pairs are stretched by: the attention factor of `yarn` and `longrope`, else 1.
@@ -262,7 +272,9 @@ fn scaling(keys: &Keys, parameters: &Parameters) -> Result<(Scaling, f32), Strin
             let fast = positive("beta_fast", Some(parameters.beta_fast.unwrap_or(32.0)))?;
             let slow = positive("beta_slow", Some(parameters.beta_slow.unwrap_or(1.0)))?;
             let truncate = parameters.truncate.unwrap_or(true);
-            let yarn = Scaling::Yarn { factor, fast, slow, original_positions: original_positions()?, truncate };
+            let all_dims = nonzero(parameters.mscale_all_dim).map_or(1.0, log);
+            let yarn =
+                Scaling::Yarn { factor, fast, slow, original_positions: original_positions()?, truncate, all_dims };
             (yarn, parameters.attention_factor.unwrap_or(implied))
         }
         Some("longrope" | "su") => {

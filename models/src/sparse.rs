@@ -2,10 +2,13 @@
 
 use serde::Deserialize;
 
-/// What a config says of layers with experts: every `decoder_sparse_step`-th has them, unless `mlp_only_layers` lists it.
+/// What a config says of layers with experts: `moe_layers` lists them, else every `decoder_sparse_step`-th (which Llama 4 calls
+/// `interleave_moe_layer_step`) has them, unless `mlp_only_layers` lists it.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 pub struct Sparse {
-    #[serde(rename = "decoder_sparse_step")]
+    #[serde(rename = "moe_layers")]
+    sparse: Option<Vec<usize>>,
+    #[serde(rename = "decoder_sparse_step", alias = "interleave_moe_layer_step")]
     step: Option<usize>,
     #[serde(rename = "mlp_only_layers")]
     dense: Option<Vec<usize>>,
@@ -14,6 +17,9 @@ pub struct Sparse {
 impl Sparse {
     /// Whether a layer has experts.
     pub fn has(&self, layer: usize) -> bool {
+        if let Some(sparse) = &self.sparse {
+            return sparse.contains(&layer);
+        }
         let listed = self.dense.as_ref().is_some_and(|dense| dense.contains(&layer));
         !listed && (layer + 1).is_multiple_of(self.step.unwrap_or(1))
     }
@@ -34,6 +40,8 @@ mod tests {
         assert_eq!(layers(json!({})), [0, 1, 2, 3, 4, 5]);
         assert_eq!(layers(json!({"decoder_sparse_step": 1, "mlp_only_layers": [1, 4]})), [0, 2, 3, 5]);
         assert_eq!(layers(json!({"decoder_sparse_step": 2, "mlp_only_layers": []})), [1, 3, 5]);
+        assert_eq!(layers(json!({"interleave_moe_layer_step": 3})), [2, 5]);
+        assert_eq!(layers(json!({"interleave_moe_layer_step": 3, "moe_layers": [1]})), [1]);
         assert_eq!(layers(json!({"decoder_sparse_step": 0})), [0; 0]);
     }
 }

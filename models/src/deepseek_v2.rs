@@ -1,0 +1,77 @@
+//! DeepSeek V2.
+
+einfuse_macros::model! {
+    /// DeepSeek V2 (DeepSeek-AI, 2024): keys and values of all heads come from one latent, which is what is cached; each token
+    /// goes through the likeliest experts of the groups whose best are likeliest, and through one that all share.
+    pub DeepseekV2 for "DeepseekV2ForCausalLM" {
+        config {
+            d: size = "hidden_size"; h: size = "num_attention_heads";
+            c: size = "qk_nope_head_dim"; y: size = "qk_rope_head_dim"; u: size = "v_head_dim";
+            queries: crate::latent::Queries = {..}; z: size = "kv_lora_rank";
+            f: size = "intermediate_size"; n: size = "moe_intermediate_size";
+            e: size = "n_routed_experts"; j: size = "num_experts_per_tok";
+            a: size = "n_group" else 1; b: size = "topk_group" else 1;
+            shared: count = "n_shared_experts"; first: count = "first_k_dense_replace" else 0;
+            v: size = "vocab_size"; layers: count = "num_hidden_layers";
+            weight: f32 = "routed_scaling_factor" else 1.0;
+            rope: crate::rope::Rope = {..}; tied: bool = "tie_word_embeddings" else false;
+            eps: f32 = "rms_norm_eps" else 1e-6; positions: option<size> = "max_position_embeddings";
+            require "hidden_act" == "silu"; require "attention_bias" == false; require "moe_layer_freq" == 1;
+            require "norm_topk_prob" == false; require "topk_method" == "greedy" | "group_limited_greedy";
+        }
+        context = positions;
+        axis m = e / a;                        // experts of a group
+        axis k = queries.rank(); axis o = n * shared;
+        axis cy = c + y; axis zy = z + y; axis cu = c + u;
+        axis r = rope.pairs(y);
+        host freq[r] = rope.frequencies(r); host scale = rope.scale();
+        host narrow = rope.score_scale() / ((c + y) as f32).sqrt();
+        weights "model." { embed[v, d] = "embed_tokens.weight"; final_norm[d] = "norm.weight"; }
+        weights { head[v, d] = "lm_head.weight" if !tied else embed; }
+
+        fn network[i](x, gate, up, down) { sum[i] silu(sum[d] x * gate) * (sum[d] x * up) * down }
+        fn experts(x, router, gate, up, down) {
+            let score = softmax[e](sum[d] x * router);
+            let (best, group) = top[a -> b](max[m] score[e = a * size(m) + m]);
+            let open = max[b] (if group == a then 1.0 else 0.0);
+            let (w, i) = top[e -> j](score where open[a = div(e, size(m))] > 0.5);
+            weight * (sum[j] w * (sum[n] silu(sum[d] x * gate[e = i]) * (sum[d] x * up[e = i]) * down[e = i]))
+        }
+        layer l in layers {
+            weights "model.layers.{l}." {
+                attn_norm[d] = "input_layernorm.weight"; ffn_norm[d] = "post_attention_layernorm.weight";
+                q_in[k, d] = "self_attn.q_a_proj.weight"; q_norm[k] = "self_attn.q_a_layernorm.weight";
+                q_out[h, cy, k] = "self_attn.q_b_proj.weight"; wo[d, h, u] = "self_attn.o_proj.weight";
+                kv_in[zy, d] = "self_attn.kv_a_proj_with_mqa.weight"; kv_norm[z] = "self_attn.kv_a_layernorm.weight";
+                kv_out[h, cu, z] = "self_attn.kv_b_proj.weight";
+                gate[f, d] = "mlp.gate_proj.weight"; up[f, d] = "mlp.up_proj.weight"; down[d, f] = "mlp.down_proj.weight";
+                router[e, d] = "mlp.gate.weight"; q_all[h, cy, d] = "self_attn.q_proj.weight";
+                gates[e, n, d] = "mlp.experts.{e}.gate_proj.weight"; ups[e, n, d] = "mlp.experts.{e}.up_proj.weight";
+                downs[e, d, n] = "mlp.experts.{e}.down_proj.weight"; all_gate[o, d] = "mlp.shared_experts.gate_proj.weight";
+                all_up[o, d] = "mlp.shared_experts.up_proj.weight"; all_down[d, o] = "mlp.shared_experts.down_proj.weight";
+            }
+            fn (x[t, d]) -> [t, d] {
+                let w = rms_norm[d](x, eps) * attn_norm;
+                let q[t, h, cy] = if !queries.are_latent() then sum[d] w * q_all
+                    else sum[k] rms_norm[k](sum[d] w * q_in, 1e-6) * q_norm * q_out;
+                let near[t, h, y] = rotate_pairs[y](q[cy = size(c) + y], freq, scale);
+                let kv[t, zy] = sum[d] w * kv_in;
+                let latent[t, z] = rms_norm[z](kv[zy = z], 1e-6) * kv_norm;
+                let key[t, y] = rotate_pairs[y](kv[zy = size(z) + y], freq, scale);
+                cache latent, key over s;
+                let far[t, h, z] = sum[c] q[cy = c] * kv_out[cu = c];
+                let p[t, h, s] = softmax[s](narrow * ((sum[z] far * latent) + sum[y] near * key) where s <= t);
+                let seen[t, h, z] = sum[s] p * latent;
+                let heads[t, h, u] = sum[z] seen * kv_out[cu = size(c) + u];
+                let mid[t, d] = x + sum[h, u] heads * wo;
+                let i = rms_norm[d](mid, eps) * ffn_norm;
+                mid + if l < first then network[f](i, gate, up, down)
+                    else experts(i, router, gates, ups, downs) + network[o](i, all_gate, all_up, all_down)
+            }
+        }
+        fn (tokens[t]) -> [t, v] {
+            let x = layers(embed[v = tokens]);
+            sum[d] rms_norm[d](x, eps) * final_norm * head
+        }
+    }
+}
