@@ -237,3 +237,36 @@ fn tokenizers() {
         }
     }
 }
+
+/// A sequence can be as long as the model was made for, however it is cut and whatever its windows have forgotten, and not
+/// longer.
+#[test]
+fn contexts_are_used_to_their_end() {
+    for name in ["gemma2", "gemma3", "phi3", "bloom"] {
+        let checkpoint = Checkpoint::open(repository("tests/golden").join(name)).unwrap();
+        let made_for = einfuse::models::context_from_config(checkpoint.config()).unwrap().unwrap();
+        let settings = || Settings { threads: Some(2), precision: Precision::F32, chunk: 64, ..Settings::default() };
+        let model = einfuse::load_checkpoint(&checkpoint, settings()).unwrap();
+        assert_eq!(model.context(), made_for, "{name}");
+        let ids: Vec<u32> = (0..made_for as u32).map(|i| i * 7 % 90 + 3).collect();
+        let last = |cut: usize| {
+            let mut session = model.session();
+            session.feed(&ids[..cut]).unwrap();
+            let logits = session.feed(&ids[cut..]).unwrap();
+            let error = session.feed(&[3]).unwrap_err().to_string();
+            let expected = format!("1 tokens do not fit: the sequence holds {made_for} of the {made_for} positions");
+            assert!(error.starts_with(&expected), "{name}: {error}");
+            logits
+        };
+        let whole: Vec<f64> = last(1).into_iter().map(f64::from).collect();
+        for cut in [5, made_for / 2, made_for - 1] {
+            check_close(&format!("{name}, cut at {cut}"), &last(cut), &whole, Precision::F32);
+        }
+
+        // Asking for less is granted, for more is not.
+        for (asked, got) in [(made_for - 1, made_for - 1), (made_for + 1, made_for)] {
+            let settings = Settings { context: Some(asked), ..settings() };
+            assert_eq!(einfuse::load_checkpoint(&checkpoint, settings).unwrap().context(), got, "{name}");
+        }
+    }
+}
