@@ -3,29 +3,21 @@
 
 mod common;
 
-use std::env;
-use std::path::PathBuf;
 use std::process::ExitCode;
 
-use common::{json, repository};
+use common::{json, models, repository};
 use einfuse::{Generate, Model, Precision, Settings, Wanted};
 use libtest_mimic::{Arguments, Failed, Trial};
 use serde_json::Value;
 
-/// Where `scripts/fetch-smollm2` puts the model.
-fn folder() -> Option<PathBuf> {
-    let variable = |name| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let cache = || Some(variable("XDG_CACHE_HOME").or_else(|| Some(variable("HOME")?.join(".cache")))?.join("einfuse"));
-    let models = variable("EINFUSE_MODELS").or_else(cache)?;
-    Some(models.join("smollm2-135m")).filter(|folder| folder.is_dir())
-}
+const NAME: &str = "smollm2-135m";
 
 fn golden() -> Value {
     json(&repository("tests/golden/smollm2-135m/golden.json"))
 }
 
 fn load(precision: Precision, rows: Wanted) -> Model {
-    let folder = folder().expect("run only where the folder is");
+    let folder = models(NAME).expect("run only where the folder is");
     einfuse::load(folder, Settings { precision, rows, ..Settings::default() }).unwrap()
 }
 
@@ -78,7 +70,7 @@ fn perplexity(precision: Precision, tolerance: f64) -> Result<(), Failed> {
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
-    let missing = folder().is_none();
+    let missing = models(NAME).is_none();
     if missing {
         eprintln!("smollm2: not run, for want of the weights: scripts/fetch-smollm2 gets them");
     }

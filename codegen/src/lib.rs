@@ -8,6 +8,7 @@
 //! The entry is [`Program::compile`]; [`Program::step`] runs it.
 
 mod checks;
+mod choices;
 pub mod cost;
 pub mod fuse;
 pub mod loops;
@@ -18,6 +19,7 @@ mod program;
 mod schedule;
 mod team;
 
+pub use choices::{Choice, ChoiceObserver};
 pub use fuse::{Plan, Rule, Wanted};
 pub use loops::Format;
 pub use pack::{PackError, Packed, Values};

@@ -25,6 +25,8 @@ pub enum Values<'a> {
     Bf16(&'a [u8]),
     /// 16-bit floats (IEEE 754 binary16).
     F16(&'a [u8]),
+    /// Several parts of as many elements each, one after the other.
+    Parts(&'a [Values<'a>]),
     /// Stored in some other way.
     Read {
         /// How many there are.
@@ -34,10 +36,21 @@ pub enum Values<'a> {
     },
 }
 
+impl<'a> Values<'a> {
+    /// One part, or several of as many elements each.
+    pub fn of(parts: &'a [Values<'a>]) -> Values<'a> {
+        match parts {
+            [one] => *one,
+            parts => Values::Parts(parts),
+        }
+    }
+}
+
 impl Values<'_> {
     /// How many elements there are.
     fn len(&self) -> usize {
         match self {
+            Values::Parts(parts) => parts.iter().map(Values::len).sum(),
             Values::F32(bytes) => bytes.len() / 4,
             Values::Bf16(bytes) | Values::F16(bytes) => bytes.len() / 2,
             Values::Read { elements, .. } => *elements,
@@ -56,6 +69,15 @@ impl Values<'_> {
             Values::F32(bytes) => each(bytes, at, out, f32::from_le_bytes),
             Values::Bf16(bytes) => each(bytes, at, out, |x| f32::from_bits(u32::from(u16::from_le_bytes(x)) << 16)),
             Values::F16(bytes) => each(bytes, at, out, |x| f16::from_le_bytes(x).to_f32()),
+            Values::Parts(parts) => {
+                let size = parts.first().map_or(0, Values::len).max(1);
+                let (mut at, mut out) = (at, out);
+                while !out.is_empty() {
+                    let (here, after) = out.split_at_mut((size - at % size).min(out.len()));
+                    parts[at / size].read(at % size, here);
+                    (at, out) = (at + here.len(), after);
+                }
+            }
             Values::Read { read, .. } => read(at, out),
         }
     }
@@ -565,7 +587,18 @@ mod tests {
         let readers: Vec<_> = (0..layouts.len())
             .map(|n| move |at: usize, out: &mut [f32]| (at..).zip(out).for_each(|(i, out)| *out = number(i + n)))
             .collect();
-        let sources: [Vec<Values<'_>>; 4] = [
+        let halves: Vec<[Values<'_>; 2]> = f32s
+            .iter()
+            .map(|bytes| {
+                let half = if count.is_multiple_of(2) { bytes.len() / 2 } else { bytes.len() };
+                [Values::F32(&bytes[..half]), Values::F32(&bytes[half..])]
+            })
+            .collect();
+        let sources: [Vec<Values<'_>>; 5] = [
+            halves
+                .iter()
+                .map(|halves| Values::of(if count.is_multiple_of(2) { halves } else { &halves[..1] }))
+                .collect(),
             f32s.iter().map(|bytes| Values::F32(bytes)).collect(),
             bf16s.iter().map(|bytes| Values::Bf16(bytes)).collect(),
             f16s.iter().map(|bytes| Values::F16(bytes)).collect(),

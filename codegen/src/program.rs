@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use einfuse_graph::{AxisId, Extent, Graph, Kind, TensorId, Type};
 
 use crate::checks::Checks;
+use crate::choices::{ChoiceObserver, Watched, watched};
 use crate::fuse::{Plan, Rule, Segment, Shape, Wanted, fuse};
 use crate::loops::{self, Buffer, Format, MAX_ROWS};
 use crate::lower::{Code, LowerError, Lowering, Target};
@@ -136,6 +137,8 @@ pub struct Step<'a> {
     pub caches: Vec<PageTable<'a>>,
     /// Is told the activations between layers.
     pub observe: Option<Observer<'a>>,
+    /// Is told what the tokens choose.
+    pub choices: Option<ChoiceObserver<'a>>,
 }
 
 /// What a program computes in, reused from step to step.
@@ -248,6 +251,8 @@ pub struct Program {
     scratch_bytes: usize,
     constants: Vec<(usize, Vec<f32>)>,
     checks: Checks,
+    /// By kernel.
+    watched: HashMap<usize, Vec<Watched>>,
     /// Whether a value is kept for each position of a sequence.
     keeps_positions: bool,
     compile_time: Duration,
@@ -322,6 +327,7 @@ impl Program {
             .collect();
         let scratch_bytes = compiled.iter().map(|c| c.loops.scratch).max().unwrap_or(0);
         let checks = Checks::of(graph);
+        let watched = watched(&plan, &homes, &compiled);
         Ok(Program {
             options: options.clone(),
             code,
@@ -336,6 +342,7 @@ impl Program {
             scratch_bytes,
             constants,
             checks,
+            watched,
             keeps_positions: keeps_positions(&plan),
             compile_time: started.elapsed(),
             plan,
@@ -464,6 +471,7 @@ impl Program {
         let calls = self.sequence(Batch::of(step.tokens.len()));
         let tokens = step.tokens.len();
         let observe = step.observe.map(Mutex::new);
+        let choices = step.choices.map(Mutex::new);
         let carry = self.carry();
         let workers = team.workers();
         let scratch: Vec<usize> = workspace.scratch.iter_mut().map(|s| s.as_mut_ptr().expose_provenance()).collect();
@@ -486,9 +494,23 @@ impl Program {
                 }
                 meet();
             };
+            let tell = |watched: &[Watched], layer: Option<usize>| {
+                for Watched { choice, at, row } in watched.iter().filter(|_| worker == 0) {
+                    let first = std::ptr::with_exposed_provenance::<i32>(arena + at);
+                    // SAFETY: the home of the choice is `tokens` rows (at most `chunk`, checked) of `row` integers from `at` on,
+                    // within the arena; all workers wait, so that nobody writes it while it is read.
+                    let values = unsafe { std::slice::from_raw_parts(first, tokens * row) };
+                    if let Some(Ok(mut tell)) = choices.as_ref().map(Mutex::lock) {
+                        tell(*choice, layer, values);
+                    }
+                }
+                meet();
+            };
+            let mut layer = None;
             for call in calls {
-                if let Some(layer) = call.begins {
-                    look(layer);
+                if let Some(begins) = call.begins {
+                    layer = Some(begins);
+                    look(begins);
                 }
                 let started = times.is_some().then(Instant::now);
                 // SAFETY: `prepare` has checked the sizes of weights, pages and tokens against what the plan asks for, the
@@ -508,7 +530,11 @@ impl Program {
                 if let (Some(started), Some(times)) = (started, &mut times) {
                     times[call.kernel] += started.elapsed();
                 }
+                if let Some(watched) = self.watched.get(&call.kernel).filter(|_| choices.is_some()) {
+                    tell(watched, layer);
+                }
                 if let Some(layers) = call.ends {
+                    layer = None;
                     look(layers);
                 }
             }

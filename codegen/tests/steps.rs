@@ -44,7 +44,7 @@ fn run(
     let (mut memory, at) = zeroes(2 * program.caches()[0].page_bytes);
     let bytes = 2 * program.caches()[0].page_bytes;
     let caches = vec![PageTable { memory: &mut memory[at..at + bytes], pages }];
-    let step = Step { tokens, past, first: tokens.len().saturating_sub(1), caches, observe: None };
+    let step = Step { tokens, past, first: tokens.len().saturating_sub(1), caches, observe: None, choices: None };
     program.step(&weights[from + shift..], workspace, step, &Alone)
 }
 

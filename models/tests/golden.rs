@@ -42,13 +42,15 @@ fn declarations_agree_with_the_reference() {
         let config: serde_json::Value = serde_json::from_slice(&read("config.json")).unwrap();
         let weights = |tensor: &Tensor, layer: Option<usize>| {
             let Kind::Weight(places) = &tensor.kind else { return Err("not a weight".to_owned()) };
-            let layer = layer.map_or(String::new(), |l| l.to_string());
-            let found = places.iter().find_map(|p| {
-                let name = p.name.replace("{l}", &layer);
-                let all = floats(&model, &name)?;
-                let Some(rows) = &p.rows else { return Some(all) };
-                let row = all.len() / model.tensor(&name).ok()?.shape()[0];
-                Some(all[rows.start * row..rows.end * row].to_vec())
+            let coordinates = tensor.axes.first().and_then(|&axis| graph.size(axis)).unwrap_or(1);
+            let found = places.iter().find_map(|place| {
+                let parts = place.names(layer, coordinates).into_iter().map(|name| {
+                    let all = floats(&model, &name)?;
+                    let Some(rows) = &place.rows else { return Some(all) };
+                    let row = all.len() / model.tensor(&name).ok()?.shape()[0];
+                    Some(all[rows.start * row..rows.end * row].to_vec())
+                });
+                Some(parts.collect::<Option<Vec<_>>>()?.concat())
             });
             found.ok_or_else(|| format!("none of {places:?}"))
         };

@@ -38,7 +38,7 @@ pub use error::Error;
 pub use generate::{Generate, Generation, Prompt, Stop, Summary, Token};
 pub use model::{Model, Precision, Progress, Quant, Settings};
 pub use sample::{Sampler, Sampling};
-pub use session::{Perplexity, Session, Trace};
+pub use session::{Chosen, Perplexity, Session, Trace};
 pub use threads::{MOST_THREADS, Threads, default_threads};
 pub use tokens::{Stream, Tokenizer};
 

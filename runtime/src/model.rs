@@ -199,7 +199,7 @@ impl Model {
             bounds.min_by_key(|(positions, _)| *positions).unwrap_or((DEFAULT_CONTEXT, "by default"));
         let cache = Mutex::new(Cache::new(&program.caches(), context, settings.sequences, chunk)?);
 
-        let used: HashSet<String> = found.values().map(|stored| stored.name.clone()).collect();
+        let used: HashSet<String> = found.values().flat_map(|stored| stored.names.clone()).collect();
         let axes = &graph.tensor(graph.output).axes;
         let vocabulary = axes.iter().filter_map(|&axis| graph.size(axis)).product();
         Ok(Model {
@@ -447,15 +447,19 @@ fn pack_part(
     });
     let transposed: Vec<Vec<f32>> = transposed.collect();
     let readers: Vec<_> = stored.iter().map(|stored| |at: usize, out: &mut [f32]| stored.read(at, out)).collect();
-    let values = stored.iter().zip(&transposed).zip(&readers).map(|((stored, transposed), read)| {
-        match (stored.dtype, stored.change) {
-            (_, Change::Transposed) => Values::F32(bytemuck::cast_slice(transposed)),
-            (Dtype::F32, Change::None) => Values::F32(stored.bytes),
-            (Dtype::Bf16, Change::None) => Values::Bf16(stored.bytes),
-            (Dtype::F16, Change::None) => Values::F16(stored.bytes),
-            _ => Values::Read { elements: stored.len(), read },
-        }
-    });
-    packed.pack(&values.collect::<Vec<Values<'_>>>(), from, out)?;
+    let parts: Vec<Vec<Values<'_>>> = stored
+        .iter()
+        .zip(&transposed)
+        .zip(&readers)
+        .map(|((stored, transposed), read)| match (stored.dtype, stored.change) {
+            (_, Change::Transposed) => vec![Values::F32(bytemuck::cast_slice(transposed))],
+            (Dtype::F32, Change::None) => stored.parts.iter().map(|part| Values::F32(part)).collect(),
+            (Dtype::Bf16, Change::None) => stored.parts.iter().map(|part| Values::Bf16(part)).collect(),
+            (Dtype::F16, Change::None) => stored.parts.iter().map(|part| Values::F16(part)).collect(),
+            _ => vec![Values::Read { elements: stored.len(), read }],
+        })
+        .collect();
+    let values: Vec<Values<'_>> = parts.iter().map(|parts| Values::of(parts)).collect();
+    packed.pack(&values, from, out)?;
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use std::sync::PoisonError;
 
-use einfuse_codegen::{Observer, Step, Wanted, Workspace};
+use einfuse_codegen::{Choice, ChoiceObserver, Observer, Step, Wanted, Workspace};
 
 use crate::Error;
 use crate::cache::Sequence;
@@ -27,6 +27,19 @@ pub struct Trace {
     pub logits: Vec<f32>,
     /// For each layer `[t, d]`: first the input of layer 0, then the output of each layer.
     pub hidden: Vec<Vec<f32>>,
+}
+
+/// How often some tokens choose each part of a weight, as a router chooses experts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Chosen {
+    /// The name of the integers that choose.
+    pub by: String,
+    /// The axis of which they are coordinates.
+    pub axis: String,
+    /// The layer, where one chooses.
+    pub layer: Option<usize>,
+    /// For each coordinate how often it is chosen.
+    pub counts: Vec<usize>,
 }
 
 /// How well a model predicts a text.
@@ -106,7 +119,7 @@ impl<'m> Session<'m> {
         self.catch_up(tokens.len())?;
         self.add(tokens)?;
         let mut logits = Vec::with_capacity(tokens.len() * self.model.vocabulary);
-        self.compute(Wanted::All, None, |_, rows| logits.extend_from_slice(rows))?;
+        self.compute(Wanted::All, None, None, |_, rows| logits.extend_from_slice(rows))?;
         Ok(logits)
     }
 
@@ -124,8 +137,34 @@ impl<'m> Session<'m> {
             }
             trace.hidden[layer].extend_from_slice(rows);
         };
-        self.compute(Wanted::All, Some(&mut observe), |_, rows| trace.logits.extend_from_slice(rows))?;
+        self.compute(Wanted::All, Some(&mut observe), None, |_, rows| trace.logits.extend_from_slice(rows))?;
         Ok(trace)
+    }
+
+    /// Adds tokens, and counts what they choose: nothing, in a model without choices.
+    ///
+    /// # Errors
+    /// As [`Session::feed`].
+    pub fn choices(&mut self, tokens: &[u32]) -> Result<Vec<Chosen>, Error> {
+        self.catch_up(tokens.len())?;
+        self.add(tokens)?;
+        let graph = &self.model.program.plan().graph;
+        let mut all: Vec<Chosen> = Vec::new();
+        let mut count = |choice: Choice, layer: Option<usize>, chosen: &[i32]| {
+            let (by, axis) = (&graph.tensor(choice.by).name, graph.axis(choice.axis));
+            let at = all.iter().position(|one| one.by == *by && one.layer == layer).unwrap_or_else(|| {
+                let counts = vec![0; graph.size(choice.axis).unwrap_or(0)];
+                all.push(Chosen { by: by.clone(), axis: axis.name.clone(), layer, counts });
+                all.len() - 1
+            });
+            for &one in chosen {
+                if let Some(count) = usize::try_from(one).ok().and_then(|one| all[at].counts.get_mut(one)) {
+                    *count += 1;
+                }
+            }
+        };
+        self.compute(Wanted::Last, None, Some(&mut count), |_, _| {})?;
+        Ok(all)
     }
 
     /// Measures how well the model predicts each token but the first from those before it. What is longer than the context
@@ -143,7 +182,7 @@ impl<'m> Session<'m> {
                 return Err(self.unknown(*last));
             }
             self.add(given)?;
-            self.compute(Wanted::All, None, |first, rows| {
+            self.compute(Wanted::All, None, None, |first, rows| {
                 for (row, &next) in rows.chunks_exact(vocabulary).zip(&window[first + 1..]) {
                     sum -= log_probability(row, next as usize);
                     scored += 1;
@@ -181,14 +220,14 @@ impl<'m> Session<'m> {
 
     /// Computes what has not been yet, for the logits of the last token's successor.
     pub(crate) fn compute_last(&mut self) -> Result<&[f32], Error> {
-        self.compute(Wanted::Last, None, |_, _| {})?;
+        self.compute(Wanted::Last, None, None, |_, _| {})?;
         Ok(self.model.program.output(&self.workspace))
     }
 
     /// Computes the token that was generated last, if there is one, before so many others are added.
     fn catch_up(&mut self, tokens: usize) -> Result<(), Error> {
         self.model.check_room(self.tokens.len(), tokens)?;
-        self.compute(Wanted::Last, None, |_, _| {})
+        self.compute(Wanted::Last, None, None, |_, _| {})
     }
 
     /// Computes the tokens that have not been yet, in steps. After each, `output` gets the position of the first row, and
@@ -197,6 +236,7 @@ impl<'m> Session<'m> {
         &mut self,
         rows: Wanted,
         mut observe: Option<Observer<'_>>,
+        mut choices: Option<ChoiceObserver<'_>>,
         mut output: impl FnMut(usize, &[f32]),
     ) -> Result<(), Error> {
         let model = self.model;
@@ -213,7 +253,8 @@ impl<'m> Session<'m> {
             let computed = cache.reserve(&mut self.sequence, tokens.len()).and_then(|()| {
                 let caches = cache.tables(&self.sequence);
                 let observe = observe.as_mut().map(|observe| &mut **observe as Observer<'_>);
-                let step = Step { tokens: &ids, past, first, caches, observe };
+                let choices = choices.as_mut().map(|choices| &mut **choices as ChoiceObserver<'_>);
+                let step = Step { tokens: &ids, past, first, caches, observe, choices };
                 Ok(model.program.step(&model.weights, &mut self.workspace, step, &model.threads)?)
             });
             if let Err(error) = computed {

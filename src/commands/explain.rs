@@ -7,6 +7,7 @@ use clap::{Args, ValueEnum};
 use einfuse::codegen::Batch;
 use einfuse::codegen::cost::Cost;
 use einfuse::codegen::fuse::{Kernel, Plan, Remark};
+use einfuse::runtime::Chosen;
 use einfuse::{Model, Rule, Settings};
 use serde_json::{Value, json};
 
@@ -21,9 +22,13 @@ Examples:
   einfuse explain                                      what a decoded token costs, kernel by kernel
   einfuse explain -m ~/smollm2-135m --tokens 512       the same for a prompt
   einfuse explain --without online-softmax             what would be without a rule
+  einfuse explain -m ~/mixtral --prompt \"To be\"        how often each expert is chosen, too
   einfuse explain --dump asm --kernel logits           the code of kernels with such a name
 
 `+` is what a rule did, `-` why a rule that nearly applied did not.";
+
+/// Counts of choices in a line.
+const IN_LINE: usize = 16;
 
 /// Show the kernels that the model became, and why
 #[derive(Args, Debug)]
@@ -41,6 +46,10 @@ pub(crate) struct Explain {
     /// Cranelift's intermediate form, machine code
     #[arg(long, value_enum, value_name = "STAGE", conflicts_with = "json")]
     dump: Option<Stage>,
+
+    /// Show what the tokens of this text choose too, in a model that chooses: how often each expert, layer by layer
+    #[arg(long, value_name = "TEXT", conflicts_with_all = ["dump", "kernel"])]
+    prompt: Option<String>,
 
     /// Only kernels whose name has this in it (the graph has none)
     #[arg(long, value_name = "NAME")]
@@ -80,7 +89,7 @@ impl Explain {
             return Ok(());
         }
         let text = match self.dump {
-            None => self.table(&model)?,
+            None => self.table(&model)? + &choices(&self.chosen_by_prompt(&model)?)?,
             Some(Stage::Plan) => self.plan(model.program().plan())?,
             Some(stage) => self.code(&model, stage)?,
         };
@@ -178,6 +187,13 @@ impl Explain {
         Ok(text)
     }
 
+    /// What the tokens of the prompt choose; `None` without a prompt.
+    fn chosen_by_prompt(&self, model: &Model) -> Result<Option<Vec<Chosen>>, Box<dyn std::error::Error>> {
+        let Some(prompt) = &self.prompt else { return Ok(None) };
+        let tokens = model.tokenizer()?.encode(prompt, true)?;
+        Ok(Some(model.session().choices(&tokens)?))
+    }
+
     /// How many calls one run of a kernel takes.
     fn parts(&self, model: &Model, kernel: &Kernel) -> usize {
         step::parts(model, kernel, Batch::of(self.tokens.get())).count()
@@ -222,6 +238,7 @@ impl Explain {
             "kernels": kernels,
             "remarks": remarks(&plan.remarks),
             "unread": model.leftovers(),
+            "choices": self.chosen_by_prompt(model)?.map(|all| all.iter().map(choice).collect::<Vec<Value>>()),
         }))
     }
 
@@ -289,6 +306,29 @@ fn details(plan: &Plan, kernel: &Kernel) -> String {
         remarks.iter().map(|remark| format!("  {sign} {}: {}\n", remark.rule, remark.text)).collect()
     };
     text + &remarks('+', &kernel.applied) + &remarks('-', &kernel.declined)
+}
+
+/// How often each part of a weight is chosen, a line for each layer.
+fn choices(all: &Option<Vec<Chosen>>) -> Result<String, std::fmt::Error> {
+    let Some(all) = all else { return Ok(String::new()) };
+    let mut text = String::new();
+    let Some(first) = all.first() else { return Ok("\nno token of the prompt chooses anything\n".to_owned()) };
+    writeln!(text, "\nhow often the prompt's tokens choose each `{}`", first.axis)?;
+    let width = all.iter().flat_map(|one| &one.counts).max().map_or(1, |most| most.to_string().len());
+    for one in all {
+        let layer = one.layer.map_or(String::new(), |layer| format!("layer {layer}, "));
+        let name = format!("{layer}`{}`", one.by);
+        let counts: Vec<String> = one.counts.iter().map(|count| format!("{count:>width$}")).collect();
+        for (nth, counts) in counts.chunks(IN_LINE).enumerate() {
+            writeln!(text, "  {:<20} {}", if nth == 0 { &name } else { "" }, counts.join(" "))?;
+        }
+    }
+    Ok(text)
+}
+
+/// The same as JSON.
+fn choice(one: &Chosen) -> Value {
+    json!({ "by": one.by, "axis": one.axis, "layer": one.layer, "counts": one.counts })
 }
 
 /// What rules said of the plan as a whole.

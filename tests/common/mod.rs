@@ -1,9 +1,9 @@
 //! What several test binaries share: where things are, and broken copies of a model.
 #![allow(dead_code, unreachable_pub)] // each binary uses a part
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::{env, fs};
 
 use serde_json::Value;
 use tempfile::TempDir;
@@ -11,6 +11,14 @@ use tempfile::TempDir;
 /// A folder or file of the repository.
 pub fn repository(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+/// The folder of a model that the scripts put into the cache folder, if it is there.
+pub fn models(name: &str) -> Option<PathBuf> {
+    let variable = |name| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let cache = || Some(variable("XDG_CACHE_HOME").or_else(|| Some(variable("HOME")?.join(".cache")))?.join("einfuse"));
+    let models = variable("EINFUSE_MODELS").or_else(cache)?;
+    Some(models.join(name)).filter(|folder| folder.is_dir())
 }
 
 /// A JSON file.

@@ -15,7 +15,10 @@ pub struct Contraction {
     pub b: TensorId,
     /// For each axis of `b`, the coordinate it is fixed at, if it is.
     pub fixed: Vec<Option<i64>>,
-    /// Axes of the result that only `a` has.
+    /// The axis of `b` of which each row has a coordinate of its own, if there is one, and the integers that say which: a load
+    /// at the coordinates of their own axes.
+    pub chosen: Option<(AxisId, TensorId)>,
+    /// Axes of the result that `b` has not: those of `a`, and those by which `b` is chosen.
     pub rows: Vec<AxisId>,
     /// Axes of the result that both have.
     pub batch: Vec<AxisId>,
@@ -37,8 +40,28 @@ pub(crate) fn factors(graph: &Graph, id: ExprId) -> Vec<ExprId> {
     }
 }
 
+/// How a load's index along one axis is part of a stored operand.
+pub(super) enum Along {
+    Own,
+    Fixed,
+    Chosen(TensorId),
+}
+
+impl Along {
+    /// `None` for any other index.
+    pub(super) fn of(graph: &Graph, axis: AxisId, index: ExprId) -> Option<Along> {
+        match graph.expr(index) {
+            Expr::Int(_) => Some(Along::Fixed),
+            Expr::Coordinate(a) if *a == axis => Some(Along::Own),
+            Expr::Load { tensor, index } if is_identity(graph, *tensor, index) => Some(Along::Chosen(*tensor)),
+            _ => None,
+        }
+    }
+}
+
 /// The factor of a summed product that can be the stored operand of a contraction: a weight or a state, each of its axes
-/// fixed or at its own coordinate, with all the summed axes and at least one that no other factor has.
+/// fixed, at its own coordinate, or (one of a weight) chosen by a tensor without the others, with all the summed axes and at
+/// least one that no other factor has.
 pub(super) fn stored_factor(graph: &Graph, summed: &[AxisId], factors: &[ExprId]) -> Option<usize> {
     (0..factors.len()).rev().find(|&at| {
         let Expr::Load { tensor, index } = graph.expr(factors[at]) else { return false };
@@ -46,13 +69,18 @@ pub(super) fn stored_factor(graph: &Graph, summed: &[AxisId], factors: &[ExprId]
         if !matches!(tensor.kind, Kind::Weight(_) | Kind::State { .. }) {
             return false;
         }
-        let mut own = Vec::new();
+        let (mut own, mut chosen) = (Vec::new(), Vec::new());
         for (&axis, &i) in tensor.axes.iter().zip(index) {
-            match graph.expr(i) {
-                Expr::Int(_) => {}
-                Expr::Coordinate(a) if *a == axis => own.push(axis),
-                _ => return false,
+            match Along::of(graph, axis, i) {
+                Some(Along::Own) => own.push(axis),
+                Some(Along::Fixed) => {}
+                Some(Along::Chosen(by)) if matches!(tensor.kind, Kind::Weight(_)) => chosen.push(by),
+                Some(Along::Chosen(_)) | None => return false,
             }
+        }
+        let apart = |by: &TensorId| graph.tensor(*by).axes.iter().all(|a| !own.contains(a) && !summed.contains(a));
+        if chosen.len() > 1 || !chosen.iter().all(apart) {
+            return false;
         }
         let others: Vec<AxisId> =
             (0..factors.len()).filter(|&o| o != at).flat_map(|o| graph.free_axes(factors[o])).collect();
@@ -86,20 +114,24 @@ impl Contraction {
             })
             .collect();
         let a_axes = &graph.tensor(*a).axes;
-        let b_axes: Vec<AxisId> =
-            graph.tensor(*b).axes.iter().zip(&fixed).filter(|(_, f)| f.is_none()).map(|(&x, _)| x).collect();
+        let (mut b_axes, mut chosen) = (Vec::new(), None);
+        for (&axis, &i) in graph.tensor(*b).axes.iter().zip(b_index) {
+            match Along::of(graph, axis, i)? {
+                Along::Own => b_axes.push(axis),
+                Along::Fixed => {}
+                Along::Chosen(by) => chosen = Some((axis, by)),
+            }
+        }
         let out_axes = &graph.tensor(out).axes;
-        let of = |in_a: bool, in_b: bool| -> Vec<AxisId> {
-            let here = |x: &&AxisId| a_axes.contains(x) == in_a && b_axes.contains(x) == in_b;
-            out_axes.iter().filter(here).copied().collect()
-        };
+        let of = |of: &dyn Fn(&AxisId) -> bool| -> Vec<AxisId> { out_axes.iter().copied().filter(of).collect() };
         Some(Contraction {
             out,
             a: *a,
             b: *b,
-            rows: of(true, false),
-            batch: of(true, true),
-            cols: of(false, true),
+            chosen,
+            rows: of(&|x| !b_axes.contains(x)),
+            batch: of(&|x| b_axes.contains(x) && a_axes.contains(x)),
+            cols: of(&|x| b_axes.contains(x) && !a_axes.contains(x)),
             depth: a_axes.iter().filter(|x| summed.contains(x)).copied().collect(),
             fixed,
         })
@@ -110,9 +142,10 @@ impl Contraction {
         matches!(graph.tensor(self.b).kind, Kind::State { .. })
     }
 
-    /// The order of the activation's axes in which its rows are evenly spaced: rows, batch, depth.
-    pub fn activation_order(&self) -> Vec<AxisId> {
-        self.rows.iter().chain(&self.batch).chain(&self.depth).copied().collect()
+    /// The order of the activation's axes in which its rows are evenly spaced: rows (those that it has), batch, depth.
+    pub fn activation_order(&self, graph: &Graph) -> Vec<AxisId> {
+        let has = |a: &&AxisId| graph.tensor(self.a).axes.contains(a);
+        self.rows.iter().filter(has).chain(&self.batch).chain(&self.depth).copied().collect()
     }
 
     /// How many products each element sums; `None` where positions are summed.

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use einfuse_graph::{AxisId, Expr};
 
-use super::{Contract, EqId, Kernel, Plan, Remark, Rule, Shape, Task, loads_of};
+use super::{Contract, EqId, Kernel, Plan, Remark, Rule, Shape, Task, is_tokens, loads_of};
 
 /// A tile holds at most this many columns.
 const WIDEST: usize = 512;
@@ -105,7 +105,9 @@ fn join(plan: &Plan, contract: &Contract, eq: EqId) -> Result<(Vec<usize>, Task)
         Expr::Reduce { axes, .. } => axes,
         _ => &[],
     };
-    let fixed: Vec<AxisId> = first.rows.iter().chain(&first.batch).copied().collect();
+    // The rows of a token stay together, so that other axes of rows than the tokens can be reduced.
+    let tokens = |a: &&AxisId| is_tokens(graph, **a);
+    let fixed: Vec<AxisId> = first.rows.iter().filter(tokens).chain(&first.batch).copied().collect();
     if let Some(a) = summed.iter().find(|a| fixed.contains(a)) {
         return Err(format!("it reduces over the rows' axis {}", name(a)));
     }
@@ -126,7 +128,8 @@ fn join(plan: &Plan, contract: &Contract, eq: EqId) -> Result<(Vec<usize>, Task)
         }
     }
     let out_axes = &graph.tensor(equation.out).axes;
-    if let Some(a) = out_axes.iter().chain(summed).find(|a| !fixed.contains(a) && !first.cols.contains(a)) {
+    let of_tile = |a: &AxisId| first.rows.contains(a) || first.batch.contains(a) || first.cols.contains(a);
+    if let Some(a) = out_axes.iter().chain(summed).find(|a| !of_tile(a)) {
         return Err(format!("it has the axis {}, which the tile has not", name(a)));
     }
     let per_tile = fixed.iter().chain(first.cols.iter().filter(|a| !whole.contains(a)));

@@ -1,8 +1,8 @@
 //! Fusion: from equations to kernels, by named rules.
 //!
 //! A graph is first split into equations of at most one reduction; each would be a kernel of its own. The rules then
-//! rewrite equations (hoist, inline) and group them (online-softmax, siblings, epilogue, rows, prologue), and note what a
-//! kernel need not visit (ranges, tail). Every grouping keeps the name of its rule, and a rule that nearly applied says
+//! rewrite equations (hoist, inline), find the form in which they are computed (online-softmax, select-contract), group them
+//! (siblings, epilogue, rows, prologue), and note what a kernel need not visit (ranges, tail). Every grouping keeps the name of its rule, and a rule that nearly applied says
 //! why it did not.
 
 use std::collections::HashMap;
@@ -22,6 +22,7 @@ mod print;
 mod prologue;
 mod ranges;
 mod rows;
+mod select_contract;
 mod siblings;
 mod split;
 mod tail;
@@ -62,6 +63,8 @@ rules! {
     OnlineSoftmax = "online-softmax",
     /// Bounds between positions and tokens in a mask limit the positions that a stream visits.
     Ranges = "ranges",
+    /// Contractions of weights that each row chooses read those alone, and compute the rows of a choice together.
+    SelectContract = "select-contract",
     /// Contractions of one activation over the same axes share a kernel.
     Siblings = "siblings",
     /// What is computed from a contraction's result tile by tile joins its kernel.
@@ -163,6 +166,14 @@ pub struct Contract {
     pub tasks: Vec<Task>,
 }
 
+impl Contract {
+    /// A contraction by itself.
+    fn of(eq: EqId, contraction: Contraction) -> Contract {
+        let task = Task { contractions: vec![(eq, contraction)], epilogue: Vec::new(), whole: Vec::new() };
+        Contract { prologue: Vec::new(), tasks: vec![task] }
+    }
+}
+
 /// Contractions whose results are used together, and what is done with them.
 #[derive(Clone, Debug)]
 pub struct Task {
@@ -238,6 +249,9 @@ pub fn fuse(graph: &Graph, without: &[Rule], wanted: Wanted) -> Plan {
     if on(Rule::Ranges) {
         ranges::apply(&mut plan);
     }
+    if on(Rule::SelectContract) {
+        select_contract::apply(&mut plan);
+    }
     if on(Rule::Siblings) {
         siblings::apply(&mut plan);
     }
@@ -302,18 +316,12 @@ impl Plan {
             Node::Equation { out, body } => {
                 let id = self.equations.len();
                 self.equations.push(Equation { out, body });
-                let contraction =
-                    Contraction::of(&self.graph, out, body).filter(|c| c.has_core(&self.graph)).map(|contraction| {
-                        let contractions = vec![(id, contraction)];
-                        Contract {
-                            prologue: Vec::new(),
-                            tasks: vec![Task { contractions, epilogue: Vec::new(), whole: Vec::new() }],
-                        }
-                    });
+                let contraction = Contraction::of(&self.graph, out, body);
+                let contraction = contraction.filter(|c| c.chosen.is_none() && c.has_core(&self.graph));
                 kernels.push(Kernel {
                     name: self.graph.tensor(out).name.clone(),
                     equations: vec![id],
-                    shape: contraction.map_or(Shape::Rows, Shape::Contract),
+                    shape: contraction.map_or(Shape::Rows, |c| Shape::Contract(Contract::of(id, c))),
                     applied: Vec::new(),
                     declined: Vec::new(),
                     last_rows: false,
@@ -442,10 +450,10 @@ impl Contraction {
     fn has_core(&self, graph: &Graph) -> bool {
         let tokens = self.rows.iter().position(|&a| is_tokens(graph, a));
         matches!(graph.tensor(self.b).kind, Kind::Weight(_))
-            && graph.tensor(self.a).axes == self.activation_order()
+            && graph.tensor(self.a).axes == self.activation_order(graph)
             && !matches!(graph.tensor(self.a).kind, Kind::State { .. } | Kind::Weight(_) | Kind::Constant(_))
             && tokens.is_none_or(|at| at == 0)
-            && !self.activation_order().iter().any(|&a| is_positions(graph, a))
+            && !self.rows.iter().chain(&self.batch).chain(&self.depth).any(|&a| is_positions(graph, a))
             && !self.batch.iter().chain(&self.depth).any(|&a| is_tokens(graph, a))
     }
 }

@@ -59,6 +59,9 @@ fn fits(plan: &Plan, producer: &Kernel, kernel: &Kernel) -> Result<(), String> {
         Shape::Contract(_) => return Err("it is a contraction, which each tile of columns would repeat".to_owned()),
         Shape::Stream(_) => return Err("it is a stream, which each tile of columns would repeat".to_owned()),
     }
+    if let Some((_, by)) = contract.tasks[0].contractions[0].1.chosen {
+        return Err(format!("the rows are grouped by {}", plan.quoted(by)));
+    }
     let Some(&tokens) = contract.tasks[0].contractions[0].1.rows.iter().find(|&&a| is_tokens(graph, a)) else {
         return Err("the contraction has no tokens' axis".to_owned());
     };

@@ -42,6 +42,13 @@ fn fits(plan: &Plan, a: &Kernel, b: &Kernel) -> Option<Result<(), String>> {
         let (depth, other) = (graph.names(&b.depth), graph.names(&a.depth));
         return Some(Err(format!("over {depth}, not over {other}")));
     }
+    if a.chosen != b.chosen {
+        let by = |c: &Contraction| match c.chosen {
+            Some((_, by)) => format!("chosen by {}", plan.quoted(by)),
+            None => "the same for all rows".to_owned(),
+        };
+        return Some(Err(format!("its weight is {}, not {}", by(&b), by(&a))));
+    }
     if let Some(&axis) = a.batch.iter().chain(&b.batch).next() {
         return Some(Err(format!("the weights are others for each `{}`", graph.axis(axis).name)));
     }

@@ -123,10 +123,12 @@ impl Splitter {
         let whole = edit.intern(Expr::Reduce { op: Reduction::Sum, axes: summed.to_vec(), body: pair });
         let order = match Contraction::of(&edit.graph, out, whole) {
             Some(c) if c.is_over_state(&edit.graph) => return pair,
-            Some(c) if c.activation_order() == edit.graph.tensor(c.a).axes && !is_weight(&edit.graph, c.a) => {
+            Some(c)
+                if c.activation_order(&edit.graph) == edit.graph.tensor(c.a).axes && !is_weight(&edit.graph, c.a) =>
+            {
                 return pair;
             }
-            Some(c) => c.activation_order(),
+            Some(c) => c.activation_order(&edit.graph),
             None => {
                 let stored_axes = edit.graph.free_axes(stored);
                 let free = edit.graph.free_axes(activation);

@@ -120,6 +120,24 @@ impl Expr {
         or Or;
     }
 
+    /// Visits it and all expressions that it is made of, those of addresses too.
+    pub fn visit<'e>(&'e self, see: &mut dyn FnMut(&'e Expr)) {
+        see(self);
+        match self {
+            Expr::Int(_) | Expr::Float(_) | Expr::Var(_) | Expr::Arg(_) => {}
+            Expr::Load { at, .. } => {
+                if let Buffer::Page { page, .. } = &at.buffer {
+                    page.visit(see);
+                }
+                at.offset.visit(see);
+            }
+            Expr::Unary(_, x) | Expr::Splat(x) | Expr::Iota(x) | Expr::Fold(_, x) => x.visit(see),
+            Expr::Binary(_, a, b) => [a, b].into_iter().for_each(|x| x.visit(see)),
+            Expr::Select(a, b, c) | Expr::Fma(a, b, c) => [a, b, c].into_iter().for_each(|x| x.visit(see)),
+            Expr::Gather(parts) => parts.iter().for_each(|x| x.visit(see)),
+        }
+    }
+
     /// `self / k`: of floats; of `Int`s, rounded down. The same as the operator, which a trait in scope may hide.
     #[allow(clippy::should_implement_trait)]
     pub fn div(self, other: impl Into<Expr>) -> Expr {

@@ -77,7 +77,8 @@ impl Elem {
     }
 }
 
-/// Where memory begins. Buffers of different kinds do not overlap.
+/// Where memory begins. Buffers of different kinds do not overlap, nor do those of a kernel that begin at different bytes or
+/// behind different slots; pages may be the same.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Buffer {
     /// This many bytes into the step's arena.

@@ -140,7 +140,7 @@ impl Lowerer<'_> {
     }
 
     /// Where a kind of buffer begins.
-    fn base(&mut self, buffer: &Buffer) -> Affine {
+    pub(super) fn base(&mut self, buffer: &Buffer) -> Affine {
         match buffer {
             Buffer::Arena(_) => Affine::value(self.frame(ARENA)),
             Buffer::Scratch(_) => Affine::value(self.params.scratch),
@@ -157,7 +157,7 @@ impl Lowerer<'_> {
     }
 
     /// How many bytes from there an address is.
-    fn within(&mut self, at: &Address, elem: Elem) -> Affine {
+    pub(super) fn within(&mut self, at: &Address, elem: Elem) -> Affine {
         let size = elem.bytes() as i64;
         let start = match &at.buffer {
             Buffer::Arena(bytes) | Buffer::Scratch(bytes) => *bytes as i64,

@@ -15,6 +15,7 @@ mod expr;
 mod math;
 mod stmt;
 mod target;
+mod wide;
 mod written;
 mod x86;
 
@@ -101,7 +102,9 @@ pub fn compile(kernels: &[Kernel], target: &Target, how: &Lowering) -> Result<Co
     let module = code.module.insert(reserve(target)?);
     let mut context = module.make_context();
     // The module's first functions: a kernel calls a core by its number.
-    let cores = x86::Table::of(kernels, &target.cores);
+    let mut cores = x86::Table::new(&target.cores);
+    let functions: Result<Vec<Function>, LowerError> =
+        kernels.iter().map(|kernel| lower(kernel, module.isa(), &mut cores, how.verify)).collect();
     let call_conv = module.isa().default_call_conv();
     let mut texts = Vec::new();
     let failed = |e: &dyn std::fmt::Display| LowerError::Codegen { kernel: "core".to_string(), message: e.to_string() };
@@ -112,9 +115,10 @@ pub fn compile(kernels: &[Kernel], target: &Target, how: &Lowering) -> Result<Co
         texts.push(core.text);
     }
     let mut compiled = Vec::new();
-    for (i, kernel) in kernels.iter().enumerate() {
-        let name = format!("{i}_{}", kernel.name);
-        compiled.push(define(module, &mut context, &name, kernel, (&cores, &texts), how)?);
+    for (i, function) in functions?.into_iter().enumerate() {
+        context.clear();
+        context.func = function;
+        compiled.push(define(module, &mut context, i, &kernels[i], &texts, how)?);
     }
     module.finalize_definitions().map_err(|e| LowerError::Target(e.to_string()))?;
     for (id, instructions, bytes, text) in compiled {
@@ -175,17 +179,17 @@ pub(crate) fn multiplying(
 fn define(
     module: &mut JITModule,
     context: &mut Context,
-    name: &str,
+    number: usize,
     kernel: &Kernel,
-    (cores, texts): (&x86::Table, &[String]),
+    texts: &[String],
     how: &Lowering,
 ) -> Result<(FuncId, usize, usize, Option<Text>), LowerError> {
     let failed = |message: String| LowerError::Codegen { kernel: kernel.name.clone(), message };
-    context.clear();
-    context.func = lower(kernel, module.isa(), cores, how.verify)?;
     context.set_disasm(how.keep_text);
     let signature = &context.func.signature;
-    let id = module.declare_function(name, Linkage::Local, signature).map_err(|e| failed(e.to_string()))?;
+    let id = module
+        .declare_function(&format!("{number}_{}", kernel.name), Linkage::Local, signature)
+        .map_err(|e| failed(e.to_string()))?;
     context.func.name = UserFuncName::user(0, id.as_u32());
     let clif = how.keep_text.then(|| context.func.display().to_string());
     let instructions = context.func.dfg.num_insts();
@@ -198,7 +202,7 @@ fn define(
     Ok((id, instructions, bytes, clif.map(|clif| Text { clif, asm })))
 }
 
-fn lower(kernel: &Kernel, isa: &dyn TargetIsa, cores: &x86::Table, check: bool) -> Result<Function, LowerError> {
+fn lower(kernel: &Kernel, isa: &dyn TargetIsa, cores: &mut x86::Table, check: bool) -> Result<Function, LowerError> {
     verify(kernel)?;
     let func = stmt::lower(kernel, isa, cores);
     if check {
@@ -210,8 +214,8 @@ fn lower(kernel: &Kernel, isa: &dyn TargetIsa, cores: &x86::Table, check: bool) 
 
 /// The intermediate form and the machine code of a kernel, for any target.
 pub fn compile_text(kernel: &Kernel, target: &Target) -> Result<(String, String), LowerError> {
-    let cores = x86::Table::of([kernel], &target.cores);
-    let mut context = Context::for_function(lower(kernel, &*target.isa, &cores, true)?);
+    let mut cores = x86::Table::new(&target.cores);
+    let mut context = Context::for_function(lower(kernel, &*target.isa, &mut cores, true)?);
     context.set_disasm(true);
     let clif = context.func.display().to_string();
     let code = context

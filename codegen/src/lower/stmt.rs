@@ -21,9 +21,10 @@ use crate::loops::{Address, Core, Elem, Encode, Expr, Exps, Fold, Format, Kernel
 pub(super) struct Lowerer<'c> {
     pub(super) e: Emitter,
     pub(super) params: Params,
-    vars: Vec<Option<Yield>>,
+    pub(super) isa: &'c dyn TargetIsa,
+    pub(super) vars: Vec<Option<Yield>>,
     /// The cores that are functions of their own.
-    cores: &'c x86::Table,
+    pub(super) cores: &'c mut x86::Table,
     /// The loops around, from the outermost.
     pub(super) loops: Vec<Around>,
 }
@@ -48,12 +49,12 @@ pub(super) struct Params {
 }
 
 /// Lowers a kernel that `verify` has accepted.
-pub(super) fn lower(kernel: &Kernel, isa: &dyn TargetIsa, cores: &x86::Table) -> Function {
+pub(super) fn lower(kernel: &Kernel, isa: &dyn TargetIsa, cores: &mut x86::Table) -> Function {
     let word = isa.pointer_type();
     let (e, params) = Emitter::new(isa, &[word; 5]);
     let params =
         Params { frame: params[0], layer: params[1], worker: params[2], workers: params[3], scratch: params[4] };
-    let mut lowerer = Lowerer { e, params, vars: vec![None; kernel.vars.len()], cores, loops: Vec::new() };
+    let mut lowerer = Lowerer { e, params, isa, vars: vec![None; kernel.vars.len()], cores, loops: Vec::new() };
     lowerer.block(&kernel.body);
     lowerer.e.finish()
 }
@@ -84,7 +85,7 @@ impl Lowerer<'_> {
         }
     }
 
-    fn assign(&mut self, var: Var, value: Yield) {
+    pub(super) fn assign(&mut self, var: Var, value: Yield) {
         self.vars[var.0 as usize] = Some(value);
     }
 
@@ -95,6 +96,7 @@ impl Lowerer<'_> {
                 self.assign(*var, value);
             }
             Stmt::Store { elem, at, value } => self.store(*elem, at, value),
+            Stmt::For { .. } if self.widened(stmt) => {}
             Stmt::For { var, from, to, step, body } => {
                 let (from, to) = (self.int(from), self.int(to));
                 self.counted(*var, from, to, Step::By(*step), body);
@@ -128,6 +130,20 @@ impl Lowerer<'_> {
 
     /// Rounds to the nearest upper half, ties to even.
     fn store_bf16(&mut self, value: Value, pointer: Value, offset: i32) {
+        let upper = self.upper_half(value);
+        let e = &mut self.e;
+        if e.ty(upper) == I32 {
+            e.ins().istore16(memory(), upper, pointer, offset);
+            return;
+        }
+        let halves = e.ins().unarrow(upper, upper);
+        let words = e.ins().bitcast(I64X2, MemFlagsData::new().with_endianness(Endianness::Little), halves);
+        let four = e.ins().extractlane(words, 0);
+        e.ins().store(memory(), four, pointer, offset);
+    }
+
+    /// The nearest upper half of each float's bits, ties to even, as an integer.
+    pub(super) fn upper_half(&mut self, value: Value) -> Value {
         let e = &mut self.e;
         let bits = e.bits(value);
         let ty = e.ty(bits);
@@ -136,15 +152,7 @@ impl Lowerer<'_> {
         let odd = e.ins().band(upper, one);
         let bits = e.ins().iadd(bits, below_half);
         let bits = e.ins().iadd(bits, odd);
-        let upper = e.ushr(bits, 16);
-        if ty == I32 {
-            e.ins().istore16(memory(), upper, pointer, offset);
-            return;
-        }
-        let halves = e.ins().unarrow(upper, upper);
-        let words = e.ins().bitcast(I64X2, MemFlagsData::new().with_endianness(Endianness::Little), halves);
-        let four = e.ins().extractlane(words, 0);
-        e.ins().store(memory(), four, pointer, offset);
+        e.ushr(bits, 16)
     }
 
     fn parallel(&mut self, var: Var, count: &Expr, share: Share, body: &[Stmt]) {

@@ -20,7 +20,10 @@ pub struct Target {
 fn host_cores() -> Cores {
     #[cfg(all(target_arch = "x86_64", unix))]
     {
-        if std::is_x86_feature_detected!("avx512f") {
+        let has_512 = std::is_x86_feature_detected!("avx512f")
+            && std::is_x86_feature_detected!("avx512dq")
+            && std::is_x86_feature_detected!("avx512vl");
+        if has_512 {
             let bytes = std::is_x86_feature_detected!("avx512vnni");
             return Cores { bits: 512, bf16: std::is_x86_feature_detected!("avx512bf16"), bytes };
         }

@@ -6,23 +6,23 @@ use super::affine::Affine;
 use super::expr::Yield;
 use crate::loops::{Address, Binary, Buffer, Elem, Encode, Expr, Exps, PANEL, Stmt, Unary, Var};
 
-/// The kinds of buffers, which do not overlap.
+/// The kinds of buffers, which do not overlap; and where one begins, as those do not that begin elsewhere.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
-    Arena,
-    Scratch,
-    Frame,
-    Layer,
+    Arena(usize),
+    Scratch(usize),
+    Frame(usize),
+    Layer(usize),
     Page,
 }
 
 impl Kind {
     pub(super) fn of(buffer: &Buffer) -> Self {
         match buffer {
-            Buffer::Arena(_) => Kind::Arena,
-            Buffer::Scratch(_) => Kind::Scratch,
-            Buffer::Frame(_) => Kind::Frame,
-            Buffer::Layer(_) => Kind::Layer,
+            Buffer::Arena(start) => Kind::Arena(*start),
+            Buffer::Scratch(start) => Kind::Scratch(*start),
+            Buffer::Frame(slot) => Kind::Frame(*slot),
+            Buffer::Layer(slot) => Kind::Layer(*slot),
             Buffer::Page { .. } => Kind::Page,
         }
     }

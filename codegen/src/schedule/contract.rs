@@ -15,23 +15,24 @@ use super::homes::{Panels, Units};
 use super::layout::Layout;
 use super::operands::{Operand, Room, are_shared, operands};
 use super::place::Place;
+use super::select;
 use super::{Context, Mode};
 use crate::fuse::{Contract, Contraction, Kernel, Task, is_tokens};
 use crate::loops::{self, Address, Arg, Buffer, Core, Cores, Elem, Expr, Format, PANEL, Share, Stmt};
 
 /// Rows in a block, where there are many.
-const BLOCK: usize = 64;
+pub(super) const BLOCK: usize = 64;
 
 /// Rows that a worker computes at once where they are computed for all workers.
 const SHARE: usize = 4;
 
 /// The rows at hand.
 pub(super) struct Block<'a> {
-    cores: &'a Cores,
+    pub(super) cores: &'a Cores,
     /// The tokens' axis among the rows, and the block's first token.
     pub(super) tokens: Option<(AxisId, Expr)>,
     /// Tokens in the block: how many there are, and at most.
-    count: Expr,
+    pub(super) count: Expr,
     pub(super) most: usize,
     /// Rows per token: the product of the other rows' axes.
     pub(super) per_token: usize,
@@ -70,6 +71,9 @@ pub(super) fn schedule(
     let size = |a: AxisId| graph.size(a).unwrap_or(1);
     let per_token: usize = first.rows.iter().filter(|a| Some(**a) != tokens).map(|&a| size(a)).product();
     let mode = cx.mode(kernel);
+    if let (Some((_, by)), Mode::Few | Mode::Many) = (first.chosen, &mode) {
+        return select::schedule(cx, kernel, contract, by, partial);
+    }
     let mut e = cx.emitter();
     cx.bind_tokens(&mode, &mut e);
     let block = |tokens: Option<(AxisId, Expr)>, count: Expr, most: usize| Block {
@@ -86,7 +90,10 @@ pub(super) fn schedule(
             Mode::Few | Mode::Many => None,
         };
         let mut block = block(tokens, Expr::Int(1), 1);
+        // Rows that differ by what they choose alone have one activation.
+        block.per_token = select::per_token(cx, first);
         operands(cx, kernel, contract, &mut block, Room::Private, &mut e);
+        block.per_token = per_token;
         work(cx, kernel, contract, &block, &mut e);
         return (vec![cx.close(&kernel.name, e)], 0);
     };
@@ -166,14 +173,11 @@ fn choose(
     e.push(Stmt::If { mask: at.lt(end), then, otherwise });
 }
 
-/// One unit: its cores, then its epilogue.
-fn tile(cx: &Context, kernel: &Kernel, task: &Task, units: &Units, block: &Block, unit: Expr, e: &mut Emitter) {
-    let unit = e.int(unit);
-    let mut scope = Scope::default();
-    let spans = e.spans.clone();
+/// Binds the columns of a unit.
+pub(super) fn enter(units: &Units, unit: &Expr, scope: &mut Scope, e: &mut Emitter) {
     let mut rest = unit.clone();
     for &(axis, count) in units.digits.iter().rev() {
-        let digit = e.int(if rest == unit && units.digits.len() == 1 { rest.clone() } else { rest.clone().rem(count) });
+        let digit = e.int(if units.digits.len() == 1 { rest.clone() } else { rest.clone().rem(count) });
         rest = rest.div(count);
         if axis == units.lane {
             let from = e.int(digit * PANEL);
@@ -185,6 +189,14 @@ fn tile(cx: &Context, kernel: &Kernel, task: &Task, units: &Units, block: &Block
             scope.at.insert(axis, digit);
         }
     }
+}
+
+/// One unit: its cores, then its epilogue.
+fn tile(cx: &Context, kernel: &Kernel, task: &Task, units: &Units, block: &Block, unit: Expr, e: &mut Emitter) {
+    let unit = e.int(unit);
+    let mut scope = Scope::default();
+    let spans = e.spans.clone();
+    enter(units, &unit, &mut scope, e);
     let before = e.scratch;
     let outputs = cx.plan.outputs(kernel);
     for (q, c) in &task.contractions {
@@ -221,9 +233,8 @@ fn tile_place(cx: &Context, tensor: TensorId, units: &Units, block: &Block, e: &
     let size = |a: AxisId| graph.size(a).unwrap_or(1);
     let axes = &graph.tensor(tensor).axes;
     let width = units.panels * PANEL;
-    let mut layout = Layout::default();
+    let mut layout = columns(cx, tensor, units);
     let mut origins: Vec<(usize, Expr)> = Vec::new();
-    let lanes = if units.lane_whole { units.lane_size.next_multiple_of(PANEL) } else { PANEL };
     let mut stride = width;
     let row_axes: Vec<AxisId> = cx.row_axes(axes, units);
     for &a in row_axes.iter().rev() {
@@ -234,18 +245,8 @@ fn tile_place(cx: &Context, tensor: TensorId, units: &Units, block: &Block, e: &
             _ => stride *= size(a),
         }
     }
-    if let Some(dim) = axes.iter().position(|&a| a == units.lane) {
-        layout.push(dim, 1);
-        if !units.lane_whole {
-            origins.push((dim, e.span(units.lane).from));
-        }
-    }
-    let mut stride = lanes;
-    for &a in units.whole.iter().rev() {
-        if let Some(dim) = axes.iter().position(|&x| x == a) {
-            layout.push(dim, stride);
-        }
-        stride *= size(a);
+    if let Some(dim) = axes.iter().position(|&a| a == units.lane && !units.lane_whole) {
+        origins.push((dim, e.span(units.lane).from));
     }
     let buffer = e.floats(block.most_rows() * width);
     let mut place = Place::flat(buffer, layout, axes.len());
@@ -254,6 +255,24 @@ fn tile_place(cx: &Context, tensor: TensorId, units: &Units, block: &Block, e: &
         place = place.with_origin(dim, from);
     }
     place
+}
+
+/// Where the columns of a unit lie within a row of its tile.
+pub(super) fn columns(cx: &Context, tensor: TensorId, units: &Units) -> Layout {
+    let graph = &cx.plan.graph;
+    let axes = &graph.tensor(tensor).axes;
+    let mut layout = Layout::default();
+    if let Some(dim) = axes.iter().position(|&a| a == units.lane) {
+        layout.push(dim, 1);
+    }
+    let mut stride = if units.lane_whole { units.lane_size.next_multiple_of(PANEL) } else { PANEL };
+    for &a in units.whole.iter().rev() {
+        if let Some(dim) = axes.iter().position(|&x| x == a) {
+            layout.push(dim, stride);
+        }
+        stride *= graph.size(a).unwrap_or(1);
+    }
+    layout
 }
 
 /// All cores of a unit for one contraction.
@@ -275,6 +294,9 @@ fn cores(
     let width = units.panels * PANEL;
     let b = Address::new(panels.buffer.clone(), unit.clone() * panels.unit_stride + panels.base);
     let c_at = Address::new(flat(tile), 0);
+    if c.chosen.is_some() {
+        return select::row_by_row(cx, c, panels, units, block, a, &at, &b, &c_at, e);
+    }
     e.repeat(Expr::Int(0), units.panels.into(), 1, |e, panel| {
         let b = b.clone().plus(panel.clone() * panels.panel);
         let c_at = c_at.clone().plus(panel * PANEL);

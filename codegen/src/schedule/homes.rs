@@ -65,6 +65,8 @@ pub(crate) struct Panels {
     pub(crate) base: usize,
     /// Units from unit to unit.
     pub(crate) unit_stride: usize,
+    /// Units from one coordinate of the axis that rows choose to the next; all of them, where there is none.
+    pub(crate) choice_stride: usize,
     /// Units of a panel.
     pub(crate) panel: usize,
     pub(crate) depth: usize,
@@ -237,7 +239,7 @@ impl Homes {
             }
         };
         let alike = |a: &Contraction, b: &Contraction| {
-            storage(a) == storage(b) && graph.is_layered(a.b) == graph.is_layered(b.b)
+            storage(a) == storage(b) && graph.is_layered(a.b) == graph.is_layered(b.b) && a.chosen == b.chosen
         };
         // Each group of like contractions shares a region, interleaved unit by unit.
         let mut groups: Vec<Vec<&(EqId, Contraction)>> = Vec::new();
@@ -252,6 +254,8 @@ impl Homes {
             let storage = storage(&group[0].1);
             let panel = storage.panel(depth);
             let unit_stride = panel * units.panels * group.len();
+            let choice_stride = unit_stride * units.count;
+            let choices = group[0].1.chosen.map_or(1, |(axis, _)| graph.size(axis).unwrap_or(1));
             let views: Vec<View> = group
                 .iter()
                 .enumerate()
@@ -267,7 +271,7 @@ impl Homes {
                 })
                 .collect();
             let layered = graph.is_layered(group[0].1.b);
-            let region = self.region(Region { storage, len: unit_stride * units.count, depth, views, layered });
+            let region = self.region(Region { storage, len: choice_stride * choices, depth, views, layered });
             let slot = self.slot(scope, Entry::Region(region));
             for (nth, (eq, _)) in group.iter().enumerate() {
                 let panels = Panels {
@@ -275,6 +279,7 @@ impl Homes {
                     format: storage,
                     base: nth * panel * units.panels,
                     unit_stride,
+                    choice_stride,
                     panel,
                     depth,
                 };
@@ -555,7 +560,7 @@ impl Strides {
     }
 }
 
-/// The layout of a stored operand in panels: unit, panel within the unit, depth, column. Or that of its scales.
+/// The layout of a stored operand in panels: choice, unit, panel within the unit, depth, column. Or that of its scales.
 fn panel_layout(
     graph: &Graph,
     c: &Contraction,
@@ -601,6 +606,9 @@ fn panel_layout(
             layout.push(dim, stride);
         }
         stride *= count;
+    }
+    if let Some(dim) = c.chosen.and_then(|(axis, _)| dim(axis)) {
+        layout.push(dim, stride);
     }
     layout
 }

@@ -1,7 +1,7 @@
 //! The schedule: from the kernels of a plan to loops over tiles.
 //!
 //! [`homes`] decides where everything lives; then each kernel is written in the skeleton of its shape: [`rows`],
-//! [`contract`] or [`stream`], all of which write their equations through [`emit`]. A plan is scheduled for one token
+//! [`contract`] (of which [`select`] is a variant) or [`stream`], all of which write their equations through [`emit`]. A plan is scheduled for one token
 //! (decode) and for many (prefill); what streams a cache for a few, too.
 
 use std::collections::HashMap;
@@ -17,6 +17,7 @@ mod operands;
 pub(crate) mod place;
 mod rows;
 mod segments;
+mod select;
 mod stream;
 
 use crate::fuse::{Contraction, EqId, Fold, Kernel, Plan, Shape, factors};

@@ -6,12 +6,17 @@ use super::emit::{Emitter, Scope};
 use super::layout::Layout;
 use super::place::Place;
 use super::{Context, Mode};
-use crate::fuse::{Kernel, common_rows, is_positions};
+use crate::fuse::{EqId, Kernel, common_rows, is_positions};
 use crate::loops::{Expr, Share};
 
 pub(super) fn schedule(cx: &Context, kernel: &Kernel, e: &mut Emitter) {
+    rows(cx, kernel, &kernel.equations, e);
+}
+
+/// Some equations of a kernel, row by row.
+pub(super) fn rows(cx: &Context, kernel: &Kernel, equations: &[EqId], e: &mut Emitter) {
     let graph = &cx.plan.graph;
-    let rows = common_rows(cx.plan, &kernel.equations);
+    let rows = common_rows(cx.plan, equations);
     let outputs = cx.plan.outputs(kernel);
     let mut scope = Scope::default();
     let mode = cx.mode(kernel);
@@ -22,8 +27,7 @@ pub(super) fn schedule(cx: &Context, kernel: &Kernel, e: &mut Emitter) {
     cx.bind_tokens(&mode, e);
     // One axis is shared out: the tokens where there are many, else another one that is not the innermost.
     let split: Option<AxisId> = rows.iter().copied().find(|&a| {
-        let innermost =
-            kernel.equations.iter().any(|&q| graph.tensor(cx.plan.equations[q].out).axes.last() == Some(&a));
+        let innermost = equations.iter().any(|&q| graph.tensor(cx.plan.equations[q].out).axes.last() == Some(&a));
         !scope.at.contains_key(&a) && !is_positions(graph, a) && (Some(a) == tokens || !innermost)
     });
     let (count, from) = match split {
@@ -37,7 +41,7 @@ pub(super) fn schedule(cx: &Context, kernel: &Kernel, e: &mut Emitter) {
         if let Some(a) = split {
             scope.at.insert(a, from + at);
         }
-        for &q in &kernel.equations {
+        for &q in equations {
             let equation = cx.plan.equations[q];
             let out = equation.out;
             let axes = &graph.tensor(out).axes;

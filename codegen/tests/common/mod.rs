@@ -181,7 +181,7 @@ impl Runner {
         };
         let caches =
             self.caches.iter_mut().map(|(memory, pages)| PageTable { memory: memory.get_mut(), pages }).collect();
-        let step = Step { tokens, past: self.past, first, caches, observe: Some(&mut observe) };
+        let step = Step { tokens, past: self.past, first, caches, observe: Some(&mut observe), choices: None };
         self.program.step(self.weights.get(), &mut self.workspace, step, team).unwrap();
         self.past += tokens.len();
         (self.program.output(&self.workspace).to_vec(), hidden)

@@ -50,6 +50,8 @@ pub struct Builder {
     masked: HashMap<(ExprId, ExprId), ExprId>,
     names: HashMap<String, u32>,
     windows: HashMap<AxisId, usize>,
+    /// For an axis of which elements were compared with each other, a second index over the same extent.
+    others: HashMap<AxisId, AxisId>,
     /// Tensors of which each element is the same number.
     uniform: HashMap<TensorId, f64>,
     location: Option<Location>,
@@ -96,6 +98,7 @@ impl Builder {
             masked: HashMap::new(),
             names: HashMap::new(),
             windows: HashMap::new(),
+            others: HashMap::new(),
             uniform: HashMap::new(),
             location: None,
             error: None,
@@ -547,6 +550,81 @@ impl Builder {
         let out = self.push_tensor(name, &axes, ty, Kind::Value);
         self.graph.nodes.push(Node::Equation { out, body });
         out
+    }
+
+    /// `let (values, indices)[axes] = top[over -> rank](x)`: the largest elements of `x` along `over`, the largest first and
+    /// of equals the first, numbered along `rank`; and their coordinates. What is masked away comes last.
+    ///
+    /// An element's place is the number of those that come before it, so this is made of equations as any other: the
+    /// places (named after the indices, `.rank`), and for each place the coordinate that has it.
+    pub fn top(
+        &mut self,
+        (values, indices): (&str, &str),
+        axes: Option<&[AxisId]>,
+        x: ExprId,
+        over: AxisId,
+        rank: AxisId,
+    ) -> (TensorId, TensorId) {
+        let (body, mask) = self.present(x);
+        let mut body = self.as_float(body);
+        if let Some(mask) = mask {
+            let last = self.float(f64::NEG_INFINITY);
+            body = self.intern(Expr::Select { mask, then: body, otherwise: last });
+        }
+        let (name, of) = (self.graph.axis(rank).name.clone(), self.graph.axis(over).name.clone());
+        let free = self.graph.free_axes(body);
+        match (self.graph.size(over), self.graph.size(rank)) {
+            _ if !free.contains(&over) || free.contains(&rank) => {
+                let has = self.graph.names(&free);
+                self.fail(format!("`top[{of} -> {name}]` is of a value with `{of}` and without `{name}`, not {has}"));
+            }
+            (Some(all), Some(some)) if some <= all => {}
+            (Some(all), Some(some)) => {
+                self.fail(format!("`top[{of} -> {name}]`: {some} of the {all} coordinates of `{of}`"));
+            }
+            _ => self.fail(format!("`top[{of} -> {name}]` is along axes of fixed sizes")),
+        }
+        let loaded = match self.graph.expr(body) {
+            Expr::Load { tensor, .. } => Some(*tensor),
+            _ => None,
+        };
+        let x = match loaded {
+            Some(tensor) if self.load(tensor) == body => tensor,
+            _ => self.define(&format!("{values}.of"), None, body),
+        };
+        let other = match self.others.get(&over) {
+            Some(&other) => other,
+            None => {
+                let other = self.push_axis(&format!("{of}.other"), self.graph.axis(over).extent);
+                self.others.insert(over, other);
+                other
+            }
+        };
+        let (at, at_other) = (self.coordinate(over), self.coordinate(other));
+        let (mine, theirs) = (self.load(x), self.load_at(x, &[(over, at_other)]));
+        // Of equals the first: one that stands before is ahead if it is as large, one behind if it is larger.
+        let stands_before = self.binary(Binary::Lt, at_other, at);
+        let as_large = self.binary(Binary::Ge, theirs, mine);
+        let first = self.binary(Binary::And, stands_before, as_large);
+        let stands_behind = self.binary(Binary::Gt, at_other, at);
+        let larger = self.binary(Binary::Gt, theirs, mine);
+        let second = self.binary(Binary::And, stands_behind, larger);
+        let before = self.binary(Binary::Or, first, second);
+        let (one, zero) = (self.float(1.0), self.float(0.0));
+        let counted = self.select(before, one, zero);
+        let count = self.reduce(Reduction::Sum, &[other], counted);
+        let place = self.define(&format!("{indices}.rank"), None, count);
+        // Whole numbers, told apart by less than one.
+        let (place, wanted, half) = (self.load(place), self.coordinate(rank), self.float(0.5));
+        let apart = self.binary(Binary::Sub, place, wanted);
+        let apart = self.unary(Unary::Abs, apart);
+        let here = self.binary(Binary::Lt, apart, half);
+        let found = self.select(here, one, zero);
+        let index = self.reduce(Reduction::ArgMax, &[over], found);
+        let indices = self.define(indices, axes, index);
+        let index = self.load(indices);
+        let value = self.load_at(x, &[(over, index)]);
+        (self.define(values, axes, value), indices)
     }
 
     /// `cache rows over s`: appends this step's rows and returns the state that holds them all, with the tokens axis

@@ -75,10 +75,30 @@ pub struct Location {
 /// One place in a checkpoint where a weight may be found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FileTensor {
-    /// The tensor's name in the file; `{l}` stands for the layer's number.
+    /// The tensor's name in the file; `{l}` stands for the layer's number, `{e}` for the coordinate along the weight's first
+    /// axis: then there is a file tensor for each, over the other axes.
     pub name: String,
     /// The part of the file tensor's first dimension that is meant; all of it if `None`.
     pub rows: Option<Range<usize>>,
+}
+
+impl FileTensor {
+    /// Whether there is a file tensor for each coordinate along the weight's first axis.
+    pub fn is_stacked(&self) -> bool {
+        self.name.contains("{e}")
+    }
+
+    /// The names in the file, in a layer: one, or as many as the weight's first axis has coordinates.
+    pub fn names(&self, layer: Option<usize>, coordinates: usize) -> Vec<String> {
+        let name = match layer {
+            Some(layer) => self.name.replace("{l}", &layer.to_string()),
+            None => self.name.clone(),
+        };
+        match self.is_stacked() {
+            true => (0..coordinates).map(|at| name.replace("{e}", &at.to_string())).collect(),
+            false => vec![name],
+        }
+    }
 }
 
 /// What a tensor is.

@@ -162,6 +162,11 @@ fn declaration(graph: &Graph, tensor: &Tensor) -> Verdict {
             if places.is_empty() {
                 return wrong(format!("the weight `{name}` has no place in a checkpoint"));
             }
+            if tensor.axes.is_empty() && places.iter().any(FileTensor::is_stacked) {
+                return wrong(format!(
+                    "the weight `{name}` has no axis for a file tensor for each coordinate (`{{e}}`)"
+                ));
+            }
             if places.iter().any(|place| place.rows.as_ref().is_some_and(|rows| rows.is_empty())) {
                 return wrong(format!("the weight `{name}` takes no rows of a file's tensor"));
             }

@@ -102,3 +102,44 @@ fn what_was_shared_costs_no_more_than_once() {
     let y = b.define("y", None, largest);
     assert_eq!(values(b, y), [f64::INFINITY]);
 }
+
+/// The values and coordinates that `top` takes of these elements, two of them.
+fn chosen(elements: &[f32], hidden: impl Fn(&mut Builder, AxisId, ExprId) -> ExprId) -> Vec<f64> {
+    let mut b = Builder::new("g");
+    let (e, j) = (b.axis("e", elements.len()), b.axis("j", 2));
+    let x = b.weight("x", &[e], "x");
+    let x = b.load(x);
+    let x = hidden(&mut b, e, x);
+    let (w, i) = b.top(("w", "i"), Some(&[j]), x, e, j);
+    let (w, i, ten) = (b.load(w), b.load(i), b.float(10.0));
+    let i = b.binary(Binary::Mul, ten, i);
+    let both = b.binary(Binary::Add, w, i);
+    let y = b.define("y", None, both);
+    let graph = b.finish(y).unwrap();
+    let weights = |_: &Tensor, _: Option<usize>| Ok(elements.to_vec());
+    Interpreter::new(&graph, &weights).unwrap().step(&[]).unwrap().output
+}
+
+#[test]
+fn the_largest_come_first_and_of_equals_the_first() {
+    assert_eq!(chosen(&[1.0, 3.0, 2.0], |_, _, x| x), [13.0, 22.0]);
+    assert_eq!(chosen(&[2.0, 2.0, 2.0], |_, _, x| x), [2.0, 12.0]);
+    assert_eq!(chosen(&[-1.0, -3.0], |_, _, x| x), [-1.0, 7.0]);
+    // What is absent comes last, as if it were less than anything.
+    let masked = |b: &mut Builder, e: AxisId, x: ExprId| {
+        let mask = below(b, e, 1);
+        b.masked(x, mask)
+    };
+    assert_eq!(chosen(&[1.0, 3.0, 2.0], masked), [1.0, f64::NEG_INFINITY]);
+}
+
+#[test]
+fn a_choice_of_more_than_there_are_is_refused() {
+    let mut b = Builder::new("g");
+    let (e, j) = (b.axis("e", 2), b.axis("j", 3));
+    let x = b.weight("x", &[e], "x");
+    let x = b.load(x);
+    let (w, _) = b.top(("w", "i"), None, x, e, j);
+    let error = b.finish(w).unwrap_err();
+    assert_eq!(error.message, "`top[e -> j]`: 3 of the 2 coordinates of `e`");
+}

@@ -181,6 +181,8 @@ pub(crate) struct Parameter {
 pub(crate) enum Statement {
     /// `let name[axes] = value;`
     Let { name: Ident, axes: Option<Vec<Ident>>, value: Expr },
+    /// `let (values, indices)[axes] = top[over -> rank](value);`
+    Top { values: Ident, indices: Ident, axes: Option<Vec<Ident>>, over: Ident, rank: Ident, value: Expr },
     /// `cache names over axis within window;`
     Cache { span: Span, names: Vec<Ident>, over: Ident, within: Option<Expr> },
 }

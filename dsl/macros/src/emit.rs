@@ -273,7 +273,7 @@ fn find_used(steps: &[Step], used: &mut HashSet<usize>) {
                 Op::Select(a, b, c) => used.extend([*a, *b, *c]),
                 _ => {}
             },
-            Step::Define { body, .. } => {
+            Step::Define { body, .. } | Step::Top { body, .. } => {
                 used.insert(*body);
             }
             Step::Either { then, otherwise, .. } => {
@@ -305,11 +305,13 @@ fn step(model: &Model, program: &Program, step: &Step, used: &HashSet<usize>) ->
         }
         Step::Define { tensor, label, axes, body, at: span } => {
             let (tensor, body, at) = (local(tensor), scalar(*body), at(*span));
-            let axes = match axes {
-                Some(axes) => quote!(::std::option::Option::Some(&[#(#axes),*])),
-                None => quote!(::std::option::Option::None),
-            };
+            let axes = optional(axes);
             quote!(#at let #tensor = #builder.define(#label, #axes, #body);)
+        }
+        Step::Top { values, indices, labels: [first, second], axes, body, over, rank, at: span } => {
+            let (values, indices, body, at) = (local(values), local(indices), scalar(*body), at(*span));
+            let axes = optional(axes);
+            quote!(#at let (#values, #indices) = #builder.top((#first, #second), #axes, #body, #over, #rank);)
         }
         Step::Rename { name, tensor } => {
             let tensor = local(tensor);
@@ -326,6 +328,14 @@ fn step(model: &Model, program: &Program, step: &Step, used: &HashSet<usize>) ->
         Step::At(span) => at(*span),
         Step::Mention(axis) => quote!(let _ = #axis;),
         Step::Layers { out, stack, initial } => layers(model, program, *stack, out, initial),
+    }
+}
+
+/// The axes of a left side, if it has any.
+fn optional(axes: &Option<Vec<Ident>>) -> TokenStream {
+    match axes {
+        Some(axes) => quote!(::std::option::Option::Some(&[#(#axes),*])),
+        None => quote!(::std::option::Option::None),
     }
 }
 

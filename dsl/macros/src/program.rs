@@ -113,6 +113,17 @@ pub(crate) enum Step {
     Either { id: usize, condition: TokenStream, then: Branch, otherwise: Branch },
     /// An equation.
     Define { tensor: Local, label: String, axes: Option<Vec<Ident>>, body: usize, at: Span },
+    /// The largest elements along an axis: two equations.
+    Top {
+        values: Local,
+        indices: Local,
+        labels: [String; 2],
+        axes: Option<Vec<Ident>>,
+        body: usize,
+        over: Ident,
+        rank: Ident,
+        at: Span,
+    },
     /// Another name for a tensor.
     Rename { name: Ident, tensor: Local },
     /// A new axis over the positions.

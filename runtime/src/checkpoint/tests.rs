@@ -258,7 +258,7 @@ fn any_changed_byte_is_an_error_or_other_numbers() {
                     opened += 1;
                     for &weight in &weights {
                         if let Ok(stored) = checkpoint.weight(&graph, weight, Some(7)) {
-                            assert_eq!(stored.to_f32().len() * stored.dtype.block_bytes(), stored.bytes.len());
+                            assert_eq!(stored.to_f32().len() * stored.dtype.block_bytes(), stored.size());
                         }
                     }
                 }
@@ -388,20 +388,20 @@ fn a_weight_is_found_by_layer_alternative_and_rows() {
         folder(&[("layers.7.q.weight", &[24, 5]), ("old.weight", &[5]), ("qkv", &[6, 5]), ("scale", &[])]).open();
     let found = checkpoint.weight(&graph, wq, Some(7)).unwrap();
     assert_eq!(
-        (found.name.as_str(), found.dtype, found.rank, found.bytes.len()),
+        (found.names[0].as_str(), found.dtype, found.rank, found.size()),
         ("layers.7.q.weight", Dtype::F32, 2, 480)
     );
-    assert_eq!(checkpoint.weight(&graph, w, None).unwrap().name, "old.weight");
+    assert_eq!(checkpoint.weight(&graph, w, None).unwrap().names, ["old.weight"]);
     let rows = checkpoint.weight(&graph, kv, None).unwrap();
     let numbers: Vec<f32> = checkpoint.find("qkv").unwrap().bytes[40..120]
         .chunks_exact(4)
         .map(|b| f32::from_le_bytes(b.try_into().unwrap()))
         .collect();
     assert_eq!(rows.to_f32(), numbers);
-    assert_eq!(checkpoint.weight(&graph, s, None).unwrap().bytes.len(), 4);
+    assert_eq!(checkpoint.weight(&graph, s, None).unwrap().size(), 4);
 
     let both = folder(&[("old.weight", &[5]), ("new.weight", &[5])]).open();
-    assert_eq!(both.weight(&graph, w, None).unwrap().name, "new.weight");
+    assert_eq!(both.weight(&graph, w, None).unwrap().names, ["new.weight"]);
     let error = both.weight(&graph, wq, Some(3)).unwrap_err().to_string();
     let place = both.place();
     assert_eq!(error, format!("`wq` (src/llama.rs:24) wants layers.3.q.weight, which {place} does not have"));

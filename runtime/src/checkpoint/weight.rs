@@ -2,23 +2,25 @@
 
 use einfuse_graph::{FileTensor, Graph, Kind, TensorId};
 
-use super::{Checkpoint, Dtype};
+use super::{Checkpoint, Dtype, Found};
 use crate::Error;
 
 /// A weight of a graph as it lies in a file.
 #[derive(Clone, Debug)]
 pub struct Stored<'a> {
-    /// The tensor's name in the file, or, where its architecture gives it another, the reference implementation's.
-    pub name: String,
+    /// The tensor's name in the file, or, where its architecture gives it another, the reference implementation's. Several
+    /// of equal shape where a weight's first axis has a file tensor for each coordinate.
+    pub names: Vec<String>,
     /// How numbers are stored.
     pub dtype: Dtype,
-    /// How many dimensions the file's tensor has; the graph's may be more, as neighbours are merged in files.
+    /// How many dimensions a file's tensor has; the graph's may be more, as neighbours are merged in files.
     pub rank: usize,
-    /// The numbers, little endian, row-major in the axes of the graph's tensor but for `change`, without alignment.
-    pub bytes: &'a [u8],
-    /// What makes the file's numbers the graph's.
+    /// The numbers of each file tensor, one after the other: little endian, row-major in the axes of the graph's tensor but for
+    /// `change`, without alignment.
+    pub parts: Vec<&'a [u8]>,
+    /// What makes the numbers of a file tensor the graph's.
     pub change: Change,
-    /// Rows in the file: all dimensions but the last, whose blocks are neighbours.
+    /// Rows in a file tensor: all dimensions but the last, whose blocks are neighbours.
     rows: usize,
 }
 
@@ -48,7 +50,12 @@ pub enum Change {
 impl<'a> Stored<'a> {
     /// How many numbers there are.
     pub fn len(&self) -> usize {
-        self.bytes.len() / self.dtype.block_bytes() * self.dtype.block_length()
+        self.size() / self.dtype.block_bytes() * self.dtype.block_length()
+    }
+
+    /// How many bytes they are.
+    pub fn size(&self) -> usize {
+        self.parts.iter().map(|part| part.len()).sum()
     }
 
     /// Whether there are none.
@@ -59,11 +66,12 @@ impl<'a> Stored<'a> {
     /// The bytes of each row, in the order of the graph's tensor, unless it is the transposed of the file's; a row is the
     /// last of the file's dimensions, and is made of whole blocks.
     pub fn rows(&self) -> impl ExactSizeIterator<Item = &'a [u8]> {
-        (0..self.rows).map(|row| self.row(row))
+        (0..self.rows * self.parts.len()).map(|row| self.row(row))
     }
 
     fn row(&self, row: usize) -> &'a [u8] {
-        let size = self.bytes.len() / self.rows;
+        let (bytes, row) = (self.parts[row / self.rows], row % self.rows);
+        let size = bytes.len() / self.rows;
         let from = match self.change {
             Change::Pairs { heads } => {
                 let head = self.rows / heads;
@@ -77,7 +85,7 @@ impl<'a> Stored<'a> {
             }
             Change::None | Change::Transposed | Change::PlusOne => row,
         };
-        &self.bytes[from * size..(from + 1) * size]
+        &bytes[from * size..(from + 1) * size]
     }
 
     /// The numbers, row-major in the axes of the graph's tensor, each exactly (less one where the file adds one).
@@ -86,8 +94,12 @@ impl<'a> Stored<'a> {
         self.read(0, &mut numbers);
         match self.change {
             Change::Transposed => {
-                let columns = numbers.len().checked_div(self.rows).unwrap_or(0);
-                (0..numbers.len()).map(|i| numbers[i % self.rows * columns + i / self.rows]).collect()
+                let part = (numbers.len() / self.parts.len()).max(1);
+                let columns = part.checked_div(self.rows).unwrap_or(0);
+                let turned = |part: &[f32]| -> Vec<f32> {
+                    (0..part.len()).map(|i| part[i % self.rows * columns + i / self.rows]).collect()
+                };
+                numbers.chunks(part).flat_map(turned).collect()
             }
             Change::None | Change::Pairs { .. } | Change::Fused { .. } | Change::PlusOne => numbers,
         }
@@ -98,7 +110,7 @@ impl<'a> Stored<'a> {
     /// # Panics
     /// If there are fewer than `out` wants.
     pub fn read(&self, at: usize, out: &mut [f32]) {
-        let columns = self.len().checked_div(self.rows).unwrap_or(0);
+        let columns = self.len().checked_div(self.rows * self.parts.len()).unwrap_or(0);
         let mut done = 0;
         while done < out.len() {
             let (row, column) = ((at + done) / columns, (at + done) % columns);
@@ -130,7 +142,8 @@ impl Checkpoint {
     /// Finds a weight of a graph: the first of its places that the checkpoint has, in this layer (ignored by a weight
     /// that is the same in all).
     ///
-    /// The file's dimensions have to be the weight's axes in order, of which each dimension may merge neighbours.
+    /// The file's dimensions have to be the weight's axes in order (but the first, where each of its coordinates has a file
+    /// tensor), of which each dimension may merge neighbours.
     ///
     /// # Errors
     /// If no place is there, the shape differs, or the numbers are of a kind that cannot be used.
@@ -141,62 +154,91 @@ impl Checkpoint {
         let Kind::Weight(places) = &graph.tensor(tensor).kind else {
             panic!("`{}` is not a weight", graph.tensor(tensor).name);
         };
-        let file_name = |place: &FileTensor| match layer {
-            Some(layer) => place.name.replace("{l}", &layer.to_string()),
-            None => place.name.clone(),
-        };
-        let found = places.iter().find_map(|place| {
-            let name = file_name(place);
-            self.find(&name).map(|found| (name, place, found))
-        });
-        let Some((name, place, found)) = found else {
-            let names: Vec<String> = places.iter().map(file_name).collect();
-            let (weight, place) = (declared(graph, tensor), self.place.clone());
-            return Err(Error::MissingWeight { weight, names: names.join(" or "), place });
-        };
-
-        let wrong = |problem| Error::Tensor { file: found.file.to_owned(), tensor: name.clone(), problem };
-        let dtype = match &found.dtype {
-            Ok(dtype) => *dtype,
-            Err(other) => return Err(wrong(format!("is of dtype {other}; F32, BF16 and F16 can be used"))),
-        };
-        let (mut shape, mut bytes, rank) = (found.shape.clone(), found.bytes, found.shape.len());
-        if let Some(rows) = &place.rows {
-            let stored = shape.first().copied().unwrap_or(0);
-            let weight = || declared(graph, tensor);
-            if rows.start > rows.end || rows.end > stored {
-                let (weight, start, end) = (weight(), rows.start, rows.end);
-                return Err(wrong(format!("has {stored} rows, {weight} wants rows {start} to {end}")));
-            }
-            let row = bytes.len() / stored.max(1);
-            let whole =
-                matches!(found.change, Change::None | Change::PlusOne) && row.is_multiple_of(dtype.block_bytes());
-            if !whole {
-                let (weight, start, end) = (weight(), rows.start, rows.end);
-                return Err(wrong(format!("is not stored row by row; {weight} wants rows {start} to {end}")));
-            }
-            bytes = &bytes[rows.start * row..rows.end * row];
-            shape[0] = rows.len();
-        }
         let axes = axes(graph, tensor);
-        let (groups, exact) = group(&axes, &shape);
-        if !exact {
-            return Err(Error::Shape {
-                weight: declared(graph, tensor),
-                wants: format!("[{}]", groups.join(", ")),
-                file: found.file.to_owned(),
-                has: format!("{shape:?}"),
-                tensor: name,
-            });
-        }
-        let rows = match found.change {
-            Change::Transposed => shape[1..].iter().product(),
-            // Of a bias, each number is a row.
-            Change::Pairs { .. } | Change::Fused { .. } if rank == 1 => shape[0],
-            _ => shape[..shape.len().saturating_sub(1)].iter().product(),
+        let coordinates = axes.first().map_or(1, |(_, size)| *size);
+        let file_names = |place: &FileTensor| place.names(layer, coordinates);
+        let found = places.iter().find_map(|place| {
+            let names = file_names(place);
+            self.find(names.first()?).map(|_| (names, place))
+        });
+        let missing = |names: Vec<String>| {
+            let (weight, place) = (declared(graph, tensor), self.place.clone());
+            Error::MissingWeight { weight, names: names.join(" or "), place }
         };
-        Ok(Stored { name, dtype, rank, bytes, change: found.change, rows })
+        let Some((names, place)) = found else {
+            return Err(missing(places.iter().filter_map(|place| file_names(place).into_iter().next()).collect()));
+        };
+        let axes = if place.is_stacked() { &axes[1..] } else { &axes[..] };
+        let mut stored: Option<Stored<'_>> = None;
+        for name in names {
+            let found = self.find(&name).ok_or_else(|| missing(vec![name.clone()]))?;
+            let part = file_tensor(graph, tensor, axes, place, name, &found)?;
+            match &mut stored {
+                None => stored = Some(part),
+                Some(all) if (all.dtype, all.change, all.rows) == (part.dtype, part.change, part.rows) => {
+                    all.names.extend(part.names);
+                    all.parts.extend(part.parts);
+                }
+                Some(all) => {
+                    let problem =
+                        format!("is not stored as `{}` is, which comes before it in one weight", all.names[0]);
+                    let tensor = part.names.into_iter().next().unwrap_or_default();
+                    return Err(Error::Tensor { file: found.file.to_owned(), tensor, problem });
+                }
+            }
+        }
+        stored.ok_or_else(|| missing(Vec::new()))
     }
+}
+
+/// A tensor of a file as (a part of) a weight over these axes.
+fn file_tensor<'a>(
+    graph: &Graph,
+    tensor: TensorId,
+    axes: &[(&str, usize)],
+    place: &FileTensor,
+    name: String,
+    found: &Found<'a>,
+) -> Result<Stored<'a>, Error> {
+    let wrong = |problem| Error::Tensor { file: found.file.to_owned(), tensor: name.clone(), problem };
+    let dtype = match &found.dtype {
+        Ok(dtype) => *dtype,
+        Err(other) => return Err(wrong(format!("is of dtype {other}; F32, BF16 and F16 can be used"))),
+    };
+    let (mut shape, mut bytes, rank) = (found.shape.clone(), found.bytes, found.shape.len());
+    if let Some(rows) = &place.rows {
+        let stored = shape.first().copied().unwrap_or(0);
+        let weight = || declared(graph, tensor);
+        if rows.start > rows.end || rows.end > stored {
+            let (weight, start, end) = (weight(), rows.start, rows.end);
+            return Err(wrong(format!("has {stored} rows, {weight} wants rows {start} to {end}")));
+        }
+        let row = bytes.len() / stored.max(1);
+        let whole = matches!(found.change, Change::None | Change::PlusOne) && row.is_multiple_of(dtype.block_bytes());
+        if !whole {
+            let (weight, start, end) = (weight(), rows.start, rows.end);
+            return Err(wrong(format!("is not stored row by row; {weight} wants rows {start} to {end}")));
+        }
+        bytes = &bytes[rows.start * row..rows.end * row];
+        shape[0] = rows.len();
+    }
+    let (groups, exact) = group(axes, &shape);
+    if !exact {
+        return Err(Error::Shape {
+            weight: declared(graph, tensor),
+            wants: format!("[{}]", groups.join(", ")),
+            file: found.file.to_owned(),
+            has: format!("{shape:?}"),
+            tensor: name,
+        });
+    }
+    let rows = match found.change {
+        Change::Transposed => shape[1..].iter().product(),
+        // Of a bias, each number is a row.
+        Change::Pairs { .. } | Change::Fused { .. } if rank == 1 => shape[0],
+        _ => shape[..shape.len().saturating_sub(1)].iter().product(),
+    };
+    Ok(Stored { names: vec![name], dtype, rank, parts: vec![bytes], change: found.change, rows })
 }
 
 /// A tensor's name and line in the model, as messages say them: `` `wq` (src/llama.rs:24) ``.

@@ -8,16 +8,18 @@ mod codes;
 mod encode;
 mod exps;
 mod floats;
+pub(super) mod lanes;
 pub(super) mod peak;
 
-use cranelift::codegen::ir::types::{F32, I64};
+use cranelift::codegen::ir::types::{F32, F32X4, I64};
 use cranelift::codegen::ir::{AbiParam, ExtFuncData, ExternalName, FuncRef, Function, Signature, UserExternalName};
 use cranelift::codegen::isa::CallConv;
 use iced_x86::code_asm::CodeAssembler;
 use iced_x86::{Code, FastFormatter, IcedError, Instruction, MemoryOperand, Register};
 
+use self::lanes::Lanes;
 use super::target::serve;
-use crate::loops::{Core, Cores, Encode, Expr, Exps, Fetch, Format, Kernel, MAX_ROWS, PANEL, Stmt};
+use crate::loops::{Core, Cores, Encode, Expr, Exps, Fetch, Format, MAX_ROWS, PANEL};
 
 /// The shape of a core, which its machine code is made for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,12 +47,13 @@ impl Shape {
 }
 
 /// What is a function of its own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 enum Leaf {
     Core(Shape),
     Encode { depth: usize, format: Format },
     Exps { depth: usize, format: Format },
     Fetch { bytes: usize },
+    Lanes(Box<Lanes>),
 }
 
 impl Leaf {
@@ -94,11 +97,19 @@ impl Leaf {
             Leaf::Core(_) => 3,
             Leaf::Encode { .. } | Leaf::Exps { .. } => 2,
             Leaf::Fetch { .. } => 1,
+            Leaf::Lanes(lanes) => lanes.pointers.len() + usize::from(lanes.rows),
         };
         signature.params.extend(vec![AbiParam::new(I64); addresses]);
         if matches!(self, Leaf::Exps { .. }) {
             signature.params.push(AbiParam::new(F32));
             signature.returns.push(AbiParam::new(F32));
+        }
+        if let Leaf::Lanes(lanes) = self {
+            signature.params.extend(vec![AbiParam::new(F32); lanes.scalars]);
+            if lanes.total.is_some() {
+                signature.params.push(AbiParam::new(F32X4));
+                signature.returns.push(AbiParam::new(F32X4));
+            }
         }
         signature
     }
@@ -111,78 +122,69 @@ pub(super) struct Table {
 }
 
 impl Table {
-    pub(super) fn of<'k>(kernels: impl IntoIterator<Item = &'k Kernel>, cores: &Cores) -> Table {
-        let mut table = Table { cores: *cores, leaves: Vec::new() };
-        for kernel in kernels {
-            table.visit(&kernel.body);
-        }
-        table
+    pub(super) fn new(cores: &Cores) -> Table {
+        Table { cores: *cores, leaves: Vec::new() }
     }
 
-    fn visit(&mut self, body: &[Stmt]) {
-        for stmt in body {
-            let leaf = match stmt {
-                Stmt::Core(core) => Leaf::core(core, &self.cores),
-                Stmt::Encode(encode) => Leaf::encode(encode, &self.cores),
-                Stmt::Exps(exps) => Leaf::exps(exps, &self.cores),
-                Stmt::Fetch(fetch) => Leaf::fetch(fetch, &self.cores),
-                Stmt::For { body, .. } | Stmt::Parallel { body, .. } => {
-                    self.visit(body);
-                    None
-                }
-                Stmt::If { then, otherwise, .. } => {
-                    self.visit(then);
-                    self.visit(otherwise);
-                    None
-                }
-                _ => None,
-            };
-            if let Some(leaf) = leaf.filter(|leaf| !self.leaves.contains(leaf)) {
-                self.leaves.push(leaf);
-            }
-        }
+    /// Whether loops over neighbours can go sixteen at a time.
+    pub(super) fn is_wide(&self) -> bool {
+        self.cores.bits == 512
     }
 
     /// How a kernel calls a core. `None` if the core is to be emitted in place.
-    pub(super) fn core(&self, func: &mut Function, core: &Core) -> Option<FuncRef> {
-        self.callee(func, Leaf::core(core, &self.cores)?)
+    pub(super) fn core(&mut self, func: &mut Function, core: &Core) -> Option<FuncRef> {
+        let leaf = Leaf::core(core, &self.cores)?;
+        Some(self.callee(func, leaf))
     }
 
     /// The same for the encoding of a row.
-    pub(super) fn encode(&self, func: &mut Function, encode: &Encode) -> Option<FuncRef> {
-        self.callee(func, Leaf::encode(encode, &self.cores)?)
+    pub(super) fn encode(&mut self, func: &mut Function, encode: &Encode) -> Option<FuncRef> {
+        let leaf = Leaf::encode(encode, &self.cores)?;
+        Some(self.callee(func, leaf))
     }
 
     /// The same for the exponentials of a row.
-    pub(super) fn exps(&self, func: &mut Function, exps: &Exps) -> Option<FuncRef> {
-        self.callee(func, Leaf::exps(exps, &self.cores)?)
+    pub(super) fn exps(&mut self, func: &mut Function, exps: &Exps) -> Option<FuncRef> {
+        let leaf = Leaf::exps(exps, &self.cores)?;
+        Some(self.callee(func, leaf))
     }
 
     /// The same for a hint.
-    pub(super) fn fetch(&self, func: &mut Function, fetch: &Fetch) -> Option<FuncRef> {
-        self.callee(func, Leaf::fetch(fetch, &self.cores)?)
+    pub(super) fn fetch(&mut self, func: &mut Function, fetch: &Fetch) -> Option<FuncRef> {
+        let leaf = Leaf::fetch(fetch, &self.cores)?;
+        Some(self.callee(func, leaf))
+    }
+
+    /// The same for a loop over neighbours, where they go sixteen at a time.
+    pub(super) fn lanes(&mut self, func: &mut Function, lanes: Lanes) -> FuncRef {
+        self.callee(func, Leaf::Lanes(Box::new(lanes)))
     }
 
     /// A leaf is the module's function of its number.
-    fn callee(&self, func: &mut Function, leaf: Leaf) -> Option<FuncRef> {
-        let number = self.leaves.iter().position(|l| *l == leaf)?;
+    fn callee(&mut self, func: &mut Function, leaf: Leaf) -> FuncRef {
+        let signature = leaf.signature(func.signature.call_conv);
+        let number = self.leaves.iter().position(|known| *known == leaf).unwrap_or_else(|| {
+            self.leaves.push(leaf);
+            self.leaves.len() - 1
+        });
         let name = UserExternalName { namespace: 0, index: number as u32 };
-        let known = func.params.user_named_funcs().iter().find(|(_, n)| **n == name).map(|(r, _)| r);
-        if let Some(known) = known {
-            let callee = |(_, data): &(FuncRef, &ExtFuncData)| data.name == ExternalName::user(known);
-            return func.dfg.ext_funcs.iter().find(callee).map(|(r, _)| r);
+        let declared = func.params.user_named_funcs().iter().find(|(_, known)| **known == name);
+        let is_known = |(_, data): &(FuncRef, &ExtFuncData)| {
+            declared.is_some_and(|(name, _)| data.name == ExternalName::user(name))
+        };
+        if let Some((known, _)) = func.dfg.ext_funcs.iter().find(is_known) {
+            return known;
         }
         let name = func.declare_imported_user_function(name);
-        let signature = leaf.signature(func.signature.call_conv);
         let signature = func.import_signature(signature);
         let data = ExtFuncData { name: ExternalName::user(name), signature, colocated: true, patchable: false };
-        Some(func.import_function(data))
+        func.import_function(data)
     }
 
     /// The machine code of each function, with its text where that is asked for.
     pub(super) fn assemble(&self, call_conv: CallConv, text: bool) -> Result<Vec<Assembled>, String> {
         let one = |(number, leaf): (usize, &Leaf)| {
-            let assembled = assemble(*leaf, &self.cores, call_conv, text.then_some(number));
+            let assembled = assemble(leaf, &self.cores, call_conv, text.then_some(number));
             assembled.map_err(|e| format!("{leaf:?}: {e}"))
         };
         self.leaves.iter().enumerate().map(one).collect()
@@ -196,14 +198,15 @@ pub(super) struct Assembled {
     pub(super) text: String,
 }
 
-fn assemble(leaf: Leaf, cores: &Cores, call_conv: CallConv, text: Option<usize>) -> Result<Assembled, IcedError> {
+fn assemble(leaf: &Leaf, cores: &Cores, call_conv: CallConv, text: Option<usize>) -> Result<Assembled, IcedError> {
     let mut w = Writer { code: CodeAssembler::new(64)?, wide: cores.bits == 512 };
     match leaf {
-        Leaf::Core(shape) if shape.b.is_coded() => codes::write(&mut w, shape)?,
-        Leaf::Core(shape) => floats::write(&mut w, shape)?,
-        Leaf::Encode { depth, format } => encode::write(&mut w, depth, format)?,
-        Leaf::Exps { depth, format } => exps::write(&mut w, depth, format)?,
-        Leaf::Fetch { bytes } => w.lines(bytes)?,
+        Leaf::Core(shape) if shape.b.is_coded() => codes::write(&mut w, *shape)?,
+        Leaf::Core(shape) => floats::write(&mut w, *shape)?,
+        Leaf::Encode { depth, format } => encode::write(&mut w, *depth, *format)?,
+        Leaf::Exps { depth, format } => exps::write(&mut w, *depth, *format)?,
+        Leaf::Fetch { bytes } => w.lines(*bytes)?,
+        Leaf::Lanes(lanes) => lanes::write(&mut w, lanes)?,
     }
     w.code.vzeroupper()?;
     w.code.ret()?;
@@ -228,6 +231,7 @@ impl std::fmt::Display for Leaf {
             Leaf::Encode { depth, format } => write!(f, "encode {format}, depth {depth}"),
             Leaf::Exps { depth, format } => write!(f, "exponentials as {format}, depth {depth}"),
             Leaf::Fetch { bytes } => write!(f, "fetch {bytes} bytes"),
+            Leaf::Lanes(lanes) => write!(f, "{lanes}"),
         }
     }
 }
@@ -290,8 +294,8 @@ impl Writer {
 
     /// A number in every lane of a wide vector.
     fn constant(&mut self, to: Register, bits: u32) -> Result<(), IcedError> {
-        self.push(Instruction::with2(Code::Mov_r32_imm32, COUNT, bits))?;
-        self.push(Instruction::with2(Code::EVEX_Vpbroadcastd_zmm_k1z_r32, to, COUNT))
+        self.push(Instruction::with2(Code::Mov_r32_imm32, Register::EAX, bits))?;
+        self.push(Instruction::with2(Code::EVEX_Vpbroadcastd_zmm_k1z_r32, to, Register::EAX))
     }
 
     /// Combines all lanes of the first wide vectors from `ZMM8` on; returns the register whose lanes all hold the result.

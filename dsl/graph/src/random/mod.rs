@@ -6,6 +6,7 @@
 //! with the interpreter's bounds.
 
 mod pieces;
+mod routes;
 mod terms;
 
 use crate::builder::Builder;
@@ -22,7 +23,8 @@ pub struct Options {
     pub layers: bool,
     /// Whether tensors are indexed by ids and by expressions of coordinates.
     pub selections: bool,
-    /// Whether there are equations of integers: arg-maxima and shifted ids, by which tables are indexed.
+    /// Whether there are equations of integers: arg-maxima, shifted ids and choices of the largest, by which tables and
+    /// weights are indexed.
     pub routes: bool,
 }
 

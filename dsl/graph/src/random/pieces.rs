@@ -47,7 +47,10 @@ impl Generator {
                 let axis = self.rng.pick(&self.fixed.clone());
                 self.softmax(axis, None);
             }
-            5 if self.options.routes => self.route(),
+            5 if self.options.routes => match self.rng.below(2) {
+                0 => self.route(),
+                _ => self.experts(),
+            },
             _ => match self.state() {
                 Some(state) if self.rng.once_in(4) => self.pool(&state),
                 Some(state) => {
@@ -57,38 +60,6 @@ impl Generator {
                 None => self.contraction(),
             },
         }
-    }
-
-    /// Rows of a table, chosen by integers that an equation computes.
-    fn route(&mut self) {
-        let table_axis = self.rng.pick(&self.fixed.clone());
-        let mut axes = self.some_axes(1);
-        axes.retain(|&axis| axis != table_axis);
-        let extent = self.b.int(self.size(table_axis) as i64);
-        let choice = if self.rng.once_in(2) {
-            let mut within = axes.clone();
-            within.push(table_axis);
-            let score = self.term(&within, 1);
-            let weight = self.weight(&[table_axis]);
-            let score = self.add(score, weight);
-            self.b.reduce(Reduction::ArgMax, &[table_axis], score.id)
-        } else {
-            let (id, one) = (self.b.load(self.ids), self.b.int(1));
-            let next = self.b.binary(Binary::Add, id, one);
-            self.b.binary(Binary::Rem, next, extent)
-        };
-        let choice = self.b.define("i", None, choice);
-        let choice = self.b.load(choice);
-        let mut of = vec![table_axis];
-        let mut others: Vec<AxisId> = self.fixed.iter().copied().filter(|&axis| axis != table_axis).collect();
-        self.rng.shuffle(&mut others);
-        of.extend(others.into_iter().take(1));
-        let Term { id: table, .. } = self.weight(&of);
-        let Expr::Load { tensor, .. } = *self.b.graph().expr(table) else { return };
-        let row = Term { id: self.b.load_at(tensor, &[(table_axis, choice)]), magnitude: 1.0 };
-        let other = self.leaf(&axes);
-        let product = self.mul(row, other);
-        self.define("z", product);
     }
 
     /// A reduction of a state along its positions.

@@ -271,6 +271,16 @@ impl Checker<'_> {
                         cx.locals.push((name.to_string(), Entry::Bound(Rc::new(RefCell::new(value)))));
                     }
                 }
+                Statement::Top { values, indices, axes, over, rank, value } => {
+                    let results = self.top(cx, [values, indices], axes.as_deref(), over, rank, value);
+                    for (name, tensor) in [values, indices].into_iter().zip(results) {
+                        let earlier = self.lookup(cx, &name.to_string());
+                        if self.may_declare(name.span(), &name.to_string(), earlier) {
+                            let value = cx.load(tensor);
+                            cx.locals.push((name.to_string(), Entry::Bound(Rc::new(RefCell::new(value)))));
+                        }
+                    }
+                }
                 Statement::Cache { span, .. } => {
                     self.diagnostics.error(*span, "`cache` stands in the `fn` of a layer, not in a function");
                 }
@@ -337,7 +347,7 @@ fn signature(function: &Function) -> String {
 fn reindexes(function: &Function, parameter: &Ident) -> bool {
     let mut found = false;
     let lets = function.statements.iter().filter_map(|s| match s {
-        Statement::Let { value, .. } => Some(value),
+        Statement::Let { value, .. } | Statement::Top { value, .. } => Some(value),
         Statement::Cache { .. } => None,
     });
     for expr in lets.chain(&function.result) {

@@ -484,7 +484,15 @@ impl Checker<'_> {
     }
 
     /// Reports a reduction over an axis that its body does not have.
-    fn not_in_body(&mut self, cx: &Cx, op: &str, ident: &Ident, idents: &[Ident], body: &Expr, has: &[usize]) {
+    pub(super) fn not_in_body(
+        &mut self,
+        cx: &Cx,
+        op: &str,
+        ident: &Ident,
+        idents: &[Ident],
+        body: &Expr,
+        has: &[usize],
+    ) {
         let mut operands = Vec::new();
         body.walk(&mut |e| {
             if let ExprKind::Name(name) = &e.kind
@@ -504,7 +512,7 @@ impl Checker<'_> {
         let shared = has.iter().filter(|a| operands.iter().filter(|(_, axes)| axes.contains(a)).count() > 1);
         let shared: Vec<usize> = shared.copied().filter(|&a| matches!(self.axes[a].kind, AxisKind::Fixed(_))).collect();
         let meant = idents.iter().filter(|i| self.axis_quietly(cx, i).is_none_or(|a| !has.contains(&a))).count();
-        if shared.is_empty() || meant == idents.len() + 1 {
+        if shared.is_empty() || meant == idents.len() + 1 || op == "top" {
             self.diagnostics.error(ident.span(), message);
         } else {
             let names = self.names(&shared);

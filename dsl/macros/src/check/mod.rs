@@ -5,6 +5,7 @@ mod config;
 mod expr;
 mod model;
 mod scope;
+mod top;
 mod weights;
 
 use std::cell::Cell;

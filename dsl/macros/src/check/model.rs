@@ -469,6 +469,19 @@ impl Checker<'_> {
                 };
                 cx.locals.push((text, Entry::Tensor(tensor)));
             }
+            Statement::Top { values, indices, axes, over, rank, value } => {
+                cx.label = values.to_string();
+                cx.steps.push(Step::At(values.span()));
+                let results = self.top(cx, [values, indices], axes.as_deref(), over, rank, value);
+                cx.later.pop();
+                cx.later.pop();
+                for (name, tensor) in [values, indices].into_iter().zip(results) {
+                    let text = name.to_string();
+                    if self.may_declare(name.span(), &text, self.lookup(cx, &text)) {
+                        cx.locals.push((text, Entry::Tensor(tensor)));
+                    }
+                }
+            }
             Statement::Cache { span, names, over, within } => self.cache(cx, *span, names, over, within.as_ref()),
         }
     }
@@ -594,6 +607,7 @@ impl Statement {
     fn names(&self) -> Vec<String> {
         match self {
             Statement::Let { name, .. } => vec![name.to_string()],
+            Statement::Top { values, indices, .. } => vec![values.to_string(), indices.to_string()],
             Statement::Cache { names, .. } => names.iter().map(ToString::to_string).collect(),
         }
     }

@@ -102,7 +102,7 @@ impl Checker<'_> {
                     let prefixes = if section.prefixes.is_empty() { &empty[..] } else { &section.prefixes };
                     for prefix in prefixes {
                         let whole = Text { value: format!("{}{}", prefix.value, name.value), span: name.span };
-                        let name = self.template(&whole, index);
+                        let name = self.template(&whole, index, weight);
                         places.push(FileTensor { name, rows: rows.clone(), condition: condition.clone() });
                     }
                 }
@@ -152,8 +152,9 @@ impl Checker<'_> {
         self.prologue(rows)
     }
 
-    /// The name of a tensor in the file, with `{l}` for the number of the layer.
-    fn template(&self, name: &Text, index: Option<&Ident>) -> String {
+    /// The name of a tensor in the file, with `{l}` for the number of the layer, and `{e}` for the coordinate along the
+    /// weight's first axis, whatever they are called here.
+    fn template(&self, name: &Text, index: Option<&Ident>, weight: &ast::Weight) -> String {
         let mut result = String::new();
         let mut rest = name.value.as_str();
         let mut layered = false;
@@ -162,12 +163,21 @@ impl Checker<'_> {
                 self.diagnostics.error(name.span, "`{` without `}` in the name of a tensor");
                 return name.value.clone();
             };
+            let mut stacked = false;
             match index {
                 Some(index) if *index == word => layered = true,
                 _ if matches!(self.globals.get(word), Some(Entry::Axis(_))) => {
-                    let message =
-                        format!("`{{{word}}}`: one file tensor for each `{word}` is not part of the language yet");
-                    self.diagnostics.error(name.span, message);
+                    stacked = true;
+                    if weight.axes.first().is_none_or(|first| first != word) {
+                        self.diagnostics.help(
+                            name.span,
+                            format!(
+                                "`{{{word}}}` names a tensor for each `{word}`, which is not the first axis of `{}`",
+                                weight.name
+                            ),
+                            format!("tensors are stacked along the first axis: `{}[{word}, …]`", weight.name),
+                        );
+                    }
                 }
                 Some(index) => {
                     layered = true;
@@ -183,7 +193,7 @@ impl Checker<'_> {
                 }
             }
             result += before;
-            result += "{l}";
+            result += if stacked { "{e}" } else { "{l}" };
             rest = after;
         }
         if let Some(index) = index

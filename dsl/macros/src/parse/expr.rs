@@ -223,7 +223,8 @@ impl Cursor<'_> {
                 return self.condition(span);
             }
             "top" => {
-                self.diagnostics.error(span, "`top`, the choice of experts, is not part of the language yet");
+                let help = "give them names: `let (w, i)[t, j] = top[e -> j](x);`";
+                self.diagnostics.help(span, "`top` has two results, values and coordinates", help);
                 return None;
             }
             "size" => {

@@ -113,10 +113,8 @@ impl Cursor<'_> {
             return Some(Statement::Cache { span, names, over, within });
         }
         self.next();
-        if self.is_group(Delimiter::Parenthesis) {
-            let message = "several names on the left belong to `top`, which is not part of the language yet";
-            self.diagnostics.error(self.span(), message);
-            return None;
+        if let Some(group) = self.eat_group(Delimiter::Parenthesis) {
+            return self.top(&group);
         }
         let name = self.name("a name")?;
         let axes = if self.is_group(Delimiter::Bracket) { Some(self.axes()?) } else { None };
@@ -133,6 +131,44 @@ impl Cursor<'_> {
             self.recover();
         }
         Some(Statement::Let { name, axes, value })
+    }
+}
+
+impl Cursor<'_> {
+    /// `(values, indices)[axes] = top[over -> rank](value);`, behind `let`.
+    fn top(&mut self, names: &Group) -> Option<Statement> {
+        const FORM: &str = "as in `let (w, i)[t, j] = top[e -> j](x);`";
+        let mut inner = self.inside(names);
+        let values = inner.name("the name of the values")?;
+        inner.sign(",")?;
+        let indices = inner.name("the name of their coordinates")?;
+        if !inner.is_empty() {
+            return inner.expected("`)`: `top` has two results");
+        }
+        let axes = if self.is_group(Delimiter::Bracket) { Some(self.axes()?) } else { None };
+        self.sign("=")?;
+        if self.eat_word("top").is_none() {
+            return self.expected(&format!("`top`, {FORM}"));
+        }
+        let group = self.group(Delimiter::Bracket, &format!("two axes in brackets, {FORM}"))?;
+        let mut inner = self.inside(&group);
+        let over = inner.name("the axis to choose from")?;
+        inner.sign("->")?;
+        let rank = inner.name("the axis that numbers what is chosen")?;
+        if !inner.is_empty() {
+            return inner.expected("`]`");
+        }
+        let group = self.group(Delimiter::Parenthesis, &format!("a value in parentheses, {FORM}"))?;
+        let mut inner = self.inside(&group);
+        let value = inner.expr()?;
+        if !inner.is_empty() {
+            return inner.expected("an operator or `)`");
+        }
+        if self.eat_sign(";").is_none() {
+            self.expected::<()>("`;`: `top` stands alone");
+            self.recover();
+        }
+        Some(Statement::Top { values, indices, axes, over, rank, value })
     }
 }
 

@@ -1,0 +1,17 @@
+//! The axes on the left are those of the right.
+
+einfuse_macros::model! {
+    pub Model for "Model" {
+        config { d: size = "hidden"; v: size = "vocab"; e: size = "experts"; j: size = "chosen"; f: size = "inner"; }
+        weights { embed[v, d] = "embed"; router[e, d] = "router"; w[e, f, d] = "{e}.w"; }
+        fn (tokens[t]) -> [t, f] {
+            let x = embed[v = tokens];
+            let r[t, e] = sum[d] x * router;
+            let (a, i)[t, e] = top[e -> j](r);
+            let z[t, j, f] = sum[d] x * w[e = i];
+            sum[j] a * z
+        }
+    }
+}
+
+fn main() {}
