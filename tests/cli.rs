@@ -4,7 +4,7 @@
 mod common;
 
 use std::fs;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::process::{Output, Stdio};
 
 use common::{Folder, INDEX, SHARD, einfuse, json, repository, run};
@@ -298,6 +298,9 @@ const WRONG: &[Wrong] = &[
     (&["run", "--shout", "a"], 2, &["--shout"]),
     (&["run", "a", "--ids", "1"], 2, &["--ids"]),
     (&["run", "--ids", "1,x"], 2, &["--ids", "x"]),
+    (&["run", "--chat", "--ids", "1"], 2, &["--chat", "--ids"]),
+    (&["run", "--system", "Be brief.", "x"], 2, &["--chat"]),
+    (&["run", "--chat", "x"], 1, &["embedded nano", "chat template", "chat_template.jinja"]),
     (&["run", "--ids", "99999999999"], 2, &["--ids", "99999999999"]),
     (&["run", "-n", "few", "a"], 2, &["--tokens", "few"]),
     (&["run", "-t", "0", "a"], 2, &["--threads"]),
@@ -450,6 +453,39 @@ fn run_prints_one_object_as_json() {
     assert!(result["text"].as_str().unwrap().starts_with('\n'));
     for key in ["prompt_tokens_per_second", "tokens_per_second", "time_to_first_token", "compile_time"] {
         assert!(result[key].as_f64().unwrap() > 0.0, "{key}: {result}");
+    }
+}
+
+#[test]
+fn a_chat_goes_by_the_model_s_template() {
+    let folder = Folder::copy("llama3");
+    let template = "{% for m in messages %}[{{ m.role }}] {{ m.content }}{{ '\n' }}{% endfor %}";
+    folder.edit("tokenizer_config.json", |config| config["chat_template"] = template.into());
+    let path = folder.path().to_str().unwrap();
+    let chat = ["run", "-m", path, "--json", "-n", "2", "--temperature", "0", "--ignore-eos"];
+    let object = |output: &Output| -> Value { serde_json::from_str(&stdout(output)).unwrap() };
+    let asked = object(&run(&[&chat[..], &["--chat", "--system", "s", "a b"]].concat()));
+    let plain = object(&run(&[&chat[..], &["[system] s\n[user] a b\n"]].concat()));
+    // The template has no begin token; the tokenizer puts one before a plain text.
+    assert_eq!(asked["prompt_ids"].as_array().unwrap()[..], plain["prompt_ids"].as_array().unwrap()[1..]);
+
+    let mut command = einfuse(&[&chat[..], &["--chat", "--system", "s"]].concat());
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(b"a b\n\nc d\n").unwrap();
+    let output = child.wait_with_output().unwrap();
+    let text = stdout(&output);
+    let turns: Vec<Value> = serde_json::Deserializer::from_str(&text).into_iter().map(Result::unwrap).collect();
+    assert_eq!(turns.len(), 2, "{text}");
+    assert_eq!((&turns[0]["prompt_ids"], &turns[0]["token_ids"]), (&asked["prompt_ids"], &asked["token_ids"]));
+    // Nothing of the first turn's prompt is computed again.
+    let length = |turn: &Value, ids: &str| turn[ids].as_array().unwrap().len() as u64;
+    let new = length(&turns[1], "prompt_ids") - length(&turns[0], "prompt_ids");
+    assert!(turns[1]["prompt_tokens"].as_u64().unwrap() <= new, "{text}");
+
+    for (template, name) in [("{% if %}", "line 1"), ("{{ raise_exception('no systems') }}", "no systems")] {
+        folder.write("chat_template.jinja", template);
+        let output = run(&[&chat[..], &["--chat", "--system", "s", "a b"]].concat());
+        check(&output, 1, &["chat_template.jinja", name]).unwrap();
     }
 }
 

@@ -119,6 +119,27 @@ impl Cache {
         }
     }
 
+    /// Shortens a sequence to its first positions. It is empty afterwards if their windows need what was given back.
+    pub(crate) fn rewind(&mut self, sequence: &mut Sequence, positions: usize) {
+        if positions >= sequence.positions {
+            return;
+        }
+        let gone = self.pools.iter().zip(&sequence.tables).any(|(pool, table)| {
+            let oldest = pool.group.window.map_or(0, |window| (positions + 1).saturating_sub(window));
+            oldest / pool.group.page_positions < table.first
+        });
+        if gone {
+            return self.release(sequence);
+        }
+        sequence.positions = positions;
+        for (pool, table) in self.pools.iter_mut().zip(&mut sequence.tables) {
+            let kept = pool.pages_of(positions).max(table.first).min(table.pages.len());
+            for page in table.pages.drain(kept..) {
+                pool.drop_page(page);
+            }
+        }
+    }
+
     /// Another sequence with the same positions, which shares this one's pages.
     pub(crate) fn fork(&mut self, sequence: &Sequence) -> Sequence {
         let tables = self.pools.iter_mut().zip(&sequence.tables).map(|(pool, table)| {
@@ -234,6 +255,49 @@ mod tests {
 
     fn free(cache: &Cache) -> usize {
         cache.pools[0].free.len()
+    }
+
+    #[test]
+    fn a_sequence_can_be_shortened() {
+        let mut cache = cache(None, 20, 2);
+        let mut sequence = Sequence::default();
+        for tokens in [3, 3, 3] {
+            step(&mut cache, &mut sequence, tokens).unwrap();
+        }
+        let mut fork = cache.fork(&sequence);
+        assert_eq!(free(&cache), 7);
+        for (to, positions, left) in [(20, 9, 7), (9, 9, 7), (8, 8, 7), (5, 5, 7)] {
+            cache.rewind(&mut sequence, to);
+            assert_eq!((sequence.positions(), free(&cache)), (positions, left));
+            assert!(holds(&mut cache, &sequence, usize::MAX));
+        }
+        // What the other still has is not written.
+        step(&mut cache, &mut sequence, 3).unwrap();
+        assert!(holds(&mut cache, &sequence, usize::MAX) && holds(&mut cache, &fork, usize::MAX));
+        cache.rewind(&mut fork, 0);
+        assert_eq!((fork.positions(), free(&cache)), (0, 8));
+        cache.rewind(&mut sequence, 1);
+        assert_eq!(free(&cache), 9);
+        cache.release(&mut sequence);
+        assert_eq!(free(&cache), 10);
+    }
+
+    #[test]
+    fn what_left_the_window_does_not_come_back() {
+        let mut cache = cache(Some(5), 40, 1);
+        let all = free(&cache);
+        let mut sequence = Sequence::default();
+        for tokens in [3; 5] {
+            step(&mut cache, &mut sequence, tokens).unwrap();
+        }
+        // Position 14 sees from 10 on, and the pages before 8 were given back when there were 15.
+        cache.rewind(&mut sequence, 14);
+        assert_eq!(sequence.positions(), 14);
+        assert!(holds(&mut cache, &sequence, 5));
+        cache.rewind(&mut sequence, 9);
+        assert_eq!((sequence.positions(), free(&cache)), (0, all));
+        step(&mut cache, &mut sequence, 3).unwrap();
+        assert!(holds(&mut cache, &sequence, 5));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use einfuse_codegen::{CompileError, PackError, StepError};
 #[non_exhaustive]
 pub enum Error {
     /// A file is missing, of the wrong kind, or does not contain what its name promises.
-    #[error("{file}: {problem}")]
+    #[error("{}", one_line(format!("{file}: {problem}")))]
     File {
         /// The path.
         file: String,
@@ -25,7 +25,7 @@ pub enum Error {
         source: io::Error,
     },
     /// A JSON file has no such key, or the value is not what was expected.
-    #[error("{file}: key `{key}` {problem}")]
+    #[error("{}", one_line(format!("{file}: key `{key}` {problem}")))]
     Key {
         /// The path.
         file: String,
@@ -35,7 +35,7 @@ pub enum Error {
         problem: String,
     },
     /// The entry of one tensor in a header or index is wrong.
-    #[error("{file}: tensor `{tensor}` {problem}")]
+    #[error("{}", one_line(format!("{file}: tensor `{tensor}` {problem}")))]
     Tensor {
         /// The path.
         file: String,
@@ -100,6 +100,14 @@ pub enum Error {
         id: u32,
         /// How many tokens the model knows.
         vocabulary: usize,
+    },
+    /// A chat template is not one, or does not give a text for a chat.
+    #[error("{file}: the chat template {problem}")]
+    Template {
+        /// The file that it is in.
+        file: String,
+        /// What is wrong, or what the template says.
+        problem: String,
     },
     /// Text could not be turned into tokens, or tokens into text.
     #[error("the tokenizer failed: {problem}")]
@@ -171,4 +179,14 @@ pub enum Error {
         /// Why not.
         problem: String,
     },
+}
+
+/// A message with escapes in place of control characters, which names in files may have.
+fn one_line(message: String) -> String {
+    match message.contains(char::is_control) {
+        true => {
+            message.chars().map(|c| if c.is_control() { c.escape_default().to_string() } else { c.into() }).collect()
+        }
+        false => message,
+    }
 }

@@ -17,7 +17,9 @@ pub struct Generate {
     pub limit: Option<usize>,
     /// Texts before which to stop.
     pub stops: Vec<String>,
-    /// Whether to go on after the model's end tokens.
+    /// Tokens at which to stop, beside the model's end tokens.
+    pub ends: Vec<u32>,
+    /// Whether to go on after the end tokens.
     pub ignore_end: bool,
 }
 
@@ -67,7 +69,7 @@ pub struct Token {
 /// Why a generation stopped.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Stop {
-    /// The model gave one of its end tokens, which is the last that was generated.
+    /// The model gave one of the end tokens, which is the last that was generated.
     EndToken(u32),
     /// The text would have gone on with this stop string.
     StopString(String),
@@ -128,7 +130,7 @@ pub struct Generation<'s, 'm> {
     session: &'s mut Session<'m>,
     sampler: Sampler,
     limit: usize,
-    ends: &'m [u32],
+    ends: Vec<u32>,
     stops: StopStrings,
     stream: Option<Stream<'m>>,
     start: Instant,
@@ -164,7 +166,7 @@ impl<'m> Session<'m> {
         sampler.saw(self.tokens());
         let stream = model.tokenizer().ok().map(|tokenizer| tokenizer.stream_after(self.tokens()));
         let limit = options.limit.unwrap_or(usize::MAX);
-        let ends = if options.ignore_end { &[] } else { model.end_tokens() };
+        let ends = if options.ignore_end { Vec::new() } else { [model.end_tokens(), &options.ends].concat() };
         let over = limit == 0;
         let stop = over.then_some(Stop::Limit);
         self.summary = Summary { prompt_tokens: self.tokens().len() - before, stop, ..Summary::default() };

@@ -23,6 +23,7 @@
 //! ([`Session::generate`]), or numbers ([`Session::feed`], [`Session::trace`], [`Session::perplexity`]).
 
 mod cache;
+mod chat;
 mod checkpoint;
 mod error;
 mod generate;
@@ -33,7 +34,12 @@ mod session;
 mod threads;
 mod tokens;
 
-pub use checkpoint::{Change, Chat, Checkpoint, Dtype, Embedded, Stored};
+pub use chat::{Conversation, Message, Role, Template};
+#[doc(hidden)]
+pub use checkpoint::fuzz;
+pub use checkpoint::{
+    Blocks, Change, Chat, Checkpoint, Codes, Dtype, Embedded, Groups, Numbers, Packing, Stored, Tiles,
+};
 pub use error::Error;
 pub use generate::{Generate, Generation, Prompt, Stop, Summary, Token};
 pub use model::{Model, Precision, Progress, Quant, Settings};

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use einfuse_codegen::{Format, Options, Packed, Program, Rule, Values, Wanted};
@@ -11,7 +11,7 @@ use einfuse_graph::{Expr, ExprId, Graph, Kind, Node, TensorId};
 
 use crate::Error;
 use crate::cache::Cache;
-use crate::checkpoint::{Change, Checkpoint, Dtype, Stored, declared};
+use crate::checkpoint::{Blocks, Change, Checkpoint, Dtype, Numbers, Stored, declared};
 use crate::memory::Memory;
 use crate::session::Session;
 use crate::threads::{Threads, side_by_side};
@@ -23,7 +23,7 @@ const DEFAULT_CONTEXT: usize = 4096;
 /// How weights lie in memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Precision {
-    /// As the file stores them; F16, and the blocks of GGUF files, become F32.
+    /// As the file stores them; F16, the blocks of GGUF files, and codes with scales become F32.
     #[default]
     Stored,
     /// F32.
@@ -183,15 +183,14 @@ impl Model {
             keep_text: settings.keep_text,
         };
         let storage = |tensor| storage.get(&tensor).copied().unwrap_or(Format::F32);
-        let compile_and_pack = || {
+        let compile_and_pack = |failed: &AtomicBool| {
             progress(Progress::Compiling);
             let program = Program::compile(graph, &storage, &options)?;
             let start = Instant::now();
-            let weights = pack(&program, checkpoint, &found, &threads, &progress)?;
+            let weights = pack(&program, checkpoint, &found, &threads, failed, &progress)?;
             Ok::<_, Error>((program, weights, start.elapsed()))
         };
-        let (tokenizer, ready) = side_by_side(|| Tokenizer::of(checkpoint), compile_and_pack)?;
-        let (tokenizer, (program, weights, pack_time)) = (tokenizer?, ready?);
+        let (tokenizer, (program, weights, pack_time)) = side_by_side(|| Tokenizer::of(checkpoint), compile_and_pack)?;
 
         let bounds = [(program.context(), "that the model has places for"), (settings.context, "of its context")];
         let bounds = bounds.into_iter().filter_map(|(positions, bound)| Some((positions?, bound)));
@@ -199,7 +198,8 @@ impl Model {
             bounds.min_by_key(|(positions, _)| *positions).unwrap_or((DEFAULT_CONTEXT, "by default"));
         let cache = Mutex::new(Cache::new(&program.caches(), context, settings.sequences, chunk)?);
 
-        let used: HashSet<String> = found.values().flat_map(|stored| stored.names.clone()).collect();
+        let used: HashSet<String> =
+            found.values().flat_map(|stored| stored.beside.iter().chain(&stored.names).cloned()).collect();
         let axes = &graph.tensor(graph.output).axes;
         let vocabulary = axes.iter().filter_map(|&axis| graph.size(axis)).product();
         Ok(Model {
@@ -349,7 +349,9 @@ fn storage(graph: &Graph, found: &HashMap<Place, Stored<'_>>, settings: &Setting
         let narrow = match settings.precision {
             Precision::F32 => false,
             Precision::Bf16 if stored.rank >= 2 => true,
-            Precision::Stored | Precision::Bf16 => stored.dtype == Dtype::Bf16,
+            Precision::Stored | Precision::Bf16 => {
+                stored.parts.iter().all(|part| part.blocks().is_some_and(|blocks| blocks.dtype == Dtype::Bf16))
+            }
         };
         let kept = storage.entry(*tensor).or_insert(Format::Bf16);
         if !narrow {
@@ -363,36 +365,41 @@ fn storage(graph: &Graph, found: &HashMap<Place, Stored<'_>>, settings: &Setting
 /// the first to touch it, which is when the system clears it.
 const PORTION: usize = 2 << 20;
 
-/// After so many bytes of packed weights the pages of the files that were read are given back.
+/// After so many bytes the pages of the files that were read are given back.
 const RELEASE: usize = 64 << 20;
 
 /// A part of the packed weights: of which stretch, how far from its start, and the memory.
 type Part<'a> = (&'a Packed, usize, &'a mut [u8]);
 
-/// Packs all weights into one block, on all threads.
+/// Packs all weights into one block, on all threads; goes no further once loading has `failed` elsewhere.
 fn pack(
     program: &Program,
     checkpoint: &Checkpoint,
     found: &HashMap<Place, Stored<'_>>,
     threads: &Threads,
+    failed: &AtomicBool,
     progress: &(impl Fn(Progress) + Sync),
 ) -> Result<Memory, Error> {
     let total = program.weight_bytes();
     let mut block = Memory::new(total, "the weights")?.with_huge_pages();
-    let done = AtomicUsize::new(0);
+    let (done, read) = (AtomicUsize::new(0), AtomicUsize::new(0));
     // What is transposed in the file is turned around as a whole.
     let whole = found.iter().filter(|(_, stored)| stored.change == Change::Transposed);
     let whole: HashSet<TensorId> = whole.map(|((tensor, _), _)| *tensor).collect();
     threads.for_each(portions(program.weights(), &whole, &mut block), |portion| {
-        let bytes: usize = portion.iter().map(|(_, _, part)| part.len()).sum();
-        for (packed, from, part) in portion {
-            pack_part(&program.plan().graph, found, packed, from, part)?;
+        if failed.load(Ordering::Relaxed) {
+            return Ok(());
         }
-        let before = done.fetch_add(bytes, Ordering::Relaxed);
-        if before / RELEASE != (before + bytes) / RELEASE {
+        let bytes: usize = portion.iter().map(|(_, _, part)| part.len()).sum();
+        let mut from_files = 0;
+        for (packed, from, part) in portion {
+            from_files += pack_part(&program.plan().graph, found, packed, from, part)?;
+        }
+        let before = read.fetch_add(from_files, Ordering::Relaxed);
+        if before / RELEASE != (before + from_files) / RELEASE {
             checkpoint.release();
         }
-        progress(Progress::Packing { done: before + bytes, total });
+        progress(Progress::Packing { done: done.fetch_add(bytes, Ordering::Relaxed) + bytes, total });
         Ok(())
     })?;
     checkpoint.release();
@@ -427,14 +434,14 @@ fn portions<'a>(weights: &'a [Packed], whole: &HashSet<TensorId>, block: &'a mut
     portions
 }
 
-/// Packs a part of a stretch, from `from` on.
+/// Packs a part of a stretch, from `from` on. Yields some how many bytes of files were read for it.
 fn pack_part(
     graph: &Graph,
     found: &HashMap<Place, Stored<'_>>,
     packed: &Packed,
     from: usize,
     out: &mut [u8],
-) -> Result<(), Error> {
+) -> Result<usize, Error> {
     let stored = packed.tensors.iter().map(|&tensor| {
         let layer = packed.layer.filter(|_| graph.is_layered(tensor));
         // The compiler wants only what the graph reads.
@@ -451,15 +458,29 @@ fn pack_part(
         .iter()
         .zip(&transposed)
         .zip(&readers)
-        .map(|((stored, transposed), read)| match (stored.dtype, stored.change) {
-            (_, Change::Transposed) => vec![Values::F32(bytemuck::cast_slice(transposed))],
-            (Dtype::F32, Change::None) => stored.parts.iter().map(|part| Values::F32(part)).collect(),
-            (Dtype::Bf16, Change::None) => stored.parts.iter().map(|part| Values::Bf16(part)).collect(),
-            (Dtype::F16, Change::None) => stored.parts.iter().map(|part| Values::F16(part)).collect(),
-            _ => vec![Values::Read { elements: stored.len(), read }],
+        .map(|((stored, transposed), read)| {
+            let floats = match stored.change {
+                Change::Transposed => return vec![Values::F32(bytemuck::cast_slice(transposed))],
+                Change::None => stored.parts.iter().map(floats).collect::<Option<Vec<Values<'_>>>>(),
+                Change::Pairs { .. } | Change::Fused { .. } | Change::PlusOne => None,
+            };
+            floats.unwrap_or_else(|| vec![Values::Read { elements: stored.len(), read }])
         })
         .collect();
     let values: Vec<Values<'_>> = parts.iter().map(|parts| Values::of(parts)).collect();
     packed.pack(&values, from, out)?;
-    Ok(())
+    let share = out.len() as f64 / packed.bytes as f64;
+    let bits: f64 = stored.iter().map(|stored| stored.bits()).sum();
+    Ok((share * bits / 8.0) as usize)
+}
+
+/// The numbers of a tensor that are plain floats.
+fn floats<'a>(numbers: &Numbers<'a>) -> Option<Values<'a>> {
+    let Blocks { dtype, bytes } = numbers.blocks()?;
+    match dtype {
+        Dtype::F32 => Some(Values::F32(bytes)),
+        Dtype::Bf16 => Some(Values::Bf16(bytes)),
+        Dtype::F16 => Some(Values::F16(bytes)),
+        _ => None,
+    }
 }

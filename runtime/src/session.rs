@@ -90,6 +90,13 @@ impl<'m> Session<'m> {
         self.tokens.clear();
     }
 
+    /// Forgets the tokens from position `to` on, and what was computed for them. Where a window has passed over what those
+    /// before it would need, they are computed anew.
+    pub fn rewind(&mut self, to: usize) {
+        self.cache(|cache, sequence| cache.rewind(sequence, to));
+        self.tokens.truncate(to);
+    }
+
     /// Another session with the same tokens. What was computed for them is shared, not copied; the settings' number of
     /// sequences says how many find room in the cache.
     pub fn fork(&self) -> Session<'m> {

@@ -346,6 +346,86 @@ fn a_caller_may_stop_and_go_on() {
     assert_eq!(session.feed(&[7]).unwrap(), whole.feed(&[&tokens[..], &[7]].concat()).unwrap());
 }
 
+/// A template of chats whose end token is the tokenizer's first.
+fn talk(template: &str) -> Template {
+    let end = Some("<|endoftext|>".to_owned());
+    Template::new(Chat { file: "x".into(), template: template.into(), begin: None, end }).unwrap()
+}
+
+#[test]
+fn a_conversation_computes_what_is_new() {
+    let (_, tokens, numbers) = chain();
+    let model = load(&numbers, threads(1));
+    let template = "{% for m in messages %}{{ m.content }}{{ eos_token if m.role == 'assistant' }}{% endfor %}";
+    let mut conversation = Conversation::new(&model, talk(template), None).unwrap();
+    let answer = |conversation: &mut Conversation<'_>, text: &str, options: &Generate| {
+        let all = conversation.say(text, options).unwrap().collect::<Result<Vec<Token>, Error>>().unwrap();
+        let text = all.iter().map(|token| token.text.as_str()).collect::<String>();
+        let summary = conversation.session().summary();
+        (text, summary.prompt_tokens, summary.generated_tokens)
+    };
+    let greedy = Generate::default();
+    assert_eq!(answer(&mut conversation, "ab", &greedy), ("cdé€xyz".into(), 2, 11));
+    assert_eq!(conversation.session().tokens(), tokens);
+    assert_eq!(conversation.answer(), 2);
+    // The end token has not been computed yet, but is there.
+    assert_eq!(answer(&mut conversation, "abc", &greedy), ("dé€xyz".into(), 3, 10));
+    assert_eq!(conversation.session().tokens(), [&tokens[..], &tokens[..]].concat());
+    // An answer that was cut short gets its end token from the template; a stop string is no part of it.
+    conversation = Conversation::new(&model, talk(template), None).unwrap();
+    let stop = Generate { stops: vec!["x".into()], ..Generate::default() };
+    assert_eq!(answer(&mut conversation, "ab", &stop), ("cdé€".into(), 2, 8));
+    assert_eq!(answer(&mut conversation, "a", &Generate { limit: Some(2), ..greedy.clone() }), ("bc".into(), 2, 2));
+    assert_eq!(conversation.session().tokens(), [&tokens[..9], &[0], &tokens[..3]].concat());
+    assert_eq!(answer(&mut conversation, "a", &Generate { limit: Some(1), ..greedy.clone() }).1, 2);
+}
+
+#[test]
+fn a_conversation_that_the_template_changes_is_computed_anew() {
+    let (_, tokens, numbers) = chain();
+    let template = "{% for m in messages %}{{ m.content if m.role != 'assistant' else 'z' }}{% endfor %}";
+    for window in [None, Some(3)] {
+        let folder = folder(&numbers.safetensors(Dtype::F32), true);
+        let checkpoint = Checkpoint::open(folder.path()).unwrap();
+        let model = Model::load(&checkpoint, &graph_within(window), Settings { sequences: 2, ..threads(1) }).unwrap();
+        let mut conversation = Conversation::new(&model, talk(template), Some("b")).unwrap();
+        conversation.say("ab", &Generate::default()).unwrap().for_each(drop);
+        conversation.say("c", &Generate { limit: Some(1), ..Generate::default() }).unwrap().for_each(drop);
+        let expected = [tokens[1], tokens[0], tokens[1], tokens[11], tokens[2]];
+        assert_eq!(conversation.session().tokens()[..5], expected);
+        assert_eq!(conversation.session().summary().prompt_tokens, 2);
+        let again = model.session().feed(&expected).unwrap();
+        let next = (0..).zip(&again).max_by(|a, b| a.1.total_cmp(b.1)).map(|(id, _)| id);
+        assert_eq!(conversation.session().tokens().get(5).copied(), next);
+    }
+}
+
+#[test]
+fn a_conversation_stops_at_the_end_of_a_turn() {
+    let (_, tokens, numbers) = chain();
+    let folder = folder(&numbers.safetensors(Dtype::F32), true);
+    std::fs::write(folder.path().join("config.json"), CONFIG.replace("0}", "383}")).unwrap();
+    let model = Model::load(&Checkpoint::open(folder.path()).unwrap(), &graph(), threads(1)).unwrap();
+    let mut conversation = Conversation::new(&model, talk("{{ messages[0].content }}"), None).unwrap();
+    conversation.say("ab", &Generate::default()).unwrap().for_each(drop);
+    assert_eq!((model.end_tokens(), conversation.session().tokens()), (&[383][..], &tokens[..]));
+    assert_eq!(conversation.session().summary().stop, Some(Stop::EndToken(0)));
+
+    let error = Template::of(&Checkpoint::open(folder.path()).unwrap()).unwrap_err().to_string();
+    assert!(error.starts_with(&format!("{}: there is no chat template (", folder.path().display())), "{error}");
+    let refuse = talk("{{ raise_exception('no') if messages[1] else 'ab' }}");
+    let mut conversation = Conversation::new(&model, refuse, None).unwrap();
+    conversation.say("x", &Generate::default()).unwrap().for_each(drop);
+    for _ in 0..2 {
+        let error = conversation.say("y", &Generate::default()).unwrap_err().to_string();
+        assert_eq!(error, "x: the chat template refuses these messages: no");
+    }
+    let long = "a".repeat(41);
+    let error = Conversation::new(&model, talk("{{ messages[0].content }}"), None).unwrap();
+    let error = { error }.say(&long, &Generate::default()).unwrap_err().to_string();
+    assert!(error.starts_with("41 tokens do not fit"), "{error}");
+}
+
 #[test]
 fn a_seed_decides_the_text() {
     let model = load(&Numbers::random(), threads(2));

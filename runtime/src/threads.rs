@@ -91,19 +91,23 @@ impl Team for Threads {
     }
 }
 
-/// Does one thing on a thread of its own while the caller's does the other. A panic of either is the caller's.
+/// Does one thing on a thread of its own while the caller's does the other, which is told by a flag when the first has
+/// failed: what it does then is not needed. A panic of either is the caller's.
 ///
 /// # Errors
-/// If the system does not give a thread.
+/// The first's before the second's; or if the system does not give a thread.
 pub(crate) fn side_by_side<A: Send, B>(
-    aside: impl FnOnce() -> A + Send,
-    here: impl FnOnce() -> B,
+    aside: impl FnOnce() -> Result<A, Error> + Send,
+    here: impl FnOnce(&AtomicBool) -> Result<B, Error>,
 ) -> Result<(A, B), Error> {
+    let failed = AtomicBool::new(false);
+    let aside = || aside().inspect_err(|_| failed.store(true, Ordering::Relaxed));
     std::thread::scope(|scope| {
         let aside = std::thread::Builder::new().name("einfuse-aside".into()).spawn_scoped(scope, aside);
         let aside = aside.map_err(|error| Error::Threads { threads: 1, problem: error.to_string() })?;
-        let here = here();
-        Ok((aside.join().unwrap_or_else(|panic| resume_unwind(panic)), here))
+        let here = here(&failed);
+        let aside = aside.join().unwrap_or_else(|panic| resume_unwind(panic))?;
+        Ok((aside, here?))
     })
 }
 

@@ -92,6 +92,11 @@ impl Tokenizer {
         stream
     }
 
+    /// The token that is written so.
+    pub(crate) fn token(&self, text: &str) -> Option<u32> {
+        self.inner.token_to_id(text)
+    }
+
     fn knows(&self, token: u32) -> bool {
         self.inner.id_to_token(token).is_some()
     }

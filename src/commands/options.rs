@@ -92,8 +92,12 @@ impl ModelOptions {
 
     /// Loads the model, with a word on the terminal about what takes long.
     pub(crate) fn load(&self, settings: Settings) -> Result<Model, Error> {
-        let checkpoint = self.checkpoint()?;
-        self.announced(settings, |settings| einfuse::load_checkpoint(&checkpoint, settings))
+        self.load_checkpoint(&self.checkpoint()?, settings)
+    }
+
+    /// The same, of files that are open.
+    pub(crate) fn load_checkpoint(&self, checkpoint: &Checkpoint, settings: Settings) -> Result<Model, Error> {
+        self.announced(settings, |settings| einfuse::load_checkpoint(checkpoint, settings))
     }
 
     /// The same, but `load` says how.
@@ -200,7 +204,7 @@ impl SamplingOptions {
             seed: self.seed,
         };
         let stops = self.stop.clone();
-        Generate { sampling, limit: Some(self.tokens), stops, ignore_end: self.ignore_eos }
+        Generate { sampling, limit: Some(self.tokens), stops, ends: Vec::new(), ignore_end: self.ignore_eos }
     }
 }
 

@@ -1,10 +1,12 @@
-//! `einfuse run`: continues a text.
+//! `einfuse run`: continues a text, or answers in a chat.
 
-use std::io::{self, IsTerminal};
+use std::error::Error;
+use std::io::{self, BufRead, IsTerminal};
 use std::time::Duration;
 
 use clap::Args;
-use einfuse::{Model, Stop, Summary};
+use einfuse::runtime::{Conversation, Template};
+use einfuse::{Generation, Model, Session, Stop, Summary};
 use serde::Serialize;
 
 use super::Outcome;
@@ -17,16 +19,34 @@ Examples:
   einfuse run --seed 7 -n 100 \"To be, or not to be\"
   einfuse run -m ~/smollm2-135m --temperature 0 \"The capital of France is\"
   einfuse run -m ~/smollm2-135m --ids 1,450,7483 --json
+  einfuse run -m SmolLM2-135M-Instruct.Q4_1.gguf --chat \"What is the capital of France?\"
+  einfuse run -m SmolLM2-135M-Instruct.Q4_1.gguf --chat --system \"Answer in one word.\"
 
 The text goes to standard output as it is generated; how fast, in one line, to standard error. --json prints one object
-at the end, with the text, the token ids and the times in seconds.";
+at the end, with the text, the token ids and the times in seconds.
 
-/// Continue a text
+--chat writes the messages by the model's own chat template, and stops where a turn ends. Without a PROMPT it reads the
+user's turns from standard input, one a line.";
+
+/// Continue a text, or answer in a chat
 #[derive(Args, Debug)]
-#[command(after_help = EXAMPLES)]
+#[command(
+    after_help = EXAMPLES,
+    mut_group("PromptOptions", |group| group.required(false)),
+    mut_arg("prompt", |prompt| prompt.required_unless_present_any(["ids", "chat"])),
+    mut_arg("ids", |ids| ids.conflicts_with("chat")),
+)]
 pub(crate) struct Run {
     #[command(flatten)]
     prompt: PromptOptions,
+
+    /// Answer the PROMPT as a message of a chat; without one, chat
+    #[arg(long)]
+    chat: bool,
+
+    /// What the chat's model is told before anything else
+    #[arg(long, value_name = "TEXT", requires = "chat")]
+    system: Option<String>,
 
     #[command(flatten)]
     output: OutputOptions,
@@ -61,33 +81,74 @@ struct Report<'a> {
 
 impl Run {
     pub(crate) fn run(&self) -> Outcome {
+        if self.chat {
+            return self.chat();
+        }
         let model = self.model.load(self.model.settings(self.threads.threads))?;
         let prompt = self.prompt.tokens(&model)?;
         let mut session = model.session();
-        let mut text = String::new();
         let generation = session.generate(&prompt, &self.sampling.generate())?;
         if let (false, Some(prompt)) = (self.output.json, &self.prompt.prompt) {
             print(prompt)?;
         }
+        let text = self.write(generation)?;
+        self.finish(&session, prompt.len(), text)
+    }
+
+    /// One answer, or one to each line of standard input.
+    fn chat(&self) -> Outcome {
+        let checkpoint = self.model.checkpoint()?;
+        let template = Template::of(&checkpoint)?;
+        let model = self.model.load_checkpoint(&checkpoint, self.model.settings(self.threads.threads))?;
+        let mut conversation = Conversation::new(&model, template, self.system.as_deref())?;
+        let options = self.sampling.generate();
+        let mut answer = |text: &str| {
+            let text = self.write(conversation.say(text, &options)?)?;
+            self.finish(conversation.session(), conversation.answer(), text)
+        };
+        if let Some(prompt) = &self.prompt.prompt {
+            return answer(prompt);
+        }
+        let stdin = io::stdin();
+        let ask = || if stdin.is_terminal() && !self.output.json { print("> ") } else { Ok(()) };
+        ask()?;
+        for line in stdin.lock().lines() {
+            let line = line.map_err(|error| format!("cannot read standard input: {error}"))?;
+            if !line.trim().is_empty() {
+                answer(&line)?;
+            }
+            ask()?;
+        }
+        Ok(())
+    }
+
+    /// Prints what is generated as it comes; yields all of it.
+    fn write(&self, generation: Generation<'_, '_>) -> Result<String, Box<dyn Error>> {
+        let mut text = String::new();
         for token in generation {
             let token = token?;
-            if self.output.json {
-                text += &token.text;
-            } else {
+            if !self.output.json {
                 print(&token.text)?;
             }
+            text += &token.text;
         }
-        let summary = session.summary();
+        Ok(text)
+    }
+
+    /// Says how it went: what is after the first `prompt` tokens was generated.
+    fn finish(&self, session: &Session<'_>, prompt: usize, text: String) -> Outcome {
+        let (model, summary) = (session.model(), session.summary());
         if !self.output.json {
             print("\n")?;
-            eprintln!("{}", dimmed(&self.line(&model, summary)));
+            eprintln!("{}", dimmed(&self.line(model, summary)));
             return Ok(());
         }
+        let (prompt_ids, token_ids) = session.tokens().split_at(prompt);
         let report = Report {
             model: self.model.name(),
-            prompt_ids: &prompt,
+            prompt_ids,
             text,
-            token_ids: &session.tokens()[prompt.len()..],
+            token_ids,
             stopped: match summary.stop {
                 Some(Stop::EndToken(_)) => "end",
                 Some(Stop::StopString(_)) => "stop",

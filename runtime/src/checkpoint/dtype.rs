@@ -1,8 +1,8 @@
 //! How files store numbers: plain floats, and the blocks of ggml, which share scales among neighbours in a row.
 //!
-//! A format is a line in [`FORMATS`] and a function from the bytes of one block to its floats. The layouts, and the order of
-//! the operations, are those of ggml's reference (`ggml-quants.c`, and `quants.py` of the package `gguf`): the floats are
-//! the same bit for bit.
+//! A format is a line in [`FORMATS`] and a function from the bytes of one block to its floats. The layouts of ggml's blocks, and
+//! the order of the operations, are those of its reference (`ggml-quants.c`, and `quants.py` of the package `gguf`): the
+//! floats are the same bit for bit.
 
 use half::{bf16, f16};
 
@@ -41,15 +41,19 @@ pub enum Dtype {
     Iq4Xs,
     /// 4-bit floats (E2M1), a power of two for 32: the MX format of the Open Compute Project.
     Mxfp4,
+    /// 8-bit floats, 4 of them for the exponent, without infinities (<https://arxiv.org/abs/2209.05433>).
+    F8E4M3,
+    /// The upper half of a half precision number.
+    F8E5M2,
 }
 
 /// One format.
 struct Format {
     dtype: Dtype,
-    /// Its name in ggml.
+    /// Its name in the field.
     name: &'static str,
-    /// Its number in GGUF files (`ggml_type`).
-    code: u32,
+    /// Its number in GGUF files (`ggml_type`), if they can have it.
+    code: Option<u32>,
     /// How many numbers a block holds.
     length: usize,
     /// How many bytes a block takes.
@@ -60,23 +64,25 @@ struct Format {
 
 /// Every format, in the order of [`Dtype`].
 #[rustfmt::skip]
-static FORMATS: [Format; 16] = [
-    Format { dtype: Dtype::F32,   name: "F32",    code: 0,  length: 1,   bytes: 4,   decode: f32_ },
-    Format { dtype: Dtype::Bf16,  name: "BF16",   code: 30, length: 1,   bytes: 2,   decode: bf16_ },
-    Format { dtype: Dtype::F16,   name: "F16",    code: 1,  length: 1,   bytes: 2,   decode: f16_ },
-    Format { dtype: Dtype::Q4_0,  name: "Q4_0",   code: 2,  length: 32,  bytes: 18,  decode: q4_0 },
-    Format { dtype: Dtype::Q4_1,  name: "Q4_1",   code: 3,  length: 32,  bytes: 20,  decode: q4_1 },
-    Format { dtype: Dtype::Q5_0,  name: "Q5_0",   code: 6,  length: 32,  bytes: 22,  decode: q5_0 },
-    Format { dtype: Dtype::Q5_1,  name: "Q5_1",   code: 7,  length: 32,  bytes: 24,  decode: q5_1 },
-    Format { dtype: Dtype::Q8_0,  name: "Q8_0",   code: 8,  length: 32,  bytes: 34,  decode: q8_0 },
-    Format { dtype: Dtype::Q2K,   name: "Q2_K",   code: 10, length: 256, bytes: 84,  decode: q2_k },
-    Format { dtype: Dtype::Q3K,   name: "Q3_K",   code: 11, length: 256, bytes: 110, decode: q3_k },
-    Format { dtype: Dtype::Q4K,   name: "Q4_K",   code: 12, length: 256, bytes: 144, decode: q4_k },
-    Format { dtype: Dtype::Q5K,   name: "Q5_K",   code: 13, length: 256, bytes: 176, decode: q5_k },
-    Format { dtype: Dtype::Q6K,   name: "Q6_K",   code: 14, length: 256, bytes: 210, decode: q6_k },
-    Format { dtype: Dtype::Iq4Nl, name: "IQ4_NL", code: 20, length: 32,  bytes: 18,  decode: iq4_nl },
-    Format { dtype: Dtype::Iq4Xs, name: "IQ4_XS", code: 23, length: 256, bytes: 136, decode: iq4_xs },
-    Format { dtype: Dtype::Mxfp4, name: "MXFP4",  code: 39, length: 32,  bytes: 17,  decode: mxfp4 },
+static FORMATS: [Format; 18] = [
+    Format { dtype: Dtype::F32,   name: "F32",    code: Some(0),  length: 1,   bytes: 4,   decode: f32_ },
+    Format { dtype: Dtype::Bf16,  name: "BF16",   code: Some(30), length: 1,   bytes: 2,   decode: bf16_ },
+    Format { dtype: Dtype::F16,   name: "F16",    code: Some(1),  length: 1,   bytes: 2,   decode: f16_ },
+    Format { dtype: Dtype::Q4_0,  name: "Q4_0",   code: Some(2),  length: 32,  bytes: 18,  decode: q4_0 },
+    Format { dtype: Dtype::Q4_1,  name: "Q4_1",   code: Some(3),  length: 32,  bytes: 20,  decode: q4_1 },
+    Format { dtype: Dtype::Q5_0,  name: "Q5_0",   code: Some(6),  length: 32,  bytes: 22,  decode: q5_0 },
+    Format { dtype: Dtype::Q5_1,  name: "Q5_1",   code: Some(7),  length: 32,  bytes: 24,  decode: q5_1 },
+    Format { dtype: Dtype::Q8_0,  name: "Q8_0",   code: Some(8),  length: 32,  bytes: 34,  decode: q8_0 },
+    Format { dtype: Dtype::Q2K,   name: "Q2_K",   code: Some(10), length: 256, bytes: 84,  decode: q2_k },
+    Format { dtype: Dtype::Q3K,   name: "Q3_K",   code: Some(11), length: 256, bytes: 110, decode: q3_k },
+    Format { dtype: Dtype::Q4K,   name: "Q4_K",   code: Some(12), length: 256, bytes: 144, decode: q4_k },
+    Format { dtype: Dtype::Q5K,   name: "Q5_K",   code: Some(13), length: 256, bytes: 176, decode: q5_k },
+    Format { dtype: Dtype::Q6K,   name: "Q6_K",   code: Some(14), length: 256, bytes: 210, decode: q6_k },
+    Format { dtype: Dtype::Iq4Nl, name: "IQ4_NL", code: Some(20), length: 32,  bytes: 18,  decode: iq4_nl },
+    Format { dtype: Dtype::Iq4Xs, name: "IQ4_XS", code: Some(23), length: 256, bytes: 136, decode: iq4_xs },
+    Format { dtype: Dtype::Mxfp4, name: "MXFP4",  code: Some(39), length: 32,  bytes: 17,  decode: mxfp4 },
+    Format { dtype: Dtype::F8E4M3, name: "F8_E4M3", code: None,   length: 1,   bytes: 1,   decode: f8_e4m3 },
+    Format { dtype: Dtype::F8E5M2, name: "F8_E5M2", code: None,   length: 1,   bytes: 1,   decode: f8_e5m2 },
 ];
 
 impl Dtype {
@@ -85,9 +91,14 @@ impl Dtype {
         FORMATS.iter().map(|format| format.dtype)
     }
 
+    /// Every dtype that GGUF files can have.
+    pub(crate) fn all_of_gguf() -> impl Iterator<Item = Dtype> {
+        FORMATS.iter().filter(|format| format.code.is_some()).map(|format| format.dtype)
+    }
+
     /// The dtype of a number in GGUF files.
     pub(crate) fn of_code(code: u32) -> Option<Dtype> {
-        FORMATS.iter().find(|format| format.code == code).map(|format| format.dtype)
+        FORMATS.iter().find(|format| format.code == Some(code)).map(|format| format.dtype)
     }
 
     fn format(self) -> &'static Format {
@@ -128,6 +139,19 @@ fn bf16_(b: &[u8], out: &mut [f32]) {
 
 fn f16_(b: &[u8], out: &mut [f32]) {
     out[0] = half(b, 0);
+}
+
+/// As a half precision number, of which the exponent has a bias greater by 8, and a bit more.
+fn f8_e4m3(b: &[u8], out: &mut [f32]) {
+    let (sign, rest) = (u16::from(b[0] & 0x80) << 8, u16::from(b[0] & 0x7f));
+    out[0] = match rest {
+        0x7f => f32::NAN,
+        rest => f16::from_bits(sign | rest << 7).to_f32() * 256.0,
+    };
+}
+
+fn f8_e5m2(b: &[u8], out: &mut [f32]) {
+    out[0] = f16::from_le_bytes([0, b[0]]).to_f32();
 }
 
 /// The half precision number at byte `at`.
@@ -283,7 +307,7 @@ mod tests {
     fn formats_are_in_the_order_of_the_dtypes() {
         for (at, format) in FORMATS.iter().enumerate() {
             assert_eq!(format.dtype as usize, at, "{}", format.name);
-            assert_eq!(Dtype::of_code(format.code), Some(format.dtype));
+            assert!(format.code.is_none_or(|code| Dtype::of_code(code) == Some(format.dtype)));
         }
         assert_eq!(Dtype::of_code(4), None);
     }
@@ -292,7 +316,7 @@ mod tests {
     fn random_blocks_are_the_reference_s_floats_bit_for_bit() {
         let file = include_bytes!("../../tests/data/blocks.safetensors");
         let file = SafeTensors::deserialize(file).unwrap();
-        for dtype in Dtype::all() {
+        for dtype in Dtype::all_of_gguf() {
             let bytes = file.tensor(&format!("{}.blocks", dtype.name())).unwrap();
             let floats = file.tensor(&format!("{}.floats", dtype.name())).unwrap();
             let expected = floats.data().chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]));
@@ -306,6 +330,28 @@ mod tests {
                 assert_eq!(found.to_bits(), expected, "{dtype:?}, number {i}: {found} is not {wanted}");
             }
         }
-        assert_eq!(file.len(), 2 * FORMATS.len());
+        assert_eq!((file.len(), Dtype::all_of_gguf().count()), (2 * 16, 16));
+    }
+
+    #[test]
+    fn bytes_are_floats_as_their_definition_has_them() {
+        for (dtype, mantissa, bias) in [(Dtype::F8E4M3, 3, 7), (Dtype::F8E5M2, 2, 15)] {
+            for byte in 0..=u8::MAX {
+                let (exponent, fraction) = (i32::from(byte & 0x7f) >> mantissa, byte & ((1 << mantissa) - 1));
+                let share = f32::from(fraction) / (1 << mantissa) as f32;
+                let magnitude = match (dtype, exponent, fraction) {
+                    (Dtype::F8E4M3, 15, 7) => f32::NAN,
+                    (Dtype::F8E5M2, 31, 0) => f32::INFINITY,
+                    (Dtype::F8E5M2, 31, _) => f32::NAN,
+                    (_, 0, _) => share * 2f32.powi(1 - bias),
+                    _ => (1.0 + share) * 2f32.powi(exponent - bias),
+                };
+                let expected = if byte >= 0x80 { -magnitude } else { magnitude };
+                let mut found = [0.0];
+                dtype.decode(&[byte], &mut found);
+                let same = found[0].to_bits() == expected.to_bits() || found[0].is_nan() && expected.is_nan();
+                assert!(same, "{dtype:?} {byte:#x}: {} is not {expected}", found[0]);
+            }
+        }
     }
 }

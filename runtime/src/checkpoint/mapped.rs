@@ -1,5 +1,6 @@
-//! The bytes of a file: mapped into memory, or part of the program.
+//! The bytes of a file: mapped into memory, or there already.
 
+use std::borrow::Cow;
 use std::fs::File;
 use std::path::Path;
 
@@ -11,7 +12,7 @@ use crate::Error;
 #[derive(Debug)]
 pub(crate) enum Bytes {
     Mapped(Mmap),
-    Embedded(&'static [u8]),
+    Held(Cow<'static, [u8]>),
 }
 
 impl Bytes {
@@ -48,7 +49,7 @@ impl std::ops::Deref for Bytes {
     fn deref(&self) -> &[u8] {
         match self {
             Bytes::Mapped(map) => map,
-            Bytes::Embedded(bytes) => bytes,
+            Bytes::Held(bytes) => bytes,
         }
     }
 }

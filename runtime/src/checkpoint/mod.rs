@@ -1,8 +1,11 @@
 //! Where a model comes from: a Hugging Face folder, the same files within the program, or a GGUF file.
 
 mod dtype;
+pub mod fuzz;
 mod gguf;
 mod mapped;
+mod numbers;
+mod quantised;
 mod safetensors;
 mod weight;
 
@@ -13,11 +16,14 @@ use std::path::Path;
 use serde_json::Value;
 
 pub use dtype::Dtype;
+pub use numbers::{Blocks, Codes, Groups, Numbers, Packing, Tiles};
 pub(crate) use weight::declared;
 pub use weight::{Change, Stored};
 
 use crate::Error;
 use gguf::Gguf;
+use mapped::Bytes;
+use quantised::Method;
 use safetensors::TensorFile;
 
 /// A model's files as part of the program, for instance through `include_bytes!`.
@@ -49,26 +55,35 @@ pub struct Checkpoint {
 /// The files with the weights.
 #[derive(Debug)]
 enum Weights {
-    /// Files of tensors, and which of them has each tensor.
-    Safetensors(Vec<TensorFile>, HashMap<String, usize>),
+    /// Files of tensors, and how weights are quantised, if they are.
+    Safetensors(TensorFiles, Option<Method>),
     /// One file, which has the tokenizer too.
     Gguf(Box<Gguf>),
+}
+
+/// Files with tensors, and which of them has each.
+#[derive(Debug)]
+struct TensorFiles {
+    files: Vec<TensorFile>,
+    home: HashMap<String, usize>,
 }
 
 /// A tensor as it lies in a file.
 struct Found<'a> {
     file: &'a str,
-    /// How numbers are stored, or the name of a way that cannot be read.
-    dtype: Result<Dtype, String>,
     /// The dimensions that the graph's weight should have.
     shape: Vec<usize>,
-    bytes: &'a [u8],
+    numbers: Numbers<'a>,
     change: Change,
+    /// The tensors beside it, or in place of it, that make its numbers.
+    beside: Vec<String>,
 }
 
 /// How a chat becomes text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Chat {
+    /// The file that says so, for messages.
+    pub file: String,
     /// The template, in Jinja with Hugging Face's conventions.
     pub template: String,
     /// The text of the begin token, which templates call `bos_token`.
@@ -123,7 +138,7 @@ impl Checkpoint {
         let generation_config = generation_config.map(Json::parse).transpose()?;
         let chat = open_chat(folder)?;
         let (files, listed) = open_files(folder)?;
-        let weights = index(files, listed)?;
+        let weights = Weights::Safetensors(TensorFiles::new(files, listed)?, Method::of(&config)?);
         Ok(Checkpoint { place, config, generation_config, tokenizer, chat, weights })
     }
 
@@ -146,8 +161,9 @@ impl Checkpoint {
         let generation_config =
             model.generation_config.map(|bytes| Json::parse(raw("generation_config.json", bytes))).transpose()?;
         let tokenizer = model.tokenizer.map(|bytes| raw("tokenizer.json", bytes));
-        let file = TensorFile::embedded(format!("embedded {}/model.safetensors", model.name), model.weights)?;
-        let weights = index(vec![file], None)?;
+        let bytes = Bytes::Held(Cow::Borrowed(model.weights));
+        let file = TensorFile::new(format!("embedded {}/model.safetensors", model.name), bytes)?;
+        let weights = Weights::Safetensors(TensorFiles::new(vec![file], None)?, Method::of(&config)?);
         let place = format!("embedded {}", model.name);
         Ok(Checkpoint { place, config, generation_config, tokenizer, chat: None, weights })
     }
@@ -202,34 +218,24 @@ impl Checkpoint {
     }
 
     /// A tensor of this name.
-    fn find(&self, name: &str) -> Option<Found<'_>> {
+    fn find(&self, name: &str) -> Result<Option<Found<'_>>, Error> {
         match &self.weights {
-            Weights::Safetensors(files, home) => {
-                let file = files.get(*home.get(name)?)?;
-                let (info, bytes) = file.tensor(name)?;
-                let dtype = match info.dtype {
-                    ::safetensors::Dtype::F32 => Ok(Dtype::F32),
-                    ::safetensors::Dtype::BF16 => Ok(Dtype::Bf16),
-                    ::safetensors::Dtype::F16 => Ok(Dtype::F16),
-                    other => Err(other.to_string()),
-                };
-                Some(Found { file: &file.name, dtype, shape: info.shape.clone(), bytes, change: Change::None })
-            }
-            Weights::Gguf(gguf) => {
-                let (dtype, shape, bytes, change) = gguf.tensor(name)?;
+            Weights::Safetensors(tensors, method) => quantised::find(*method, name, |name| tensors.tensor(name)),
+            Weights::Gguf(gguf) => Ok(gguf.tensor(name).map(|(dtype, shape, bytes, change)| {
                 let mut shape = shape.to_vec();
                 if change == Change::Transposed {
                     shape.reverse();
                 }
-                Some(Found { file: &gguf.name, dtype: Ok(dtype), shape, bytes, change })
-            }
+                let numbers = Numbers::Blocks(Blocks { dtype, bytes });
+                Found { file: &gguf.name, shape, numbers, change, beside: Vec::new() }
+            })),
         }
     }
 
     /// Gives back the memory of what was read of the files with the weights, which can be read again.
     pub(crate) fn release(&self) {
         match &self.weights {
-            Weights::Safetensors(files, _) => files.iter().for_each(TensorFile::release),
+            Weights::Safetensors(tensors, _) => tensors.files.iter().for_each(TensorFile::release),
             Weights::Gguf(gguf) => gguf.release(),
         }
     }
@@ -237,7 +243,7 @@ impl Checkpoint {
     /// The names of all tensors that are not among `used`, sorted.
     pub fn leftovers(&self, used: &HashSet<String>) -> Vec<String> {
         let all: Box<dyn Iterator<Item = &String>> = match &self.weights {
-            Weights::Safetensors(_, home) => Box::new(home.keys()),
+            Weights::Safetensors(tensors, _) => Box::new(tensors.home.keys()),
             Weights::Gguf(gguf) => Box::new(gguf.names()),
         };
         let mut names: Vec<String> = all.filter(|name| !used.contains(*name)).cloned().collect();
@@ -291,27 +297,31 @@ fn open_chat(folder: &Path) -> Result<Option<Chat>, Error> {
     let config = Raw::read(&folder.join("tokenizer_config.json"))?.map(Json::parse).transpose()?;
     let value = |key: &str| config.as_ref()?.object.get(key);
     let key = "chat_template";
-    let template = match (file, value(key), &config) {
-        (Some(raw), ..) => match String::from_utf8(raw.bytes.into_owned()) {
-            Ok(template) => Some(template),
+    let found = match (file, &config) {
+        (Some(raw), _) => match String::from_utf8(raw.bytes.into_owned()) {
+            Ok(template) => Some((raw.file, template)),
             Err(error) => return Err(Error::File { file: raw.file, problem: format!("not UTF-8: {error}") }),
         },
-        (None, Some(Value::String(template)), _) => Some(template.clone()),
-        // Several by name.
-        (None, Some(Value::Array(list)), _) => {
-            let default = list.iter().find(|entry| entry.get("name").is_some_and(|name| name == "default"));
-            default.and_then(|entry| entry.get("template")?.as_str()).map(str::to_owned)
+        (None, Some(config)) => {
+            let template = match value(key) {
+                None | Some(Value::Null) => None,
+                Some(Value::String(template)) => Some(template.as_str()),
+                // Several by name.
+                Some(Value::Array(list)) => {
+                    let default = list.iter().find(|entry| entry.get("name").is_some_and(|name| name == "default"));
+                    default.and_then(|entry| entry.get("template")?.as_str())
+                }
+                Some(_) => return Err(config.wrong(key, "wants a template or a list of templates")),
+            };
+            template.map(|template| (config.file.clone(), template.to_owned()))
         }
-        (None, Some(other), Some(config)) if !other.is_null() => {
-            return Err(config.wrong(key, "wants a template or a list of templates"));
-        }
-        (None, ..) => None,
+        (None, None) => None,
     };
     let token = |key: &str| {
         let token = value(key)?;
         token.as_str().or_else(|| token.get("content")?.as_str()).map(str::to_owned)
     };
-    Ok(template.map(|template| Chat { template, begin: token("bos_token"), end: token("eos_token") }))
+    Ok(found.map(|(file, template)| Chat { file, template, begin: token("bos_token"), end: token("eos_token") }))
 }
 
 /// Opens the files with weights in a folder.
@@ -371,25 +381,31 @@ fn no_weights(folder: &Path) -> Error {
     Error::File { file: folder.display().to_string(), problem }
 }
 
-/// Notes which file has each tensor, and that the index, where there is one, agrees.
-fn index(files: Vec<TensorFile>, listed: Option<Listed>) -> Result<Weights, Error> {
-    let mut home: HashMap<String, usize> = HashMap::new();
-    for (at, file) in files.iter().enumerate() {
-        for name in file.names() {
-            if let Some(other) = home.insert(name.clone(), at) {
-                let problem = format!("is in {} too", files[other].name);
-                return Err(Error::Tensor { file: file.name.clone(), tensor: name.clone(), problem });
+impl TensorFiles {
+    /// Notes which file has each tensor, and that the index, where there is one, agrees.
+    fn new(files: Vec<TensorFile>, listed: Option<Listed>) -> Result<TensorFiles, Error> {
+        let mut home: HashMap<String, usize> = HashMap::new();
+        for (at, file) in files.iter().enumerate() {
+            for name in file.names() {
+                if let Some(other) = home.insert(name.clone(), at) {
+                    let problem = format!("is in {} too", files[other].name);
+                    return Err(Error::Tensor { file: file.name.clone(), tensor: name.clone(), problem });
+                }
             }
         }
-    }
-    for (tensor, shard) in listed.iter().flat_map(|listed| &listed.shards) {
-        if home.get(tensor) != Some(shard) {
-            let file = listed.as_ref().map(|listed| listed.file.clone()).unwrap_or_default();
-            let problem = format!("is said to be in {}, which does not have it", files[*shard].name);
-            return Err(Error::Tensor { file, tensor: tensor.clone(), problem });
+        for (tensor, shard) in listed.iter().flat_map(|listed| &listed.shards) {
+            if home.get(tensor) != Some(shard) {
+                let file = listed.as_ref().map(|listed| listed.file.clone()).unwrap_or_default();
+                let problem = format!("is said to be in {}, which does not have it", files[*shard].name);
+                return Err(Error::Tensor { file, tensor: tensor.clone(), problem });
+            }
         }
+        Ok(TensorFiles { files, home })
     }
-    Ok(Weights::Safetensors(files, home))
+
+    fn tensor(&self, name: &str) -> Option<safetensors::Tensor<'_>> {
+        self.files.get(*self.home.get(name)?)?.tensor(name)
+    }
 }
 
 #[cfg(test)]

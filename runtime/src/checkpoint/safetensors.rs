@@ -14,6 +14,7 @@ use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::Value;
 
 use super::mapped::Bytes;
+use super::quantised::READ;
 use crate::Error;
 
 /// The bytes before the header.
@@ -40,12 +41,8 @@ impl TensorFile {
         TensorFile::new(path.display().to_string(), bytes)
     }
 
-    /// Checks the header of a file that is part of the program.
-    pub(crate) fn embedded(name: String, bytes: &'static [u8]) -> Result<TensorFile, Error> {
-        TensorFile::new(name, Bytes::Embedded(bytes))
-    }
-
-    fn new(name: String, bytes: Bytes) -> Result<TensorFile, Error> {
+    /// Checks the header of a file.
+    pub(crate) fn new(name: String, bytes: Bytes) -> Result<TensorFile, Error> {
         let wrong = |problem: Problem| match problem {
             Problem::Header(problem) => Error::File { file: name.clone(), problem },
             Problem::Tensor(tensor, problem) => Error::Tensor { file: name.clone(), tensor, problem },
@@ -66,12 +63,22 @@ impl TensorFile {
         self.bytes.release();
     }
 
-    /// A tensor's dtype and shape, and its bytes.
-    pub(crate) fn tensor(&self, name: &str) -> Option<(&TensorInfo, &[u8])> {
-        let info = self.metadata.info(name)?;
-        let (start, end) = info.data_offsets;
-        Some((info, self.bytes.get(self.data + start..self.data + end)?))
+    /// A tensor.
+    pub(crate) fn tensor(&self, name: &str) -> Option<Tensor<'_>> {
+        let TensorInfo { dtype, shape, data_offsets: (start, end) } = self.metadata.info(name)?;
+        let bytes = self.bytes.get(self.data + start..self.data + end)?;
+        Some(Tensor { file: &self.name, dtype: *dtype, shape, bytes })
     }
+}
+
+/// A tensor of a file.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Tensor<'a> {
+    /// The file, for messages.
+    pub(crate) file: &'a str,
+    pub(crate) dtype: Dtype,
+    pub(crate) shape: &'a [usize],
+    pub(crate) bytes: &'a [u8],
 }
 
 /// What is wrong with a file: with its header as a whole, or with a tensor's entry.
@@ -134,7 +141,7 @@ fn entry(value: &Value) -> Result<(usize, usize), String> {
     let field = |key: &str| value.get(key).ok_or(format!("has no `{key}`"));
     let dtype = field("dtype")?;
     let Some(bits) = serde_json::from_value::<Dtype>(dtype.clone()).ok().map(|dtype| dtype.bitsize()) else {
-        return Err(format!("has the unknown dtype {dtype}; F32, BF16 and F16 can be used"));
+        return Err(format!("has the unknown dtype {dtype}; {READ} can be used"));
     };
     let shape = numbers(field("shape")?).ok_or("wants a `shape` of whole numbers")?;
     let offsets = numbers(field("data_offsets")?);

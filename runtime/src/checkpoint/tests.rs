@@ -83,7 +83,8 @@ fn the_chat_template_is_kept() {
         all.extend(files.iter().map(|(name, content)| (*name, content.as_bytes())));
         Folder::new(&all)
     };
-    let chat = |template: &str, begin: Option<&str>, end: Option<&str>| Chat {
+    let chat = |file: &str, template: &str, begin: Option<&str>, end: Option<&str>| Chat {
+        file: file.into(),
         template: template.into(),
         begin: begin.map(str::to_owned),
         end: end.map(str::to_owned),
@@ -96,19 +97,24 @@ fn the_chat_template_is_kept() {
         (vec![config(r#"{"chat_template": null}"#)], None),
         (
             vec![config(r#"{"chat_template": "x", "bos_token": "<s>", "eos_token": {"content": "</s>"}}"#)],
-            Some(chat("x", Some("<s>"), Some("</s>"))),
+            Some(chat("tokenizer_config.json", "x", Some("<s>"), Some("</s>"))),
         ),
         (
             vec![config(
                 r#"{"chat_template": [{"name": "tools", "template": "y"}, {"name": "default", "template": "z"}]}"#,
             )],
-            Some(chat("z", None, None)),
+            Some(chat("tokenizer_config.json", "z", None, None)),
         ),
-        (vec![config(r#"{"chat_template": "x"}"#), ("chat_template.jinja", "w")], Some(chat("w", None, None))),
-        (vec![("chat_template.jinja", "w")], Some(chat("w", None, None))),
+        (
+            vec![config(r#"{"chat_template": "x"}"#), ("chat_template.jinja", "w")],
+            Some(chat("chat_template.jinja", "w", None, None)),
+        ),
+        (vec![("chat_template.jinja", "w")], Some(chat("chat_template.jinja", "w", None, None))),
     ];
     for (files, expected) in cases {
-        assert_eq!(open(&files).open().chat(), expected.as_ref(), "{files:?}");
+        let folder = open(&files);
+        let path = |chat: Chat| Chat { file: folder.path(&chat.file).display().to_string(), ..chat };
+        assert_eq!(folder.open().chat(), expected.map(path).as_ref(), "{files:?}");
     }
     assert_eq!(
         open(&[config(r#"{"chat_template": 3}"#)]).error(),
@@ -181,8 +187,14 @@ fn a_corrupt_header_is_refused() {
         (edit(r#""shape":[4],"#, ""), ": tensor `b` has no `shape`"),
         (edit(r#","data_offsets":[24,32]"#, ""), ": tensor `b` has no `data_offsets`"),
         (edit(r#"{"dtype":"F32","shape":[2,3],"data_offsets":[0,24]}"#, "7"), ": tensor `a` has no `dtype`"),
-        (edit("F32", "Q4_K"), ": tensor `a` has the unknown dtype \"Q4_K\"; F32, BF16 and F16 can be used"),
-        (edit(r#""F32""#, "32"), ": tensor `a` has the unknown dtype 32; F32, BF16 and F16 can be used"),
+        (
+            edit("F32", "Q4_K"),
+            ": tensor `a` has the unknown dtype \"Q4_K\"; F32, BF16, F16, F8_E4M3 and F8_E5M2 can be used",
+        ),
+        (
+            edit(r#""F32""#, "32"),
+            ": tensor `a` has the unknown dtype 32; F32, BF16, F16, F8_E4M3 and F8_E5M2 can be used",
+        ),
         (edit("F32", "F16"), ": tensor `a` of F16 [2, 3] wants 12 bytes, its offsets hold 24"),
         (edit("[2,3]", "[2,4]"), ": tensor `a` of F32 [2, 4] wants 32 bytes, its offsets hold 24"),
         (edit("[2,3]", "[]"), ": tensor `a` of F32 [] wants 4 bytes, its offsets hold 24"),
@@ -258,7 +270,7 @@ fn any_changed_byte_is_an_error_or_other_numbers() {
                     opened += 1;
                     for &weight in &weights {
                         if let Ok(stored) = checkpoint.weight(&graph, weight, Some(7)) {
-                            assert_eq!(stored.to_f32().len() * stored.dtype.block_bytes(), stored.size());
+                            assert_eq!(stored.to_f32().len(), stored.len());
                         }
                     }
                 }
@@ -388,17 +400,15 @@ fn a_weight_is_found_by_layer_alternative_and_rows() {
         folder(&[("layers.7.q.weight", &[24, 5]), ("old.weight", &[5]), ("qkv", &[6, 5]), ("scale", &[])]).open();
     let found = checkpoint.weight(&graph, wq, Some(7)).unwrap();
     assert_eq!(
-        (found.names[0].as_str(), found.dtype, found.rank, found.size()),
-        ("layers.7.q.weight", Dtype::F32, 2, 480)
+        (found.names[0].as_str(), found.parts[0].blocks().unwrap().dtype, found.rank, found.len()),
+        ("layers.7.q.weight", Dtype::F32, 2, 120)
     );
     assert_eq!(checkpoint.weight(&graph, w, None).unwrap().names, ["old.weight"]);
     let rows = checkpoint.weight(&graph, kv, None).unwrap();
-    let numbers: Vec<f32> = checkpoint.find("qkv").unwrap().bytes[40..120]
-        .chunks_exact(4)
-        .map(|b| f32::from_le_bytes(b.try_into().unwrap()))
-        .collect();
+    let mut numbers = [0.0; 20];
+    checkpoint.find("qkv").unwrap().unwrap().numbers.read(10, &mut numbers);
     assert_eq!(rows.to_f32(), numbers);
-    assert_eq!(checkpoint.weight(&graph, s, None).unwrap().size(), 4);
+    assert_eq!(checkpoint.weight(&graph, s, None).unwrap().len(), 1);
 
     let both = folder(&[("old.weight", &[5]), ("new.weight", &[5])]).open();
     assert_eq!(both.weight(&graph, w, None).unwrap().names, ["new.weight"]);
@@ -459,11 +469,12 @@ fn numbers_are_read_as_they_are_stored() {
     assert_eq!(f16s.weight(&graph, w, None).unwrap().to_f32(), numbers.map(|x| half::f16::from_f32(x).to_f32()));
     let bf16s = open("BF16", numbers.iter().flat_map(|x| half::bf16::from_f32(*x).to_le_bytes()).collect());
     let found = bf16s.weight(&graph, w, None).unwrap();
-    assert_eq!((found.dtype, found.dtype.block_bytes()), (Dtype::Bf16, 2));
+    assert_eq!(found.parts[0].blocks().unwrap().dtype, Dtype::Bf16);
     assert_eq!(found.to_f32(), numbers.map(|x| half::bf16::from_f32(x).to_f32()));
     for dtype in ["F64", "I64"] {
         let error = open(dtype, vec![0; 40]).weight(&graph, w, None).unwrap_err().to_string();
-        let expected = format!("tensor `old.weight` is of dtype {dtype}; F32, BF16 and F16 can be used");
+        let expected =
+            format!("tensor `old.weight` is of dtype {dtype}; F32, BF16, F16, F8_E4M3 and F8_E5M2 can be used");
         assert!(error.ends_with(&expected), "{error}");
     }
 }

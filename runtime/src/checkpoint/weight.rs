@@ -2,7 +2,7 @@
 
 use einfuse_graph::{FileTensor, Graph, Kind, TensorId};
 
-use super::{Checkpoint, Dtype, Found};
+use super::{Checkpoint, Found, Numbers};
 use crate::Error;
 
 /// A weight of a graph as it lies in a file.
@@ -11,16 +11,15 @@ pub struct Stored<'a> {
     /// The tensor's name in the file, or, where its architecture gives it another, the reference implementation's. Several
     /// of equal shape where a weight's first axis has a file tensor for each coordinate.
     pub names: Vec<String>,
-    /// How numbers are stored.
-    pub dtype: Dtype,
+    /// Other tensors of the file, with scales or the like.
+    pub beside: Vec<String>,
     /// How many dimensions a file's tensor has; the graph's may be more, as neighbours are merged in files.
     pub rank: usize,
-    /// The numbers of each file tensor, one after the other: little endian, row-major in the axes of the graph's tensor but for
-    /// `change`, without alignment.
-    pub parts: Vec<&'a [u8]>,
+    /// The numbers of each file tensor, one after the other: row-major in the axes of the graph's tensor but for `change`.
+    pub parts: Vec<Numbers<'a>>,
     /// What makes the numbers of a file tensor the graph's.
     pub change: Change,
-    /// Rows in a file tensor: all dimensions but the last, whose blocks are neighbours.
+    /// Rows in a file tensor: all dimensions but the last, whose numbers are neighbours.
     rows: usize,
 }
 
@@ -47,15 +46,10 @@ pub enum Change {
     PlusOne,
 }
 
-impl<'a> Stored<'a> {
+impl Stored<'_> {
     /// How many numbers there are.
     pub fn len(&self) -> usize {
-        self.size() / self.dtype.block_bytes() * self.dtype.block_length()
-    }
-
-    /// How many bytes they are.
-    pub fn size(&self) -> usize {
-        self.parts.iter().map(|part| part.len()).sum()
+        self.parts.iter().map(Numbers::len).sum()
     }
 
     /// Whether there are none.
@@ -63,16 +57,14 @@ impl<'a> Stored<'a> {
         self.len() == 0
     }
 
-    /// The bytes of each row, in the order of the graph's tensor, unless it is the transposed of the file's; a row is the
-    /// last of the file's dimensions, and is made of whole blocks.
-    pub fn rows(&self) -> impl ExactSizeIterator<Item = &'a [u8]> {
-        (0..self.rows * self.parts.len()).map(|row| self.row(row))
+    /// How many bits they take in the file, but for scales in other tensors.
+    pub fn bits(&self) -> f64 {
+        self.parts.iter().map(|part| part.len() as f64 * part.bits()).sum()
     }
 
-    fn row(&self, row: usize) -> &'a [u8] {
-        let (bytes, row) = (self.parts[row / self.rows], row % self.rows);
-        let size = bytes.len() / self.rows;
-        let from = match self.change {
+    /// Which row of a file tensor is a row of the graph's tensor, unless that is the transposed of the file's.
+    fn row(&self, row: usize) -> usize {
+        match self.change {
             Change::Pairs { heads } => {
                 let head = self.rows / heads;
                 let (first, within) = (row / head * head, row % head);
@@ -84,8 +76,7 @@ impl<'a> Stored<'a> {
                 (part * heads + head) * size + within
             }
             Change::None | Change::Transposed | Change::PlusOne => row,
-        };
-        &bytes[from * size..(from + 1) * size]
+        }
     }
 
     /// The numbers, row-major in the axes of the graph's tensor, each exactly (less one where the file adds one).
@@ -115,26 +106,13 @@ impl<'a> Stored<'a> {
         while done < out.len() {
             let (row, column) = ((at + done) / columns, (at + done) % columns);
             let some = (columns - column).min(out.len() - done);
-            self.read_row(row, column, &mut out[done..done + some]);
+            let from = self.row(row % self.rows) * columns + column;
+            self.parts[row / self.rows].read(from, &mut out[done..done + some]);
             done += some;
         }
         if self.change == Change::PlusOne {
             out.iter_mut().for_each(|number| *number -= 1.0);
         }
-    }
-
-    /// Numbers of one row of the file.
-    fn read_row(&self, row: usize, column: usize, out: &mut [f32]) {
-        let (length, size) = (self.dtype.block_length(), self.dtype.block_bytes());
-        let blocks = &self.row(row)[column / length * size..];
-        let skip = column % length;
-        if skip == 0 && out.len().is_multiple_of(length) {
-            return self.dtype.decode(blocks, out);
-        }
-        // Parts of blocks: whole ones are read on the side.
-        let mut whole = vec![0.0; (skip + out.len()).next_multiple_of(length)];
-        self.dtype.decode(blocks, &mut whole);
-        out.copy_from_slice(&whole[skip..skip + out.len()]);
     }
 }
 
@@ -157,33 +135,40 @@ impl Checkpoint {
         let axes = axes(graph, tensor);
         let coordinates = axes.first().map_or(1, |(_, size)| *size);
         let file_names = |place: &FileTensor| place.names(layer, coordinates);
-        let found = places.iter().find_map(|place| {
-            let names = file_names(place);
-            self.find(names.first()?).map(|_| (names, place))
-        });
         let missing = |names: Vec<String>| {
             let (weight, place) = (declared(graph, tensor), self.place.clone());
             Error::MissingWeight { weight, names: names.join(" or "), place }
         };
+        let mut found = None;
+        for place in places {
+            let names = file_names(place);
+            let first = names.first().map_or(Ok(None), |name| self.find(name))?;
+            if first.is_some() {
+                found = Some((names, place));
+                break;
+            }
+        }
         let Some((names, place)) = found else {
             return Err(missing(places.iter().filter_map(|place| file_names(place).into_iter().next()).collect()));
         };
         let axes = if place.is_stacked() { &axes[1..] } else { &axes[..] };
         let mut stored: Option<Stored<'_>> = None;
         for name in names {
-            let found = self.find(&name).ok_or_else(|| missing(vec![name.clone()]))?;
-            let part = file_tensor(graph, tensor, axes, place, name, &found)?;
+            let found = self.find(&name)?.ok_or_else(|| missing(vec![name.clone()]))?;
+            let file = found.file;
+            let part = file_tensor(graph, tensor, axes, place, name, found)?;
             match &mut stored {
                 None => stored = Some(part),
-                Some(all) if (all.dtype, all.change, all.rows) == (part.dtype, part.change, part.rows) => {
+                Some(all) if (all.change, all.rows, all.rank) == (part.change, part.rows, part.rank) => {
                     all.names.extend(part.names);
+                    all.beside.extend(part.beside);
                     all.parts.extend(part.parts);
                 }
                 Some(all) => {
                     let problem =
                         format!("is not stored as `{}` is, which comes before it in one weight", all.names[0]);
                     let tensor = part.names.into_iter().next().unwrap_or_default();
-                    return Err(Error::Tensor { file: found.file.to_owned(), tensor, problem });
+                    return Err(Error::Tensor { file: file.to_owned(), tensor, problem });
                 }
             }
         }
@@ -198,14 +183,10 @@ fn file_tensor<'a>(
     axes: &[(&str, usize)],
     place: &FileTensor,
     name: String,
-    found: &Found<'a>,
+    found: Found<'a>,
 ) -> Result<Stored<'a>, Error> {
     let wrong = |problem| Error::Tensor { file: found.file.to_owned(), tensor: name.clone(), problem };
-    let dtype = match &found.dtype {
-        Ok(dtype) => *dtype,
-        Err(other) => return Err(wrong(format!("is of dtype {other}; F32, BF16 and F16 can be used"))),
-    };
-    let (mut shape, mut bytes, rank) = (found.shape.clone(), found.bytes, found.shape.len());
+    let (mut shape, mut numbers, rank) = (found.shape.clone(), found.numbers, found.shape.len());
     if let Some(rows) = &place.rows {
         let stored = shape.first().copied().unwrap_or(0);
         let weight = || declared(graph, tensor);
@@ -213,13 +194,15 @@ fn file_tensor<'a>(
             let (weight, start, end) = (weight(), rows.start, rows.end);
             return Err(wrong(format!("has {stored} rows, {weight} wants rows {start} to {end}")));
         }
-        let row = bytes.len() / stored.max(1);
-        let whole = matches!(found.change, Change::None | Change::PlusOne) && row.is_multiple_of(dtype.block_bytes());
-        if !whole {
-            let (weight, start, end) = (weight(), rows.start, rows.end);
-            return Err(wrong(format!("is not stored row by row; {weight} wants rows {start} to {end}")));
+        let row = numbers.len() / stored.max(1);
+        let some = numbers.some(rows.start * row..rows.end * row);
+        match some.filter(|_| matches!(found.change, Change::None | Change::PlusOne)) {
+            Some(some) => numbers = some,
+            None => {
+                let (weight, start, end) = (weight(), rows.start, rows.end);
+                return Err(wrong(format!("is not stored row by row; {weight} wants rows {start} to {end}")));
+            }
         }
-        bytes = &bytes[rows.start * row..rows.end * row];
         shape[0] = rows.len();
     }
     let (groups, exact) = group(axes, &shape);
@@ -238,7 +221,7 @@ fn file_tensor<'a>(
         Change::Pairs { .. } | Change::Fused { .. } if rank == 1 => shape[0],
         _ => shape[..shape.len().saturating_sub(1)].iter().product(),
     };
-    Ok(Stored { names: vec![name], dtype, rank, parts: vec![bytes], change: found.change, rows })
+    Ok(Stored { names: vec![name], beside: found.beside, rank, parts: vec![numbers], change: found.change, rows })
 }
 
 /// A tensor's name and line in the model, as messages say them: `` `wq` (src/llama.rs:24) ``.

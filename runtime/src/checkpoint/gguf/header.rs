@@ -237,7 +237,7 @@ fn describe(cursor: &mut Cursor<'_>, name: &str) -> Result<Described, String> {
     let type_at = cursor.at;
     let code = cursor.u32().map_err(|e| e.of("the type"))?;
     let Some(dtype) = Dtype::of_code(code) else {
-        let known: Vec<String> = Dtype::all().map(|dtype| dtype.name().to_owned()).collect();
+        let known: Vec<String> = Dtype::all_of_gguf().map(|dtype| dtype.name().to_owned()).collect();
         return Err(format!("is of the type {code} at byte {type_at}, which is none of {}", known.join(", ")));
     };
     let (length, size) = (dtype.block_length() as u64, dtype.block_bytes() as u64);

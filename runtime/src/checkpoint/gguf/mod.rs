@@ -38,7 +38,8 @@ impl Gguf {
         Gguf::new(path.display().to_string(), bytes)
     }
 
-    fn new(name: String, bytes: Bytes) -> Result<Gguf, Error> {
+    /// Checks the header of a file.
+    pub(crate) fn new(name: String, bytes: Bytes) -> Result<Gguf, Error> {
         let header = Header::read(&bytes).map_err(|problem| match problem {
             Problem::Header(problem) => Error::File { file: name.clone(), problem },
             Problem::Key(key, problem) => Error::Key { file: name.clone(), key, problem },
@@ -72,7 +73,7 @@ impl Gguf {
     pub(crate) fn chat(&self) -> Result<Option<Chat>, Error> {
         let Some(template) = self.text("tokenizer.chat_template")? else { return Ok(None) };
         let (begin, end) = (self.token("tokenizer.ggml.bos_token_id")?, self.token("tokenizer.ggml.eos_token_id")?);
-        Ok(Some(Chat { template: template.to_owned(), begin, end }))
+        Ok(Some(Chat { file: self.name.clone(), template: template.to_owned(), begin, end }))
     }
 
     /// The token whose number a key has.

@@ -6,6 +6,7 @@ use proptest::prelude::*;
 use serde_json::json;
 
 use super::*;
+use crate::checkpoint::fuzz::tests::hold_seed;
 use crate::checkpoint::{Checkpoint, Dtype};
 use crate::tokens::Tokenizer;
 
@@ -88,7 +89,7 @@ impl Writer {
 }
 
 fn open(bytes: Vec<u8>) -> Result<Gguf, Error> {
-    Gguf::new("x.gguf".into(), Bytes::Embedded(bytes.leak()))
+    Gguf::new("x.gguf".into(), Bytes::Held(bytes.into()))
 }
 
 fn error(bytes: Vec<u8>) -> String {
@@ -130,6 +131,56 @@ fn small() -> Writer {
         .tensor("other", &[], Dtype::F32, numbers(1))
 }
 
+/// A file with merges, a chat template, scaled rotary positions, and a tensor of each type.
+fn blocks() -> Writer {
+    let bytes = |dtype: Dtype| (0..dtype.block_bytes()).map(|i| i as u8 & 0x3f).collect::<Vec<u8>>();
+    let factors = [1.0f32, 2.0].map(f32::to_le_bytes).concat();
+    let writer = Writer::default()
+        .text("general.architecture", "qwen2")
+        .u32("qwen2.embedding_length", 8)
+        .u32("qwen2.feed_forward_length", 8)
+        .u32("qwen2.block_count", 0)
+        .u32("qwen2.attention.head_count", 2)
+        .f32("qwen2.attention.layer_norm_rms_epsilon", 1e-6)
+        .text("qwen2.rope.scaling.type", "yarn")
+        .f32("qwen2.rope.scaling.factor", 4.0)
+        .text("tokenizer.ggml.model", "gpt2")
+        .text("tokenizer.ggml.pre", "qwen2")
+        .texts("tokenizer.ggml.tokens", &["a", "b", "ab", "<|im_end|>"])
+        .array("tokenizer.ggml.token_type", Kind::U8, &[1, 1, 1, 3].map(|kind| vec![kind]))
+        .texts("tokenizer.ggml.merges", &["a b"])
+        .u32("tokenizer.ggml.eos_token_id", 3)
+        .text("tokenizer.chat_template", "{{ messages[0].content }}")
+        .tensor("token_embd.weight", &[1, 4], Dtype::F16, vec![1; 8])
+        .tensor("rope_freqs.weight", &[2], Dtype::F32, factors);
+    Dtype::all_of_gguf()
+        .fold(writer, |writer, dtype| writer.tensor(dtype.name(), &[dtype.block_length() as u64], dtype, bytes(dtype)))
+}
+
+/// A file with experts, which are stacked.
+fn experts() -> Writer {
+    Writer::default()
+        .text("general.architecture", "llama")
+        .u32("llama.embedding_length", 2)
+        .u32("llama.feed_forward_length", 2)
+        .u32("llama.block_count", 1)
+        .u32("llama.attention.head_count", 1)
+        .u32("llama.expert_count", 2)
+        .u32("llama.expert_used_count", 1)
+        .f32("llama.attention.layer_norm_rms_epsilon", 1e-6)
+        .text("tokenizer.ggml.model", "none")
+        .tensor("token_embd.weight", &[2, 2], Dtype::Bf16, vec![0; 8])
+        .tensor("blk.0.attn_k.weight", &[2, 2], Dtype::F32, vec![0; 16])
+        .tensor("blk.0.ffn_gate_exps.weight", &[2, 2, 2], Dtype::F32, vec![0; 32])
+}
+
+#[test]
+fn seeds_are_files_of_each_kind() {
+    for (name, writer) in [("small", small()), ("blocks", blocks()), ("experts", experts())] {
+        hold_seed("gguf", name, &writer.file());
+    }
+}
+
 #[test]
 fn a_small_file_is_read() {
     let gguf = open(small().file()).unwrap();
@@ -161,7 +212,8 @@ fn a_small_file_is_read() {
     let (dtype, shape, bytes, _) = gguf.tensor("model.embed_tokens.weight").unwrap();
     assert_eq!((dtype, shape, bytes.len()), (Dtype::Q8_0, &[8, 32][..], 272));
     let template = small().text("tokenizer.chat_template", "x").file();
-    let chat = Chat { template: "x".into(), begin: Some("<s>".into()), end: Some("</s>".into()) };
+    let chat =
+        Chat { file: "x.gguf".into(), template: "x".into(), begin: Some("<s>".into()), end: Some("</s>".into()) };
     assert_eq!(open(template).unwrap().chat().unwrap(), Some(chat));
     let mut version_2 = small().file();
     version_2[4] = 2;

@@ -70,9 +70,9 @@ fn converted(folder: &str) -> Writer {
     let heads = |kind: &str| config[kind].as_u64().unwrap() as usize;
     let mut stacks: BTreeMap<String, Stack> = BTreeMap::new();
     for name in file.names() {
-        let (graph, weight) = graph_of(name, &file.tensor(name).unwrap().0.shape);
+        let (graph, weight) = graph_of(name, file.tensor(name).unwrap().shape);
         let numbers = Checkpoint::open(folder).unwrap().weight(&graph, weight, None).unwrap().to_f32();
-        let shape = file.tensor(name).unwrap().0.shape.clone();
+        let shape = file.tensor(name).unwrap().shape.to_vec();
         let columns = *shape.last().unwrap();
         let rows = numbers.len() / columns;
         let at = |row: usize, column: usize| numbers[row * columns + column];
@@ -281,9 +281,9 @@ fn a_converted_folder_is_the_folder_again() {
             } else {
                 name.clone()
             };
-            let (graph, weight) = graph_of(&known, &file.tensor(name).unwrap().0.shape);
+            let (graph, weight) = graph_of(&known, file.tensor(name).unwrap().shape);
             let found = checkpoint.weight(&graph, weight, None).unwrap().to_f32();
-            let (graph, weight) = graph_of(name, &file.tensor(name).unwrap().0.shape);
+            let (graph, weight) = graph_of(name, file.tensor(name).unwrap().shape);
             let wanted = reference.weight(&graph, weight, None).unwrap().to_f32();
             // One more, rounded, and one less again.
             let bound = if model == "gemma3" && name.contains("norm") { f32::EPSILON } else { 0.0 };

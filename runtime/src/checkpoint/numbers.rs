@@ -1,0 +1,249 @@
+//! The numbers of a tensor, however its file has them: in blocks, with scales in another tensor, or as codes of four bits with
+//! scales and zeros in others.
+
+use std::ops::Range;
+
+use super::Dtype;
+
+/// The numbers of a tensor, or of some of its rows, row-major.
+#[derive(Clone, Copy, Debug)]
+pub enum Numbers<'a> {
+    /// Blocks of neighbours in a row; a plain float is a block of one.
+    Blocks(Blocks<'a>),
+    /// The same, to be multiplied by the scale of the tile in which they are.
+    Scaled {
+        /// The factors.
+        blocks: Blocks<'a>,
+        /// The scales.
+        scales: Tiles<'a>,
+        /// The place of the first number in the tensor that the scales are for.
+        first: usize,
+    },
+    /// Codes of four bits.
+    Coded {
+        /// The tensor.
+        codes: Codes<'a>,
+        /// The place of the first number in it.
+        first: usize,
+        /// How many numbers.
+        len: usize,
+    },
+}
+
+/// Numbers in blocks.
+#[derive(Clone, Copy, Debug)]
+pub struct Blocks<'a> {
+    /// How they are stored.
+    pub dtype: Dtype,
+    /// The bytes of whole blocks, without alignment.
+    pub bytes: &'a [u8],
+}
+
+/// Scales for the tiles of a matrix.
+#[derive(Clone, Copy, Debug)]
+pub struct Tiles<'a> {
+    /// The scales, row by row.
+    pub(super) scales: Blocks<'a>,
+    /// The columns of the matrix.
+    pub(super) columns: usize,
+    /// Rows and columns of a tile; the last ones may be cut off by the matrix's end.
+    pub(super) tile: [usize; 2],
+}
+
+/// A matrix `[outputs, inputs]` of codes of four bits: the number is `scale · (code - zero)`, where groups of inputs share scale
+/// and zero for each output.
+#[derive(Clone, Copy, Debug)]
+pub struct Codes<'a> {
+    pub(super) packing: Packing,
+    pub(super) outputs: usize,
+    pub(super) inputs: usize,
+    /// Words of eight codes, little endian: `[inputs / 8, outputs]` or `[inputs, outputs / 8]`.
+    pub(super) codes: &'a [[u8; 4]],
+    /// Words of eight zeros, `[groups, outputs / 8]`.
+    pub(super) zeros: &'a [[u8; 4]],
+    /// `[groups, outputs]`.
+    pub(super) scales: Blocks<'a>,
+    pub(super) groups: Groups<'a>,
+}
+
+/// Which eight codes are one word, and where each is in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Packing {
+    /// GPTQ's: eight inputs, the first in the lowest bits; eight outputs' zeros alike.
+    Gptq {
+        /// By how much the zeros are greater than stored: 1 in files of version 1.
+        more: u8,
+    },
+    /// AWQ's (`gemm`): eight outputs, those of even number in the lower half.
+    Awq,
+}
+
+/// The group of each input.
+#[derive(Clone, Copy, Debug)]
+pub enum Groups<'a> {
+    /// So many neighbours are a group.
+    Of(usize),
+    /// Each input's, little endian.
+    Listed(&'a [[u8; 4]]),
+}
+
+impl<'a> Numbers<'a> {
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        match self {
+            Numbers::Blocks(blocks) | Numbers::Scaled { blocks, .. } => blocks.len(),
+            Numbers::Coded { len, .. } => *len,
+        }
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// How they are stored, and their bytes, if that is all there is.
+    pub fn blocks(&self) -> Option<Blocks<'a>> {
+        match self {
+            Numbers::Blocks(blocks) => Some(*blocks),
+            Numbers::Scaled { .. } | Numbers::Coded { .. } => None,
+        }
+    }
+
+    /// How many bits a number takes, but for scales in other tensors.
+    pub fn bits(&self) -> f64 {
+        match self {
+            Numbers::Blocks(Blocks { dtype, .. }) | Numbers::Scaled { blocks: Blocks { dtype, .. }, .. } => {
+                8.0 * dtype.block_bytes() as f64 / dtype.block_length() as f64
+            }
+            Numbers::Coded { .. } => 4.0,
+        }
+    }
+
+    /// Some of them; `None` if the range is not of whole blocks.
+    pub fn some(&self, range: Range<usize>) -> Option<Numbers<'a>> {
+        Some(match *self {
+            Numbers::Blocks(blocks) => Numbers::Blocks(blocks.some(range)?),
+            Numbers::Scaled { blocks, scales, first } => {
+                Numbers::Scaled { first: first + range.start, blocks: blocks.some(range)?, scales }
+            }
+            Numbers::Coded { codes, first, .. } => {
+                Numbers::Coded { codes, first: first + range.start, len: range.len() }
+            }
+        })
+    }
+
+    /// Reads neighbours, from the number `at` on, each exactly as its format defines it (products of scales in single
+    /// precision).
+    ///
+    /// # Panics
+    /// If there are fewer than `out` wants.
+    pub fn read(&self, at: usize, out: &mut [f32]) {
+        match self {
+            Numbers::Blocks(blocks) => blocks.read(at, out),
+            Numbers::Scaled { blocks, scales, first } => {
+                blocks.read(at, out);
+                scales.multiply(first + at, out);
+            }
+            Numbers::Coded { codes, first, .. } => codes.read(first + at, out),
+        }
+    }
+}
+
+impl<'a> Blocks<'a> {
+    fn len(&self) -> usize {
+        self.bytes.len() / self.dtype.block_bytes() * self.dtype.block_length()
+    }
+
+    fn some(self, range: Range<usize>) -> Option<Blocks<'a>> {
+        let (length, size) = (self.dtype.block_length(), self.dtype.block_bytes());
+        let whole = range.start.is_multiple_of(length) && range.end.is_multiple_of(length);
+        let bytes = self.bytes.get(range.start / length * size..range.end / length * size).filter(|_| whole)?;
+        Some(Blocks { bytes, ..self })
+    }
+
+    fn read(&self, at: usize, out: &mut [f32]) {
+        let (length, size) = (self.dtype.block_length(), self.dtype.block_bytes());
+        let blocks = &self.bytes[at / length * size..];
+        let skip = at % length;
+        if skip == 0 && out.len().is_multiple_of(length) {
+            return self.dtype.decode(blocks, out);
+        }
+        // Parts of blocks: whole ones are read on the side.
+        let mut whole = vec![0.0; (skip + out.len()).next_multiple_of(length)];
+        self.dtype.decode(blocks, &mut whole);
+        out.copy_from_slice(&whole[skip..skip + out.len()]);
+    }
+
+    /// One of plain floats.
+    fn one(&self, at: usize) -> f32 {
+        let mut one = [0.0];
+        self.read(at, &mut one);
+        one[0]
+    }
+}
+
+impl Tiles<'_> {
+    /// Multiplies neighbours, of which the first is the matrix's number `at`.
+    fn multiply(&self, at: usize, out: &mut [f32]) {
+        let [rows, columns] = self.tile;
+        let across = self.columns.div_ceil(columns);
+        let mut done = 0;
+        while done < out.len() {
+            let (row, column) = ((at + done) / self.columns, (at + done) % self.columns);
+            let end = ((column / columns + 1) * columns).min(self.columns);
+            let some = (end - column).min(out.len() - done);
+            let scale = self.scales.one(row / rows * across + column / columns);
+            out[done..done + some].iter_mut().for_each(|number| *number *= scale);
+            done += some;
+        }
+    }
+}
+
+/// Where AWQ has the code of each of eight outputs.
+const AWQ: [usize; 8] = [0, 4, 1, 5, 2, 6, 3, 7];
+
+impl Codes<'_> {
+    /// Reads neighbours.
+    fn read(&self, at: usize, out: &mut [f32]) {
+        let (mut output, mut input) = (at / self.inputs, at % self.inputs);
+        let mut known = None;
+        for out in out {
+            let group = self.group(input);
+            let (scale, zero) = match known {
+                Some((same, scale, zero)) if same == group => (scale, zero),
+                _ => self.scale_and_zero(group, output),
+            };
+            known = Some((group, scale, zero));
+            let code = match self.packing {
+                Packing::Gptq { .. } => nibble(self.codes[input / 8 * self.outputs + output], input % 8),
+                Packing::Awq => nibble(self.codes[input * (self.outputs / 8) + output / 8], AWQ[output % 8]),
+            };
+            *out = f32::from(code - zero) * scale;
+            input += 1;
+            if input == self.inputs {
+                (output, input, known) = (output + 1, 0, None);
+            }
+        }
+    }
+
+    fn group(&self, input: usize) -> usize {
+        match self.groups {
+            Groups::Of(size) => input / size,
+            Groups::Listed(groups) => u32::from_le_bytes(groups[input]) as usize,
+        }
+    }
+
+    fn scale_and_zero(&self, group: usize, output: usize) -> (f32, i16) {
+        let word = self.zeros[group * (self.outputs / 8) + output / 8];
+        let zero = match self.packing {
+            Packing::Gptq { more } => nibble(word, output % 8) + i16::from(more),
+            Packing::Awq => nibble(word, AWQ[output % 8]),
+        };
+        (self.scales.one(group * self.outputs + output), zero)
+    }
+}
+
+/// One of the eight codes in a word.
+fn nibble(word: [u8; 4], at: usize) -> i16 {
+    (u32::from_le_bytes(word) >> (4 * at) & 15) as i16
+}

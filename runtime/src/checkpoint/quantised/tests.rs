@@ -1,0 +1,450 @@
+use einfuse_graph::{Builder, FileTensor, Graph, TensorId};
+use half::{bf16, f16};
+use serde_json::json;
+
+use super::*;
+use crate::checkpoint::fuzz::tests::hold_seed;
+use crate::checkpoint::{Checkpoint, Embedded};
+
+/// Name, dtype, shape, data.
+type Part = (&'static str, &'static str, Vec<usize>, Vec<u8>);
+
+/// A config.json and a safetensors file.
+fn files(settings: Value, parts: &[Part]) -> (String, Vec<u8>) {
+    let config = json!({ "architectures": ["Test"], "quantization_config": settings }).to_string();
+    let (mut header, mut data) = (serde_json::Map::new(), Vec::new());
+    for (name, dtype, shape, bytes) in parts {
+        let offsets = [data.len(), data.len() + bytes.len()];
+        header.insert((*name).into(), json!({ "dtype": dtype, "shape": shape, "data_offsets": offsets }));
+        data.extend(bytes);
+    }
+    let header = Value::Object(header).to_string();
+    (config, [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &data].concat())
+}
+
+fn open(settings: Value, parts: &[Part]) -> Result<Checkpoint, Error> {
+    let (config, weights) = files(settings, parts);
+    Checkpoint::embedded(&Embedded {
+        name: "x",
+        config: config.leak().as_bytes(),
+        generation_config: None,
+        tokenizer: None,
+        weights: weights.leak(),
+    })
+}
+
+/// A graph with the weight `w[o, i]`, stored as `l.weight`, or some rows of it.
+fn graph(outputs: usize, inputs: usize, rows: Option<std::ops::Range<usize>>) -> (Graph, TensorId) {
+    let mut b = Builder::new("test");
+    let (o, i) = (b.axis("o", outputs), b.axis("i", inputs));
+    let w = b.weight("w", &[o, i], vec![FileTensor { name: "l.weight".into(), rows }]);
+    let value = b.load(w);
+    let out = b.define("out", None, value);
+    (b.finish(out).unwrap(), w)
+}
+
+/// Checks a checkpoint's weight against its numbers, as a whole, in all pieces, and some of its rows.
+fn check(settings: &Value, parts: &[Part], expected: &[Vec<f32>]) {
+    let checkpoint = open(settings.clone(), parts).unwrap();
+    let (outputs, inputs) = (expected.len(), expected[0].len());
+    let bits = |numbers: &[f32]| numbers.iter().map(|x| x.to_bits()).collect::<Vec<u32>>();
+    let all = bits(&expected.concat());
+    let (graph_, w) = graph(outputs, inputs, None);
+    let stored = checkpoint.weight(&graph_, w, None).unwrap();
+    assert_eq!(bits(&stored.to_f32()), all, "{settings}");
+    for at in 0..all.len() {
+        for length in [1, 2, inputs - 1, inputs, inputs + 3] {
+            let mut out = vec![0.0; length.min(all.len() - at)];
+            stored.read(at, &mut out);
+            assert_eq!(bits(&out), all[at..at + out.len()]);
+        }
+    }
+    let used = stored.beside.iter().chain(&stored.names).cloned().collect();
+    assert!(checkpoint.leftovers(&used).is_empty(), "{:?}", checkpoint.leftovers(&used));
+    let (graph_, w) = graph(outputs - 2, inputs, Some(1..outputs - 1));
+    let some = checkpoint.weight(&graph_, w, None).unwrap();
+    assert_eq!(bits(&some.to_f32()), all[inputs..all.len() - inputs]);
+}
+
+/// Any numbers, the same each time.
+fn random() -> impl FnMut(u32) -> u32 {
+    let mut state = 7u32;
+    move |below| {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 8) % below
+    }
+}
+
+/// The number of a byte of E4M3, by its definition.
+fn e4m3(byte: u8) -> f64 {
+    let (exponent, fraction) = (i32::from(byte >> 3 & 15), f64::from(byte & 7) / 8.0);
+    let magnitude = if exponent == 0 { fraction / 64.0 } else { (1.0 + fraction) * 2f64.powi(exponent - 7) };
+    if byte & 0x80 == 0 { magnitude } else { -magnitude }
+}
+
+#[test]
+fn bytes_are_scaled_by_tile_by_row_or_as_a_whole() {
+    let (outputs, inputs) = (7, 10);
+    let mut random = random();
+    let bytes: Vec<u8> = (0..outputs * inputs).map(|_| random(127) as u8 | (random(2) << 7) as u8).collect();
+    let scales: Vec<f32> = (0..12).map(|_| (random(1000) + 1) as f32 / 7919.0).collect();
+    let weight = ("l.weight", "F8_E4M3", vec![outputs, inputs], bytes.clone());
+    let expected = |scale: &dyn Fn(usize, usize) -> f32| -> Vec<Vec<f32>> {
+        let number = |o: usize, i: usize| (e4m3(bytes[o * inputs + i]) * f64::from(scale(o, i))) as f32;
+        (0..outputs).map(|o| (0..inputs).map(|i| number(o, i)).collect()).collect()
+    };
+    let f32s = |count: usize| scales[..count].iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
+    let narrow = |at: usize| bf16::from_f32(scales[at]);
+    let bf16s = (0..outputs).flat_map(|at| narrow(at).to_le_bytes()).collect::<Vec<u8>>();
+
+    // The last tiles are cut off by the end.
+    let tiles =
+        json!({ "quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "weight_block_size": [2, 4] });
+    let tiled = expected(&|o, i| scales[o / 2 * 3 + i / 4]);
+    check(&tiles, &[weight.clone(), ("l.weight_scale_inv", "F32", vec![4, 3], f32s(12))], &tiled);
+    let group =
+        json!({ "weights": { "num_bits": 8, "type": "float", "strategy": "block", "block_structure": [2, 4] } });
+    let tiles =
+        json!({ "quant_method": "compressed-tensors", "format": "float-quantized", "config_groups": { "g": group } });
+    check(&tiles, &[weight.clone(), ("l.weight_scale", "F32", vec![4, 3], f32s(12))], &tiled);
+
+    let group = json!({ "weights": { "num_bits": 8, "type": "float", "strategy": "channel" } });
+    let rows = [
+        json!({ "quant_method": "fbgemm_fp8", "activation_scale_ub": 1200.0, "modules_to_not_convert": ["lm_head"] }),
+        json!({ "quant_method": "compressed-tensors", "format": "float-quantized", "config_groups": { "g": group } }),
+        Value::Null,
+    ];
+    for settings in rows {
+        for shape in [vec![outputs, 1], vec![outputs]] {
+            let by_row = expected(&|o, _| scales[o]);
+            check(&settings, &[weight.clone(), ("l.weight_scale", "F32", shape.clone(), f32s(outputs))], &by_row);
+            let by_row = expected(&|o, _| narrow(o).to_f32());
+            check(&settings, &[weight.clone(), ("l.weight_scale", "BF16", shape, bf16s.clone())], &by_row);
+        }
+    }
+    for shape in [vec![], vec![1], vec![1, 1]] {
+        let whole = json!({ "quant_method": "fp8", "activation_scheme": "static" });
+        check(&whole, &[weight.clone(), ("l.weight_scale", "F32", shape, f32s(1))], &expected(&|_, _| scales[0]));
+    }
+    check(&Value::Null, &[weight], &expected(&|_, _| 1.0));
+    let halves: Vec<u8> = bytes.iter().map(|byte| byte & 0xbf).collect();
+    let number = |byte: &u8| f16::from_le_bytes([0, *byte]).to_f32() * scales[0];
+    let e5m2: Vec<Vec<f32>> = halves.chunks(inputs).map(|row| row.iter().map(number).collect()).collect();
+    let weight = ("l.weight", "F8_E5M2", vec![outputs, inputs], halves.clone());
+    check(&json!({ "quant_method": "fp8" }), &[weight, ("l.weight_scale_inv", "F32", vec![1], f32s(1))], &e5m2);
+}
+
+/// A matrix of codes, with zeros and scales for each group: `[outputs][inputs]`, `[groups][outputs]` twice.
+struct Matrix {
+    codes: Vec<Vec<u32>>,
+    zeros: Vec<Vec<u32>>,
+    scales: Vec<Vec<f16>>,
+}
+
+const OUTPUTS: usize = 16;
+const INPUTS: usize = 24;
+const GROUP: usize = 9;
+
+impl Matrix {
+    fn random(groups: usize) -> Matrix {
+        let mut random = random();
+        let mut some = |count: usize| (0..count).map(|_| random(16)).collect::<Vec<u32>>();
+        let codes = (0..OUTPUTS).map(|_| some(INPUTS)).collect();
+        let zeros = (0..groups).map(|_| some(OUTPUTS)).collect();
+        let scale = |x: u32| f16::from_f32((x + 1) as f32 / 333.0);
+        let scales = (0..groups).map(|_| some(OUTPUTS).into_iter().map(scale).collect()).collect();
+        Matrix { codes, zeros, scales }
+    }
+
+    /// The numbers, with zeros greater by `more`.
+    fn expected(&self, more: f64, group: impl Fn(usize) -> usize) -> Vec<Vec<f32>> {
+        let number = |o: usize, i: usize| {
+            let (zero, scale) = (self.zeros[group(i)][o], self.scales[group(i)][o]);
+            ((f64::from(self.codes[o][i]) - f64::from(zero) - more) * scale.to_f64()) as f32
+        };
+        (0..OUTPUTS).map(|o| (0..INPUTS).map(|i| number(o, i)).collect()).collect()
+    }
+
+    fn scales(&self) -> Part {
+        let bytes = self.scales.concat().iter().flat_map(|x| x.to_le_bytes()).collect();
+        ("l.scales", "F16", vec![self.scales.len(), OUTPUTS], bytes)
+    }
+
+    /// As AutoGPTQ packs: `qweight[i / 8][o] |= code << 4 (i % 8)`, `qzeros[g][o / 8] |= zero << 4 (o % 8)`.
+    fn gptq(&self) -> Vec<Part> {
+        let mut codes = vec![0u32; INPUTS / 8 * OUTPUTS];
+        for o in 0..OUTPUTS {
+            for i in 0..INPUTS {
+                codes[i / 8 * OUTPUTS + o] |= self.codes[o][i] << (4 * (i % 8));
+            }
+        }
+        let mut zeros = vec![0u32; self.zeros.len() * OUTPUTS / 8];
+        for (g, row) in self.zeros.iter().enumerate() {
+            for (o, zero) in row.iter().enumerate() {
+                zeros[g * OUTPUTS / 8 + o / 8] |= zero << (4 * (o % 8));
+            }
+        }
+        vec![
+            ("l.qweight", "I32", vec![INPUTS / 8, OUTPUTS], words(&codes)),
+            ("l.qzeros", "I32", vec![self.zeros.len(), OUTPUTS / 8], words(&zeros)),
+            self.scales(),
+        ]
+    }
+
+    /// As AutoAWQ packs: the outputs 0, 2, 4, 6, 1, 3, 5, 7 of each eight, from the lowest bits on.
+    fn awq(&self) -> Vec<Part> {
+        let order = [0, 2, 4, 6, 1, 3, 5, 7];
+        let pack = |number: &dyn Fn(usize, usize) -> u32, rows: usize| {
+            let mut packed = vec![0u32; rows * OUTPUTS / 8];
+            for row in 0..rows {
+                for column in 0..OUTPUTS / 8 {
+                    for (i, o) in order.iter().enumerate() {
+                        packed[row * OUTPUTS / 8 + column] |= number(row, column * 8 + o) << (4 * i);
+                    }
+                }
+            }
+            words(&packed)
+        };
+        vec![
+            ("l.qweight", "I32", vec![INPUTS, OUTPUTS / 8], pack(&|i, o| self.codes[o][i], INPUTS)),
+            ("l.qzeros", "I32", vec![self.zeros.len(), OUTPUTS / 8], pack(&|g, o| self.zeros[g][o], self.zeros.len())),
+            self.scales(),
+        ]
+    }
+}
+
+fn words(words: &[u32]) -> Vec<u8> {
+    words.iter().flat_map(|word| word.to_le_bytes()).collect()
+}
+
+fn gptq(format: Option<&str>, group: i64) -> Value {
+    let mut settings =
+        json!({ "quant_method": "gptq", "bits": 4, "group_size": group, "desc_act": true, "sym": false });
+    if let Some(format) = format {
+        settings["checkpoint_format"] = json!(format);
+    }
+    settings
+}
+
+#[test]
+fn gptq_s_codes_are_the_numbers_that_were_packed() {
+    let matrix = Matrix::random(INPUTS.div_ceil(GROUP));
+    let by_place = |input: usize| input / GROUP;
+    for (format, more) in [(None, 1.0), (Some("gptq"), 1.0), (Some("gptq_v2"), 0.0)] {
+        check(&gptq(format, GROUP as i64), &matrix.gptq(), &matrix.expected(more, by_place));
+        // As sorted by activation: any input can be in any group.
+        let listed = |input: usize| (input * 5 + 1) % 3;
+        let index: Vec<u32> = (0..INPUTS).map(|input| listed(input) as u32).collect();
+        let parts = [matrix.gptq(), vec![("l.g_idx", "I32", vec![INPUTS], words(&index))]].concat();
+        check(&gptq(format, GROUP as i64), &parts, &matrix.expected(more, listed));
+    }
+    let matrix = Matrix::random(1);
+    check(&gptq(None, -1), &matrix.gptq(), &matrix.expected(1.0, |_| 0));
+    // What was left as it was.
+    let plain = ("l.weight", "F16", vec![3, 5], vec![0x3c; 30]);
+    check(&gptq(None, 128), &[plain], &vec![vec![f16::from_bits(0x3c3c).to_f32(); 5]; 3]);
+}
+
+#[test]
+fn awq_s_codes_are_the_numbers_that_were_packed() {
+    for group in [8, INPUTS] {
+        let matrix = Matrix::random(INPUTS / group);
+        let settings =
+            json!({ "quant_method": "awq", "bits": 4, "group_size": group, "version": "GEMM", "zero_point": true });
+        check(&settings, &matrix.awq(), &matrix.expected(0.0, |input| input / group));
+    }
+}
+
+#[test]
+fn seeds_are_checkpoints_of_each_kind() {
+    let hold = |name: &str, settings: Value, parts: &[Part]| {
+        let (config, weights) = files(settings, parts);
+        hold_seed("safetensors", name, &[config.as_bytes(), b"\n", &weights].concat());
+    };
+    let bytes = |count: usize| (0..count).map(|i| (i * 37 % 120) as u8).collect::<Vec<u8>>();
+    let plain = [
+        ("a", "F32", vec![2, 3], bytes(24)),
+        ("b", "BF16", vec![4], bytes(8)),
+        ("c", "F16", vec![1, 2, 1], bytes(4)),
+        ("d", "F8_E5M2", vec![3], bytes(3)),
+    ];
+    hold("plain", Value::Null, &plain);
+    let fp8 = [
+        ("l.weight", "F8_E4M3", vec![5, 6], bytes(30)),
+        ("l.weight_scale_inv", "F32", vec![3, 2], bytes(24)),
+        ("m.weight", "F8_E4M3", vec![3, 2], bytes(6)),
+        ("m.weight_scale", "BF16", vec![3, 1], bytes(6)),
+    ];
+    hold("fp8", json!({ "quant_method": "fp8", "weight_block_size": [2, 4] }), &fp8);
+    let matrix = Matrix::random(INPUTS.div_ceil(GROUP));
+    let index: Vec<u32> = (0..INPUTS).map(|input| input as u32 % 3).collect();
+    let parts = [matrix.gptq(), vec![("l.g_idx", "I32", vec![INPUTS], words(&index))]].concat();
+    hold("gptq", gptq(None, GROUP as i64), &parts);
+    hold("awq", json!({ "quant_method": "awq", "bits": 4, "group_size": GROUP }), &matrix.awq());
+}
+
+#[test]
+fn other_methods_and_broken_settings_are_named() {
+    let int4 = |key: &str, value: Value| {
+        let mut settings = gptq(None, 128);
+        settings[key] = value;
+        settings
+    };
+    let compressed = |format: &str, kind: &str, bits: u32| {
+        json!({
+            "quant_method": "compressed-tensors",
+            "format": format,
+            "config_groups": { "group_0": { "weights": { "type": kind, "num_bits": bits } } },
+        })
+    };
+    let cases = [
+        (json!({}), "quant_method` is missing"),
+        (json!({ "quant_method": 3 }), "quant_method` wants a string, not 3"),
+        (
+            json!({ "quant_method": "bitsandbytes" }),
+            "quant_method` is `bitsandbytes`; fp8, fbgemm_fp8, compressed-tensors, gptq and awq can be read",
+        ),
+        (
+            json!({ "quant_method": "fp8", "weight_block_size": [128] }),
+            "weight_block_size` wants two numbers of at least 1, not [128]",
+        ),
+        (
+            json!({ "quant_method": "fp8", "weight_block_size": [128, 0] }),
+            "weight_block_size` wants two numbers of at least 1, not [128,0]",
+        ),
+        (int4("bits", json!(3)), "bits` is `3`; 4 can be read"),
+        (int4("bits", Value::Null), "bits` is missing"),
+        (int4("group_size", json!(0)), "group_size` wants a number of at least 1, or -1, not 0"),
+        (int4("group_size", Value::Null), "group_size` is missing"),
+        (int4("checkpoint_format", json!("marlin")), "checkpoint_format` is `marlin`; gptq and gptq_v2 can be read"),
+        (
+            json!({ "quant_method": "awq", "bits": 4, "group_size": 64, "version": "gemv" }),
+            "version` is `gemv`; gemm can be read",
+        ),
+        (
+            compressed("pack-quantized", "int", 4),
+            "format` is `pack-quantized`; float-quantized and naive-quantized can be read",
+        ),
+        (
+            compressed("naive-quantized", "int", 8),
+            "config_groups.group_0.weights` wants `type` float and `num_bits` 8, which is what can be read",
+        ),
+    ];
+    for (settings, expected) in cases {
+        let error = open(settings, &[]).unwrap_err().to_string();
+        assert_eq!(error, format!("embedded x/config.json: key `quantization_config.{expected}"));
+    }
+}
+
+#[test]
+fn tensors_that_do_not_fit_are_named() {
+    let matrix = Matrix::random(INPUTS.div_ceil(GROUP));
+    let with = |mut parts: Vec<Part>, name: &'static str, dtype: &'static str, shape: &[usize]| {
+        parts.retain(|(other, ..)| *other != name);
+        let bits = match dtype {
+            "F8_E4M3" | "I8" => 8,
+            "F16" | "BF16" => 16,
+            _ => 32,
+        };
+        if dtype != "absent" {
+            parts.push((name, dtype, shape.to_vec(), vec![0x33; shape.iter().product::<usize>() * bits / 8]));
+        }
+        parts
+    };
+    let settings = gptq(None, GROUP as i64);
+    let awq = json!({ "quant_method": "awq", "bits": 4, "group_size": GROUP });
+    let fp8 = json!({ "quant_method": "fp8", "weight_block_size": [2, 4] });
+    let weight = || vec![("l.weight", "F8_E4M3", vec![OUTPUTS, INPUTS], vec![0; OUTPUTS * INPUTS])];
+    let cases: Vec<(&Value, Vec<Part>, &str)> = vec![
+        (
+            &settings,
+            with(matrix.gptq(), "l.qzeros", "absent", &[]),
+            "`l.qweight` has no `l.qzeros` beside it, which was expected",
+        ),
+        (
+            &settings,
+            with(matrix.gptq(), "l.scales", "absent", &[]),
+            "`l.qweight` has no `l.scales` beside it, which was expected",
+        ),
+        (
+            &settings,
+            with(matrix.gptq(), "l.qweight", "I32", &[48]),
+            "`l.qweight` has the shape [48]; two dimensions were expected",
+        ),
+        (&settings, with(matrix.gptq(), "l.qweight", "F32", &[3, 16]), "`l.qweight` is of dtype F32; I32 was expected"),
+        (
+            &settings,
+            with(matrix.gptq(), "l.scales", "F32", &[3, 8]),
+            "`l.scales` has the shape [3, 8]; [3, 16] was expected",
+        ),
+        (
+            &settings,
+            with(matrix.gptq(), "l.scales", "F8_E4M3", &[3, 16]),
+            "`l.scales` is of dtype F8_E4M3; F32, BF16 or F16 was expected",
+        ),
+        (
+            &settings,
+            with(matrix.gptq(), "l.scales", "I32", &[3, 16]),
+            "`l.scales` is of dtype I32; F32, BF16, F16, F8_E4M3 and F8_E5M2 can be used",
+        ),
+        (
+            &settings,
+            with(matrix.gptq(), "l.qzeros", "I32", &[2, 2]),
+            "`l.qzeros` has the shape [2, 2]; [3, 2] was expected",
+        ),
+        (
+            &settings,
+            with(with(matrix.gptq(), "l.scales", "F16", &[2, 16]), "l.qzeros", "I32", &[2, 2]),
+            "`l.scales` has 2 groups; 24 inputs in groups of 9 are expected",
+        ),
+        (&settings, with(matrix.gptq(), "l.g_idx", "I32", &[23]), "`l.g_idx` has the shape [23]; [24] was expected"),
+        (
+            &settings,
+            with(matrix.gptq(), "l.g_idx", "I32", &[24]),
+            "`l.g_idx` has the group 858993459 for input 0; there are 3 groups",
+        ),
+        (
+            &settings,
+            with(
+                with(with(matrix.gptq(), "l.qweight", "I32", &[3, 12]), "l.scales", "F16", &[3, 12]),
+                "l.qzeros",
+                "I32",
+                &[3, 1],
+            ),
+            "`l.qweight` has 12 outputs for 24 inputs; multiples of 8 were expected",
+        ),
+        (
+            &awq,
+            with(matrix.awq(), "l.scales", "F16", &[3, 24]),
+            "`l.scales` has the shape [3, 24]; [3, 16] was expected",
+        ),
+        (&fp8, weight(), "`l.weight` has no scale: `l.weight_scale_inv` or `l.weight_scale` was expected"),
+        (
+            &fp8,
+            with(weight(), "l.weight_scale_inv", "F32", &[7, 6]),
+            "`l.weight_scale_inv` has the shape [7, 6]; one number, one for each of 16 rows, one for each 2 × 4 were expected",
+        ),
+        (
+            &Value::Null,
+            with(weight(), "l.weight_scale", "F32", &[8, 6]),
+            "`l.weight_scale` has the shape [8, 6]; one number, one for each of 16 rows were expected",
+        ),
+        (
+            &fp8,
+            with(weight(), "l.weight_scale", "I32", &[1]),
+            "`l.weight_scale` is of dtype I32; F32, BF16, F16, F8_E4M3 and F8_E5M2 can be used",
+        ),
+        (
+            &fp8,
+            with(vec![], "l.weight", "I8", &[16, 24]),
+            "`l.weight` is of dtype I8; F32, BF16, F16, F8_E4M3 and F8_E5M2 can be used",
+        ),
+    ];
+    let (graph, w) = graph(OUTPUTS, INPUTS, None);
+    for (settings, parts, expected) in cases {
+        let error = open(settings.clone(), &parts).unwrap().weight(&graph, w, None).unwrap_err().to_string();
+        assert_eq!(error, format!("embedded x/model.safetensors: tensor {expected}"));
+    }
+    let error = open(settings, &[]).unwrap().weight(&graph, w, None).unwrap_err().to_string();
+    assert_eq!(error, "`w` wants l.weight, which embedded x does not have");
+}
