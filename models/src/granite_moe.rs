@@ -19,18 +19,18 @@ einfuse_macros::model! {
             attention_scale: f32 = "attention_multiplier" else 1.0;
             residual_scale: f32 = "residual_multiplier" else 1.0;
             logits_scale: f32 = "logits_scaling" else 1.0;
-            rope: crate::rope::Rope = {"rope_theta", "rope_scaling", "rope_parameters"};
+            rope: crate::rope::Rope = {..};
             tied: bool = "tie_word_embeddings" else true;
             positions: option<size> = "max_position_embeddings";
             require "hidden_act" == "silu";
             require "attention_bias" == false;
-            require "partial_rotary_factor" == 1;
         }
         context = positions;
         axis g = h / n;                        // queries that share one key head
-        axis r = c / 2;                        // rotary pairs
+        axis r = rope.pairs(c);
         axis p = 2;                            // gate and up
-        host freq[r] = rope.frequencies(c);
+        host freq[r] = rope.frequencies(r);
+        host scale = rope.scale();
 
         weights "model." {
             embed[v, d]   = "embed_tokens.weight";
@@ -52,8 +52,8 @@ einfuse_macros::model! {
             }
             fn (x[t, d]) -> [t, d] {
                 let a = rms_norm[d](x, eps) * attn_norm;
-                let q[t, n, g, c] = rotate[c](sum[d] a * wq, freq);
-                let k[t, n, c]    = rotate[c](sum[d] a * wk, freq);
+                let q[t, n, g, c] = rotate[c](sum[d] a * wq, freq, scale);
+                let k[t, n, c]    = rotate[c](sum[d] a * wk, freq, scale);
                 let u[t, n, c]    = sum[d] a * wv;
                 cache k, u over s;
                 let m[t, n, g, s] = softmax[s](attention_scale * (sum[c] q * k) where s <= t);

@@ -5,6 +5,7 @@
 mod alibi;
 mod bloom;
 mod cohere;
+mod falcon;
 mod gemma;
 mod gemma2;
 mod gemma3;
@@ -27,6 +28,7 @@ mod windows;
 
 pub use bloom::{Bloom, BloomConfig};
 pub use cohere::{Cohere, CohereConfig};
+pub use falcon::{Falcon, FalconConfig};
 pub use gemma::{Gemma, GemmaConfig};
 pub use gemma2::{Gemma2, Gemma2Config};
 pub use gemma3::{Gemma3, Gemma3Config};
@@ -77,6 +79,7 @@ macro_rules! architectures {
 architectures! {
     Bloom, BloomConfig;
     Cohere, CohereConfig;
+    Falcon, FalconConfig;
     Gemma, GemmaConfig;
     Gemma2, Gemma2Config;
     Gemma3, Gemma3Config;

@@ -16,17 +16,17 @@ einfuse_macros::model! {
             layers: count = "num_hidden_layers";
             eps: f32 = "rms_norm_eps" else 1e-6;
             window: option<size> = "sliding_window";
-            rope: crate::rope::Rope = {"rope_theta", "rope_scaling", "rope_parameters"};
+            rope: crate::rope::Rope = {..};
             tied: bool = "tie_word_embeddings" else false;
             positions: option<size> = "max_position_embeddings";
             require "hidden_act" == "silu";
             require "attention_bias" == false;
-            require "partial_rotary_factor" == 1;
         }
         context = positions;
         axis g = h / n;                        // queries that share one key head
-        axis r = c / 2;                        // rotary pairs
-        host freq[r] = rope.frequencies(c);
+        axis r = rope.pairs(c);
+        host freq[r] = rope.frequencies(r);
+        host scale = rope.scale();
 
         weights "model." {
             embed[v, d]   = "embed_tokens.weight";
@@ -49,8 +49,8 @@ einfuse_macros::model! {
             }
             fn (x[t, d]) -> [t, d] {
                 let a = rms_norm[d](x, eps) * attn_norm;
-                let q[t, n, g, c] = rotate[c](sum[d] a * wq, freq);
-                let k[t, n, c]    = rotate[c](sum[d] a * wk, freq);
+                let q[t, n, g, c] = rotate[c](sum[d] a * wq, freq, scale);
+                let k[t, n, c]    = rotate[c](sum[d] a * wk, freq, scale);
                 let u[t, n, c]    = sum[d] a * wv;
                 cache k, u over s within window;
                 let p[t, n, g, s] = softmax[s](size(c)^-0.5 * (sum[c] q * k) where s <= t);

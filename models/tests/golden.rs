@@ -40,15 +40,18 @@ fn declarations_agree_with_the_reference() {
         let (model, golden) = (read("model.safetensors"), read("golden.safetensors"));
         let (model, golden) = (SafeTensors::deserialize(&model).unwrap(), SafeTensors::deserialize(&golden).unwrap());
         let config: serde_json::Value = serde_json::from_slice(&read("config.json")).unwrap();
+        let sizes = graph_from_config(&config, None).unwrap();
         let weights = |tensor: &Tensor, layer: Option<usize>| {
             let Kind::Weight(places) = &tensor.kind else { return Err("not a weight".to_owned()) };
-            let coordinates = tensor.axes.first().and_then(|&axis| graph.size(axis)).unwrap_or(1);
+            let coordinates = tensor.axes.first().and_then(|&axis| sizes.size(axis)).unwrap_or(1);
             let found = places.iter().find_map(|place| {
                 let parts = place.names(layer, coordinates).into_iter().map(|name| {
                     let all = floats(&model, &name)?;
                     let Some(rows) = &place.rows else { return Some(all) };
-                    let row = all.len() / model.tensor(&name).ok()?.shape()[0];
-                    Some(all[rows.start * row..rows.end * row].to_vec())
+                    let stored = model.tensor(&name).ok()?.shape()[0];
+                    let (row, stretches) = (all.len() / stored, if place.each { coordinates } else { 1 });
+                    let parts = all.chunks(all.len() / stretches);
+                    Some(parts.flat_map(|part| &part[rows.start * row..rows.end * row]).copied().collect())
                 });
                 Some(parts.collect::<Option<Vec<_>>>()?.concat())
             });

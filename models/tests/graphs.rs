@@ -52,9 +52,11 @@ fn asked(graph: &Graph) -> BTreeSet<String> {
         _ => None,
     });
     for tensor in loaded.collect::<BTreeSet<_>>() {
-        let Kind::Weight(places) = &graph.tensor(tensor).kind else { continue };
+        let tensor = graph.tensor(tensor);
+        let Kind::Weight(places) = &tensor.kind else { continue };
+        let coordinates = tensor.axes.first().and_then(|&axis| graph.size(axis)).unwrap_or(1);
         for layer in 0..layers.unwrap_or(0) {
-            names.insert(places[0].name.replace("{l}", &layer.to_string()));
+            names.extend(places[0].names(Some(layer), coordinates));
         }
     }
     names
