@@ -205,6 +205,49 @@ MODELS = {
         "attention_bias": False,
         "tie_word_embeddings": True,
     },
+    "granite_moe": LLAMA
+    | {
+        "architectures": ["GraniteMoeForCausalLM"],
+        "model_type": "granitemoe",
+        "hidden_size": 40,
+        "intermediate_size": 22,
+        "num_hidden_layers": 2,
+        "num_local_experts": 5,
+        "num_experts_per_tok": 2,
+        "attention_bias": False,
+        "embedding_multiplier": 6.0,
+        "attention_multiplier": 0.125,
+        "residual_multiplier": 0.4,
+        "logits_scaling": 4.0,
+        "tie_word_embeddings": True,
+    },
+    "qwen2_moe": LLAMA
+    | {
+        "architectures": ["Qwen2MoeForCausalLM"],
+        "model_type": "qwen2_moe",
+        "hidden_size": 40,
+        "moe_intermediate_size": 20,
+        "shared_expert_intermediate_size": 28,
+        "num_experts": 6,
+        "num_experts_per_tok": 3,
+        "norm_topk_prob": False,
+        "decoder_sparse_step": 2,
+        "mlp_only_layers": [],
+        "use_sliding_window": False,
+    },
+    "olmoe": LLAMA
+    | {
+        "architectures": ["OlmoeForCausalLM"],
+        "model_type": "olmoe",
+        "hidden_size": 40,
+        "intermediate_size": 20,
+        "num_hidden_layers": 2,
+        "num_experts": 7,
+        "num_experts_per_tok": 3,
+        "norm_topk_prob": False,
+        "attention_bias": False,
+        "clip_qkv": None,
+    },
     "granite": LLAMA
     | {
         "architectures": ["GraniteForCausalLM"],
@@ -272,7 +315,7 @@ def make(name: str, config: dict) -> None:
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     parsed = AutoConfig.from_pretrained(folder, attn_implementation="eager")
-    model = AutoModelForCausalLM.from_config(parsed, attn_implementation="eager").float().eval()
+    model = AutoModelForCausalLM.from_config(parsed, attn_implementation="eager", experts_implementation="eager").float().eval()
     for seed in range(1000):
         randomise(model, seed)
         generator = torch.Generator().manual_seed(seed)

@@ -1,6 +1,6 @@
 //! Language models as equations over named axes, fused and compiled for this CPU.
 //!
-//! **Run** a model out of a Hugging Face folder, or the one that comes with the crate:
+//! **Run** a model out of a Hugging Face folder, a GGUF file, or the one that comes with the crate:
 //!
 //! ```no_run
 //! use einfuse::{Generate, Settings};
@@ -33,8 +33,8 @@ pub use einfuse_runtime as runtime;
 pub use einfuse_codegen::{Rule, Wanted};
 pub use einfuse_graph::Graph;
 pub use einfuse_runtime::{
-    Checkpoint, Generate, Generation, Model, Precision, Progress, Prompt, Sampling, Session, Settings, Stop, Summary,
-    Token,
+    Checkpoint, Conversation, Generate, Generation, Model, Precision, Progress, Prompt, Sampling, Session, Settings,
+    Stop, Summary, Template, Token,
 };
 
 /// Declares a model: config keys, axes, weights, and equations. It expands to a config type that reads config.json, and a
@@ -68,7 +68,7 @@ pub enum Error {
     Runtime(#[from] einfuse_runtime::Error),
 }
 
-/// Loads a model from a folder with config.json, *.safetensors and tokenizer.json.
+/// Loads a model from a folder with config.json, *.safetensors and tokenizer.json, or from a GGUF file.
 ///
 /// # Errors
 /// Names the file, and within it the key or tensor, that is missing or wrong, and what was expected.

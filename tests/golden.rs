@@ -217,13 +217,13 @@ macro_rules! architectures {
 }
 
 architectures! {
-    gpt2, opt, llama3, mistral, mixtral, granite_moe, qwen2, qwen3, gemma, gemma2, gemma3, phi3, olmo2, gpt_neox, gptj, stablelm, stablelm_parallel, bloom, falcon, falcon_new, starcoder2, cohere, granite,
+    gpt2, opt, llama3, mistral, mixtral, granite_moe, olmoe, qwen2, qwen2_moe, qwen3, qwen3_moe, gemma, gemma2, gemma3, phi3, olmo2, gpt_neox, gptj, stablelm, stablelm_parallel, bloom, falcon, falcon_new, starcoder2, cohere, granite,
 }
 
 /// Text becomes the tokens that the reference makes of it, and back.
 #[test]
 fn tokenizers() {
-    for name in ["gpt2", "opt", "llama3", "mistral", "mixtral", "qwen3", "gemma3", "gpt_neox", "phi3"] {
+    for name in ["gpt2", "opt", "llama3", "mistral", "mixtral", "qwen3", "qwen3_moe", "gemma3", "gpt_neox", "phi3"] {
         let folder = repository("tests/golden").join(name);
         let tokenizer = einfuse::runtime::Tokenizer::of(&Checkpoint::open(&folder).unwrap()).unwrap().unwrap();
         let examples = &json(&folder.join("golden.json"))["tokenizer_examples"];

@@ -3,10 +3,11 @@
 
 mod common;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use common::{json, models, repository};
-use einfuse::{Generate, Model, Precision, Settings, Wanted};
+use einfuse::{Checkpoint, Conversation, Generate, Model, Precision, Settings, Stop, Template, Wanted};
 use libtest_mimic::{Arguments, Failed, Trial};
 use serde_json::Value;
 
@@ -16,9 +17,18 @@ fn golden() -> Value {
     json(&repository("tests/golden/smollm2-135m/golden.json"))
 }
 
+/// The same model as a GGUF file, in 4 and 8 bits, of which the folder has the exact values.
+fn gguf() -> Option<PathBuf> {
+    models(NAME).map(|folder| folder.with_extension("gguf")).filter(|file| file.is_file())
+}
+
 fn load(precision: Precision, rows: Wanted) -> Model {
-    let folder = models(NAME).expect("run only where the folder is");
-    einfuse::load(folder, Settings { precision, rows, ..Settings::default() }).unwrap()
+    load_from(models(NAME), precision, rows)
+}
+
+fn load_from(path: Option<PathBuf>, precision: Precision, rows: Wanted) -> Model {
+    let path = path.expect("run only where it is");
+    einfuse::load(path, Settings { precision, rows, ..Settings::default() }).unwrap()
 }
 
 fn check(holds: bool, message: String) -> Result<(), Failed> {
@@ -59,10 +69,34 @@ fn tokenizer() -> Result<(), Failed> {
     Ok(())
 }
 
-fn perplexity(precision: Precision, tolerance: f64) -> Result<(), Failed> {
+/// A turn of a chat, by the model's own template.
+fn chat(path: Option<PathBuf>) -> Result<(), Failed> {
+    let golden = &golden()["prompts"]["chat"];
+    let question = golden["messages"][0]["content"].as_str().unwrap();
+    let template = Template::of(&Checkpoint::open(path.as_ref().expect("run only where it is"))?)?;
+    let model = load_from(path, Precision::F32, Wanted::Last);
+    let mut conversation = Conversation::new(&model, template, None)?;
+    let mut text = String::new();
+    for token in conversation.say(question, &Generate::default())? {
+        text += &token?.text;
+    }
+    let (session, answer) = (conversation.session(), conversation.answer());
+    let prompt = serde_json::to_value(&session.tokens()[..answer])?;
+    check(prompt == golden["input_ids"], format!("{prompt} is not {}", golden["input_ids"]))?;
+    let expected = golden["greedy_text"].as_str().unwrap().split("<|im_end|>").next();
+    check(Some(text.as_str()) == expected, format!("{text:?} is not {expected:?}"))?;
+    let stop = session.summary().stop.clone();
+    check(stop == Some(Stop::EndToken(2)), format!("stopped at {stop:?}"))?;
+    // The answer is kept, but for its last token, which was not computed yet.
+    conversation.say("Why?", &Generate { limit: Some(1), ..Generate::default() })?.for_each(drop);
+    let (new, all) = (conversation.session().summary().prompt_tokens, conversation.answer());
+    check(new < 16 && all > answer + 30, format!("{new} of {all} tokens were new"))
+}
+
+fn perplexity(path: Option<PathBuf>, precision: Precision, tolerance: f64) -> Result<(), Failed> {
     let golden = &golden()["perplexity"];
     let ids: Vec<u32> = serde_json::from_value(golden["input_ids"].clone())?;
-    let measured = load(precision, Wanted::All).session().perplexity(&ids)?;
+    let measured = load_from(path, precision, Wanted::All).session().perplexity(&ids)?;
     let (value, expected) = (measured.value(), golden["perplexity"].as_f64().unwrap());
     let message = format!("perplexity {value} of {} tokens, not {expected}", measured.scored);
     check((value / expected - 1.0).abs() < tolerance && measured.scored + 1 == ids.len(), message)
@@ -77,9 +111,17 @@ fn main() -> ExitCode {
     let tests = [
         Trial::test("tokenizer", tokenizer),
         Trial::test("greedy_f32", greedy),
-        Trial::test("perplexity_f32", || perplexity(Precision::F32, 1e-3)),
-        Trial::test("perplexity_bf16", || perplexity(Precision::Bf16, 1e-2)),
+        Trial::test("chat", || chat(models(NAME))),
+        Trial::test("perplexity_f32", || perplexity(models(NAME), Precision::F32, 1e-3)),
+        Trial::test("perplexity_bf16", || perplexity(models(NAME), Precision::Bf16, 1e-2)),
     ];
-    let tests = tests.into_iter().map(|test| test.with_ignored_flag(missing)).collect();
-    libtest_mimic::run(&arguments, tests).exit_code()
+    let of_gguf = [
+        Trial::test("gguf_chat", || chat(gguf())),
+        // The exact values of its blocks, and as they are kept where nobody says how.
+        Trial::test("gguf_perplexity_f32", || perplexity(gguf(), Precision::F32, 1e-3)),
+        Trial::test("gguf_perplexity_stored", || perplexity(gguf(), Precision::Stored, 5e-3)),
+    ];
+    let tests = tests.into_iter().map(|test| test.with_ignored_flag(missing));
+    let of_gguf = of_gguf.into_iter().map(|test| test.with_ignored_flag(gguf().is_none()));
+    libtest_mimic::run(&arguments, tests.chain(of_gguf).collect()).exit_code()
 }

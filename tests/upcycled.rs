@@ -14,8 +14,8 @@ use serde_json::json;
 const EXPERTS: usize = 5;
 const CHOSEN: usize = 3;
 
-/// A Mixtral with the weights of a Llama: in every layer copies of the gated network, and a router with some numbers.
-fn upcycled(name: &str) -> Folder {
+/// A Mixtral with the weights of a Llama: in every layer so many copies of the gated network, and a router with some numbers.
+fn upcycled(name: &str, copies: usize) -> Folder {
     let source = repository("tests/golden").join(name);
     let mut config = json(&source.join("config.json"));
     let number = |key: &str| usize::try_from(config[key].as_u64().unwrap()).unwrap();
@@ -35,7 +35,7 @@ fn upcycled(name: &str) -> Folder {
             "up_proj.weight" => "w3",
             _ => "w2",
         };
-        let copies = (0..EXPERTS).map(|e| format!("{layer}.block_sparse_moe.experts.{e}.{part}.weight"));
+        let copies = (0..copies).map(|e| format!("{layer}.block_sparse_moe.experts.{e}.{part}.weight"));
         tensors.extend(copies.map(|copy| (copy, values.clone())));
     }
     for layer in 0..layers {
@@ -63,7 +63,7 @@ fn computed(model: &Model, prompt: &[u32], piece: usize) -> (Vec<f32>, Vec<u32>)
 
 #[test]
 fn equal_experts_write_the_dense_models_text() {
-    let mixture = upcycled("llama3");
+    let mixture = upcycled("llama3", EXPERTS);
     let [dense, mixture] = [&repository("tests/golden/llama3"), mixture.path()].map(|f| Checkpoint::open(f).unwrap());
     let prompt: Vec<u32> = (0..40).map(|i| (i * 37 + 11) % 380).collect();
     for (threads, without) in [(1, &[][..]), (2, &[]), (3, &[]), (2, &[Rule::SelectContract, Rule::Epilogue])] {
@@ -97,15 +97,11 @@ fn equal_experts_write_the_dense_models_text() {
     }
 }
 
-/// All of an expert's weights have to be there, and alike.
+/// All experts have to be there.
 #[test]
 fn a_missing_expert_is_named() {
-    let folder = upcycled("llama3");
-    let config = json(&folder.file("config.json"));
-    let mut more = config.clone();
-    more["num_local_experts"] = json!(EXPERTS + 1);
-    folder.write("config.json", more.to_string());
+    let folder = upcycled("llama3", EXPERTS - 1);
     let checkpoint = Checkpoint::open(folder.path()).unwrap();
     let error = einfuse::load_checkpoint(&checkpoint, Settings::default()).unwrap_err().to_string();
-    assert!(error.contains("model.layers.0.block_sparse_moe.experts.5.w"), "{error}");
+    assert!(error.contains("model.layers.0.block_sparse_moe.experts.4.w"), "{error}");
 }

@@ -4,9 +4,9 @@ use std::collections::HashMap;
 
 use einfuse_graph::{AxisId, Expr, Extent, Kind, TensorId, Type};
 
+use crate::compile::Compiled;
 use crate::fuse::Plan;
 use crate::loops::Buffer;
-use crate::program::Compiled;
 use crate::schedule::homes::Homes;
 use crate::schedule::place::Memory;
 

@@ -9,7 +9,9 @@
 
 mod checks;
 mod choices;
+mod compile;
 pub mod cost;
+mod cpu;
 pub mod fuse;
 pub mod loops;
 pub mod lower;
@@ -20,8 +22,11 @@ mod schedule;
 mod team;
 
 pub use choices::{Choice, ChoiceObserver};
+pub use compile::{Batch, CompileError, Compiled, Options, Scheduled, Schedules};
+pub use cpu::{Caches, Cpu};
 pub use fuse::{Plan, Rule, Wanted};
 pub use loops::Format;
 pub use pack::{PackError, Packed, Values};
 pub use program::*;
+pub use schedule::{REVISION, Sizes, Tiling};
 pub use team::{Alone, Team};

@@ -1,65 +1,19 @@
 //! Programs: a graph as machine code, with everything that is needed to run a step.
 
-use std::collections::HashMap;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use einfuse_graph::{AxisId, Extent, Graph, Kind, TensorId, Type};
+use einfuse_graph::{Extent, Graph, TensorId};
 
-use crate::checks::Checks;
-use crate::choices::{ChoiceObserver, Watched, watched};
-use crate::fuse::{Plan, Rule, Segment, Shape, Wanted, fuse};
-use crate::loops::{self, Buffer, Format, MAX_ROWS};
-use crate::lower::{Code, LowerError, Lowering, Target};
+use crate::choices::{ChoiceObserver, Watched};
+use crate::compile::{Base, Batch, Call, CompileError, Compiled, Kernels, Options, Scheduled, Schedules, Slot};
+use crate::fuse::{Plan, Segment, Wanted};
+use crate::loops::{self, Buffer, Format};
+use crate::lower::{Code, Target};
 use crate::pack::Packed;
-use crate::schedule::homes::{Entry, Extents, Homes, PAGE};
+use crate::schedule::homes::PAGE;
 use crate::schedule::place::Memory;
-use crate::schedule::{Context, FEW, Mode, Prepared, schedule};
 use crate::team::Team;
-
-/// What a program is made for.
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// Fusion rules that are switched off.
-    pub without: Vec<Rule>,
-    /// The most tokens that a step may have.
-    pub chunk: usize,
-    /// The most positions that a sequence may have where the plan keeps a value for each of them (which streaming avoids).
-    pub positions: usize,
-    /// How the caches keep what they are appended.
-    pub cache: Format,
-    /// Whose output is wanted.
-    pub rows: Wanted,
-    /// Whether to keep the text of the intermediate and machine code.
-    pub keep_text: bool,
-}
-
-impl Default for Options {
-    fn default() -> Options {
-        Options {
-            without: Vec::new(),
-            chunk: 512,
-            positions: 2048,
-            cache: Format::F32,
-            rows: Wanted::Last,
-            keep_text: false,
-        }
-    }
-}
-
-/// A graph can't be compiled.
-#[derive(Debug, thiserror::Error)]
-pub enum CompileError {
-    /// The graph is not well-formed.
-    #[error(transparent)]
-    Graph(#[from] einfuse_graph::VerifyError),
-    /// Something that the compiler does not take.
-    #[error("{0}")]
-    Unsupported(String),
-    /// The code generator refused a kernel.
-    #[error(transparent)]
-    Lower(#[from] LowerError),
-}
 
 /// A step can't be run.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -141,8 +95,8 @@ pub struct Step<'a> {
     pub choices: Option<ChoiceObserver<'a>>,
 }
 
-/// What a program computes in, reused from step to step.
-#[derive(Debug)]
+/// What a program computes in, reused from step to step. The default is no program's.
+#[derive(Debug, Default)]
 pub struct Workspace {
     arena: Vec<Line>,
     scratch: Vec<Vec<Line>>,
@@ -181,81 +135,20 @@ fn lines(bytes: usize) -> Vec<Line> {
     vec![Line([0.0; 16]); bytes.div_ceil(64)]
 }
 
-/// How many tokens the kernels of a step are made for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Batch {
-    /// One, as when text is generated.
-    One,
-    /// Up to eight, as when drafted tokens are checked. Only the kernels that stream a cache differ from those for many.
-    Few,
-    /// More, as in a prompt.
-    Many,
-}
-
-impl Batch {
-    /// For so many tokens.
-    pub fn of(tokens: usize) -> Batch {
-        match tokens {
-            0 | 1 => Batch::One,
-            2..=FEW => Batch::Few,
-            _ => Batch::Many,
-        }
-    }
-}
-
-/// A kernel of a program, for who wants to look at it.
-#[derive(Clone, Debug)]
-pub struct Compiled {
-    /// The stretch of the plan, as in [`Plan::scopes`], and the kernel's place in it.
-    pub scope: usize,
-    /// The kernel's place in its stretch.
-    pub index: usize,
-    /// For how many tokens it is.
-    pub batch: Batch,
-    /// Its loops.
-    pub loops: loops::Kernel,
-}
-
-/// One kernel call, with the table of its layer.
-#[derive(Clone, Copy, Debug)]
-struct Call {
-    kernel: usize,
-    table: usize,
-    /// The layer that begins here, if one does.
-    begins: Option<usize>,
-    /// After the last layer: how many there are.
-    ends: Option<usize>,
-}
-
-/// What an entry of a layer's table is made of.
-#[derive(Clone, Copy, Debug)]
-enum Slot {
-    Weights(usize),
-    State(usize),
-}
-
 /// A graph, compiled.
 pub struct Program {
-    plan: Plan,
+    base: Arc<Base>,
     options: Options,
-    homes: Homes,
-    code: Code,
-    compiled: Vec<Compiled>,
-    decode: Vec<Call>,
-    few: Vec<Call>,
-    prefill: Vec<Call>,
-    tables: Vec<Vec<Slot>>,
-    packed: Vec<Packed>,
-    weight_bytes: usize,
-    arena_bytes: usize,
+    kernels: Kernels,
     scratch_bytes: usize,
-    constants: Vec<(usize, Vec<f32>)>,
-    checks: Checks,
-    /// By kernel.
-    watched: HashMap<usize, Vec<Watched>>,
-    /// Whether a value is kept for each position of a sequence.
-    keeps_positions: bool,
     compile_time: Duration,
+}
+
+impl std::fmt::Debug for Program {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (graph, kernels) = (&self.base.plan.graph.name, self.kernels.compiled.len());
+        f.debug_struct("Program").field("graph", graph).field("kernels", &kernels).finish_non_exhaustive()
+    }
 }
 
 impl Program {
@@ -270,89 +163,27 @@ impl Program {
     ) -> Result<Program, CompileError> {
         let started = Instant::now();
         let target = Target::host()?;
-        einfuse_graph::verify(graph)?;
-        supported(graph)?;
-        let mut plan = fuse(graph, &options.without, options.rows);
-        let prepared = Prepared::of(&mut plan);
-        let how = Extents { cache: options.cache, tokens: options.chunk + MAX_ROWS - 1, positions: options.positions };
-        let homes = Homes::of(&plan, storage, how);
+        Self::on(Base::of(graph, storage, options)?.into(), options, &target, started)
+    }
 
-        let (mut compiled, mut calls) = (Vec::new(), Vec::new());
-        let mut arena_bytes = homes.arena;
-        for mode in [Mode::One(loops::Expr::Int(0)), Mode::Many, Mode::Few] {
-            let batch = match mode {
-                Mode::One(_) => Batch::One,
-                Mode::Few => Batch::Few,
-                Mode::Many => Batch::Many,
-            };
-            let mut of_scopes: Vec<Vec<usize>> = Vec::new();
-            for (scope, kernels) in plan.scopes().into_iter().enumerate() {
-                let (plan, homes, prepared, cores) = (&plan, &homes, &prepared, target.cores());
-                let cx = Context { plan, homes, prepared, scope, mode: mode.clone(), cores };
-                let mut made = Vec::new();
-                for (index, kernel) in kernels.iter().enumerate() {
-                    // Only what streams is made for a few: the rest is the same for all numbers above one.
-                    if mode == Mode::Few && !matches!(kernel.shape, Shape::Stream(_)) {
-                        let numbered = compiled.iter().enumerate();
-                        let same = |c: &Compiled| c.batch == Batch::Many && (c.scope, c.index) == (scope, index);
-                        made.extend(numbered.filter(|(_, c)| same(c)).map(|(number, _)| number));
-                        continue;
-                    }
-                    let (loops, partial) = schedule(&cx, kernel, homes.arena);
-                    arena_bytes = arena_bytes.max(homes.arena + partial);
-                    for loops in loops {
-                        made.push(compiled.len());
-                        compiled.push(Compiled { scope, index, batch, loops });
-                    }
-                }
-                of_scopes.push(made);
-            }
-            calls.push(of_scopes);
-        }
-        let how = Lowering { verify: cfg!(debug_assertions), keep_text: options.keep_text };
-        let loops: Vec<loops::Kernel> = compiled.iter().map(|c| c.loops.clone()).collect();
-        let code = crate::lower::compile(&loops, &target, &how)?;
+    /// The same graph with other numbers in its schedules. Weights and caches lie as they do for this program.
+    ///
+    /// # Errors
+    /// If the code generator refuses a kernel, or memory cannot be had for its code.
+    pub fn reschedule(&self, schedules: Schedules) -> Result<Program, CompileError> {
+        let options = Options { schedules, ..self.options.clone() };
+        Self::on(Arc::clone(&self.base), &options, &Target::host()?, Instant::now())
+    }
 
-        let (packed, weight_bytes, tables, numbers) = tables(&plan, &homes);
-        let decode = sequence(&plan, &calls[0], &numbers);
-        let prefill = sequence(&plan, &calls[1], &numbers);
-        let few = sequence(&plan, &calls[2], &numbers);
-        let constants = homes
-            .constants
-            .iter()
-            .filter_map(|&(tensor, slot)| match &plan.graph.tensor(tensor).kind {
-                Kind::Constant(values) => Some((slot, values.clone())),
-                _ => None,
-            })
-            .collect();
-        let scratch_bytes = compiled.iter().map(|c| c.loops.scratch).max().unwrap_or(0);
-        let checks = Checks::of(graph);
-        let watched = watched(&plan, &homes, &compiled);
-        Ok(Program {
-            options: options.clone(),
-            code,
-            compiled,
-            decode,
-            few,
-            prefill,
-            tables,
-            packed,
-            weight_bytes,
-            arena_bytes,
-            scratch_bytes,
-            constants,
-            checks,
-            watched,
-            keeps_positions: keeps_positions(&plan),
-            compile_time: started.elapsed(),
-            plan,
-            homes,
-        })
+    fn on(base: Arc<Base>, options: &Options, target: &Target, started: Instant) -> Result<Program, CompileError> {
+        let kernels = base.kernels(options, target)?;
+        let scratch_bytes = kernels.compiled.iter().map(|c| c.loops.scratch).max().unwrap_or(0);
+        Ok(Program { base, options: options.clone(), scratch_bytes, compile_time: started.elapsed(), kernels })
     }
 
     /// The plan: the graph's equations, grouped into kernels.
     pub fn plan(&self) -> &Plan {
-        &self.plan
+        &self.base.plan
     }
 
     /// What the program was made for.
@@ -362,26 +193,26 @@ impl Program {
 
     /// Every stretch of packed weights that a step reads.
     pub fn weights(&self) -> &[Packed] {
-        &self.packed
+        &self.base.packed
     }
 
     /// Bytes of all packed weights.
     pub fn weight_bytes(&self) -> usize {
-        self.weight_bytes
+        self.base.weight_bytes
     }
 
     /// Bytes in which an element of a weight or a cache is kept.
     pub fn element(&self, tensor: TensorId) -> f64 {
-        if let Some(weight) = self.packed.iter().find(|packed| packed.tensors.contains(&tensor)) {
+        if let Some(weight) = self.base.packed.iter().find(|packed| packed.tensors.contains(&tensor)) {
             return weight.storage.bytes();
         }
-        let mut places = self.homes.places.iter().filter_map(|places| places.get(&tensor));
+        let mut places = self.base.homes.places.iter().filter_map(|places| places.get(&tensor));
         places.next().map_or(4.0, |place| place.elem.bytes() as f64)
     }
 
     /// Bytes of the values that pass from kernel to kernel.
     pub fn arena_bytes(&self) -> usize {
-        self.arena_bytes
+        self.kernels.arena_bytes
     }
 
     /// How long it took to compile, all phases together.
@@ -392,8 +223,8 @@ impl Program {
     /// The most positions that a sequence can have, where the graph bounds them: by a table of positions, or by values
     /// that are kept for each.
     pub fn context(&self) -> Option<usize> {
-        let kept = self.keeps_positions.then_some(self.options.positions);
-        match (self.checks.context(), kept) {
+        let kept = self.base.keeps_positions.then_some(self.options.positions);
+        match (self.base.checks.context(), kept) {
             (Some(a), Some(b)) => Some(a.min(b)),
             (a, b) => a.or(b),
         }
@@ -406,17 +237,22 @@ impl Program {
             page_positions: PAGE,
             page_bytes: g.page_bytes,
         };
-        self.homes.groups.iter().map(of).collect()
+        self.base.homes.groups.iter().map(of).collect()
     }
 
     /// The kernels: those for one token, for many, and for a few.
     pub fn kernels(&self) -> &[Compiled] {
-        &self.compiled
+        &self.kernels.compiled
+    }
+
+    /// The kernels with the numbers of their schedules: those for one token, for many, and for a few what has others.
+    pub fn schedules(&self) -> &[Scheduled] {
+        &self.kernels.scheduled
     }
 
     /// The code of the kernels, in the same order.
     pub fn code(&self) -> &Code {
-        &self.code
+        &self.kernels.code
     }
 
     /// How many kernel calls a step has.
@@ -426,23 +262,23 @@ impl Program {
 
     fn sequence(&self, batch: Batch) -> &[Call] {
         match batch {
-            Batch::One => &self.decode,
-            Batch::Few => &self.few,
-            Batch::Many => &self.prefill,
+            Batch::One => &self.kernels.decode,
+            Batch::Few => &self.kernels.few,
+            Batch::Many => &self.kernels.prefill,
         }
     }
 
     /// Memory to run steps in, by so many workers.
     pub fn workspace(&self, workers: usize) -> Workspace {
         Workspace {
-            arena: lines(self.arena_bytes),
+            arena: lines(self.kernels.arena_bytes),
             scratch: (0..workers).map(|_| lines(self.scratch_bytes)).collect(),
-            frame: vec![0; self.homes.frame_len],
-            tables: self.tables.iter().map(|t| vec![0; t.len().max(1)]).collect(),
-            pages: vec![Vec::new(); self.homes.groups.len()],
+            frame: vec![0; self.base.homes.frame_len],
+            tables: self.base.tables.iter().map(|t| vec![0; t.len().max(1)]).collect(),
+            pages: vec![Vec::new(); self.base.homes.groups.len()],
             weights: 0,
             output: (0, 0),
-            kernels: self.compiled.len(),
+            kernels: self.kernels.compiled.len(),
             times: None,
         }
     }
@@ -517,7 +353,7 @@ impl Program {
                 // workspace was made by this program, and the schedule keeps every access within the homes it was given.
                 // `meet` orders the writes of each kernel before the reads of the next.
                 unsafe {
-                    self.code.call(
+                    self.kernels.code.call(
                         call.kernel,
                         std::ptr::with_exposed_provenance(frame),
                         std::ptr::with_exposed_provenance(tables[call.table]),
@@ -530,7 +366,7 @@ impl Program {
                 if let (Some(started), Some(times)) = (started, &mut times) {
                     times[call.kernel] += started.elapsed();
                 }
-                if let Some(watched) = self.watched.get(&call.kernel).filter(|_| choices.is_some()) {
+                if let Some(watched) = self.kernels.watched.get(&call.kernel).filter(|_| choices.is_some()) {
                     tell(watched, layer);
                 }
                 if let Some(layers) = call.ends {
@@ -544,25 +380,25 @@ impl Program {
 
     /// Whether a workspace has the sizes that this program gives it.
     fn made(&self, workspace: &Workspace) -> bool {
-        workspace.arena.len() == self.arena_bytes.div_ceil(64)
+        workspace.arena.len() == self.kernels.arena_bytes.div_ceil(64)
             && workspace.scratch.iter().all(|s| s.len() == self.scratch_bytes.div_ceil(64))
-            && workspace.frame.len() == self.homes.frame_len
-            && workspace.pages.len() == self.homes.groups.len()
-            && workspace.tables.len() == self.tables.len()
-            && workspace.tables.iter().zip(&self.tables).all(|(a, b)| a.len() == b.len().max(1))
-            && workspace.kernels == self.compiled.len()
+            && workspace.frame.len() == self.base.homes.frame_len
+            && workspace.pages.len() == self.base.homes.groups.len()
+            && workspace.tables.len() == self.base.tables.len()
+            && workspace.tables.iter().zip(&self.base.tables).all(|(a, b)| a.len() == b.len().max(1))
+            && workspace.kernels == self.kernels.compiled.len()
     }
 
     /// The place of the layers' carry in the arena, and the floats of a row; where it lies row by row.
     fn carry(&self) -> Option<(usize, usize)> {
-        let graph = &self.plan.graph;
-        let carry = self.plan.segments.iter().find_map(|s| match s {
+        let graph = &self.base.plan.graph;
+        let carry = self.base.plan.segments.iter().find_map(|s| match s {
             Segment::Layers { carry, .. } => Some(*carry),
             Segment::Once(_) => None,
         })?;
         let [t, rest @ ..] = &graph.tensor(carry).axes[..] else { return None };
         let rows = graph.axis(*t).extent == Extent::Tokens;
-        let Memory::Flat(Buffer::Arena(at)) = self.homes.places.first()?.get(&carry)?.memory else { return None };
+        let Memory::Flat(Buffer::Arena(at)) = self.base.homes.places.first()?.get(&carry)?.memory else { return None };
         rows.then(|| (at, rest.iter().filter_map(|&a| graph.size(a)).product()))
     }
 
@@ -585,7 +421,7 @@ impl Program {
         let Some(end) = step.past.checked_add(tokens).filter(|&end| i32::try_from(end).is_ok()) else {
             return memory(format!("{} positions came before: more than any sequence has", step.past));
         };
-        if self.keeps_positions && end > self.options.positions {
+        if self.base.keeps_positions && end > self.options.positions {
             return Err(StepError::TooManyPositions { positions: end, most: self.options.positions });
         }
         if step.first >= tokens || (self.options.rows == Wanted::Last && step.first + 1 != tokens) {
@@ -594,12 +430,12 @@ impl Program {
                 step.first
             ));
         }
-        self.checks.run(step.tokens, step.past)?;
-        if weights.len() < self.weight_bytes || !weights.as_ptr().addr().is_multiple_of(64) {
+        self.base.checks.run(step.tokens, step.past)?;
+        if weights.len() < self.base.weight_bytes || !weights.as_ptr().addr().is_multiple_of(64) {
             return memory(format!(
                 "the packed weights are {} bytes, {} at a multiple of 64 are wanted",
                 weights.len(),
-                self.weight_bytes
+                self.base.weight_bytes
             ));
         }
         if !self.made(workspace) {
@@ -608,10 +444,10 @@ impl Program {
         if workspace.scratch.len() < team.workers() {
             return memory(format!("{} workers, memory for {}", team.workers(), workspace.scratch.len()));
         }
-        if step.caches.len() != self.homes.groups.len() {
-            return memory(format!("{} page tables, {} are wanted", step.caches.len(), self.homes.groups.len()));
+        if step.caches.len() != self.base.homes.groups.len() {
+            return memory(format!("{} page tables, {} are wanted", step.caches.len(), self.base.homes.groups.len()));
         }
-        for ((group, table), addresses) in self.homes.groups.iter().zip(&step.caches).zip(&mut workspace.pages) {
+        for ((group, table), addresses) in self.base.homes.groups.iter().zip(&step.caches).zip(&mut workspace.pages) {
             let wanted = end.div_ceil(PAGE);
             if table.pages.len() < wanted || !table.memory.as_ptr().addr().is_multiple_of(64) {
                 return memory(format!("a sequence of {end} positions has {} pages, not {wanted}", table.pages.len()));
@@ -629,7 +465,7 @@ impl Program {
         let base = weights.as_ptr().expose_provenance();
         if workspace.weights != base {
             workspace.weights = base;
-            for (table, slots) in workspace.tables.iter_mut().zip(&self.tables) {
+            for (table, slots) in workspace.tables.iter_mut().zip(&self.base.tables) {
                 for (entry, slot) in table.iter_mut().zip(slots) {
                     *entry = match slot {
                         Slot::Weights(offset) => (base + offset) as u64,
@@ -643,13 +479,13 @@ impl Program {
         frame[1] = step.past as u64;
         frame[2] = workspace.arena.as_mut_ptr().expose_provenance() as u64;
         frame[3] = step.first as u64;
-        for &(_, slot) in &self.homes.inputs {
+        for &(_, slot) in &self.base.homes.inputs {
             frame[slot] = step.tokens.as_ptr().expose_provenance() as u64;
         }
-        for (slot, values) in &self.constants {
+        for (slot, values) in &self.base.constants {
             frame[*slot] = values.as_ptr().expose_provenance() as u64;
         }
-        for (group, addresses) in self.homes.groups.iter().zip(&workspace.pages) {
+        for (group, addresses) in self.base.homes.groups.iter().zip(&workspace.pages) {
             frame[group.slot] = addresses.as_ptr().expose_provenance() as u64;
         }
         workspace.output = self.locate_output(tokens, step.first);
@@ -658,10 +494,10 @@ impl Program {
 
     /// Where in the arena the wanted rows of the output lie, in floats.
     fn locate_output(&self, tokens: usize, first: usize) -> (usize, usize) {
-        let graph = &self.plan.graph;
+        let graph = &self.base.plan.graph;
         let axes = &graph.tensor(graph.output).axes;
         let row: usize = axes.iter().filter_map(|&a| graph.size(a)).product();
-        let place = self.homes.places.last().and_then(|p| p.get(&graph.output));
+        let place = self.base.homes.places.last().and_then(|p| p.get(&graph.output));
         let Some(place) = place else { return (0, 0) };
         let Memory::Flat(Buffer::Arena(at)) = place.memory else { return (0, 0) };
         let tokens_first = axes.first().is_some_and(|&a| graph.axis(a).extent == Extent::Tokens);
@@ -672,115 +508,4 @@ impl Program {
             (false, _) => (at / 4, row),
         }
     }
-}
-
-/// What the compiler does not take.
-fn supported(graph: &Graph) -> Result<(), CompileError> {
-    let refuse = |text: String| Err(CompileError::Unsupported(text));
-    let inputs: Vec<&einfuse_graph::Tensor> = graph.tensors.iter().filter(|t| matches!(t.kind, Kind::Input)).collect();
-    let tokens = |axes: &[AxisId]| matches!(axes, [a] if graph.axis(*a).extent == Extent::Tokens);
-    if inputs.len() > 1 {
-        return refuse(format!("`{}` and `{}` are both inputs: one is supported", inputs[0].name, inputs[1].name));
-    }
-    if let Some(input) = inputs.iter().find(|t| !tokens(&t.axes)) {
-        return refuse(format!("the input `{}` is over {}, not over the tokens", input.name, graph.names(&input.axes)));
-    }
-    let output = graph.tensor(graph.output);
-    if let Some(&a) = output.axes.iter().find(|&&a| graph.axis(a).extent == Extent::Positions) {
-        let (output, a) = (&output.name, &graph.axis(a).name);
-        return refuse(format!("the output `{output}` is over the positions `{a}`"));
-    }
-    for tensor in &graph.tensors {
-        let kept = matches!(tensor.kind, Kind::Carry | Kind::State { .. });
-        if tensor.ty == Type::Mask && (kept || graph.tensor(graph.output).name == tensor.name) {
-            return refuse(format!("`{}` is a mask; masks are neither handed on nor kept nor returned", tensor.name));
-        }
-    }
-    Ok(())
-}
-
-/// Whether a value that passes from kernel to kernel is over the positions.
-fn keeps_positions(plan: &Plan) -> bool {
-    let is_positions = |a: &AxisId| plan.graph.axis(*a).extent == Extent::Positions;
-    let mut values = plan.scopes().into_iter().flatten().flat_map(|kernel| plan.outputs(kernel));
-    values.any(|tensor| plan.graph.tensor(tensor).axes.iter().any(is_positions))
-}
-
-/// The packed weights with their places, and the table of each stretch and layer with its number.
-#[allow(clippy::type_complexity)]
-fn tables(plan: &Plan, homes: &Homes) -> (Vec<Packed>, usize, Vec<Vec<Slot>>, HashMap<(usize, Option<usize>), usize>) {
-    let mut packed: Vec<Packed> = Vec::new();
-    let mut places: HashMap<(usize, Option<usize>), usize> = HashMap::new();
-    let mut end = 0;
-    let (mut tables, mut numbers) = (Vec::new(), HashMap::new());
-    // In the order in which a step reads them: stretch by stretch, within the layers layer by layer.
-    let mut order: Vec<(usize, Option<usize>)> = Vec::new();
-    let mut scope = 0;
-    for segment in &plan.segments {
-        match segment {
-            Segment::Once(_) => {
-                order.push((scope, None));
-                scope += 1;
-            }
-            Segment::Layers { bodies, order: of_layers, .. } => {
-                order.extend(of_layers.iter().enumerate().map(|(layer, body)| (scope + body, Some(layer))));
-                scope += bodies.len();
-            }
-        }
-    }
-    for (scope, layer) in order {
-        let mut table = Vec::new();
-        for entry in &homes.tables[scope] {
-            table.push(match entry {
-                Entry::State(state) => {
-                    let own = homes.states.get(&(*state, layer)).or_else(|| homes.states.get(&(*state, None)));
-                    Slot::State(own.map_or(0, |(_, at)| *at))
-                }
-                Entry::Region(region) => {
-                    let whose = if homes.regions[*region].layered { layer } else { None };
-                    let at = *places.entry((*region, whose)).or_insert_with(|| {
-                        let one = Packed::of(&plan.graph, &homes.regions[*region], whose, end);
-                        let at = end;
-                        end += one.bytes.next_multiple_of(64);
-                        packed.push(one);
-                        at
-                    });
-                    Slot::Weights(at)
-                }
-            });
-        }
-        numbers.insert((scope, layer), tables.len());
-        tables.push(table);
-    }
-    (packed, end, tables, numbers)
-}
-
-/// The kernel calls of a step, in order.
-fn sequence(plan: &Plan, kernels: &[Vec<usize>], numbers: &HashMap<(usize, Option<usize>), usize>) -> Vec<Call> {
-    let mut calls = Vec::new();
-    let mut scope = 0;
-    let stretch = |scope: usize, layer: Option<usize>, calls: &mut Vec<Call>| {
-        let table = numbers.get(&(scope, layer)).copied().unwrap_or(0);
-        for (i, &kernel) in kernels[scope].iter().enumerate() {
-            calls.push(Call { kernel, table, begins: layer.filter(|_| i == 0), ends: None });
-        }
-    };
-    for segment in &plan.segments {
-        match segment {
-            Segment::Once(_) => {
-                stretch(scope, None, &mut calls);
-                scope += 1;
-            }
-            Segment::Layers { bodies, order, .. } => {
-                for (layer, body) in order.iter().enumerate() {
-                    stretch(scope + body, Some(layer), &mut calls);
-                }
-                if let Some(last) = calls.last_mut() {
-                    last.ends = Some(order.len());
-                }
-                scope += bodies.len();
-            }
-        }
-    }
-    calls
 }

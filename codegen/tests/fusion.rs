@@ -50,8 +50,14 @@ fn means_what_the_interpreter_says(graph: &Graph) -> Result<(), String> {
 
 fn holds(graph: &Graph, without: &[Rule], rows: Wanted, expected: &[Vec<Expected>]) -> Result<(), String> {
     let weights = |tensor: &Tensor, layer: Option<usize>| random_weights(tensor, layer, graph);
-    let options =
-        Options { without: without.to_vec(), chunk: 40, positions: 128, cache: Format::F32, rows, keep_text: false };
+    let options = Options {
+        without: without.to_vec(),
+        chunk: 40,
+        positions: 128,
+        cache: Format::F32,
+        rows,
+        ..Options::default()
+    };
     let mut runner = Runner::new(graph, &weights, Format::F32, &options, 128)?;
     for workers in [1, 3] {
         for steps in expected {

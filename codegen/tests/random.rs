@@ -8,11 +8,24 @@ use einfuse_graph::random::{self, random_graph, random_weights};
 use einfuse_graph::{Extent, Graph, Tensor, Type};
 use proptest::prelude::*;
 
-fn compare(graph: &Graph, seed: u64, without: Vec<Rule>, steps: &[usize], workers: usize) -> Result<(), String> {
+/// With each kernel scheduled by the alternative of this number, counted round, or its default.
+fn compare(
+    graph: &Graph,
+    seed: u64,
+    without: Vec<Rule>,
+    steps: &[usize],
+    workers: usize,
+    alternative: usize,
+) -> Result<(), String> {
     let weights = |tensor: &Tensor, layer: Option<usize>| random_weights(tensor, layer, graph);
-    let options =
-        Options { without, chunk: 19, positions: 256, cache: Format::F32, rows: Wanted::All, keep_text: false };
+    let options = Options { without, chunk: 19, positions: 256, rows: Wanted::All, ..Options::default() };
     let mut runner = Runner::new(graph, &weights, Format::F32, &options, 128)?;
+    let others = runner.program.schedules().iter().filter_map(|kernel| {
+        let tiling = kernel.alternatives.get(alternative % (kernel.alternatives.len() + 1))?;
+        Some((kernel.identity.clone(), *tiling))
+    });
+    let others = others.collect();
+    runner.program = runner.program.reschedule(others).map_err(|e| e.to_string())?;
     hold(&mut runner, workers, &interpreted(graph, seed, steps)?)
 }
 
@@ -26,11 +39,11 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 500, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn compiled_code_means_what_the_interpreter_says(seed in any::<u64>(), workers in 1usize..4, off in 0u32..1024) {
+    fn compiled_code_means_what_the_interpreter_says(seed in any::<u64>(), workers in 1usize..4, off in 0u32..1024, alternative in 0usize..64) {
         let graph = random_graph(seed, random::Options::default());
         prop_assume!(is_returned(&graph));
         let without = Rule::ALL.iter().enumerate().filter(|(i, _)| off & (1 << i) != 0).map(|(_, r)| *r).collect();
-        let outcome = compare(&graph, seed, without, &[3, 1, 19, 7, 1], workers);
+        let outcome = compare(&graph, seed, without, &[3, 1, 19, 7, 1], workers, alternative);
         prop_assert!(outcome.is_ok(), "seed {seed}: {}\n{graph}", outcome.unwrap_err());
     }
 }

@@ -40,29 +40,28 @@ fn declarations_agree_with_the_reference() {
         let (model, golden) = (read("model.safetensors"), read("golden.safetensors"));
         let (model, golden) = (SafeTensors::deserialize(&model).unwrap(), SafeTensors::deserialize(&golden).unwrap());
         let config: serde_json::Value = serde_json::from_slice(&read("config.json")).unwrap();
-        let sizes = graph_from_config(&config, None).unwrap();
-        let weights = |tensor: &Tensor, layer: Option<usize>| {
-            let Kind::Weight(places) = &tensor.kind else { return Err("not a weight".to_owned()) };
-            let coordinates = tensor.axes.first().and_then(|&axis| sizes.size(axis)).unwrap_or(1);
-            let found = places.iter().find_map(|place| {
-                let parts = place.names(layer, coordinates).into_iter().map(|name| {
-                    let all = floats(&model, &name)?;
-                    let Some(rows) = &place.rows else { return Some(all) };
-                    let stored = model.tensor(&name).ok()?.shape()[0];
-                    let (row, stretches) = (all.len() / stored, if place.each { coordinates } else { 1 });
-                    let parts = all.chunks(all.len() / stretches);
-                    Some(parts.flat_map(|part| &part[rows.start * row..rows.end * row]).copied().collect())
-                });
-                Some(parts.collect::<Option<Vec<_>>>()?.concat())
-            });
-            found.ok_or_else(|| format!("none of {places:?}"))
-        };
         // The second prompt is longer than the window; where there is none, the first says as much.
         let windows = config.get("sliding_window").is_some_and(|window| !window.is_null());
         for prompt in if windows { &["p0", "p1"][..] } else { &["p0"] } {
             let ids = golden.tensor(&format!("{prompt}.input_ids")).unwrap();
             let ids: Vec<i64> = ids.data().as_chunks().0.iter().map(|&bytes| i64::from_le_bytes(bytes)).collect();
             let graph = graph_from_config(&config, Some(ids.len())).unwrap();
+            let weights = |tensor: &Tensor, layer: Option<usize>| {
+                let Kind::Weight(places) = &tensor.kind else { return Err("not a weight".to_owned()) };
+                let coordinates = tensor.axes.first().and_then(|&axis| graph.size(axis)).unwrap_or(1);
+                let found = places.iter().find_map(|place| {
+                    let parts = place.names(layer, coordinates).into_iter().map(|name| {
+                        let all = floats(&model, &name)?;
+                        let Some(rows) = &place.rows else { return Some(all) };
+                        let stored = model.tensor(&name).ok()?.shape()[0];
+                        let (row, stretches) = (all.len() / stored, if place.each { coordinates } else { 1 });
+                        let parts = all.chunks(all.len() / stretches);
+                        Some(parts.flat_map(|part| &part[rows.start * row..rows.end * row]).copied().collect())
+                    });
+                    Some(parts.collect::<Option<Vec<_>>>()?.concat())
+                });
+                found.ok_or_else(|| format!("none of {places:?}"))
+            };
             let mut interpreter = Interpreter::new(&graph, &weights).unwrap();
             let (first, second) = ids.split_at(ids.len() / 2);
             let outputs: [Output; 2] = [first, second].map(|ids| interpreter.step(&[("tokens", ids)]).unwrap());

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use einfuse_graph::{Expr, Extent, Graph, Kind, verify};
+use einfuse_graph::{Expr, Extent, Graph, Kind, Node, verify};
 use einfuse_models::{ARCHITECTURES, context_from_config, graph_from_config};
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
@@ -42,21 +42,25 @@ fn both_styles_of_config_make_the_same_verified_graph() {
 
 /// The names of the tensors that a graph asks for, the first alternatives.
 fn asked(graph: &Graph) -> BTreeSet<String> {
-    let layers = graph.nodes.iter().find_map(|n| match n {
-        einfuse_graph::Node::Layers(layers) => Some(layers.order.len()),
-        _ => None,
-    });
     let mut names = BTreeSet::new();
-    let loaded = graph.exprs.iter().filter_map(|expr| match expr {
-        Expr::Load { tensor, .. } => Some(*tensor),
-        _ => None,
-    });
-    for tensor in loaded.collect::<BTreeSet<_>>() {
-        let tensor = graph.tensor(tensor);
-        let Kind::Weight(places) = &tensor.kind else { continue };
-        let coordinates = tensor.axes.first().and_then(|&axis| graph.size(axis)).unwrap_or(1);
-        for layer in 0..layers.unwrap_or(0) {
-            names.extend(places[0].names(Some(layer), coordinates));
+    let mut ask = |nodes: &[Node], layer: Option<usize>| {
+        let bodies = nodes.iter().filter_map(|node| match node {
+            Node::Equation { body, .. } => Some(*body),
+            _ => None,
+        });
+        for expr in bodies.flat_map(|body| graph.reachable(body)) {
+            let Expr::Load { tensor, .. } = graph.expr(expr) else { continue };
+            let tensor = graph.tensor(*tensor);
+            let Kind::Weight(places) = &tensor.kind else { continue };
+            let coordinates = tensor.axes.first().and_then(|&axis| graph.size(axis)).unwrap_or(1);
+            names.extend(places[0].names(layer, coordinates));
+        }
+    };
+    ask(&graph.nodes, None);
+    for node in &graph.nodes {
+        let Node::Layers(layers) = node else { continue };
+        for (layer, &body) in layers.order.iter().enumerate() {
+            ask(&layers.bodies[body].nodes, Some(layer));
         }
     }
     names

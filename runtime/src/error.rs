@@ -24,6 +24,14 @@ pub enum Error {
         /// The operating system's reason.
         source: io::Error,
     },
+    /// The operating system refused to write a file.
+    #[error("{file}: cannot be written: {source}")]
+    Write {
+        /// The path.
+        file: String,
+        /// The operating system's reason.
+        source: io::Error,
+    },
     /// A JSON file has no such key, or the value is not what was expected.
     #[error("{}", one_line(format!("{file}: key `{key}` {problem}")))]
     Key {
@@ -85,6 +93,16 @@ pub enum Error {
     /// A step could not be run.
     #[error(transparent)]
     Step(#[from] StepError),
+    /// A kernel that was scheduled in another way gave another answer: a mistake of the compiler.
+    #[error(
+        "scheduled with {tiling}, the answer is off by {difference:.1e} of what it is, which rounding does not explain"
+    )]
+    Answer {
+        /// The numbers of the schedules.
+        tiling: String,
+        /// The root of the mean square of the logits' differences, relative to that of the logits.
+        difference: f64,
+    },
     /// The tokenizer does not know a token.
     #[error("token {id} is not in the tokenizer's vocabulary of {size} tokens")]
     UnknownToken {

@@ -20,7 +20,8 @@
 //! A [`Checkpoint`] is a Hugging Face folder, the same files within the program, or a GGUF file. [`Model::load`] compiles a graph for it
 //! and packs its weights. A [`Session`] is one sequence of tokens, with its pages in the model's key-value cache; sessions of
 //! one model may live at the same time, on any threads, and compute in turn. What comes out of a session is text
-//! ([`Session::generate`]), or numbers ([`Session::feed`], [`Session::trace`], [`Session::perplexity`]).
+//! ([`Session::generate`]), or numbers ([`Session::feed`], [`Session::trace`], [`Session::perplexity`]). A [`Conversation`] is
+//! a session whose text is the messages of a chat, as a checkpoint's [`Template`] writes them.
 
 mod cache;
 mod chat;
@@ -33,6 +34,8 @@ mod sample;
 mod session;
 mod threads;
 mod tokens;
+mod tune;
+mod tuned;
 
 pub use chat::{Conversation, Message, Role, Template};
 #[doc(hidden)]
@@ -47,6 +50,8 @@ pub use sample::{Sampler, Sampling};
 pub use session::{Chosen, Perplexity, Session, Trace};
 pub use threads::{MOST_THREADS, Threads, default_threads};
 pub use tokens::{Stream, Tokenizer};
+pub use tune::{Finding, Findings, StepTimes, Trial, Tuning, tune};
+pub use tuned::{Tuned, Winner};
 
 #[cfg(test)]
 mod tests;

@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use einfuse_codegen::{Format, Options, Packed, Program, Rule, Values, Wanted};
+use einfuse_codegen::{Format, Options, Packed, Program, Rule, Schedules, Values, Wanted};
 use einfuse_graph::{Expr, ExprId, Graph, Kind, Node, TensorId};
 
 use crate::Error;
@@ -23,7 +23,8 @@ const DEFAULT_CONTEXT: usize = 4096;
 /// How weights lie in memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Precision {
-    /// As the file stores them; F16, the blocks of GGUF files, and codes with scales become F32.
+    /// F32 and BF16 as the file stores them; F16 becomes F32. What takes fewer bits (the blocks of GGUF files, 8-bit floats,
+    /// codes with scales) becomes BF16, whose rounding is finer than theirs.
     #[default]
     Stored,
     /// F32.
@@ -76,6 +77,8 @@ pub struct Settings {
     pub chunk: usize,
     /// Whether a step can yield the logits of every row, or only of the last, which needs less work and memory.
     pub rows: Wanted,
+    /// The numbers of some kernels' schedules, in place of what the compiler would choose: see [`Tuned`](crate::Tuned).
+    pub schedules: Schedules,
     /// Whether the text of the compiled code is kept for inspection.
     pub keep_text: bool,
     /// Called while loading, from any thread.
@@ -94,6 +97,7 @@ impl Default for Settings {
             sequences: 1,
             chunk: 512,
             rows: Wanted::Last,
+            schedules: Schedules::new(),
             keep_text: false,
             progress: None,
         }
@@ -112,6 +116,7 @@ impl fmt::Debug for Settings {
             .field("sequences", &self.sequences)
             .field("chunk", &self.chunk)
             .field("rows", &self.rows)
+            .field("schedules", &self.schedules)
             .field("keep_text", &self.keep_text)
             .finish_non_exhaustive()
     }
@@ -180,6 +185,7 @@ impl Model {
             positions: longest,
             cache,
             rows: settings.rows,
+            schedules: settings.schedules.clone(),
             keep_text: settings.keep_text,
         };
         let storage = |tensor| storage.get(&tensor).copied().unwrap_or(Format::F32);
@@ -263,6 +269,11 @@ impl Model {
             true => Err(Error::ContextFull { tokens, past, context, bound }),
             false => Ok(()),
         }
+    }
+
+    /// The fewest bits that a weight has in memory.
+    pub(crate) fn weight_bits(&self) -> usize {
+        self.program.weights().iter().map(|packed| packed.storage.bits()).min().unwrap_or(32)
     }
 
     /// The number of threads that compute.
@@ -349,9 +360,7 @@ fn storage(graph: &Graph, found: &HashMap<Place, Stored<'_>>, settings: &Setting
         let narrow = match settings.precision {
             Precision::F32 => false,
             Precision::Bf16 if stored.rank >= 2 => true,
-            Precision::Stored | Precision::Bf16 => {
-                stored.parts.iter().all(|part| part.blocks().is_some_and(|blocks| blocks.dtype == Dtype::Bf16))
-            }
+            Precision::Stored | Precision::Bf16 => stored.parts.iter().all(is_narrow),
         };
         let kept = storage.entry(*tensor).or_insert(Format::Bf16);
         if !narrow {
@@ -359,6 +368,12 @@ fn storage(graph: &Graph, found: &HashMap<Place, Stored<'_>>, settings: &Setting
         }
     }
     storage
+}
+
+/// Whether numbers are stored as BF16, or in fewer bits.
+fn is_narrow(numbers: &Numbers<'_>) -> bool {
+    let is_bf16 = numbers.blocks().is_some_and(|blocks| blocks.dtype == Dtype::Bf16);
+    is_bf16 || numbers.bits() < 16.0
 }
 
 /// So many bytes of packed weights are one thread's at a time: a huge page of the usual size, so that one thread alone is

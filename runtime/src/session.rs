@@ -2,7 +2,7 @@
 
 use std::sync::PoisonError;
 
-use einfuse_codegen::{Choice, ChoiceObserver, Observer, Step, Wanted, Workspace};
+use einfuse_codegen::{Choice, ChoiceObserver, Observer, Program, Step, Wanted, Workspace};
 
 use crate::Error;
 use crate::cache::Sequence;
@@ -13,6 +13,7 @@ use crate::model::Model;
 #[derive(Debug)]
 pub struct Session<'m> {
     model: &'m Model,
+    program: &'m Program,
     sequence: Sequence,
     workspace: Workspace,
     /// All tokens; those from `sequence.positions()` on have not been computed yet.
@@ -61,7 +62,12 @@ impl Perplexity {
 impl<'m> Session<'m> {
     pub(crate) fn new(model: &'m Model) -> Session<'m> {
         let workspace = model.program.workspace(model.threads());
-        Session { model, sequence: Sequence::default(), workspace, tokens: Vec::new(), summary: Summary::default() }
+        Session::on(model, &model.program, workspace)
+    }
+
+    fn on(model: &'m Model, program: &'m Program, workspace: Workspace) -> Session<'m> {
+        let sequence = Sequence::default();
+        Session { model, program, sequence, workspace, tokens: Vec::new(), summary: Summary::default() }
     }
 
     /// The model.
@@ -100,11 +106,25 @@ impl<'m> Session<'m> {
     /// Another session with the same tokens. What was computed for them is shared, not copied; the settings' number of
     /// sequences says how many find room in the cache.
     pub fn fork(&self) -> Session<'m> {
-        let mut fork = Session::new(self.model);
+        self.fork_on(self.program, self.program.workspace(self.model.threads()))
+    }
+
+    /// The same, computed from here on by another program, which the model's was rescheduled to, in a workspace of that.
+    pub(crate) fn fork_on<'p>(&self, program: &'p Program, workspace: Workspace) -> Session<'p>
+    where
+        'm: 'p,
+    {
+        let mut fork = Session::on(self.model, program, workspace);
         let mut cache = self.model.cache.lock().unwrap_or_else(PoisonError::into_inner);
         fork.sequence = cache.fork(&self.sequence);
+        drop(cache);
         fork.tokens.clone_from(&self.tokens);
         fork
+    }
+
+    /// Gives the session up for its workspace.
+    pub(crate) fn into_workspace(mut self) -> Workspace {
+        std::mem::take(&mut self.workspace)
     }
 
     /// Adds tokens, and returns the logits `[v]` of the successor of the last.
@@ -228,7 +248,7 @@ impl<'m> Session<'m> {
     /// Computes what has not been yet, for the logits of the last token's successor.
     pub(crate) fn compute_last(&mut self) -> Result<&[f32], Error> {
         self.compute(Wanted::Last, None, None, |_, _| {})?;
-        Ok(self.model.program.output(&self.workspace))
+        Ok(self.program.output(&self.workspace))
     }
 
     /// Computes the token that was generated last, if there is one, before so many others are added.
@@ -262,7 +282,7 @@ impl<'m> Session<'m> {
                 let observe = observe.as_mut().map(|observe| &mut **observe as Observer<'_>);
                 let choices = choices.as_mut().map(|choices| &mut **choices as ChoiceObserver<'_>);
                 let step = Step { tokens: &ids, past, first, caches, observe, choices };
-                Ok(model.program.step(&model.weights, &mut self.workspace, step, &model.threads)?)
+                Ok(self.program.step(&model.weights, &mut self.workspace, step, &model.threads)?)
             });
             if let Err(error) = computed {
                 self.tokens.truncate(past);
@@ -270,7 +290,7 @@ impl<'m> Session<'m> {
             }
             cache.commit(&mut self.sequence, tokens.len());
             drop(cache);
-            output(past + first, model.program.output(&self.workspace));
+            output(past + first, self.program.output(&self.workspace));
         }
         Ok(())
     }

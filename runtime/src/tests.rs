@@ -105,6 +105,7 @@ impl Numbers {
                 Dtype::F32 => numbers.iter().flat_map(|x| x.to_le_bytes()).collect(),
                 Dtype::Bf16 => numbers.iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes()).collect(),
                 Dtype::F16 => numbers.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()).collect(),
+                Dtype::F8E4M3 => numbers.iter().map(|&x| nearest_byte(x).0).collect(),
                 other => panic!("safetensors have no {other:?}"),
             }
         };
@@ -112,6 +113,7 @@ impl Numbers {
             Dtype::F32 => safetensors::Dtype::F32,
             Dtype::Bf16 => safetensors::Dtype::BF16,
             Dtype::F16 => safetensors::Dtype::F16,
+            Dtype::F8E4M3 => safetensors::Dtype::F8_E4M3,
             other => panic!("safetensors have no {other:?}"),
         };
         let data = [bytes(&self.table), bytes(&self.w[0]), bytes(&self.w[1])];
@@ -123,6 +125,17 @@ impl Numbers {
         ]);
         safetensors::serialize(views, None).unwrap()
     }
+}
+
+/// The byte of E4M3 that is nearest to a number, and what it is.
+fn nearest_byte(x: f32) -> (u8, f32) {
+    let number = |byte: u8| {
+        let mut out = [0.0];
+        Dtype::F8E4M3.decode(&[byte], &mut out);
+        (byte, out[0])
+    };
+    let all = (0..0x7f).map(|byte| byte | if x < 0.0 { 0x80 } else { 0 }).map(number);
+    all.min_by(|a, b| (a.1 - x).abs().total_cmp(&(b.1 - x).abs())).unwrap()
 }
 
 const CONFIG: &str = r#"{"architectures": ["Test"], "eos_token_id": 0}"#;
@@ -218,6 +231,7 @@ fn weights_are_kept_as_asked() {
     let to_f16 = |x| f16::from_f32(x).to_f32();
     let narrow = |numbers: &Numbers| Numbers { table: numbers.map(to_bf16).table, ..numbers.clone() };
     let f16s = numbers.map(to_f16);
+    let f8s = numbers.map(|x| nearest_byte(x).1);
     let cases = [
         (Dtype::F32, Precision::Stored, EXACT, numbers.clone()),
         (Dtype::F32, Precision::F32, EXACT, numbers.clone()),
@@ -227,6 +241,8 @@ fn weights_are_kept_as_asked() {
         (Dtype::Bf16, Precision::Bf16, NARROW, numbers.map(to_bf16)),
         (Dtype::F16, Precision::Stored, EXACT, f16s.clone()),
         (Dtype::F16, Precision::Bf16, NARROW, narrow(&f16s)),
+        (Dtype::F8E4M3, Precision::Stored, NARROW, f8s.clone()),
+        (Dtype::F8E4M3, Precision::F32, EXACT, f8s),
     ];
     for (dtype, precision, tolerance, expected) in cases {
         let folder = folder(&numbers.safetensors(dtype), false);

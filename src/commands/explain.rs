@@ -4,9 +4,9 @@ use std::fmt::Write;
 use std::num::NonZeroUsize;
 
 use clap::{Args, ValueEnum};
-use einfuse::codegen::Batch;
 use einfuse::codegen::cost::Cost;
 use einfuse::codegen::fuse::{Kernel, Plan, Remark};
+use einfuse::codegen::{Batch, Scheduled};
 use einfuse::runtime::Chosen;
 use einfuse::{Model, Rule, Settings};
 use serde_json::{Value, json};
@@ -22,7 +22,7 @@ Examples:
   einfuse explain                                      what a decoded token costs, kernel by kernel
   einfuse explain -m ~/smollm2-135m --tokens 512       the same for a prompt
   einfuse explain --without online-softmax             what would be without a rule
-  einfuse explain -m ~/mixtral --prompt \"To be\"        how often each expert is chosen, too
+  einfuse explain -m ~/mixture --prompt \"To be\"        how often each expert is chosen, too
   einfuse explain --dump asm --kernel logits           the code of kernels with such a name
 
 `+` is what a rule did, `-` why a rule that nearly applied did not.";
@@ -171,6 +171,14 @@ impl Explain {
                 _ => writeln!(text, "{}\n{:<30} {}", kernel.name, "", row.trim_end())?,
             }
             text += &details(plan, kernel);
+            if let Some(tuned) = self.tuned(model, kernel) {
+                writeln!(
+                    text,
+                    "  · tuned: {} in place of {}",
+                    tuned.tiling.beside(&tuned.default),
+                    tuned.default.beside(&tuned.tiling)
+                )?;
+            }
             let parts = self.parts(model, kernel);
             if parts > 1 {
                 writeln!(text, "  · {parts} calls: its positions are shared out among the workers, then merged")?;
@@ -199,6 +207,12 @@ impl Explain {
         step::parts(model, kernel, Batch::of(self.tokens.get())).count()
     }
 
+    /// The kernel's schedule, if it is one that was found by measuring.
+    fn tuned<'m>(&self, model: &'m Model, kernel: &Kernel) -> Option<&'m Scheduled> {
+        let schedule = step::schedule(model, kernel, Batch::of(self.tokens.get()));
+        schedule.filter(|schedule| schedule.tiling != schedule.default)
+    }
+
     /// What the table has, as one object: operations and bytes are of one run of a kernel.
     fn object(&self, model: &Model) -> Result<Value, Box<dyn std::error::Error>> {
         let plan = model.program().plan();
@@ -224,6 +238,7 @@ impl Explain {
                     "bytes_read": cost.stored + cost.read,
                     "bytes_written": cost.written,
                     "bound": peaks.bound(cost),
+                    "tuned": self.tuned(model, kernel).map(|schedule| schedule.tiling),
                 })
             })
             .collect();

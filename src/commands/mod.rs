@@ -11,6 +11,7 @@ mod profile;
 mod progress;
 mod run;
 mod step;
+mod tune;
 
 use std::error::Error;
 
@@ -30,6 +31,7 @@ Examples:
   einfuse run -m ~/smollm2-135m -n 64 \"Once\"      with a model of your own
   einfuse explain                                 the kernels that the model became, and why
   einfuse bench -m ~/smollm2-135m -t 1,2          how fast, beside what the machine can do
+  einfuse tune -m ~/smollm2-135m                  find faster schedules for this machine, and keep them
 
 A model is a folder in Hugging Face's form: config.json, *.safetensors, tokenizer.json.
 `einfuse <COMMAND> --help` has the options of a command.";
@@ -49,6 +51,7 @@ enum Command {
     Bench(bench::Bench),
     Logits(logits::Logits),
     Perplexity(perplexity::Perplexity),
+    Tune(tune::Tune),
 }
 
 impl Cli {
@@ -60,6 +63,7 @@ impl Cli {
             Command::Bench(bench) => bench.run(),
             Command::Logits(logits) => logits.run(),
             Command::Perplexity(perplexity) => perplexity.run(),
+            Command::Tune(tune) => tune.run(),
         }
     }
 }

@@ -1,10 +1,13 @@
 //! Options that several commands share, each defined once.
 
+use std::error::Error as _;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use clap::builder::{NonEmptyStringValueParser, PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueEnum};
+use einfuse::codegen::Schedules;
+use einfuse::runtime::Tuned;
 use einfuse::{Checkpoint, Error, Generate, Model, Rule, Settings, runtime};
 
 use super::progress::Progress;
@@ -17,7 +20,7 @@ pub(crate) struct ModelOptions {
     #[arg(short, long, value_name = "MODEL")]
     pub(crate) model: Option<PathBuf>,
 
-    /// How weight matrices are kept in memory [default: as the files have them]
+    /// How weight matrices are kept in memory [default: as the files have them; bf16 for fewer bits]
     #[arg(long, value_enum, value_name = "TYPE")]
     pub(crate) precision: Option<Precision>,
 
@@ -36,6 +39,10 @@ pub(crate) struct ModelOptions {
     /// Switch a fusion rule off (repeatable)
     #[arg(long, value_name = "RULE", value_parser = rules())]
     pub(crate) without: Vec<Rule>,
+
+    /// Schedule kernels as the compiler would, whatever `einfuse tune` has found
+    #[arg(long)]
+    pub(crate) untuned: bool,
 }
 
 /// The type in which weights are kept: 32 bits, or the upper 16 of them.
@@ -106,8 +113,23 @@ impl ModelOptions {
         settings: Settings,
         load: impl FnOnce(Settings) -> Result<Model, Error>,
     ) -> Result<Model, Error> {
+        let schedules = self.schedules(settings.threads.unwrap_or_else(runtime::default_threads));
         let progress = Progress::start(self.name());
-        load(Settings { progress: Some(Box::new(progress.reporter())), ..settings })
+        load(Settings { progress: Some(Box::new(progress.reporter())), schedules, ..settings })
+    }
+
+    /// What was found for so many threads. A file that can't be used is worth a word, but no failure.
+    fn schedules(&self, threads: usize) -> Schedules {
+        let tuned = if self.untuned { None } else { Tuned::of_user() };
+        let schedules = tuned.map(|tuned| tuned.schedules(threads)).transpose();
+        schedules
+            .unwrap_or_else(|error| {
+                let cause =
+                    error.source().map(|cause| format!(": {cause}")).filter(|cause| !error.to_string().contains(cause));
+                eprintln!("warning: {error}{}; nothing of it is used", cause.unwrap_or_default());
+                None
+            })
+            .unwrap_or_default()
     }
 }
 

@@ -5,8 +5,7 @@ use std::io::{self, BufRead, IsTerminal};
 use std::time::Duration;
 
 use clap::Args;
-use einfuse::runtime::{Conversation, Template};
-use einfuse::{Generation, Model, Session, Stop, Summary};
+use einfuse::{Conversation, Generation, Model, Session, Stop, Summary, Template};
 use serde::Serialize;
 
 use super::Outcome;
@@ -110,16 +109,17 @@ impl Run {
             return answer(prompt);
         }
         let stdin = io::stdin();
-        let ask = || if stdin.is_terminal() && !self.output.json { print("> ") } else { Ok(()) };
-        ask()?;
+        let is_shown = stdin.is_terminal() && !self.output.json;
+        let show = |text: &str| if is_shown { print(text) } else { Ok(()) };
+        show("> ")?;
         for line in stdin.lock().lines() {
             let line = line.map_err(|error| format!("cannot read standard input: {error}"))?;
             if !line.trim().is_empty() {
                 answer(&line)?;
             }
-            ask()?;
+            show("> ")?;
         }
-        Ok(())
+        Ok(show("\n")?)
     }
 
     /// Prints what is generated as it comes; yields all of it.

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use einfuse::Model;
 use einfuse::codegen::cost::{Cost, Work};
 use einfuse::codegen::fuse::Kernel;
-use einfuse::codegen::{Batch, Compiled, Format};
+use einfuse::codegen::{Batch, Compiled, Format, Scheduled};
 use einfuse::graph::TensorId;
 
 /// What a step of so many tokens takes, after so many positions.
@@ -31,6 +31,17 @@ pub(crate) fn parts(model: &Model, kernel: &Kernel, batch: Batch) -> impl Iterat
     let own = program.kernels().iter().any(|compiled| of(compiled, batch));
     let batch = if own { batch } else { Batch::Many };
     numbered.filter(move |(_, compiled)| of(compiled, batch)).map(|(number, _)| number)
+}
+
+/// How a kernel is scheduled for so many tokens.
+pub(crate) fn schedule<'m>(model: &'m Model, kernel: &Kernel, batch: Batch) -> Option<&'m Scheduled> {
+    let scopes = model.program().plan().scopes();
+    let of = |batch: Batch| {
+        let mut all = model.program().schedules().iter();
+        all.find(|s| s.batch == batch && std::ptr::eq(&scopes[s.scope][s.index], kernel))
+    };
+    // What has no schedule of its own for a few has that for many.
+    of(batch).or_else(|| of(Batch::Many))
 }
 
 /// How many numbers the model has learnt.

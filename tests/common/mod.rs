@@ -27,10 +27,11 @@ pub fn json(path: &Path) -> Value {
     serde_json::from_str(&text).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
-/// The binary with these arguments.
+/// The binary with these arguments, and a cache folder that is not there.
 pub fn einfuse<S: AsRef<std::ffi::OsStr>>(arguments: &[S]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_einfuse"));
     command.args(arguments).stdin(Stdio::null());
+    command.env("XDG_CACHE_HOME", Path::new(env!("CARGO_TARGET_TMPDIR")).join("no cache"));
     command
 }
 

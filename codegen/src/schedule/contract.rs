@@ -20,12 +20,6 @@ use super::{Context, Mode};
 use crate::fuse::{Contract, Contraction, Kernel, Task, is_tokens};
 use crate::loops::{self, Address, Arg, Buffer, Core, Cores, Elem, Expr, Format, PANEL, Share, Stmt};
 
-/// Rows in a block, where there are many.
-pub(super) const BLOCK: usize = 64;
-
-/// Rows that a worker computes at once where they are computed for all workers.
-const SHARE: usize = 4;
-
 /// The rows at hand.
 pub(super) struct Block<'a> {
     pub(super) cores: &'a Cores,
@@ -109,7 +103,7 @@ pub(super) fn schedule(
     if are_shared(cx, kernel, contract) {
         let mut e = cx.emitter();
         cx.bind_tokens(&mode, &mut e);
-        let most = (SHARE / per_token).max(1);
+        let most = (cx.tiling.prepared / per_token).max(1);
         e.parallel(Expr::from(Arg::Tokens).div_ceil(most as i64), Share::Blocks, |e, at| {
             let from = e.int(at * most);
             let mut block = some(e, from, most);
@@ -118,7 +112,8 @@ pub(super) fn schedule(
         });
         kernels.push(cx.close(&format!("{}_rows", kernel.name), e));
     }
-    let most = (BLOCK / cx.cores.rows() * cx.cores.rows() / per_token).max(1);
+    let whole = cx.tiling.block / cx.cores.rows() * cx.cores.rows();
+    let most = (whole / per_token).max(1);
     e.repeat(Expr::Int(0), Arg::Tokens.into(), most, |e, from| {
         let mut block = some(e, from, most);
         block.operands = shared;
@@ -300,7 +295,7 @@ fn cores(
     e.repeat(Expr::Int(0), units.panels.into(), 1, |e, panel| {
         let b = b.clone().plus(panel.clone() * panels.panel);
         let c_at = c_at.clone().plus(panel * PANEL);
-        cover(&block.rows(), panels.format, cx.cores, e, |rows, row| {
+        cover(cx, &block.rows(), panels.format, e, |rows, row| {
             Stmt::Core(Core {
                 rows,
                 depth: panels.depth.into(),

@@ -2,12 +2,13 @@
 
 use super::emit::Emitter;
 use super::{Context, Mode};
-use crate::loops::{Cores, Expr, Format, Stmt};
+use crate::loops::{Expr, Format, Stmt};
 
 /// Covers so many rows with cores: as many as there can be of the most rows, then a smaller one for the rest. Where the
-/// number is known at run time only, the last core may take rows beyond, fewer than [`Cores::rows`] of them.
-pub(super) fn cover(rows: &Expr, format: Format, cores: &Cores, e: &mut Emitter, core: impl Fn(usize, Expr) -> Stmt) {
-    let most = cores.rows_by(format);
+/// number is known at run time only, the last core may take rows beyond, fewer than [`Cores::rows`](crate::loops::Cores)
+/// of them.
+pub(super) fn cover(cx: &Context, rows: &Expr, format: Format, e: &mut Emitter, core: impl Fn(usize, Expr) -> Stmt) {
+    let most = cx.cores.rows_by(format).min(cx.tiling.core);
     let Some(rows) = rows.as_int() else {
         let whole = e.int(rows.clone().div(most) * most);
         e.repeat(Expr::Int(0), whole.clone(), most, |e, row| e.push(core(most, row)));
@@ -21,7 +22,7 @@ pub(super) fn cover(rows: &Expr, format: Format, cores: &Cores, e: &mut Emitter,
     match rows - whole {
         0 => {}
         // At 128 bits three rows with all columns of a panel have more sums than registers.
-        3 if cores.bits == 128 => {
+        3 if cx.cores.bits == 128 => {
             e.push(core(2, whole.into()));
             e.push(core(1, (whole + 2).into()));
         }

@@ -19,12 +19,17 @@ mod rows;
 mod segments;
 mod select;
 mod stream;
+mod tiling;
 
 use crate::fuse::{Contraction, EqId, Fold, Kernel, Plan, Shape, factors};
 use crate::loops::{self, Arg, Cores, Expr};
 use emit::{Emitter, Span};
 use homes::Homes;
 use place::Place;
+pub use tiling::{Sizes, Tiling};
+
+/// The number of this way to write kernels: another one where a kernel's best tiling may be another than it was.
+pub const REVISION: u32 = 1;
 
 /// The most tokens that count as few: all of them together share the positions of a cache among the workers.
 pub(crate) const FEW: usize = 8;
@@ -96,6 +101,8 @@ pub(crate) struct Context<'a> {
     pub(crate) mode: Mode,
     /// What cores there are.
     pub(crate) cores: &'a Cores,
+    /// The numbers of the kernel at hand.
+    pub(crate) tiling: Tiling,
 }
 
 impl<'a> Context<'a> {

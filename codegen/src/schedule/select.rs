@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use einfuse_graph::{AxisId, TensorId};
 
 use super::Context;
-use super::contract::{BLOCK, Block, columns, enter};
+use super::contract::{Block, columns, enter};
 use super::cores::{apart, cover};
 use super::emit::{Emitter, Scope, graph_name};
 use super::homes::{Panels, Units};
@@ -184,7 +184,7 @@ pub(super) fn schedule(
     let per_token = inner_rows(cx, c).into_iter().map(|a| size(cx, a)).product();
     let most = cx.homes.tokens * per_token;
     let group = cx.cores.rows();
-    let rows = Rows { c, tokens, per_token, most, block: BLOCK / group * group };
+    let rows = Rows { c, tokens, per_token, most, block: cx.tiling.block / group * group };
     let mut room = Room { end: partial };
     let choices = c.chosen.map_or(1, |(axis, _)| size(cx, axis));
     let blocks = most / rows.block + choices;
@@ -410,7 +410,7 @@ fn unit(
             e.repeat(0.into(), units.panels.into(), 1, |e, panel| {
                 let b = b.clone().plus(panel.clone() * panels.panel);
                 let c_at = Address::new(tile.clone(), panel * PANEL);
-                cover(&count, panels.format, cx.cores, e, |some, row| {
+                cover(cx, &count, panels.format, e, |some, row| {
                     Stmt::Core(Core {
                         rows: some,
                         depth: panels.depth.into(),

@@ -246,6 +246,27 @@ fn a_corrupt_header_is_refused() {
 }
 
 #[test]
+fn a_file_cut_anywhere_says_where() {
+    let whole = file(HEADER, 32);
+    let header = 8 + HEADER.len();
+    for length in 0..whole.len() {
+        let folder = Folder::new(&[("config.json", CONFIG.as_bytes()), ("model.safetensors", &whole[..length])]);
+        let expected = match length {
+            0..8 => format!("truncated: {length} bytes, a safetensors file starts with 8"),
+            _ if length < header => {
+                format!("truncated: a header of {} bytes was expected, {} are there", HEADER.len(), length - 8)
+            }
+            _ => {
+                let data = length - header;
+                let (tensor, end) = if data < 24 { ("a", 24) } else { ("b", 32) };
+                format!("tensor `{tensor}` ends at byte {end} of the data, the file has {data}: truncated?")
+            }
+        };
+        assert_eq!(folder.error(), format!("./model.safetensors: {expected}"));
+    }
+}
+
+#[test]
 fn any_changed_byte_is_an_error_or_other_numbers() {
     let (graph, weights) = graph();
     let tensors: [(&str, &[usize]); 4] =

@@ -5,7 +5,7 @@
 //! turns its scores into weights, then the cores add the weighted values. With one token, or a few, the pages are split
 //! among several tiles, whose partial statistics are merged by a second kernel.
 
-use einfuse_graph::{AxisId, TensorId};
+use einfuse_graph::{AxisId, Graph, TensorId};
 
 mod merge;
 mod page;
@@ -20,12 +20,6 @@ use crate::fuse::{Contraction, EqId, Fold, Kernel, Stream, Weighted, is_tokens};
 use crate::loops::{self, Address, Arg, Buffer, Elem, Encode, Expr, Exps, Format, LANES, PANEL, Share, Stmt, Ty};
 use merge::{Partials, merge};
 use page::Page;
-
-/// Rows that a tile has about, where there are many tokens.
-const ROWS: usize = 48;
-
-/// Tiles there should be, at least, where there is one token or a few.
-const SPLITS: usize = 16;
 
 /// What a running maximum starts from: below every score, yet finite, so that its difference to itself is 0.
 const LOWEST: f32 = -1e30;
@@ -93,22 +87,25 @@ impl Rows {
     }
 }
 
+/// The axes of the rows, other than the tokens', whose coordinates have keys or values of their own.
+pub(super) fn outer(graph: &Graph, stream: &Stream) -> Vec<AxisId> {
+    let of_folds = stream.folds.iter().filter_map(|f| match f {
+        Fold::Sum { over, .. } => over.as_deref(),
+        Fold::Max { .. } => None,
+    });
+    let contractions: Vec<&Contraction> =
+        stream.scores.iter().filter_map(|(_, c)| c.as_ref()).chain(of_folds).collect();
+    let is_outer = |a: &&AxisId| !is_tokens(graph, **a) && contractions.iter().any(|c| c.batch.contains(a));
+    stream.rows.iter().filter(is_outer).copied().collect()
+}
+
 pub(super) fn schedule(cx: &Context, kernel: &Kernel, stream: &Stream, partial: usize) -> (Vec<loops::Kernel>, usize) {
     let graph = &cx.plan.graph;
     let size = |a: AxisId| graph.size(a).unwrap_or(1);
-    let contractions: Vec<&Contraction> = stream
-        .scores
-        .iter()
-        .filter_map(|(_, c)| c.as_ref())
-        .chain(stream.folds.iter().filter_map(|f| match f {
-            Fold::Sum { over, .. } => over.as_deref(),
-            Fold::Max { .. } => None,
-        }))
-        .collect();
     let tokens = stream.rows.iter().copied().find(|&a| is_tokens(graph, a));
-    let is_outer = |a: &AxisId| Some(*a) != tokens && contractions.iter().any(|c| c.batch.contains(a));
-    let outer: Vec<AxisId> = stream.rows.iter().filter(|a| is_outer(a)).copied().collect();
-    let inner: Vec<AxisId> = stream.rows.iter().filter(|a| Some(**a) != tokens && !is_outer(a)).copied().collect();
+    let outer = outer(graph, stream);
+    let is_inner = |a: &&AxisId| Some(**a) != tokens && !outer.contains(a);
+    let inner: Vec<AxisId> = stream.rows.iter().filter(is_inner).copied().collect();
     let per_token: usize = inner.iter().map(|&a| size(a)).product();
     let group = cx.cores.rows();
     let mode = cx.mode(kernel);
@@ -116,13 +113,12 @@ pub(super) fn schedule(cx: &Context, kernel: &Kernel, stream: &Stream, partial: 
     // As many tokens as fill whole cores.
     let whole = (1..=group).find(|n| (n * per_token).is_multiple_of(group)).unwrap_or(group);
     let most = match mode {
-        Mode::Many if tokens.is_some() => (ROWS / per_token / whole * whole).max(whole),
+        Mode::Many if tokens.is_some() => (cx.tiling.tile / per_token / whole * whole).max(whole),
         Mode::Few if tokens.is_some() => FEW,
         _ => 1,
     };
     let heads: usize = outer.iter().map(|&a| size(a)).product();
-    // A power of two, so that few workers get equal shares.
-    let splits = if many { 1 } else { 1 << (SPLITS / heads.max(1)).clamp(1, 8).ilog2() };
+    let splits = if many { 1 } else { cx.tiling.parts };
     let shape = Shape {
         stream,
         outer,

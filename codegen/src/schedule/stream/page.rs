@@ -56,7 +56,7 @@ impl Page<'_> {
             let to = flat(&place);
             e.repeat(Expr::Int(0), (PAGE / PANEL).into(), 1, |e, panel| {
                 let b = state.clone().plus(panel.clone() * (queries.depth * PANEL));
-                cover(&self.rows, Format::of(cx.home(c.b).elem), cx.cores, e, |rows, row| {
+                cover(cx, &self.rows, Format::of(cx.home(c.b).elem), e, |rows, row| {
                     Stmt::Core(Core {
                         rows,
                         depth: queries.depth.into(),
@@ -254,7 +254,7 @@ impl Page<'_> {
         let to = flat(place);
         e.repeat(Expr::Int(0), (width / PANEL).into(), 1, |e, panel| {
             let b = b.clone().plus(panel.clone() * (PAGE * PANEL));
-            cover(&self.rows, Format::of(cx.home(c.b).elem), cx.cores, e, |rows, row| {
+            cover(cx, &self.rows, Format::of(cx.home(c.b).elem), e, |rows, row| {
                 Stmt::Core(Core {
                     rows,
                     depth: PAGE.into(),

@@ -1,0 +1,389 @@
+//! Compiling: from a graph to kernels in machine code, and the order in which steps call them.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use einfuse_graph::{AxisId, Extent, Graph, Kind, TensorId, Type};
+
+use crate::checks::Checks;
+use crate::choices::{Watched, watched};
+use crate::fuse::{Kernel, Plan, Rule, Segment, Shape, Wanted, fuse};
+use crate::loops::{self, Format, MAX_ROWS};
+use crate::lower::{Code, LowerError, Lowering, Target};
+use crate::pack::Packed;
+use crate::schedule::homes::{Entry, Extents, Homes};
+use crate::schedule::{Context, FEW, Mode, Prepared, Sizes, Tiling, schedule};
+
+/// What a program is made for.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Fusion rules that are switched off.
+    pub without: Vec<Rule>,
+    /// The most tokens that a step may have.
+    pub chunk: usize,
+    /// The most positions that a sequence may have where the plan keeps a value for each of them (which streaming avoids).
+    pub positions: usize,
+    /// How the caches keep what they are appended.
+    pub cache: Format,
+    /// Whose output is wanted.
+    pub rows: Wanted,
+    /// The numbers of some kernels' schedules, in place of what the compiler would choose.
+    pub schedules: Schedules,
+    /// Whether to keep the text of the intermediate and machine code.
+    pub keep_text: bool,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options {
+            without: Vec::new(),
+            chunk: 512,
+            positions: 2048,
+            cache: Format::F32,
+            rows: Wanted::Last,
+            schedules: Schedules::new(),
+            keep_text: false,
+        }
+    }
+}
+
+/// A graph can't be compiled.
+#[derive(Debug, thiserror::Error)]
+pub enum CompileError {
+    /// The graph is not well-formed.
+    #[error(transparent)]
+    Graph(#[from] einfuse_graph::VerifyError),
+    /// Something that the compiler does not take.
+    #[error("{0}")]
+    Unsupported(String),
+    /// The code generator refused a kernel.
+    #[error(transparent)]
+    Lower(#[from] LowerError),
+}
+
+/// How many tokens the kernels of a step are made for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Batch {
+    /// One, as when text is generated.
+    One,
+    /// Up to eight, as when drafted tokens are checked. Only the kernels that stream a cache differ from those for many.
+    Few,
+    /// More, as in a prompt.
+    Many,
+}
+
+impl Batch {
+    /// For so many tokens.
+    pub fn of(tokens: usize) -> Batch {
+        match tokens {
+            0 | 1 => Batch::One,
+            2..=FEW => Batch::Few,
+            _ => Batch::Many,
+        }
+    }
+}
+
+/// A kernel of a program, for who wants to look at it.
+#[derive(Clone, Debug)]
+pub struct Compiled {
+    /// The stretch of the plan, as in [`Plan::scopes`], and the kernel's place in it.
+    pub scope: usize,
+    /// The kernel's place in its stretch.
+    pub index: usize,
+    /// For how many tokens it is.
+    pub batch: Batch,
+    /// Its loops.
+    pub loops: loops::Kernel,
+}
+
+/// Tilings by the identity of the kernels that they are for: [`Scheduled::identity`].
+pub type Schedules = BTreeMap<String, Tiling>;
+
+/// A kernel, and the numbers of its schedule.
+#[derive(Clone, Debug)]
+pub struct Scheduled {
+    /// The stretch of the plan, as in [`Plan::scopes`], and the kernel's place in it.
+    pub scope: usize,
+    /// The kernel's place in its stretch.
+    pub index: usize,
+    /// For how many tokens it is.
+    pub batch: Batch,
+    /// Everything that its schedule depends on: for how many tokens it is, its equations, its axes' sizes, how weights and
+    /// caches are stored. Kernels with the same identity are the same.
+    pub identity: String,
+    /// Its sizes.
+    pub sizes: Sizes,
+    /// The compiler's own choice.
+    pub default: Tiling,
+    /// What was chosen: the default, or what [`Options::schedules`] has.
+    pub tiling: Tiling,
+    /// Others that are worth a trial.
+    pub alternatives: Vec<Tiling>,
+}
+
+/// One kernel call, with the table of its layer.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Call {
+    pub(crate) kernel: usize,
+    pub(crate) table: usize,
+    /// The layer that begins here, if one does.
+    pub(crate) begins: Option<usize>,
+    /// After the last layer: how many there are.
+    pub(crate) ends: Option<usize>,
+}
+
+/// What an entry of a layer's table is made of.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Slot {
+    Weights(usize),
+    State(usize),
+}
+
+/// What a program has whatever its schedules are.
+pub(crate) struct Base {
+    pub(crate) plan: Plan,
+    prepared: Prepared,
+    pub(crate) homes: Homes,
+    pub(crate) packed: Vec<Packed>,
+    pub(crate) weight_bytes: usize,
+    pub(crate) tables: Vec<Vec<Slot>>,
+    /// The table of each stretch and layer.
+    numbers: HashMap<(usize, Option<usize>), usize>,
+    pub(crate) constants: Vec<(usize, Vec<f32>)>,
+    pub(crate) checks: Checks,
+    /// Whether a value is kept for each position of a sequence.
+    pub(crate) keeps_positions: bool,
+}
+
+/// The kernels of a program, and the calls of its steps.
+pub(crate) struct Kernels {
+    pub(crate) code: Code,
+    pub(crate) compiled: Vec<Compiled>,
+    pub(crate) scheduled: Vec<Scheduled>,
+    pub(crate) decode: Vec<Call>,
+    pub(crate) few: Vec<Call>,
+    pub(crate) prefill: Vec<Call>,
+    pub(crate) arena_bytes: usize,
+    /// What tokens choose, by kernel.
+    pub(crate) watched: HashMap<usize, Vec<Watched>>,
+}
+
+impl Base {
+    pub(crate) fn of(
+        graph: &Graph,
+        storage: &dyn Fn(TensorId) -> Format,
+        options: &Options,
+    ) -> Result<Base, CompileError> {
+        einfuse_graph::verify(graph)?;
+        supported(graph)?;
+        let mut plan = fuse(graph, &options.without, options.rows);
+        let prepared = Prepared::of(&mut plan);
+        let how = Extents { cache: options.cache, tokens: options.chunk + MAX_ROWS - 1, positions: options.positions };
+        let homes = Homes::of(&plan, storage, how);
+        let (packed, weight_bytes, tables, numbers) = tables(&plan, &homes);
+        let constants = homes
+            .constants
+            .iter()
+            .filter_map(|&(tensor, slot)| match &plan.graph.tensor(tensor).kind {
+                Kind::Constant(values) => Some((slot, values.clone())),
+                _ => None,
+            })
+            .collect();
+        let (checks, keeps_positions) = (Checks::of(graph), keeps_positions(&plan));
+        Ok(Base { plan, prepared, homes, packed, weight_bytes, tables, numbers, constants, checks, keeps_positions })
+    }
+
+    /// Schedules and compiles all kernels.
+    pub(crate) fn kernels(&self, options: &Options, target: &Target) -> Result<Kernels, CompileError> {
+        let Base { plan, homes, prepared, .. } = self;
+        let cores = target.cores();
+        let (mut compiled, mut scheduled, mut calls) = (Vec::new(), Vec::new(), Vec::new());
+        let mut arena_bytes = homes.arena;
+        for mode in [Mode::One(loops::Expr::Int(0)), Mode::Many, Mode::Few] {
+            let batch = match mode {
+                Mode::One(_) => Batch::One,
+                Mode::Few => Batch::Few,
+                Mode::Many => Batch::Many,
+            };
+            let mut of_scopes: Vec<Vec<usize>> = Vec::new();
+            for (scope, kernels) in plan.scopes().into_iter().enumerate() {
+                let mut made = Vec::new();
+                for (index, kernel) in kernels.iter().enumerate() {
+                    // Only what streams is made for a few: the rest is the same for all numbers above one.
+                    if mode == Mode::Few && !matches!(kernel.shape, Shape::Stream(_)) {
+                        let numbered = compiled.iter().enumerate();
+                        let same = |c: &Compiled| c.batch == Batch::Many && (c.scope, c.index) == (scope, index);
+                        made.extend(numbered.filter(|(_, c)| same(c)).map(|(number, _)| number));
+                        continue;
+                    }
+                    let identity = self.identity(scope, kernel, batch);
+                    let sizes = Sizes::of(plan, homes, scope, kernel);
+                    let default = Tiling::by_default(&sizes, cores);
+                    let tiling = options.schedules.get(&identity).map_or(default, |tiling| tiling.within(cores));
+                    let cx = Context { plan, homes, prepared, scope, mode: mode.clone(), cores, tiling };
+                    let (loops, partial) = schedule(&cx, kernel, homes.arena);
+                    arena_bytes = arena_bytes.max(homes.arena + partial);
+                    for loops in loops {
+                        made.push(compiled.len());
+                        compiled.push(Compiled { scope, index, batch, loops });
+                    }
+                    let alternatives = default.alternatives(kernel, &mode, cores);
+                    scheduled.push(Scheduled { scope, index, batch, identity, sizes, default, tiling, alternatives });
+                }
+                of_scopes.push(made);
+            }
+            calls.push(of_scopes);
+        }
+        let how = Lowering { verify: cfg!(debug_assertions), keep_text: options.keep_text };
+        let loops: Vec<loops::Kernel> = compiled.iter().map(|c| c.loops.clone()).collect();
+        let code = crate::lower::compile(&loops, target, &how)?;
+        let [decode, prefill, few] = [0, 1, 2].map(|batch| sequence(plan, &calls[batch], &self.numbers));
+        let watched = watched(plan, homes, &compiled);
+        Ok(Kernels { code, compiled, scheduled, decode, few, prefill, arena_bytes, watched })
+    }
+
+    /// What the schedule of a kernel depends on, as text.
+    fn identity(&self, scope: usize, kernel: &Kernel, batch: Batch) -> String {
+        let graph = &self.plan.graph;
+        let batch = match batch {
+            Batch::One => "one",
+            Batch::Few => "few",
+            Batch::Many => "many",
+        };
+        let (mut axes, mut stored) = (BTreeSet::new(), BTreeSet::new());
+        let mut equations = Vec::new();
+        for &eq in &kernel.equations {
+            let equation = self.plan.equations[eq];
+            equations.push(self.plan.equation_text(eq));
+            for tensor in crate::fuse::loads(graph, equation.body).into_iter().chain([equation.out]) {
+                let tensor_axes = &graph.tensor(tensor).axes;
+                axes.extend(
+                    tensor_axes.iter().filter_map(|&a| Some(format!("{} {}", graph.axis(a).name, graph.size(a)?))),
+                );
+                if let Kind::State { .. } = graph.tensor(tensor).kind
+                    && let Some(place) = self.homes.places[scope].get(&tensor)
+                {
+                    stored.insert(format!("{} {}", graph.tensor(tensor).name, Format::of(place.elem)));
+                }
+            }
+        }
+        if let Shape::Contract(contract) = &kernel.shape {
+            for (eq, c) in contract.tasks.iter().flat_map(|task| &task.contractions) {
+                let format = self.homes.panels.get(eq).map(|panels| panels.format);
+                stored.extend(format.map(|format| format!("{} {format}", graph.tensor(c.b).name)));
+            }
+        }
+        let list = |set: BTreeSet<String>| set.into_iter().collect::<Vec<_>>().join(", ");
+        format!("{batch}: {}; {}; {}", equations.join(", "), list(axes), list(stored))
+    }
+}
+
+/// What the compiler does not take.
+fn supported(graph: &Graph) -> Result<(), CompileError> {
+    let refuse = |text: String| Err(CompileError::Unsupported(text));
+    let inputs: Vec<&einfuse_graph::Tensor> = graph.tensors.iter().filter(|t| matches!(t.kind, Kind::Input)).collect();
+    let tokens = |axes: &[AxisId]| matches!(axes, [a] if graph.axis(*a).extent == Extent::Tokens);
+    if inputs.len() > 1 {
+        return refuse(format!("`{}` and `{}` are both inputs: one is supported", inputs[0].name, inputs[1].name));
+    }
+    if let Some(input) = inputs.iter().find(|t| !tokens(&t.axes)) {
+        return refuse(format!("the input `{}` is over {}, not over the tokens", input.name, graph.names(&input.axes)));
+    }
+    let output = graph.tensor(graph.output);
+    if let Some(&a) = output.axes.iter().find(|&&a| graph.axis(a).extent == Extent::Positions) {
+        let (output, a) = (&output.name, &graph.axis(a).name);
+        return refuse(format!("the output `{output}` is over the positions `{a}`"));
+    }
+    for tensor in &graph.tensors {
+        let kept = matches!(tensor.kind, Kind::Carry | Kind::State { .. });
+        if tensor.ty == Type::Mask && (kept || graph.tensor(graph.output).name == tensor.name) {
+            return refuse(format!("`{}` is a mask; masks are neither handed on nor kept nor returned", tensor.name));
+        }
+    }
+    Ok(())
+}
+
+/// Whether a value that passes from kernel to kernel is over the positions.
+fn keeps_positions(plan: &Plan) -> bool {
+    let is_positions = |a: &AxisId| plan.graph.axis(*a).extent == Extent::Positions;
+    let mut values = plan.scopes().into_iter().flatten().flat_map(|kernel| plan.outputs(kernel));
+    values.any(|tensor| plan.graph.tensor(tensor).axes.iter().any(is_positions))
+}
+
+/// The packed weights with their places, and the table of each stretch and layer with its number.
+#[allow(clippy::type_complexity)]
+fn tables(plan: &Plan, homes: &Homes) -> (Vec<Packed>, usize, Vec<Vec<Slot>>, HashMap<(usize, Option<usize>), usize>) {
+    let mut packed: Vec<Packed> = Vec::new();
+    let mut places: HashMap<(usize, Option<usize>), usize> = HashMap::new();
+    let mut end = 0;
+    let (mut tables, mut numbers) = (Vec::new(), HashMap::new());
+    // In the order in which a step reads them: stretch by stretch, within the layers layer by layer.
+    let mut order: Vec<(usize, Option<usize>)> = Vec::new();
+    let mut scope = 0;
+    for segment in &plan.segments {
+        match segment {
+            Segment::Once(_) => {
+                order.push((scope, None));
+                scope += 1;
+            }
+            Segment::Layers { bodies, order: of_layers, .. } => {
+                order.extend(of_layers.iter().enumerate().map(|(layer, body)| (scope + body, Some(layer))));
+                scope += bodies.len();
+            }
+        }
+    }
+    for (scope, layer) in order {
+        let mut table = Vec::new();
+        for entry in &homes.tables[scope] {
+            table.push(match entry {
+                Entry::State(state) => {
+                    let own = homes.states.get(&(*state, layer)).or_else(|| homes.states.get(&(*state, None)));
+                    Slot::State(own.map_or(0, |(_, at)| *at))
+                }
+                Entry::Region(region) => {
+                    let whose = if homes.regions[*region].layered { layer } else { None };
+                    let at = *places.entry((*region, whose)).or_insert_with(|| {
+                        let one = Packed::of(&plan.graph, &homes.regions[*region], whose, end);
+                        let at = end;
+                        end += one.bytes.next_multiple_of(64);
+                        packed.push(one);
+                        at
+                    });
+                    Slot::Weights(at)
+                }
+            });
+        }
+        numbers.insert((scope, layer), tables.len());
+        tables.push(table);
+    }
+    (packed, end, tables, numbers)
+}
+
+/// The kernel calls of a step, in order.
+fn sequence(plan: &Plan, kernels: &[Vec<usize>], numbers: &HashMap<(usize, Option<usize>), usize>) -> Vec<Call> {
+    let mut calls = Vec::new();
+    let mut scope = 0;
+    let stretch = |scope: usize, layer: Option<usize>, calls: &mut Vec<Call>| {
+        let table = numbers.get(&(scope, layer)).copied().unwrap_or(0);
+        for (i, &kernel) in kernels[scope].iter().enumerate() {
+            calls.push(Call { kernel, table, begins: layer.filter(|_| i == 0), ends: None });
+        }
+    };
+    for segment in &plan.segments {
+        match segment {
+            Segment::Once(_) => {
+                stretch(scope, None, &mut calls);
+                scope += 1;
+            }
+            Segment::Layers { bodies, order, .. } => {
+                for (layer, body) in order.iter().enumerate() {
+                    stretch(scope + body, Some(layer), &mut calls);
+                }
+                if let Some(last) = calls.last_mut() {
+                    last.ends = Some(order.len());
+                }
+                scope += bodies.len();
+            }
+        }
+    }
+    calls
+}

@@ -1,0 +1,461 @@
+//! Finding better schedules: the model's kernels, scheduled in other ways, run in turn with the compiler's own choice.
+//!
+//! What else runs on a machine disturbs by more than schedules differ. So all run in one process, each round all of them
+//! once, there and back; what is compared is the ratio of two times of the same round, and its median. Who seems the best
+//! may only have been lucky: it has to win again, in runs of its own.
+
+use std::mem::take;
+use std::time::Instant;
+
+use einfuse_codegen::fuse::Shape;
+use einfuse_codegen::{Batch, Program, Schedules, Sizes, Tiling, Workspace};
+
+use crate::Error;
+use crate::model::Model;
+use crate::session::Session;
+use crate::tuned::Winner;
+
+/// What is measured, and how often.
+#[derive(Clone, Copy, Debug)]
+pub struct Tuning {
+    /// Tokens of the prompt.
+    pub prompt: usize,
+    /// Tokens before those that are generated.
+    pub depth: usize,
+    /// Rounds, in each of which everything runs.
+    pub repeat: usize,
+}
+
+/// What came out.
+#[derive(Clone, Debug)]
+pub struct Findings {
+    /// For each kernel that has a choice.
+    pub kernels: Vec<Finding>,
+    /// How long steps take, by default and as found.
+    pub steps: Vec<StepTimes>,
+    /// Everything that was measured.
+    pub trials: Vec<Trial>,
+}
+
+impl Findings {
+    /// What is better than the default.
+    pub fn winners(&self) -> Vec<Winner> {
+        let winners = self.kernels.iter().filter(|kernel| kernel.wins);
+        winners.map(|k| Winner { kernel: k.identity.clone(), tiling: k.best, gain: k.gain }).collect()
+    }
+
+    /// The kernels that were tried.
+    pub fn tried(&self) -> Vec<String> {
+        self.kernels.iter().map(|kernel| kernel.identity.clone()).collect()
+    }
+}
+
+/// What was found for one kernel.
+#[derive(Clone, Debug)]
+pub struct Finding {
+    /// Its name.
+    pub name: String,
+    /// For how many tokens it is.
+    pub batch: Batch,
+    /// Its identity.
+    pub identity: String,
+    /// The compiler's choice.
+    pub default: Tiling,
+    /// The best of the others.
+    pub best: Tiling,
+    /// Seconds that its calls take in a step with the compiler's choice.
+    pub seconds: f64,
+    /// The share of them that the best saves.
+    pub gain: f64,
+    /// How far the gain may be off.
+    pub noise: f64,
+    /// Whether the gain is more than that, twice.
+    pub wins: bool,
+}
+
+/// How long a step takes, in seconds.
+#[derive(Clone, Copy, Debug)]
+pub struct StepTimes {
+    /// Its tokens.
+    pub tokens: usize,
+    /// Positions before it.
+    pub past: usize,
+    /// With the compiler's tiling.
+    pub default: f64,
+    /// With what was found.
+    pub found: f64,
+}
+
+/// One kernel's time with one choice.
+#[derive(Clone, Debug)]
+pub struct Trial {
+    /// For how many tokens the kernel is.
+    pub batch: Batch,
+    /// The name of its skeleton.
+    pub shape: &'static str,
+    /// Its sizes.
+    pub sizes: Sizes,
+    /// Tokens of the step, and positions before it.
+    pub tokens: usize,
+    /// Positions before the step.
+    pub past: usize,
+    /// The choice.
+    pub tiling: Tiling,
+    /// Seconds of its calls in a step, in the median.
+    pub seconds: f64,
+    /// The same in times of the default's.
+    pub ratio: f64,
+    /// How far that may be off.
+    pub noise: f64,
+}
+
+/// A step that is measured, so often in a row.
+#[derive(Clone, Copy, Debug)]
+struct Test {
+    tokens: usize,
+    steps: usize,
+    past: usize,
+}
+
+/// Kernels that are the same.
+struct Group {
+    name: String,
+    identity: String,
+    shape: &'static str,
+    sizes: Sizes,
+    members: Vec<(usize, usize)>,
+    default: Tiling,
+    alternatives: Vec<Tiling>,
+}
+
+/// A program with what it runs in.
+struct Runner<'p> {
+    program: &'p Program,
+    workspace: Workspace,
+}
+
+/// Of one run: how long each group took, and all of it; the last logits.
+struct Run {
+    groups: Vec<f64>,
+    whole: f64,
+    logits: Vec<f32>,
+}
+
+/// A ratio, and how far it may be off.
+#[derive(Clone, Copy)]
+struct Ratio {
+    median: f64,
+    noise: f64,
+}
+
+/// Below such a share of the time nothing is told from chance.
+const LEAST_NOISE: f64 = 0.01;
+
+/// Steps of one token, or a few, that are measured in a row.
+const STEPS: usize = 8;
+
+/// Tokens of a step of a few.
+const FEW: usize = 4;
+
+/// Measures a model's kernels with other schedules. The model has room for two sequences, each of the prompt, or of the
+/// depth and 32 tokens. `progress` is told how many runs are done, and of how many.
+///
+/// # Errors
+/// If a sequence does not fit, a kernel can't be compiled, or one that is scheduled in another way computes another answer.
+pub fn tune(model: &Model, tuning: Tuning, mut progress: impl FnMut(usize, usize)) -> Result<Findings, Error> {
+    let default = model.program().reschedule(Schedules::new())?;
+    let room = model.context();
+    let past = tuning.depth.min(room.saturating_sub(STEPS * FEW));
+    let tests = [
+        Test { tokens: tuning.prompt.min(room).min(model.program().options().chunk), steps: 1, past: 0 },
+        Test { tokens: 1, steps: STEPS, past },
+        Test { tokens: FEW, steps: STEPS, past },
+    ];
+    let works = tests.into_iter().filter(|test| test.past + test.tokens * test.steps <= room);
+    let works: Vec<(Test, Vec<Group>)> = works.map(|test| (test, groups(&default, Batch::of(test.tokens)))).collect();
+    let runs = |groups: &[Group]| tuning.repeat * (2 + count(groups) + 4);
+    let total = works.iter().filter(|(_, groups)| !groups.is_empty()).map(|(_, groups)| runs(groups)).sum();
+    let mut done = 0;
+    let mut tell = |runs: usize| {
+        done += runs;
+        progress(done, total);
+    };
+
+    let mut findings = Findings { kernels: Vec::new(), steps: Vec::new(), trials: Vec::new() };
+    for (test, groups) in works.iter().filter(|(_, groups)| !groups.is_empty()) {
+        let trial = Tester::new(model, &default, *test, groups)?;
+        let mut kernels = trial.search(tuning.repeat, &mut findings.trials, &mut tell)?;
+        findings.steps.push(trial.confirm(tuning.repeat, &mut kernels, &mut tell)?);
+        findings.kernels.extend(kernels);
+    }
+    Ok(findings)
+}
+
+/// The kernels for a batch that have a choice, those that are the same together.
+fn groups(program: &Program, batch: Batch) -> Vec<Group> {
+    let scopes = program.plan().scopes();
+    let mut groups: Vec<Group> = Vec::new();
+    for kernel in program.schedules().iter().filter(|k| k.batch == batch && !k.alternatives.is_empty()) {
+        let member = (kernel.scope, kernel.index);
+        match groups.iter_mut().find(|group| group.identity == kernel.identity) {
+            Some(group) => group.members.push(member),
+            None => groups.push(Group {
+                name: scopes[kernel.scope][kernel.index].name.clone(),
+                identity: kernel.identity.clone(),
+                shape: match scopes[kernel.scope][kernel.index].shape {
+                    Shape::Rows => "rows",
+                    Shape::Contract(_) => "contract",
+                    Shape::Stream(_) => "stream",
+                },
+                sizes: kernel.sizes,
+                members: vec![member],
+                default: kernel.default,
+                alternatives: kernel.alternatives.clone(),
+            }),
+        }
+    }
+    groups
+}
+
+/// The most alternatives that a kernel has.
+fn count(groups: &[Group]) -> usize {
+    groups.iter().map(|group| group.alternatives.len()).max().unwrap_or(0)
+}
+
+/// Measures one kind of step.
+struct Tester<'m> {
+    model: &'m Model,
+    default: &'m Program,
+    test: Test,
+    groups: &'m [Group],
+    base: Session<'m>,
+    tokens: Vec<u32>,
+}
+
+impl<'m> Tester<'m> {
+    fn new(model: &'m Model, default: &'m Program, test: Test, groups: &'m [Group]) -> Result<Tester<'m>, Error> {
+        // Any tokens do, as long as they differ.
+        let token = |i: usize| ((i * 7919 + 17) % model.vocabulary()) as u32;
+        let mut tokens: Vec<u32> = (0..test.past + test.tokens * test.steps).map(token).collect();
+        let mut base = model.session();
+        if test.past > 0 {
+            base.feed(&tokens[..test.past])?;
+        }
+        tokens.drain(..test.past);
+        Ok(Tester { model, default, test, groups, base, tokens })
+    }
+
+    fn runner<'p>(&self, program: &'p Program) -> Runner<'p> {
+        Runner { program, workspace: program.workspace(self.model.threads()) }
+    }
+
+    fn run(&self, runner: &mut Runner<'_>) -> Result<Run, Error> {
+        let mut session = self.base.fork_on(runner.program, take(&mut runner.workspace));
+        session.workspace().measure();
+        let start = Instant::now();
+        let mut logits = Vec::new();
+        for tokens in self.tokens.chunks(self.test.tokens) {
+            logits = session.feed(tokens)?;
+        }
+        let steps = self.test.steps as f64;
+        let whole = start.elapsed().as_secs_f64() / steps;
+        let batch = Batch::of(self.test.tokens);
+        let times = session.workspace().times();
+        let of = |group: &Group| -> f64 {
+            let kernels = runner.program.kernels().iter().zip(times);
+            let own = kernels.filter(|(k, _)| k.batch == batch && group.members.contains(&(k.scope, k.index)));
+            own.map(|(_, time)| time.as_secs_f64()).sum::<f64>() / steps
+        };
+        let groups = self.groups.iter().map(of).collect();
+        runner.workspace = session.into_workspace();
+        Ok(Run { groups, whole, logits })
+    }
+
+    /// Tries all alternatives, the n-th of each kernel at a time.
+    fn search(
+        &self,
+        repeat: usize,
+        trials: &mut Vec<Trial>,
+        tell: &mut impl FnMut(usize),
+    ) -> Result<Vec<Finding>, Error> {
+        let count = count(self.groups);
+        let nth = |n: usize| -> Result<Program, Error> {
+            let others = self.groups.iter().filter_map(|g| Some((g.identity.clone(), *g.alternatives.get(n)?)));
+            Ok(self.default.reschedule(others.collect())?)
+        };
+        let others = (0..count).map(nth).collect::<Result<Vec<_>, _>>()?;
+        let mut default = self.runner(self.default);
+        let mut others: Vec<Runner<'_>> = others.iter().map(|program| self.runner(program)).collect();
+        self.warm(&mut default, &mut others)?;
+        // For each round the default's times at its start and end, and those of the others.
+        let mut rounds: Vec<([Run; 2], Vec<Run>)> = Vec::new();
+        for round in 0..repeat {
+            let first = self.run(&mut default)?;
+            tell(1);
+            let mut order: Vec<usize> = (0..count).collect();
+            if round % 2 == 1 {
+                order.reverse();
+            }
+            let mut runs: Vec<Option<Run>> = (0..count).map(|_| None).collect();
+            for n in order {
+                runs[n] = Some(self.run(&mut others[n])?);
+                tell(1);
+            }
+            let last = self.run(&mut default)?;
+            tell(1);
+            rounds.push(([first, last], runs.into_iter().flatten().collect()));
+        }
+        let finding = |(g, group): (usize, &Group)| {
+            let ends = |round: &([Run; 2], Vec<Run>)| [0, 1].map(|end| round.0[end].groups[g]);
+            let itself = Ratio::of(rounds.iter().map(|round| ends(round)[1] / ends(round)[0]));
+            let of = |n: usize| {
+                let ratio = |round: &([Run; 2], Vec<Run>)| 2.0 * round.1[n].groups[g] / ends(round).iter().sum::<f64>();
+                let ratio = Ratio::of(rounds.iter().map(ratio));
+                Ratio { noise: ratio.noise.max(itself.noise), ..ratio }
+            };
+            let seconds = median(rounds.iter().flat_map(ends));
+            let ratios: Vec<(Tiling, Ratio)> =
+                group.alternatives.iter().enumerate().map(|(n, tiling)| (*tiling, of(n))).collect();
+            let unchanged = Ratio { median: 1.0, noise: itself.noise };
+            for &(tiling, ratio) in std::iter::once(&(group.default, unchanged)).chain(&ratios) {
+                trials.push(Trial {
+                    batch: Batch::of(self.test.tokens),
+                    shape: group.shape,
+                    sizes: group.sizes,
+                    tokens: self.test.tokens,
+                    past: self.test.past,
+                    tiling,
+                    seconds: seconds * ratio.median,
+                    ratio: ratio.median,
+                    noise: ratio.noise,
+                });
+            }
+            let best = ratios.into_iter().min_by(|a, b| a.1.median.total_cmp(&b.1.median));
+            let (best, ratio) = best.unwrap_or((group.default, unchanged));
+            Finding {
+                name: group.name.clone(),
+                batch: Batch::of(self.test.tokens),
+                identity: group.identity.clone(),
+                default: group.default,
+                best,
+                seconds,
+                gain: 1.0 - ratio.median,
+                noise: ratio.noise,
+                wins: 1.0 - ratio.median > ratio.noise,
+            }
+        };
+        Ok(self.groups.iter().enumerate().map(finding).collect())
+    }
+
+    /// Lets those that seem to win do so again.
+    fn confirm(
+        &self,
+        repeat: usize,
+        kernels: &mut [Finding],
+        tell: &mut impl FnMut(usize),
+    ) -> Result<StepTimes, Error> {
+        let winners = kernels.iter().filter(|kernel| kernel.wins);
+        let winners: Schedules = winners.map(|kernel| (kernel.identity.clone(), kernel.best)).collect();
+        let found = self.default.reschedule(winners)?;
+        let (mut default, mut found) = (self.runner(self.default), self.runner(&found));
+        self.warm(&mut default, std::slice::from_mut(&mut found))?;
+        let mut rounds: Vec<[Run; 4]> = Vec::new();
+        for _ in 0..repeat {
+            let first = self.run(&mut default)?;
+            let (second, third) = (self.run(&mut found)?, self.run(&mut found)?);
+            rounds.push([first, second, third, self.run(&mut default)?]);
+            tell(4);
+        }
+        for (g, kernel) in kernels.iter_mut().enumerate().filter(|(_, kernel)| kernel.wins) {
+            let ratios = rounds.iter().map(|[a, b, c, d]| (b.groups[g] + c.groups[g]) / (a.groups[g] + d.groups[g]));
+            let itself = Ratio::of(rounds.iter().map(|[a, _, _, d]| d.groups[g] / a.groups[g]));
+            let ratio = Ratio::of(ratios);
+            (kernel.gain, kernel.noise) = (1.0 - ratio.median, ratio.noise.max(itself.noise));
+            kernel.wins = kernel.gain > kernel.noise;
+        }
+        let Test { tokens, past, .. } = self.test;
+        let default = median(rounds.iter().flat_map(|[a, _, _, d]| [a.whole, d.whole]));
+        let found = median(rounds.iter().flat_map(|[_, b, c, _]| [b.whole, c.whole]));
+        Ok(StepTimes { tokens, past, default, found })
+    }
+
+    /// Runs each once, and holds its answer against the default's.
+    fn warm(&self, default: &mut Runner<'_>, others: &mut [Runner<'_>]) -> Result<(), Error> {
+        let expected = self.run(default)?.logits;
+        for other in others {
+            let difference = difference(&self.run(other)?.logits, &expected);
+            // NaN is not within.
+            let within = difference <= self.rounding();
+            if !within {
+                let schedules = other.program.schedules().iter().filter(|k| k.tiling != k.default);
+                let tiling: Vec<String> = schedules.map(|k| k.tiling.beside(&k.default)).collect();
+                return Err(Error::Answer { tiling: tiling.join("; "), difference });
+            }
+        }
+        Ok(())
+    }
+
+    /// How far answers may differ: by rounding differently along the positions, and with fewer bits by what that turns a
+    /// number into which lies between two others.
+    fn rounding(&self) -> f64 {
+        let cache = self.default.options().cache.bits();
+        match self.model.weight_bits().min(cache) {
+            32 => 1e-4,
+            16 => 2e-2,
+            _ => 1e-1,
+        }
+    }
+}
+
+/// The root of the mean square of what two differ by, in that of how the second differs from its mean.
+fn difference(a: &[f32], b: &[f32]) -> f64 {
+    let mean = b.iter().map(|&x| f64::from(x)).sum::<f64>() / b.len() as f64;
+    let square = |x: f64| x * x;
+    let off: f64 = a.iter().zip(b).map(|(&x, &y)| square(f64::from(x) - f64::from(y))).sum();
+    let size: f64 = b.iter().map(|&y| square(f64::from(y) - mean)).sum();
+    if off == 0.0 { 0.0 } else { (off / size).sqrt() }
+}
+
+impl Ratio {
+    /// The median; and twice the standard error that it has as the median of so many, from how they lie around it.
+    fn of(ratios: impl Iterator<Item = f64>) -> Ratio {
+        let ratios: Vec<f64> = ratios.collect();
+        let middle = median(ratios.iter().copied());
+        let deviation = 1.4826 * median(ratios.iter().map(|ratio| (ratio - middle).abs()));
+        let error = 1.2533 * deviation / (ratios.len() as f64).sqrt();
+        Ratio { median: middle, noise: (2.0 * error).max(LEAST_NOISE) }
+    }
+}
+
+/// The value in the middle; NaN of none.
+fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    match values.len() {
+        0 => f64::NAN,
+        n if n % 2 == 1 => values[n / 2],
+        n => (values[n / 2 - 1] + values[n / 2]) / 2.0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ratio_is_not_moved_by_outliers() {
+        let Ratio { median, noise } = Ratio::of([0.8, 0.81, 0.79, 9.0, 0.8, 0.8, 0.2, 0.8, 0.8].into_iter());
+        assert_eq!(median, 0.8);
+        assert_eq!(noise, LEAST_NOISE);
+        let wide = Ratio::of([0.5, 0.7, 0.9, 1.1, 1.3].into_iter());
+        assert!((wide.median - 0.9).abs() < 1e-12 && wide.noise > 0.2 && wide.noise < 0.5, "{}", wide.noise);
+    }
+
+    #[test]
+    fn differences_are_relative() {
+        let logits = [1.0, 2.0, 3.0];
+        assert_eq!(difference(&logits, &logits), 0.0);
+        assert!((difference(&[1.1, 2.0, 2.9], &logits) - 0.1).abs() < 1e-6);
+        assert!(difference(&[f32::NAN, 2.0, 3.0], &logits).is_nan());
+    }
+}

@@ -1,0 +1,222 @@
+//! `einfuse tune`: schedules that are better on this machine than the compiler's own, found by measuring.
+
+use std::fmt::Write as _;
+use std::fs::OpenOptions;
+use std::io::{self, Read, Write};
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use einfuse::Settings;
+use einfuse::codegen::{Batch, Cpu, Tiling};
+use einfuse::runtime::{Finding, Findings, StepTimes, Tuned, Tuning, tune};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::{Value, json};
+
+use super::Outcome;
+use super::options::{ModelOptions, OutputOptions, Threads, at_least_one, whole_number};
+use super::output::{markdown, print, print_json};
+
+const EXAMPLES: &str = "\
+Examples:
+  einfuse tune -m ~/smollm2-135m --quant q8
+  einfuse tune -m ~/smollm2-135m -t 1 --dry-run
+  einfuse tune -m ~/smollm2-135m --dry-run --data measured.csv
+
+A kernel's schedule has numbers that are a choice: the answer is the same, the speed is not. The compiler chooses by the
+sizes of the kernel and of the caches. This command runs each kernel with others too: of a prompt, of a generated token, and
+of four tokens at once, all in one process and in turn, and holds their answers against the default's. `gain` is the share of
+the kernel's time that the best one saves, `noise` how far that may be off (twice the standard error, 1 % at least). What
+gains more, and does so again in runs of its own, is a winner.
+
+Winners are kept in the user's cache folder ($XDG_CACHE_HOME/einfuse or ~/.cache/einfuse, schedules.json), for this processor,
+version, number of threads, and kernel: its equations, sizes and formats, whatever model it is of. All other commands use
+them; --untuned does without, and `einfuse explain` says which kernels have one. Of a kernel that is tuned again and has no
+winner, nothing is kept.";
+
+/// Find faster schedules for the model's kernels on this machine, and keep them
+#[derive(Args, Debug)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Tune {
+    /// Tokens of the prompt
+    #[arg(short, long, value_name = "N", default_value = "512", value_parser = at_least_one)]
+    prompt: NonZeroUsize,
+
+    /// Tokens before those that are generated
+    #[arg(short, long, value_name = "N", default_value = "1024", value_parser = whole_number)]
+    depth: usize,
+
+    /// How many rounds: in each, everything runs once
+    #[arg(short, long, value_name = "N", default_value = "9", value_parser = at_least_one)]
+    repeat: NonZeroUsize,
+
+    /// Keep nothing
+    #[arg(long)]
+    dry_run: bool,
+
+    /// Add all measurements to a table of comma-separated values
+    #[arg(long, value_name = "FILE")]
+    data: Option<PathBuf>,
+
+    #[command(flatten)]
+    output: OutputOptions,
+    #[command(flatten)]
+    model: ModelOptions,
+    #[command(flatten)]
+    threads: Threads,
+}
+
+impl Tune {
+    pub(crate) fn run(&self) -> Outcome {
+        let tuned = match (self.dry_run, Tuned::of_user()) {
+            (true, _) => None,
+            (false, Some(tuned)) => Some(tuned),
+            (false, None) => return Err("no cache folder: neither XDG_CACHE_HOME nor HOME is an absolute path".into()),
+        };
+        if let Some(tuned) = &tuned {
+            // What could not be kept is not worth the time.
+            tuned.keep(1, &[], &[])?;
+        }
+        let settings = Settings { sequences: 2, ..self.model.settings(self.threads.threads) };
+        let model = self.model.load(settings)?;
+        let tuning = Tuning { prompt: self.prompt.get(), depth: self.depth, repeat: self.repeat.get() };
+        let bar = ProgressBar::new(1);
+        if let Ok(style) = ProgressStyle::with_template("tuning {wide_bar} {percent} %, {eta} left") {
+            bar.set_style(style);
+        }
+        let findings = tune(&model, tuning, |done, total| {
+            bar.set_length(total as u64);
+            bar.set_position(done as u64);
+        });
+        bar.finish_and_clear();
+        let findings = findings?;
+        if let Some(tuned) = &tuned {
+            tuned.keep(model.threads(), &findings.tried(), &findings.winners())?;
+        }
+        if let Some(file) = &self.data {
+            add_rows(file, &findings, model.threads())?;
+        }
+        let kept = tuned.as_ref().map(Tuned::path);
+        if self.output.json {
+            print_json(&object(&self.model.name(), model.threads(), &findings, kept))?;
+        } else {
+            print(text(&findings, kept))?;
+        }
+        Ok(())
+    }
+}
+
+/// For how many tokens.
+fn name(batch: Batch) -> &'static str {
+    match batch {
+        Batch::One => "one",
+        Batch::Few => "few",
+        Batch::Many => "many",
+    }
+}
+
+/// The numbers in which two tilings differ, of the first.
+fn beside(tiling: Tiling, others: Tiling) -> String {
+    let text = tiling.beside(&others);
+    if text.is_empty() { "the same".to_owned() } else { text }
+}
+
+fn text(findings: &Findings, kept: Option<&Path>) -> String {
+    if findings.kernels.is_empty() {
+        return "No kernel has a choice.\n".to_owned();
+    }
+    let percent = |share: f64| format!("{:.1} %", 100.0 * share);
+    let line = |k: &Finding| {
+        vec![
+            k.name.clone(),
+            name(k.batch).to_owned(),
+            format!("{:.1} µs", k.seconds * 1e6),
+            beside(k.default, k.best),
+            beside(k.best, k.default),
+            percent(k.gain),
+            percent(k.noise),
+            if k.wins { "wins" } else { "" }.to_owned(),
+        ]
+    };
+    let head = ["kernel", "tokens", "time", "default", "best", "gain", "noise", ""];
+    let lines: Vec<Vec<String>> = findings.kernels.iter().map(line).collect();
+    let mut text = markdown(&head, &lines, &[0, 1, 3, 4, 7]);
+    text += "\nAll kernels together, in the median:\n";
+    for StepTimes { tokens, past, default, found } in &findings.steps {
+        let what = if *tokens == 1 { "one token".to_owned() } else { format!("{tokens} tokens") };
+        let (default, found) = (default * 1e3, found * 1e3);
+        // writing to a string does not fail
+        let _ = writeln!(text, "  {what} after {past}: {default:.3} ms, with what won {found:.3} ms");
+    }
+    let count = findings.winners().len();
+    match kept {
+        Some(path) => text += &format!("\n{count} kept in {}\n", path.display()),
+        None => text += &format!("\n{count} would be kept\n"),
+    }
+    text
+}
+
+fn object(model: &str, threads: usize, findings: &Findings, kept: Option<&Path>) -> Value {
+    let kernel = |k: &Finding| {
+        json!({
+            "name": k.name,
+            "tokens": name(k.batch),
+            "kernel": k.identity,
+            "time": k.seconds,
+            "default": k.default,
+            "best": k.best,
+            "gain": k.gain,
+            "noise": k.noise,
+            "wins": k.wins,
+        })
+    };
+    let step = |s: &StepTimes| json!({ "tokens": s.tokens, "past": s.past, "default": s.default, "found": s.found });
+    json!({
+        "model": model,
+        "threads": threads,
+        "kernels": findings.kernels.iter().map(kernel).collect::<Vec<_>>(),
+        "steps": findings.steps.iter().map(step).collect::<Vec<_>>(),
+        "kept": kept.map(|path| path.display().to_string()),
+    })
+}
+
+/// The columns of the table of measurements.
+const COLUMNS: &str = "cpu,first_cache,second_cache,threads,batch,shape,tokens,past,rows,depth,columns,outer,bits,\
+                       block,core,prepared,tile,parts,seconds,ratio,noise";
+
+/// Adds the measurements to a table, which begins with the names of its columns.
+fn add_rows(path: &Path, findings: &Findings, threads: usize) -> Result<(), Box<dyn std::error::Error>> {
+    let failed = |e: io::Error| format!("cannot write {}: {e}", path.display());
+    let cpu = Cpu::host()?;
+    let mut file = OpenOptions::new().read(true).append(true).create(true).open(path).map_err(failed)?;
+    let mut before = String::new();
+    file.read_to_string(&mut before).map_err(failed)?;
+    let mut text = String::new();
+    match before.lines().next() {
+        None => text = format!("{COLUMNS}\n"),
+        Some(COLUMNS) => {}
+        Some(_) => {
+            return Err(format!("{} is not a table of measurements: its first line is another", path.display()).into());
+        }
+    }
+    for t in &findings.trials {
+        let (s, c) = (t.sizes, t.tiling);
+        let words: Vec<String> = [
+            cpu.name.replace(',', " "),
+            cpu.caches.first.to_string(),
+            cpu.caches.second.to_string(),
+            threads.to_string(),
+            name(t.batch).to_owned(),
+            t.shape.to_owned(),
+        ]
+        .into_iter()
+        .chain([t.tokens, t.past, s.rows, s.depth, s.columns, s.outer, s.bits].map(|n| n.to_string()))
+        .chain([c.block, c.core, c.prepared, c.tile, c.parts].map(|n| n.to_string()))
+        .chain([format!("{:.3e}", t.seconds), format!("{:.4}", t.ratio), format!("{:.4}", t.noise)])
+        .collect();
+        text += &words.join(",");
+        text.push('\n');
+    }
+    file.write_all(text.as_bytes()).map_err(failed)?;
+    Ok(())
+}
