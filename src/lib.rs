@@ -15,7 +15,7 @@
 //! # }
 //! ```
 //!
-//! **Declare** one with [`model!`]: `examples/declare.rs` does, and `docs/language.md` is the reference. A declaration has a
+//! **Declare** one with [`model!`]: `examples/hybrid.rs` does, and `docs/language.md` is the reference. A declaration has a
 //! function `graph` from a config to a [`Graph`]; [`Model::load`] compiles any graph for a [`Checkpoint`], and the
 //! [`graph::Interpreter`] says what it means.
 //!

@@ -217,13 +217,13 @@ macro_rules! architectures {
 }
 
 architectures! {
-    gpt2, opt, llama3, mistral, mixtral, granite_moe, olmoe, qwen2, qwen2_moe, qwen3, qwen3_moe, gpt_oss, deepseek_v2, deepseek_v2_lite, deepseek_v3, llama4, gemma, gemma2, gemma3, phi3, olmo2, gpt_neox, gptj, stablelm, stablelm_parallel, bloom, starcoder2, cohere, granite,
+    gpt2, opt, llama3, mistral, mixtral, granite_moe, olmoe, qwen2, qwen2_moe, qwen3, qwen3_moe, gpt_oss, deepseek_v2, deepseek_v2_lite, deepseek_v3, llama4, gemma, gemma2, gemma3, phi3, olmo2, gpt_neox, gptj, stablelm, stablelm_parallel, bloom, falcon, falcon_new, starcoder2, cohere, granite,
 }
 
 /// Text becomes the tokens that the reference makes of it, and back.
 #[test]
 fn tokenizers() {
-    for name in ["gpt2", "opt", "llama3", "mistral", "mixtral", "qwen3", "qwen3_moe"] {
+    for name in ["gpt2", "opt", "llama3", "mistral", "mixtral", "qwen3", "qwen3_moe", "gemma3", "gpt_neox", "phi3"] {
         let folder = repository("tests/golden").join(name);
         let tokenizer = einfuse::runtime::Tokenizer::of(&Checkpoint::open(&folder).unwrap()).unwrap().unwrap();
         let examples = &json(&folder.join("golden.json"))["tokenizer_examples"];
@@ -234,6 +234,39 @@ fn tokenizers() {
             assert_eq!(ids(false), example["ids_no_special"], "{name}: {text:?}");
             let plain = tokenizer.encode(text, false).unwrap();
             assert_eq!(tokenizer.decode(&plain).unwrap(), example["decoded"].as_str().unwrap(), "{name}: {text:?}");
+        }
+    }
+}
+
+/// A sequence can be as long as the model was made for, however it is cut and whatever its windows have forgotten, and not
+/// longer.
+#[test]
+fn contexts_are_used_to_their_end() {
+    for name in ["gemma2", "gemma3", "phi3", "bloom"] {
+        let checkpoint = Checkpoint::open(repository("tests/golden").join(name)).unwrap();
+        let made_for = einfuse::models::context_from_config(checkpoint.config()).unwrap().unwrap();
+        let settings = || Settings { threads: Some(2), precision: Precision::F32, chunk: 64, ..Settings::default() };
+        let model = einfuse::load_checkpoint(&checkpoint, settings()).unwrap();
+        assert_eq!(model.context(), made_for, "{name}");
+        let ids: Vec<u32> = (0..made_for as u32).map(|i| i * 7 % 90 + 3).collect();
+        let last = |cut: usize| {
+            let mut session = model.session();
+            session.feed(&ids[..cut]).unwrap();
+            let logits = session.feed(&ids[cut..]).unwrap();
+            let error = session.feed(&[3]).unwrap_err().to_string();
+            let expected = format!("1 tokens do not fit: the sequence holds {made_for} of the {made_for} positions");
+            assert!(error.starts_with(&expected), "{name}: {error}");
+            logits
+        };
+        let whole: Vec<f64> = last(1).into_iter().map(f64::from).collect();
+        for cut in [5, made_for / 2, made_for - 1] {
+            check_close(&format!("{name}, cut at {cut}"), &last(cut), &whole, Precision::F32);
+        }
+
+        // Asking for less is granted, for more is not.
+        for (asked, got) in [(made_for - 1, made_for - 1), (made_for + 1, made_for)] {
+            let settings = Settings { context: Some(asked), ..settings() };
+            assert_eq!(einfuse::load_checkpoint(&checkpoint, settings).unwrap().context(), got, "{name}");
         }
     }
 }

@@ -53,8 +53,10 @@ fn declarations_agree_with_the_reference() {
                     let parts = place.names(layer, coordinates).into_iter().map(|name| {
                         let all = floats(&model, &name)?;
                         let Some(rows) = &place.rows else { return Some(all) };
-                        let row = all.len() / model.tensor(&name).ok()?.shape()[0];
-                        Some(all[rows.start * row..rows.end * row].to_vec())
+                        let stored = model.tensor(&name).ok()?.shape()[0];
+                        let (row, stretches) = (all.len() / stored, if place.each { coordinates } else { 1 });
+                        let parts = all.chunks(all.len() / stretches);
+                        Some(parts.flat_map(|part| &part[rows.start * row..rows.end * row]).copied().collect())
                     });
                     Some(parts.collect::<Option<Vec<_>>>()?.concat())
                 });

@@ -172,3 +172,19 @@ fn an_unknown_architecture_lists_the_known_ones() {
         assert!(graph_from_config(&config, None).unwrap_err().to_string().contains("`architectures`"));
     }
 }
+
+/// A model is read from top to bottom, like the paper.
+#[test]
+fn declarations_are_short() {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let files = std::fs::read_dir(source).unwrap().map(|entry| entry.unwrap().path());
+    let mut declared = 0;
+    for file in files {
+        let text = std::fs::read_to_string(&file).unwrap();
+        if text.contains("einfuse_macros::model!") {
+            assert!(text.lines().count() <= 80, "{}: {} lines", file.display(), text.lines().count());
+            declared += 1;
+        }
+    }
+    assert_eq!(declared, ARCHITECTURES.len());
+}

@@ -61,7 +61,7 @@ pub struct Builder {
 /// The whole of the file tensor of this name.
 impl From<&str> for FileTensor {
     fn from(name: &str) -> FileTensor {
-        FileTensor { name: name.to_owned(), rows: None }
+        FileTensor { name: name.to_owned(), rows: None, each: false }
     }
 }
 

@@ -80,6 +80,8 @@ pub struct FileTensor {
     pub name: String,
     /// The part of the file tensor's first dimension that is meant; all of it if `None`.
     pub rows: Option<Range<usize>>,
+    /// Whether that is a part of each of as many equal stretches of the dimension as the weight's first axis has coordinates.
+    pub each: bool,
 }
 
 impl FileTensor {

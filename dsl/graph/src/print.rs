@@ -60,7 +60,7 @@ impl Display for FileTensor {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         write!(f, "\"{}\"", self.name)?;
         match &self.rows {
-            Some(rows) => write!(f, "[{} .. {}]", rows.start, rows.end),
+            Some(rows) => write!(f, "[{} .. {}{}]", rows.start, rows.end, if self.each { " each" } else { "" }),
             None => Ok(()),
         }
     }

@@ -162,10 +162,13 @@ fn declaration(graph: &Graph, tensor: &Tensor) -> Verdict {
             if places.is_empty() {
                 return wrong(format!("the weight `{name}` has no place in a checkpoint"));
             }
-            if tensor.axes.is_empty() && places.iter().any(FileTensor::is_stacked) {
+            if tensor.axes.is_empty() && places.iter().any(|place| place.is_stacked() || place.each) {
                 return wrong(format!(
-                    "the weight `{name}` has no axis for a file tensor for each coordinate (`{{e}}`)"
+                    "the weight `{name}` has no axis of whose coordinates each has a part of its own"
                 ));
+            }
+            if places.iter().any(|place| place.each && (place.is_stacked() || place.rows.is_none())) {
+                return wrong(format!("the weight `{name}` takes a part of each stretch without saying which"));
             }
             if places.iter().any(|place| place.rows.as_ref().is_some_and(|rows| rows.is_empty())) {
                 return wrong(format!("the weight `{name}` takes no rows of a file's tensor"));

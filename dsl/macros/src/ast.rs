@@ -122,8 +122,8 @@ pub(crate) struct Source {
 
 /// A place from which a weight may come.
 pub(crate) enum Place {
-    /// A tensor of the checkpoint, or a part of its first dimension.
-    File { name: Text, rows: Option<Box<(Expr, Expr)>> },
+    /// A tensor of the checkpoint, or a part of its first dimension, or of each of an axis' stretches of it.
+    File { name: Text, rows: Option<Box<(Expr, Expr, Option<Ident>)>> },
     /// Another weight.
     Weight(Ident),
     /// A number, which each element is.

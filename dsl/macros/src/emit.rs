@@ -210,11 +210,12 @@ fn weight(graph: &TokenStream, weight: &Weight) -> TokenStream {
         .iter()
         .map(|place| {
             let name = &place.name;
+            let each = place.each;
             let rows = match &place.rows {
                 Some(rows) => quote!(::std::option::Option::Some(#rows.clone())),
                 None => quote!(::std::option::Option::None),
             };
-            quote!(#graph::FileTensor { name: ::std::string::String::from(#name), rows: #rows })
+            quote!(#graph::FileTensor { name: ::std::string::String::from(#name), rows: #rows, each: #each })
         })
         .collect();
     let at = at(name.span());

@@ -68,6 +68,8 @@ pub(crate) enum Otherwise {
 pub(crate) struct FileTensor {
     pub(crate) name: String,
     pub(crate) rows: Option<TokenStream>,
+    /// Whether the rows are a part of each coordinate of the weight's first axis.
+    pub(crate) each: bool,
     /// When this place counts.
     pub(crate) condition: Option<TokenStream>,
 }

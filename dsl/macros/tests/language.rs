@@ -403,12 +403,14 @@ mod decided_by_the_config {
                 twice: bool = "twice" else false;
                 rule: Rule = {..};
             }
-            axis e = rule.extent(d);
+            axis e = if twice then rule.extent(d) else 2 * d;
             host factor = rule.factor();
-            weights { table[v, d] = "table"; wide[e] = "wide"; bias[d] = "bias" if biased else 0.5; }
+            weights { table[v, d] = "table"; wide[e] = "wide"; bias[d] = "bias" if biased else 0.5;
+                part[e, d] = "parts"[d .. 2 * d in e];
+            }
             fn (tokens[t]) -> [t, d] {
                 let x = factor * table[v = tokens] + bias;
-                if twice && !biased then 2 * x else x * sum[e] wide
+                if twice && !biased then 2 * x else x * sum[e] wide * part / part
             }
         }
     }
@@ -422,6 +424,14 @@ mod decided_by_the_config {
             found(json!({"d": 1, "v": 2, "period": 2, "factor": 10, "twice": true, "biased": true})),
             [21.0 * 3.0]
         );
+        let config = DecidedConfig::from_json(&json!({"d": 3, "v": 2, "period": 2})).unwrap();
+        let graph = Decided::graph(&config).unwrap();
+        let part = graph.tensors.iter().find(|tensor| tensor.name == "part").unwrap();
+        let Kind::Weight(places) = &part.kind else { panic!("a weight") };
+        assert_eq!((places[0].rows.clone(), places[0].each), (Some(3..6), true));
+        let text = graph.to_string();
+        assert!(text.contains("\"parts\"[3 .. 6 each]"), "{text}");
+        assert_eq!(einfuse_graph::parse(&text).unwrap().to_string(), text);
         let error = DecidedConfig::from_json(&json!({"d": 1, "v": 2, "period": "x"})).unwrap_err().to_string();
         assert_eq!(error, "the config: invalid type: string \"x\", expected usize");
     }

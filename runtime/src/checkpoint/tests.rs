@@ -401,7 +401,7 @@ fn graph() -> (Graph, [TensorId; 4]) {
     b.at("src/llama.rs", 24, 9);
     let wq = b.weight("wq", &[n, g, c, d], "layers.{l}.q.weight");
     let w = b.weight("w", &[d], vec![FileTensor::from("new.weight"), FileTensor::from("old.weight")]);
-    let kv = b.weight("kv", &[c, d], vec![FileTensor { name: "qkv".into(), rows: Some(2..6) }]);
+    let kv = b.weight("kv", &[c, d], vec![FileTensor { name: "qkv".into(), rows: Some(2..6), each: false }]);
     let s = b.weight("s", &[], "scale");
     let value = b.load(w);
     let out = b.define("out", None, value);

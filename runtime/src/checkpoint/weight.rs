@@ -151,12 +151,13 @@ impl Checkpoint {
         let Some((names, place)) = found else {
             return Err(missing(places.iter().filter_map(|place| file_names(place).into_iter().next()).collect()));
         };
-        let axes = if place.is_stacked() { &axes[1..] } else { &axes[..] };
+        let stretches = if place.each { coordinates } else { 1 };
+        let axes = if place.is_stacked() || place.each { &axes[1..] } else { &axes[..] };
         let mut stored: Option<Stored<'_>> = None;
         for name in names {
             let found = self.find(&name)?.ok_or_else(|| missing(vec![name.clone()]))?;
             let file = found.file;
-            let part = file_tensor(graph, tensor, axes, place, name, found)?;
+            let part = file_tensor(graph, tensor, (axes, stretches), place, name, found)?;
             match &mut stored {
                 None => stored = Some(part),
                 Some(all) if (all.change, all.rows, all.rank) == (part.change, part.rows, part.rank) => {
@@ -176,34 +177,40 @@ impl Checkpoint {
     }
 }
 
-/// A tensor of a file as (a part of) a weight over these axes.
+/// A tensor of a file as (a part of) a weight over these axes, in so many stretches.
 fn file_tensor<'a>(
     graph: &Graph,
     tensor: TensorId,
-    axes: &[(&str, usize)],
+    (axes, stretches): (&[(&str, usize)], usize),
     place: &FileTensor,
     name: String,
     found: Found<'a>,
 ) -> Result<Stored<'a>, Error> {
     let wrong = |problem| Error::Tensor { file: found.file.to_owned(), tensor: name.clone(), problem };
-    let (mut shape, mut numbers, rank) = (found.shape.clone(), found.numbers, found.shape.len());
+    let (mut shape, rank) = (found.shape.clone(), found.shape.len());
+    let mut parts = Vec::new();
     if let Some(rows) = &place.rows {
         let stored = shape.first().copied().unwrap_or(0);
-        let weight = || declared(graph, tensor);
-        if rows.start > rows.end || rows.end > stored {
-            let (weight, start, end) = (weight(), rows.start, rows.end);
-            return Err(wrong(format!("has {stored} rows, {weight} wants rows {start} to {end}")));
+        let (start, end) = (rows.start, rows.end);
+        let wants = || match stretches {
+            1 => format!("{} wants rows {start} to {end}", declared(graph, tensor)),
+            _ => format!("{} wants rows {start} to {end} of each of {stretches} parts", declared(graph, tensor)),
+        };
+        let stretch = stored / stretches;
+        if start > end || end > stretch || !stored.is_multiple_of(stretches) {
+            return Err(wrong(format!("has {stored} rows, {}", wants())));
         }
-        let row = numbers.len() / stored.max(1);
-        let some = numbers.some(rows.start * row..rows.end * row);
-        match some.filter(|_| matches!(found.change, Change::None | Change::PlusOne)) {
-            Some(some) => numbers = some,
-            None => {
-                let (weight, start, end) = (weight(), rows.start, rows.end);
-                return Err(wrong(format!("is not stored row by row; {weight} wants rows {start} to {end}")));
+        let row = found.numbers.len() / stored.max(1);
+        for first in (0..stretches).map(|nth| nth * stretch) {
+            let some = found.numbers.some((first + start) * row..(first + end) * row);
+            match some.filter(|_| matches!(found.change, Change::None | Change::PlusOne)) {
+                Some(some) => parts.push(some),
+                None => return Err(wrong(format!("is not stored row by row; {}", wants()))),
             }
         }
         shape[0] = rows.len();
+    } else {
+        parts.push(found.numbers);
     }
     let (groups, exact) = group(axes, &shape);
     if !exact {
@@ -221,7 +228,7 @@ fn file_tensor<'a>(
         Change::Pairs { .. } | Change::Fused { .. } if rank == 1 => shape[0],
         _ => shape[..shape.len().saturating_sub(1)].iter().product(),
     };
-    Ok(Stored { names: vec![name], beside: found.beside, rank, parts: vec![numbers], change: found.change, rows })
+    Ok(Stored { names: vec![name], beside: found.beside, rank, parts, change: found.change, rows })
 }
 
 /// A tensor's name and line in the model, as messages say them: `` `wq` (src/llama.rs:24) ``.

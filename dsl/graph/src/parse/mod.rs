@@ -359,14 +359,15 @@ impl Parser {
         let Token::String(name) = self.peek() else { return self.expected("the name of a file's tensor in quotes") };
         let name = name.clone();
         self.at += 1;
-        let mut rows = None;
+        let (mut rows, mut each) = (None, false);
         if self.take_sign("[") {
             let start = self.count()?;
             self.sign("..")?;
             rows = Some(start..self.count()?);
+            each = self.take_word("each");
             self.sign("]")?;
         }
-        Ok(FileTensor { name, rows })
+        Ok(FileTensor { name, rows, each })
     }
 
     /// A value of a constant.

@@ -203,6 +203,12 @@ impl Checker<'_> {
                 Some((quote!(!#inner), Kind::Flag))
             }
             ExprKind::Binary { op, left, right } => self.config_binary(cx, expr.span, op, left, right, at, of),
+            ExprKind::If { condition, then, otherwise } => {
+                let condition = self.config_expr(cx, condition, Some(Kind::Flag), at, of);
+                let (then, kind) = self.config_kind(cx, then, at, of)?;
+                let otherwise = self.config_expr(cx, otherwise, Some(kind), at, of);
+                Some((quote!((if #condition { #then } else { #otherwise })), kind))
+            }
             ExprKind::Method { of: value, name, arguments } => {
                 Some((self.method(cx, value, name, arguments, at, of)?, Kind::Number))
             }
@@ -376,6 +382,10 @@ impl Checker<'_> {
             },
             ExprKind::Binary { op, left, right } => format!("{} {op} {}", self.describe(left), self.describe(right)),
             ExprKind::Unary { op, of } => format!("{op}{}", self.describe(of)),
+            ExprKind::If { condition, then, otherwise } => {
+                let parts = [condition, then, otherwise].map(|part| self.describe(part));
+                format!("if {} then {} else {}", parts[0], parts[1], parts[2])
+            }
             ExprKind::Method { of, name, arguments } => {
                 let arguments: Vec<String> = arguments.iter().map(|a| self.describe(a)).collect();
                 format!("{of}.{name}({})", arguments.join(", "))

@@ -97,13 +97,22 @@ impl Checker<'_> {
                 ast::Place::File { name, rows } => {
                     let condition = source.condition.as_ref().map(|c| self.hoist(cx, c, Kind::Flag, &of));
                     certain |= condition.is_none();
+                    let axis = rows.as_ref().and_then(|rows| rows.2.as_ref());
+                    if let Some(axis) = axis
+                        && weight.axes.first() != Some(axis)
+                    {
+                        let message = format!("`{axis}` is not the first axis of `{}`", weight.name);
+                        let help = "`[0 .. c in n]` is a part of each coordinate of a weight's first axis, `n`";
+                        self.diagnostics.help(axis.span(), message, help);
+                    }
+                    let each = axis.is_some();
                     let rows = rows.as_ref().map(|rows| self.rows(cx, &rows.0, &rows.1, &of));
                     let empty = [Text { value: String::new(), span: name.span }];
                     let prefixes = if section.prefixes.is_empty() { &empty[..] } else { &section.prefixes };
                     for prefix in prefixes {
                         let whole = Text { value: format!("{}{}", prefix.value, name.value), span: name.span };
                         let name = self.template(&whole, index, weight);
-                        places.push(FileTensor { name, rows: rows.clone(), condition: condition.clone() });
+                        places.push(FileTensor { name, rows: rows.clone(), each, condition: condition.clone() });
                     }
                 }
                 ast::Place::Number(span, number) => {

@@ -284,7 +284,7 @@ fn weight(c: &mut Cursor) -> Option<Weight> {
     Some(Weight { name, axes, sources })
 }
 
-/// `"name"[from .. to] if condition`, the name of another weight, or a number.
+/// `"name"[from .. to in axis] if condition`, the name of another weight, or a number.
 fn source(c: &mut Cursor) -> Option<Source> {
     if let Some((span, number)) = c.eat_number() {
         return Some(Source { place: Place::Number(span, number), condition: None });
@@ -297,10 +297,14 @@ fn source(c: &mut Cursor) -> Option<Source> {
                     let from = inner.sum()?;
                     inner.sign("..")?;
                     let to = inner.sum()?;
+                    let axis = match inner.eat_word("in") {
+                        Some(_) => Some(inner.name("the weight's first axis, as in `[0 .. c in n]`")?),
+                        None => None,
+                    };
                     if !inner.is_empty() {
-                        return inner.expected("`]`");
+                        return inner.expected("`in` or `]`");
                     }
-                    Some(Box::new((from, to)))
+                    Some(Box::new((from, to, axis)))
                 }
                 None => None,
             };

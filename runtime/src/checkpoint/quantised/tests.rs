@@ -37,7 +37,7 @@ fn open(settings: Value, parts: &[Part]) -> Result<Checkpoint, Error> {
 fn graph(outputs: usize, inputs: usize, rows: Option<std::ops::Range<usize>>) -> (Graph, TensorId) {
     let mut b = Builder::new("test");
     let (o, i) = (b.axis("o", outputs), b.axis("i", inputs));
-    let w = b.weight("w", &[o, i], vec![FileTensor { name: "l.weight".into(), rows }]);
+    let w = b.weight("w", &[o, i], vec![FileTensor { name: "l.weight".into(), rows, each: false }]);
     let value = b.load(w);
     let out = b.define("out", None, value);
     (b.finish(out).unwrap(), w)
