@@ -417,13 +417,15 @@ fn difference(a: &[f32], b: &[f32]) -> f64 {
 }
 
 impl Ratio {
-    /// The median; and twice the standard error that it has as the median of so many, from how they lie around it.
+    /// The median; and twice the standard error that it has as the median of so many, from how they lie around it. Of fewer
+    /// than three nothing can be told.
     fn of(ratios: impl Iterator<Item = f64>) -> Ratio {
         let ratios: Vec<f64> = ratios.collect();
         let middle = median(ratios.iter().copied());
         let deviation = 1.4826 * median(ratios.iter().map(|ratio| (ratio - middle).abs()));
         let error = 1.2533 * deviation / (ratios.len() as f64).sqrt();
-        Ratio { median: middle, noise: (2.0 * error).max(LEAST_NOISE) }
+        let noise = if ratios.len() < 3 { 1.0 } else { (2.0 * error).max(LEAST_NOISE) };
+        Ratio { median: middle, noise }
     }
 }
 
@@ -449,6 +451,7 @@ mod tests {
         assert_eq!(noise, LEAST_NOISE);
         let wide = Ratio::of([0.5, 0.7, 0.9, 1.1, 1.3].into_iter());
         assert!((wide.median - 0.9).abs() < 1e-12 && wide.noise > 0.2 && wide.noise < 0.5, "{}", wide.noise);
+        assert_eq!(Ratio::of([0.5, 0.5].into_iter()).noise, 1.0);
     }
 
     #[test]

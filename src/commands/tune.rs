@@ -46,7 +46,7 @@ pub(crate) struct Tune {
     #[arg(short, long, value_name = "N", default_value = "1024", value_parser = whole_number)]
     depth: usize,
 
-    /// How many rounds: in each, everything runs once
+    /// How many rounds: in each, everything runs once; nothing wins in fewer than 3
     #[arg(short, long, value_name = "N", default_value = "9", value_parser = at_least_one)]
     repeat: NonZeroUsize,
 
