@@ -276,7 +276,7 @@ class Llama:
 
     def greedy(self, text):
         made = [self.bin / "llama-completion", "-m", self.file, "-t", self.threads, "--temp", "0", "-n", CHECKED, "-p", text]
-        return output([*map(str, made), "-no-cnv", "--no-display-prompt", "--simple-io"])
+        return output([*map(str, made), "-no-cnv", "--no-display-prompt", "--simple-io"]).rstrip("\n")
 
     def measure(self):
         prompt, generated = self.rows(["-p", str(PROMPT), "-n", str(GENERATE)])
