@@ -87,6 +87,9 @@ struct Parameters {
     long_factor: Option<Vec<f32>>,
     original_max_position_embeddings: Option<f32>,
     partial_rotary_factor: Option<f32>,
+    /// Where they are in the config.
+    #[serde(skip)]
+    key: &'static str,
 }
 
 impl Keys {
@@ -106,7 +109,8 @@ impl Keys {
         for key in ["rope_parameters", "rope_scaling"] {
             let Some(mut value) = self.0.get(key).filter(|value| !value.is_null()) else { continue };
             value = value.get(kind).unwrap_or(value);
-            return Parameters::deserialize(value).map_err(|error| format!("`{key}`: {error}"));
+            let parameters = Parameters::deserialize(value).map_err(|error| format!("`{key}`: {error}"))?;
+            return Ok(Parameters { key, ..parameters });
         }
         Ok(Parameters::default())
     }
@@ -161,7 +165,7 @@ impl Rope {
         if let Some(share) = share.filter(|share| !(*share > 0.0 && *share <= 1.0)) {
             return Err(format!("`partial_rotary_factor` is {share}, expected a share of a head, from 0 to 1"));
         }
-        let (scaling, scale) = scaling(keys, &parameters)?;
+        let (scaling, scale) = scaling(keys, &parameters).map_err(|error| format!("`{}`: {error}", parameters.key))?;
         Ok(Rope { theta, share, scaling, scale })
     }
 

@@ -23,8 +23,8 @@ Examples:
   einfuse tune -m ~/smollm2-135m -t 1 --dry-run
   einfuse tune -m ~/smollm2-135m --dry-run --data measured.csv
 
-A kernel's schedule has numbers that are a choice: the answer is the same, the speed is not. The compiler chooses by the
-sizes of the kernel and of the caches. This command runs each kernel with others too: of a prompt, of a generated token, and
+A kernel's schedule has numbers that are a choice: the answer is the same, the speed is not. The compiler takes numbers
+that serve most kernels. This command runs each kernel with others too: of a prompt, of a generated token, and
 of four tokens at once, all in one process and in turn, and holds their answers against the default's. `gain` is the share of
 the kernel's time that the best one saves, `noise` how far that may be off (twice the standard error, 1 % at least). What
 gains more, and does so again in runs of its own, is a winner.
