@@ -126,7 +126,7 @@ fn what_an_architecture_does_not_describe_is_refused() {
         (
             "llama3",
             json!({"rope_scaling": {"rope_type": "mrope", "factor": 2.0}}),
-            "the config: `rope_type` is \"mrope\", supported are",
+            "the config: `rope_scaling`: `rope_type` is \"mrope\", supported are",
         ),
         ("llama3", json!({"rope_scaling": 3}), "the config: `rope_scaling`: invalid type: integer `3`"),
         (
