@@ -128,6 +128,14 @@ fn in_place_but_not_where_lanes_meet() {
         );
         check(&kernel("var v0: int;\n", &body), wide, false);
     }
+    // What is overwritten was read before, and is used after.
+    let vars = "var v0: int;\nvar v1: floats;\nvar v2: floats;\n";
+    let body = "for v0 in 0..64 step 4 {\nlet v1 = f32x4 arena(0)[v0];\nf32 arena(0)[v0] = f32x4 arena(2560)[v0];\n\
+                f32 arena(5120)[v0] = v1;\n}\n";
+    check(&kernel(vars, body), true, false);
+    let body = "let v2 = splat(0.0);\nfor v0 in 0..64 step 4 {\nv2 = v2 + f32x4 arena(0)[v0];\n\
+                f32 arena(0)[v0] = splat(1.0);\n}\nf32 arena(5120)[0] = fold_sum(v2);\n";
+    check(&kernel(vars, body), true, true);
     // What was just written is read again.
     let body = "for v0 in 0..64 step 4 {\nf32 arena(0)[v0] = f32x4 arena(2560)[v0];\n\
                 f32 arena(5120)[v0] = f32x4 arena(0)[v0] * splat(2.0);\n}\n";

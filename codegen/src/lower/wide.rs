@@ -156,21 +156,20 @@ impl Lowerer<'_> {
             self.vars.resize(self.vars.len().max(var.0 as usize + 1), None);
             self.vars[var.0 as usize] = Some(Yield::Value(*param));
         }
-        let mut stores = Vec::new();
-        let mut total = None;
+        let mut values = Vec::new();
         for step in steps {
-            match step {
+            values.push(match step {
                 Step::Let(var, value) => {
-                    let value = self.expr(value);
-                    self.assign(*var, value);
-                }
-                Step::Store(elem, place, value) => {
                     let value = self.value(value);
-                    let value = if *elem == Elem::Bf16 { self.upper_half(value) } else { value };
-                    stores.push((*elem, *place, value));
+                    self.assign(*var, Yield::Value(value));
+                    value
                 }
-                Step::Total(value) => total = Some(self.value(value)),
-            }
+                Step::Store(Elem::Bf16, _, value) => {
+                    let value = self.value(value);
+                    self.upper_half(value)
+                }
+                Step::Store(_, _, value) | Step::Total(value) => self.value(value),
+            });
         }
         let inside = std::mem::replace(&mut self.e, outside);
         self.loops = loops;
@@ -178,14 +177,16 @@ impl Lowerer<'_> {
         let inputs: HashMap<Value, Input> =
             params.iter().copied().zip(needs.inputs.iter().map(|(_, input)| *input)).collect();
         let mut translation = Translation { func: &inside.func, inputs, ops: Vec::new(), known: HashMap::new() };
-        for (elem, place, value) in stores {
+        // In this order, so that each load comes before the stores that follow it.
+        let mut total = None;
+        for (step, value) in steps.iter().zip(values) {
             let value = translation.value(value)?;
-            translation.ops.push(Op::Store(elem, place, value));
+            match step {
+                Step::Let(..) => {}
+                Step::Store(elem, place, _) => translation.ops.push(Op::Store(*elem, *place, value)),
+                Step::Total(_) => total = Some(value),
+            }
         }
-        let total = match total {
-            Some(value) => Some(translation.value(value)?),
-            None => None,
-        };
         Some((translation.ops, total))
     }
 }
