@@ -64,7 +64,7 @@ fn refuses_in_words() {
         (&[1, 7], 0, &[0], 0, "token 7 selects `v` = 7 of `embed`, which has 7 there"),
         (&[-1], 0, &[0], 0, "token -1 selects `v` = -1 of `embed`, which has 7 there"),
         (&[1, 1], 97, &[0, 1], 0, "position 98 of the sequence selects `p` = 100 of `places`, which has 100 there"),
-        (&[1], 64, &[0], 0, "a sequence of 65 positions has 1 pages, not 2"),
+        (&[1], 64, &[], 0, "a sequence of 65 positions has 0 pages, not 1"),
         (&[1], 0, &[2], 0, "page 2 is beyond the pool of"),
         (&[1], 0, &[0], 4, "are wanted"),
         (&[1], usize::MAX, &[0], 0, "more than any sequence has"),

@@ -141,7 +141,6 @@ impl Machine<'_> {
             Stmt::Core(core) => self.core(core),
             Stmt::Encode(encode) => self.encode(encode),
             Stmt::Exps(exps) => self.exps(exps),
-            Stmt::Fetch(fetch) => self.int(&fetch.at.offset).map(|_| ()),
             Stmt::Note(_) => Ok(()),
         }
     }

@@ -235,8 +235,6 @@ pub enum Stmt {
     Encode(Encode),
     /// Exponentials of a row, and their sum.
     Exps(Exps),
-    /// A hint that memory will be read soon.
-    Fetch(Fetch),
     /// What the next statements compute, in the model's words, for the reader.
     Note(String),
 }
@@ -338,16 +336,4 @@ pub struct Exps {
     pub to: Address,
     /// How they are stored: `F32`, or `Bf16`, of which those below the normal ones may become 0.
     pub format: Format,
-}
-
-/// Says that so many bytes from an address will be read soon. Changes nothing; the bytes need not be there, but what the
-/// address is computed from does.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Fetch {
-    /// The first byte.
-    pub at: Address,
-    /// How an element is stored, by which the address counts.
-    pub elem: Elem,
-    /// How many.
-    pub bytes: usize,
 }

@@ -1,8 +1,8 @@
 //! Reads the text form of a kernel.
 
 use super::{
-    Address, Arg, Binary, Buffer, Core, Elem, Encode, Expr, Exps, Fetch, Fold, Format, Kernel, LANES, MAX_DEPTH, Share,
-    Stmt, Ty, Unary, Var,
+    Address, Arg, Binary, Buffer, Core, Elem, Encode, Expr, Exps, Fold, Format, Kernel, LANES, MAX_DEPTH, Share, Stmt,
+    Ty, Unary, Var,
 };
 
 /// Why a text is not a kernel, and where.
@@ -220,11 +220,6 @@ impl Parser {
             Stmt::Encode(self.encode()?)
         } else if self.take_word("exps") {
             Stmt::Exps(self.exps()?)
-        } else if self.take_word("fetch") {
-            let elem = self.one_of(&ELEMS, "an element")?;
-            let at = self.address()?;
-            self.word("bytes")?;
-            Stmt::Fetch(Fetch { at, elem, bytes: self.size()? })
         } else if self.take_word("note") {
             match self.next() {
                 Token::Text(text) => Stmt::Note(text),

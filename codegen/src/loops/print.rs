@@ -3,7 +3,7 @@
 use std::fmt::{self, Display, Formatter, Write};
 
 use super::{
-    Address, Arg, Binary, Buffer, Core, Elem, Encode, Expr, Exps, Fetch, Fold, Format, Kernel, LANES, Share, Stmt, Var,
+    Address, Arg, Binary, Buffer, Core, Elem, Encode, Expr, Exps, Fold, Format, Kernel, LANES, Share, Stmt, Var,
 };
 
 impl Display for Kernel {
@@ -62,7 +62,6 @@ fn statement(f: &mut Formatter<'_>, stmt: &Stmt, depth: usize) -> fmt::Result {
         Stmt::Core(core) => writeln!(f, "{core};"),
         Stmt::Encode(encode) => writeln!(f, "{encode};"),
         Stmt::Exps(exps) => writeln!(f, "{exps};"),
-        Stmt::Fetch(fetch) => writeln!(f, "{fetch};"),
         Stmt::Note(text) => {
             f.write_str("note \"")?;
             for c in text.chars() {
@@ -104,12 +103,6 @@ impl Display for Exps {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let Exps { total, depth, from, shift, to, format } = self;
         write!(f, "exps {total} {format} {to} = {from} - {shift} depth {depth}")
-    }
-}
-
-impl Display for Fetch {
-    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        write!(f, "fetch {} {} bytes {}", self.elem, self.at, self.bytes)
     }
 }
 

@@ -178,7 +178,6 @@ impl Verifier<'_> {
             Stmt::Core(core) => self.core(core),
             Stmt::Encode(encode) => self.encode(encode),
             Stmt::Exps(exps) => self.exps(exps),
-            Stmt::Fetch(fetch) => self.address(&fetch.at),
             Stmt::Note(_) => Ok(()),
         }
     }

@@ -106,11 +106,6 @@ impl Lowerer<'_> {
             Stmt::Core(core) => self.core(core),
             Stmt::Encode(encode) => self.encode(encode),
             Stmt::Exps(exps) => self.exps(exps),
-            Stmt::Fetch(fetch) => {
-                if let Some(callee) = self.cores.fetch(&mut self.e.func, fetch) {
-                    self.call(callee, &[(&fetch.at, fetch.elem)]);
-                }
-            }
             Stmt::Note(_) => {}
         }
     }
@@ -381,13 +376,7 @@ fn collect_set(body: &[Stmt], set: &mut Vec<Var>) {
                 collect_set(then, set);
                 collect_set(otherwise, set);
             }
-            Stmt::Let(..)
-            | Stmt::Store { .. }
-            | Stmt::Core(_)
-            | Stmt::Encode(_)
-            | Stmt::Exps(_)
-            | Stmt::Fetch(_)
-            | Stmt::Note(_) => {}
+            Stmt::Let(..) | Stmt::Store { .. } | Stmt::Core(_) | Stmt::Encode(_) | Stmt::Exps(_) | Stmt::Note(_) => {}
         }
     }
 }
@@ -404,7 +393,7 @@ fn collect_defined(body: &[Stmt], defined: &mut Vec<Var>) {
                 collect_defined(then, defined);
                 collect_defined(otherwise, defined);
             }
-            Stmt::Set(..) | Stmt::Store { .. } | Stmt::Core(_) | Stmt::Encode(_) | Stmt::Fetch(_) | Stmt::Note(_) => {}
+            Stmt::Set(..) | Stmt::Store { .. } | Stmt::Core(_) | Stmt::Encode(_) | Stmt::Note(_) => {}
         }
     }
 }

@@ -161,7 +161,7 @@ impl Walk<'_> {
                     self.block(then);
                     self.block(otherwise);
                 }
-                Stmt::Set(..) | Stmt::Fetch(_) | Stmt::Note(_) => {}
+                Stmt::Set(..) | Stmt::Note(_) => {}
             }
         }
     }

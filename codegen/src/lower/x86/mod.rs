@@ -19,7 +19,7 @@ use iced_x86::{Code, FastFormatter, IcedError, Instruction, MemoryOperand, Regis
 
 use self::lanes::Lanes;
 use super::target::serve;
-use crate::loops::{Core, Cores, Encode, Expr, Exps, Fetch, Format, MAX_ROWS, PANEL};
+use crate::loops::{Core, Cores, Encode, Expr, Exps, Format, MAX_ROWS, PANEL};
 
 /// The shape of a core, which its machine code is made for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,7 +52,6 @@ enum Leaf {
     Core(Shape),
     Encode { depth: usize, format: Format },
     Exps { depth: usize, format: Format },
-    Fetch { bytes: usize },
     Lanes(Box<Lanes>),
 }
 
@@ -86,17 +85,12 @@ impl Leaf {
         fits.then_some(Leaf::Exps { depth, format })
     }
 
-    fn fetch(fetch: &Fetch, cores: &Cores) -> Option<Leaf> {
-        (cores.bits > 128).then_some(Leaf::Fetch { bytes: fetch.bytes })
-    }
-
     /// What it is called with: the addresses of its operands, and of exponentials the shift, which returns their sum.
     fn signature(&self, call_conv: CallConv) -> Signature {
         let mut signature = Signature::new(call_conv);
         let addresses = match self {
             Leaf::Core(_) => 3,
             Leaf::Encode { .. } | Leaf::Exps { .. } => 2,
-            Leaf::Fetch { .. } => 1,
             Leaf::Lanes(lanes) => lanes.pointers.len() + usize::from(lanes.rows),
         };
         signature.params.extend(vec![AbiParam::new(I64); addresses]);
@@ -146,12 +140,6 @@ impl Table {
     /// The same for the exponentials of a row.
     pub(super) fn exps(&mut self, func: &mut Function, exps: &Exps) -> Option<FuncRef> {
         let leaf = Leaf::exps(exps, &self.cores)?;
-        Some(self.callee(func, leaf))
-    }
-
-    /// The same for a hint.
-    pub(super) fn fetch(&mut self, func: &mut Function, fetch: &Fetch) -> Option<FuncRef> {
-        let leaf = Leaf::fetch(fetch, &self.cores)?;
         Some(self.callee(func, leaf))
     }
 
@@ -205,7 +193,6 @@ fn assemble(leaf: &Leaf, cores: &Cores, call_conv: CallConv, text: Option<usize>
         Leaf::Core(shape) => floats::write(&mut w, *shape)?,
         Leaf::Encode { depth, format } => encode::write(&mut w, *depth, *format)?,
         Leaf::Exps { depth, format } => exps::write(&mut w, *depth, *format)?,
-        Leaf::Fetch { bytes } => w.lines(*bytes)?,
         Leaf::Lanes(lanes) => lanes::write(&mut w, lanes)?,
     }
     w.code.vzeroupper()?;
@@ -230,7 +217,6 @@ impl std::fmt::Display for Leaf {
             Leaf::Core(Shape { rows, depth, a, b, .. }) => write!(f, "core, {rows} rows {a} by {b}, depth {depth}"),
             Leaf::Encode { depth, format } => write!(f, "encode {format}, depth {depth}"),
             Leaf::Exps { depth, format } => write!(f, "exponentials as {format}, depth {depth}"),
-            Leaf::Fetch { bytes } => write!(f, "fetch {bytes} bytes"),
             Leaf::Lanes(lanes) => write!(f, "{lanes}"),
         }
     }
@@ -320,18 +306,6 @@ impl Writer {
             self.push(Instruction::with3(quarter, x, x, x_other))?;
         }
         Ok(x)
-    }
-
-    /// Fetches the lines of so many bytes.
-    fn lines(&mut self, bytes: usize) -> Result<(), IcedError> {
-        let unroll = 8;
-        self.times(bytes.div_ceil(64 * unroll), |w| {
-            for i in 0..unroll {
-                let line = w.at(A, 64 * i);
-                w.push(Instruction::with1(Code::Prefetcht0_m8, line))?;
-            }
-            w.advance(A, 64 * unroll)
-        })
     }
 
     /// Moves an address on.

@@ -49,7 +49,7 @@ impl Partials {
     }
 }
 
-/// Merges the partial statistics of the tiles that shared the pages of one token, or a few.
+/// Merges the partial statistics of the tiles that shared the runs of one token, or a few.
 pub(super) fn merge(cx: &Context, kernel: &Kernel, shape: &Shape, partials: &Partials, heads: usize) -> loops::Kernel {
     let mut e = cx.emitter();
     let mode = cx.mode(kernel);

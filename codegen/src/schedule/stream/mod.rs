@@ -1,25 +1,25 @@
-//! The skeleton of a stream: one pass over the pages of a cache, with running statistics that are rescaled on the way.
+//! The skeleton of a stream: one pass over the positions of a cache, with running statistics that are rescaled on the way.
 //!
 //! A tile is some tokens with all rows that read the same keys and values (the axes that only the activations have). For
-//! each page that the tile's tokens may see, the cores compute the scores, then every row updates its statistics and
-//! turns its scores into weights, then the cores add the weighted values. With one token, or a few, the pages are split
+//! each run of positions that the tile's tokens may see, the cores compute the scores, then every row updates its statistics and
+//! turns its scores into weights, then the cores add the weighted values. With one token, or a few, the runs are split
 //! among several tiles, whose partial statistics are merged by a second kernel.
 
 use einfuse_graph::{AxisId, Graph, TensorId};
 
 mod merge;
-mod page;
+mod run;
 
 use super::contract::flat;
 use super::emit::{Emitter, Scope, Span, end_of_positions};
-use super::homes::PAGE;
+use super::homes::RUN;
 use super::layout::Layout;
 use super::place::Place;
 use super::{Context, FEW, Mode};
 use crate::fuse::{Contraction, EqId, Fold, Kernel, Stream, Weighted, is_tokens};
 use crate::loops::{self, Address, Arg, Buffer, Elem, Encode, Expr, Exps, Format, LANES, PANEL, Share, Stmt, Ty};
 use merge::{Partials, merge};
-use page::Page;
+use run::Run;
 
 /// What a running maximum starts from: below every score, yet finite, so that its difference to itself is 0.
 const LOWEST: f32 = -1e30;
@@ -36,7 +36,7 @@ struct Shape<'s> {
     per_token: usize,
     /// Tokens in a tile, at most.
     most: usize,
-    /// Tiles that share the pages of one token, or a few.
+    /// Tiles that share the runs of one token, or a few.
     splits: usize,
     /// Rows of a tile, filled up to whole vectors, and with those that the last core takes beyond.
     padded: usize,
@@ -203,7 +203,7 @@ fn tile(
         queries(cx, shape, &scope, *q, rows, &from, e);
     }
 
-    // Which pages the tile's tokens may see.
+    // Which runs the tile's tokens may see.
     let end = e.int(end_of_positions());
     let first = Expr::from(Arg::Past) + from.clone();
     let last = first.clone() + count.clone() - 1;
@@ -215,40 +215,24 @@ fn tile(
         Some(lower) => (first + lower).max(0),
         None => Expr::Int(0),
     };
-    let mut page_from = e.int(low.div(PAGE));
-    let mut page_to = e.int(to.div_ceil(PAGE as i64));
+    let mut from_run = e.int(low.div(RUN));
+    let mut to_run = e.int(to.div_ceil(RUN as i64));
     if let Some(split) = split.clone() {
-        let pages = e.int((page_to - page_from.clone()).max(0));
-        let begin = page_from.clone() + (pages.clone() * split.clone()).div(shape.splits);
-        page_to = e.int(page_from + (pages * (split + 1)).div(shape.splits));
-        page_from = e.int(begin);
+        let runs = e.int((to_run - from_run.clone()).max(0));
+        let begin = from_run.clone() + (runs.clone() * split.clone()).div(shape.splits);
+        to_run = e.int(from_run + (runs * (split + 1)).div(shape.splits));
+        from_run = e.int(begin);
     }
-    let page_last = page_to.clone();
-    e.repeat(page_from, page_to, 1, |e, page| {
-        let first = e.int(page * PAGE);
-        let whole = Span { from: first.clone(), to: first.clone() + PAGE, aligned: true, len: Some(PAGE) };
+    e.repeat(from_run, to_run, 1, |e, run| {
+        let first = e.int(run * RUN);
+        let whole = Span { from: first.clone(), to: first.clone() + RUN, aligned: true, len: Some(RUN) };
         e.spans.insert(stream.positions, whole);
-        let page = Page { cx, shape, tile: &tile, first: first.clone(), end: end.clone(), rows: rows.clone() };
-        // With few rows a page is read faster than it comes: each part is asked for while another is worked on.
-        let hint = !matches!(cx.mode(kernel), Mode::Many);
-        if hint {
-            for fold in &stream.folds {
-                let Fold::Sum { over: Some(c), .. } = fold else { continue };
-                page.fetch(c, &scope, e);
-            }
-        }
-        page.scores(&scope, e);
-        if hint {
-            let next = e.int((first + PAGE).min((page_last - 1) * PAGE));
-            let next = Page { first: next, rows: rows.clone(), end: end.clone(), ..page };
-            for c in stream.scores.iter().filter_map(|(_, c)| c.as_ref()) {
-                next.fetch(c, &scope, e);
-            }
-        }
-        each_row(shape, &scope, e, |e, scope| page.row(scope, e));
+        let run = Run { cx, shape, tile: &tile, first, end: end.clone(), rows: rows.clone() };
+        run.scores(&scope, e);
+        each_row(shape, &scope, e, |e, scope| run.row(scope, e));
         for fold in &stream.folds {
             let Fold::Sum { weight, over: Some(c), .. } = fold else { continue };
-            page.sum_columns(weight, c, &scope, e);
+            run.sum_columns(weight, c, &scope, e);
         }
         e.spans.remove(&stream.positions);
     });
@@ -316,9 +300,9 @@ fn memory(cx: &Context, kernel: &Kernel, shape: &Shape, from: &Expr, e: &mut Emi
     let stored = |c: &Contraction| cx.multiplied(Format::of(cx.home(c.b).elem), &cx.mode(kernel));
     let mut queries = Vec::new();
     for (q, c) in &stream.scores {
-        let buffer = e.floats(padded * PAGE);
+        let buffer = e.floats(padded * RUN);
         let out = cx.plan.equations[*q].out;
-        e.places.insert(out, row_place(cx, shape, buffer, PAGE, out, from, None));
+        e.places.insert(out, row_place(cx, shape, buffer, RUN, out, from, None));
         if let Some(c) = c.as_ref().filter(|c| cx.has_score_panels(c)) {
             let depth = c.depth_size(&cx.plan.graph).unwrap_or(1);
             queries.push((*q, Rows::new(padded, depth, stored(c), e)));
@@ -348,7 +332,7 @@ fn memory(cx: &Context, kernel: &Kernel, shape: &Shape, from: &Expr, e: &mut Emi
             });
             let alike = of_cores.clone().all(|c| cx.has_column_panels(c));
             let format = of_cores.next().filter(|_| alike).map_or(Format::F32, |c| stored(c));
-            weights.push((weight.clone(), Rows::new(padded, PAGE, format, e)));
+            weights.push((weight.clone(), Rows::new(padded, RUN, format, e)));
         }
         e.places.insert(out, place.clone());
         stats.push(place);

@@ -1,4 +1,4 @@
-//! One page of a stream: scores by the cores, then row by row the statistics and the weights, then the weighted sums by
+//! One run of a stream's positions: scores by the cores, then row by row the statistics and the weights, then the weighted sums by
 //! the cores.
 
 use einfuse_graph::{ExprId, TensorId};
@@ -7,18 +7,18 @@ use super::super::Context;
 use super::super::contract::flat;
 use super::super::cores::cover;
 use super::super::emit::{Emitter, Scope, Span, graph_name, widen};
-use super::super::homes::PAGE;
+use super::super::homes::RUN;
 use super::super::place::Place;
 use super::{LOWEST, Rows, Shape, Tile, columns, each_of, each_row, row_number};
 use crate::fuse::{Contraction, Fold, Weighted};
-use crate::loops::{self, Address, Buffer, Core, Elem, Expr, Fetch, Format, LANES, PANEL, Stmt, Ty, Unary};
+use crate::loops::{self, Address, Buffer, Core, Elem, Expr, Format, LANES, PANEL, Stmt, Ty, Unary};
 
-/// A page that a tile visits.
-pub(super) struct Page<'a> {
+/// A run that a tile visits.
+pub(super) struct Run<'a> {
     pub(super) cx: &'a Context<'a>,
     pub(super) shape: &'a Shape<'a>,
     pub(super) tile: &'a Tile,
-    /// The page's first position.
+    /// The run's first position.
     pub(super) first: Expr,
     /// The number of positions after this step.
     pub(super) end: Expr,
@@ -26,8 +26,8 @@ pub(super) struct Page<'a> {
     pub(super) rows: Expr,
 }
 
-impl Page<'_> {
-    /// The scores of a page.
+impl Run<'_> {
+    /// The scores of a run.
     pub(super) fn scores(&self, scope: &Scope, e: &mut Emitter) {
         let (cx, shape, tile, s) = (self.cx, self.shape, self.tile, &self.first);
         let positions = shape.stream.positions;
@@ -42,7 +42,7 @@ impl Page<'_> {
             let core = tile.queries.iter().find(|(eq, ..)| eq == q).zip(c.as_ref());
             let Some(((_, queries), c)) = core else {
                 // Only what is there: positions beyond the end have no rows to read.
-                let to = e.int((s.clone() + PAGE).min(self.end.clone()));
+                let to = e.int((s.clone() + RUN).min(self.end.clone()));
                 let part = Span { from: s.clone(), to, aligned: true, len: None };
                 let whole = e.spans.insert(positions, part);
                 e.equation(scope, equation.out, equation.body, &place);
@@ -54,7 +54,7 @@ impl Page<'_> {
             e.note(format!("{} by cores", graph_name(&cx.plan.graph, equation.out)));
             let state = self.panel_address(c, scope, e);
             let to = flat(&place);
-            e.repeat(Expr::Int(0), (PAGE / PANEL).into(), 1, |e, panel| {
+            e.repeat(Expr::Int(0), (RUN / PANEL).into(), 1, |e, panel| {
                 let b = state.clone().plus(panel.clone() * (queries.depth * PANEL));
                 cover(cx, &self.rows, Format::of(cx.home(c.b).elem), e, |rows, row| {
                     Stmt::Core(Core {
@@ -65,8 +65,8 @@ impl Page<'_> {
                         a_stride: queries.depth.into(),
                         b: b.clone(),
                         b_format: Format::of(cx.home(c.b).elem),
-                        c: Address::new(to.clone(), row * PAGE + panel.clone() * PANEL),
-                        c_stride: PAGE.into(),
+                        c: Address::new(to.clone(), row * RUN + panel.clone() * PANEL),
+                        c_stride: RUN.into(),
                         accumulate: false,
                     })
                 });
@@ -74,7 +74,7 @@ impl Page<'_> {
         }
     }
 
-    /// One row of a page: its statistics, and its scores turned into weights.
+    /// One row of a run: its statistics, and its scores turned into weights.
     pub(super) fn row(&self, scope: &Scope, e: &mut Emitter) {
         let (cx, shape, tile) = (self.cx, self.shape, self.tile);
         let stream = shape.stream;
@@ -183,14 +183,14 @@ impl Page<'_> {
     /// Stores four neighbours of a row.
     fn keep(&self, rows: &Rows, number: &Expr, value: loops::Var, scope: &Scope, e: &mut Emitter) {
         let column = scope.at[&self.shape.stream.positions].clone() - self.first.clone();
-        let at = Address::new(rows.floats.clone(), number.clone() * PAGE + column);
+        let at = Address::new(rows.floats.clone(), number.clone() * RUN + column);
         e.push(Stmt::Store { elem: Elem::F32, at, value: value.into() });
     }
 
-    /// Visits the positions of the page, four at a time.
+    /// Visits the positions of the run, four at a time.
     fn each_vector(&self, scope: &Scope, e: &mut Emitter, mut f: impl FnMut(&mut Emitter, &Scope)) {
         let positions = self.shape.stream.positions;
-        e.repeat(self.first.clone(), self.first.clone() + PAGE, LANES, |e, at| {
+        e.repeat(self.first.clone(), self.first.clone() + RUN, LANES, |e, at| {
             let scope = scope.clone().with_lanes(positions, at);
             f(e, &scope);
         });
@@ -240,7 +240,7 @@ impl Page<'_> {
         self.guard(value, weight.mask, 0.0, scope, e)
     }
 
-    /// Adds a page's weighted values to the accumulated columns.
+    /// Adds a run's weighted values to the accumulated columns.
     pub(super) fn sum_columns(&self, weight: &Weighted, c: &Contraction, scope: &Scope, e: &mut Emitter) {
         let (cx, shape, tile) = (self.cx, self.shape, self.tile);
         let Some((_, weights)) = tile.weights.iter().find(|(w, _)| w == weight) else { return };
@@ -253,14 +253,14 @@ impl Page<'_> {
         let b = self.panel_address(c, scope, e);
         let to = flat(place);
         e.repeat(Expr::Int(0), (width / PANEL).into(), 1, |e, panel| {
-            let b = b.clone().plus(panel.clone() * (PAGE * PANEL));
+            let b = b.clone().plus(panel.clone() * (RUN * PANEL));
             cover(cx, &self.rows, Format::of(cx.home(c.b).elem), e, |rows, row| {
                 Stmt::Core(Core {
                     rows,
-                    depth: PAGE.into(),
-                    a: Address::new(weights.encoded.clone(), row.clone() * PAGE),
+                    depth: RUN.into(),
+                    a: Address::new(weights.encoded.clone(), row.clone() * RUN),
                     a_format: weights.format,
-                    a_stride: PAGE.into(),
+                    a_stride: RUN.into(),
                     b: b.clone(),
                     b_format: Format::of(cx.home(c.b).elem),
                     c: Address::new(to.clone(), row * width + panel.clone() * PANEL),
@@ -276,10 +276,10 @@ impl Page<'_> {
         let (cx, shape, s) = (self.cx, self.shape, &self.first);
         let out_axes = &cx.plan.graph.tensor(c.out).axes;
         let from = shape.tokens.map_or(Expr::Int(0), |t| e.span(t).from);
-        let to = e.int((s.clone() + PAGE).min(self.end.clone()));
+        let to = e.int((s.clone() + RUN).min(self.end.clone()));
         each_row(shape, scope, e, |e, scope| {
             let number = row_number(cx, shape, scope, &from);
-            let row = e.int(number * PAGE);
+            let row = e.int(number * RUN);
             each_of(&c.cols, scope.clone(), e, &mut |e, scope| {
                 let index: Vec<Expr> = out_axes.iter().map(|a| scope.at[a].clone()).collect();
                 let at = place.address(&index);
@@ -295,23 +295,7 @@ impl Page<'_> {
         });
     }
 
-    /// Hints at what the cores will read of a state in a page. Between one stretch of a page and the next the processor
-    /// doesn't know where reading goes on.
-    pub(super) fn fetch(&self, c: &Contraction, scope: &Scope, e: &mut Emitter) {
-        let size = |a: &einfuse_graph::AxisId| self.cx.plan.graph.size(*a).unwrap_or(1);
-        let elem = self.cx.home(c.b).elem;
-        let bytes = if self.cx.has_score_panels(c) {
-            PAGE * c.depth.iter().map(size).product::<usize>() * elem.bytes()
-        } else if self.cx.has_column_panels(c) {
-            PAGE * columns(self.cx, c) * elem.bytes()
-        } else {
-            return;
-        };
-        let at = self.panel_address(c, scope, e);
-        e.push(Stmt::Fetch(Fetch { at, elem, bytes }));
-    }
-
-    /// The address of a state's first panel in the page, at the scope's outer coordinates.
+    /// The address of a state's first panel in the run, at the scope's outer coordinates.
     fn panel_address(&self, c: &Contraction, scope: &Scope, e: &mut Emitter) -> Address {
         let axes = &self.cx.plan.graph.tensor(c.b).axes;
         let index: Vec<Expr> = axes
