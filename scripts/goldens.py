@@ -6,8 +6,8 @@
 A folder gets config.json, as published checkpoints write it, config_v5.json, as the reference writes it today,
 model.safetensors, and for two prompts of random tokens golden.safetensors: the input of the first layer and the output of
 each (`pN.hidden`), all logits (`pN.logits`), and a greedy continuation through the reference's cache (`pN.greedy_ids`).
-Everything is computed in float32 with eager attention on the CPU. Seeds are fixed, and chosen so that no greedy token is
-a close call.
+Everything is computed in float32 with eager attention on the CPU. Seeds are fixed, and chosen so that neither a greedy token
+nor an expert is a close call.
 
 Needs torch, transformers (5.23) and safetensors.
 """
@@ -19,8 +19,9 @@ from pathlib import Path
 
 import torch
 import transformers
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 torch.set_num_threads(1)
 
@@ -29,6 +30,9 @@ OUT = Path(__file__).parent.parent / "tests" / "golden"
 GREEDY = 16  # tokens of a continuation
 PROMPTS = [7, 37]  # tokens; the second goes beyond every window
 MARGIN = 0.01  # between the two largest logits, as a share of the largest
+ROUTE = 0.001  # between the last expert that is chosen and the next, as a share of the larger score
+NARROW_ROUTE = 0.02  # the same where weights have so few bits that they are multiplied in bf16
+SHARD = "60KB"  # where a model is to be in several files
 
 COMMON = {
     "vocab_size": 96,
@@ -80,6 +84,57 @@ DEEPSEEK_V2 = {
 }
 
 
+QWEN3_MOE = LLAMA | {
+    "architectures": ["Qwen3MoeForCausalLM"],
+    "model_type": "qwen3_moe",
+    "hidden_size": 40,
+    "head_dim": 10,
+    "moe_intermediate_size": 20,
+    "num_hidden_layers": 2,
+    "num_experts": 6,
+    "num_experts_per_tok": 2,
+    "norm_topk_prob": True,
+    "decoder_sparse_step": 1,
+    "mlp_only_layers": [],
+    "attention_bias": False,
+}
+
+OLMOE = LLAMA | {
+    "architectures": ["OlmoeForCausalLM"],
+    "model_type": "olmoe",
+    "hidden_size": 40,
+    "intermediate_size": 20,
+    "num_hidden_layers": 2,
+    "num_experts": 7,
+    "num_experts_per_tok": 3,
+    "norm_topk_prob": False,
+    "attention_bias": False,
+    "clip_qkv": None,
+}
+
+GPT_OSS = LLAMA | {
+    "architectures": ["GptOssForCausalLM"],
+    "model_type": "gpt_oss",
+    "hidden_size": 40,
+    "head_dim": 10,
+    "intermediate_size": 22,
+    "num_local_experts": 5,
+    "num_experts_per_tok": 2,
+    "sliding_window": 12,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    "swiglu_limit": 1.5,
+    "attention_bias": True,
+    "rope_scaling": {
+        "rope_type": "yarn",
+        "factor": 4.0,
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "truncate": False,
+        "original_max_position_embeddings": 24,
+    },
+}
+
+
 def without(config: dict, *keys: str) -> dict:
     return {key: value for key, value in config.items() if key not in keys}
 
@@ -112,6 +167,16 @@ MODELS = {
         "query_pre_attn_scalar": 14,
         "attn_logit_softcapping": 3.0,
         "final_logit_softcapping": 5.0,
+    },
+    "gemma2_uncapped": without(GEMMA, "hidden_act")
+    | {
+        "architectures": ["Gemma2ForCausalLM"],
+        "model_type": "gemma2",
+        "num_hidden_layers": 2,
+        "sliding_window": 12,
+        "query_pre_attn_scalar": 14,
+        "attn_logit_softcapping": None,
+        "final_logit_softcapping": None,
     },
     "olmo2": LLAMA
     | {
@@ -154,6 +219,34 @@ MODELS = {
         "partial_rotary_factor": 0.34,
         "use_qkv_bias": False,
         "use_parallel_residual": True,
+    },
+    "stablelm_normed": without(LLAMA, "rms_norm_eps")
+    | {
+        "architectures": ["StableLmForCausalLM"],
+        "model_type": "stablelm",
+        "hidden_size": 48,
+        "num_hidden_layers": 2,
+        "layer_norm_eps": 1e-5,
+        "partial_rotary_factor": 0.5,
+        "use_qkv_bias": False,
+        "use_parallel_residual": True,
+        "qk_layernorm": True,
+    },
+    "falcon_alibi": COMMON
+    | {
+        "architectures": ["FalconForCausalLM"],
+        "model_type": "falcon",
+        "hidden_size": 36,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 6,
+        "multi_query": False,
+        "parallel_attn": False,
+        "new_decoder_architecture": False,
+        "bias": True,
+        "alibi": True,
+        "layer_norm_epsilon": 1e-5,
+        "max_position_embeddings": 96,
+        "tie_word_embeddings": True,
     },
     "falcon": COMMON
     | {
@@ -254,39 +347,20 @@ MODELS = {
         "mlp_only_layers": [],
         "use_sliding_window": False,
     },
-    "olmoe": LLAMA
+    "olmoe": OLMOE,
+    "olmoe_clipped": OLMOE | {"num_hidden_layers": 1, "clip_qkv": 0.8},
+    "qwen3_moe_shards": QWEN3_MOE,
+    "gpt_oss": GPT_OSS,
+    "gpt_oss_mxfp4": GPT_OSS
     | {
-        "architectures": ["OlmoeForCausalLM"],
-        "model_type": "olmoe",
-        "hidden_size": 40,
-        "intermediate_size": 20,
+        "hidden_size": 64,
+        "head_dim": 16,
+        "intermediate_size": 32,
         "num_hidden_layers": 2,
-        "num_experts": 7,
-        "num_experts_per_tok": 3,
-        "norm_topk_prob": False,
-        "attention_bias": False,
-        "clip_qkv": None,
-    },
-    "gpt_oss": LLAMA
-    | {
-        "architectures": ["GptOssForCausalLM"],
-        "model_type": "gpt_oss",
-        "hidden_size": 40,
-        "head_dim": 10,
-        "intermediate_size": 22,
-        "num_local_experts": 5,
-        "num_experts_per_tok": 2,
-        "sliding_window": 12,
-        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
-        "swiglu_limit": 1.5,
-        "attention_bias": True,
-        "rope_scaling": {
-            "rope_type": "yarn",
-            "factor": 4.0,
-            "beta_fast": 32.0,
-            "beta_slow": 1.0,
-            "truncate": False,
-            "original_max_position_embeddings": 24,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "quantization_config": {
+            "quant_method": "mxfp4",
+            "modules_to_not_convert": ["model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"],
         },
     },
     "deepseek_v3": without(LLAMA, "num_key_value_heads")
@@ -376,6 +450,49 @@ def randomise(model: torch.nn.Module, seed: int) -> None:
                 weight.copy_(1.4 * noise / weight.shape[1] ** 0.5)
 
 
+def pack(model: torch.nn.Module, seed: int) -> dict[str, torch.Tensor]:
+    """Experts of which every number is a code of MXFP4, and the tensors that published checkpoints have for them."""
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for name, weight in model.named_parameters():
+        if name.endswith(("experts.gate_up_proj", "experts.down_proj")):
+            experts, inputs, outputs = weight.shape
+            blocks = torch.randint(256, (experts, outputs, inputs // 32, 16), generator=generator, dtype=torch.uint8)
+            scales = torch.randint(122, 125, blocks.shape[:-1], generator=generator, dtype=torch.uint8)
+            with torch.no_grad():
+                weight.copy_(convert_moe_packed_tensors(blocks, scales, dtype=torch.float32))
+            tensors |= {f"{name}_blocks": blocks, f"{name}_scales": scales}
+    return tensors
+
+
+def mxfp4() -> dict[str, torch.Tensor]:
+    """Random blocks with every scale, and the reference's numbers."""
+    generator = torch.Generator().manual_seed(0)
+    blocks = torch.randint(256, (2, 64, 2, 16), generator=generator, dtype=torch.uint8)
+    scales = torch.arange(256, dtype=torch.uint8).reshape(2, 64, 2)
+    floats = convert_moe_packed_tensors(blocks, scales, dtype=torch.float32)
+    return {"mxfp4.blocks": blocks, "mxfp4.scales": scales, "mxfp4.floats": floats.contiguous()}
+
+
+class Choices(torch.overrides.TorchFunctionMode):
+    """Notes the smallest margin by which some of several scores were chosen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.margin = float("inf")
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if function in (torch.topk, torch.Tensor.topk):
+            scores, count = args[0], kwargs.get("k", args[1] if len(args) > 1 else None)
+            if count < scores.shape[-1]:
+                last, after = scores.sort(dim=-1, descending=True).values[..., count - 1 : count + 1].unbind(-1)
+                gap = (last - after) / torch.maximum(last.abs(), after.abs())
+                # Where both are what is left out by an earlier choice, neither counts.
+                self.margin = min(self.margin, float(gap[last != after].min()))
+        return function(*args, **kwargs)
+
+
 def layers(model: torch.nn.Module) -> torch.nn.ModuleList:
     stacks = [m for m in model.modules() if isinstance(m, torch.nn.ModuleList)]
     return max(stacks, key=lambda stack: sum(1 for _ in stack.parameters()))
@@ -413,19 +530,29 @@ def make(name: str, config: dict) -> None:
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     parsed = AutoConfig.from_pretrained(folder, attn_implementation="eager")
+    packed = getattr(parsed, "quantization_config", None)
+    if packed:
+        del parsed.quantization_config
     model = AutoModelForCausalLM.from_config(parsed, attn_implementation="eager", experts_implementation="eager").float().eval()
+    codes = {}
     for seed in range(1000):
         randomise(model, seed)
+        if packed:
+            codes = pack(model, seed)
         generator = torch.Generator().manual_seed(seed)
         prompts = [torch.randint(3, config["vocab_size"], (length,), generator=generator) for length in PROMPTS]
         with torch.no_grad():
             continued = [greedy(model, ids) for ids in prompts]
             if min(margin for _, margin in continued) < MARGIN:
                 continue
+            with Choices() as choices:
+                computed = [hidden_states(model, torch.cat([ids, more])) for ids, (more, _) in zip(prompts, continued)]
+            if choices.margin < (NARROW_ROUTE if packed else ROUTE):
+                continue
             computed = [hidden_states(model, ids) for ids in prompts]
         break
     else:
-        sys.exit(f"{name}: no seed makes every greedy token a clear one")
+        sys.exit(f"{name}: no seed makes every greedy token and expert a clear one")
     tensors = {}
     for n, (ids, (tokens, _), (hidden, logits)) in enumerate(zip(prompts, continued, computed)):
         tensors |= {
@@ -434,11 +561,17 @@ def make(name: str, config: dict) -> None:
             f"p{n}.logits": logits.contiguous(),
             f"p{n}.greedy_ids": tokens,
         }
-    save_file(tensors, folder / "golden.safetensors")
+    save_file(tensors | (mxfp4() if packed else {}), folder / "golden.safetensors")
     with tempfile.TemporaryDirectory() as saved:
-        model.save_pretrained(saved)
-        (folder / "model.safetensors").write_bytes((Path(saved) / "model.safetensors").read_bytes())
-        (folder / "config_v5.json").write_text((Path(saved) / "config.json").read_text().rstrip() + "\n")
+        model.save_pretrained(saved, **({"max_shard_size": SHARD} if name.endswith("_shards") else {}))
+        for file in Path(saved).glob("model*.safetensors*"):
+            (folder / file.name).write_bytes(file.read_bytes())
+        newer = json.loads((Path(saved) / "config.json").read_text())
+        if packed:
+            plain = {key: value for key, value in load_file(folder / "model.safetensors").items() if f"{key}_blocks" not in codes}
+            save_file(plain | codes, folder / "model.safetensors", metadata={"format": "pt"})
+            newer["quantization_config"] = config["quantization_config"]
+        (folder / "config_v5.json").write_text(json.dumps(newer, indent=2) + "\n")
     about = {
         "name": name,
         "seed": seed,
@@ -448,7 +581,8 @@ def make(name: str, config: dict) -> None:
     }
     (folder / "golden.json").write_text(json.dumps(about) + "\n")
     size = sum(file.stat().st_size for file in folder.iterdir())
-    print(f"{name}: seed {seed}, {size // 1024} KB")
+    margin = f", experts by {choices.margin:.4f}" if choices.margin < float("inf") else ""
+    print(f"{name}: seed {seed}, {size // 1024} KB{margin}")
 
 
 if __name__ == "__main__":

@@ -217,7 +217,7 @@ macro_rules! architectures {
 }
 
 architectures! {
-    gpt2, opt, llama3, mistral, mixtral, granite_moe, olmoe, qwen2, qwen2_moe, qwen3, qwen3_moe, gpt_oss, deepseek_v2, deepseek_v2_lite, deepseek_v3, llama4, gemma, gemma2, gemma3, phi3, olmo2, gpt_neox, gptj, stablelm, stablelm_parallel, bloom, falcon, falcon_new, starcoder2, cohere, granite,
+    gpt2, opt, llama3, mistral, mixtral, granite_moe, olmoe, qwen2, qwen2_moe, qwen3, qwen3_moe, gpt_oss, gpt_oss_mxfp4, deepseek_v2, deepseek_v2_lite, deepseek_v3, llama4, gemma, gemma2, gemma3, phi3, olmo2, gpt_neox, gptj, stablelm, stablelm_parallel, bloom, falcon, falcon_new, starcoder2, cohere, granite,
 }
 
 /// Text becomes the tokens that the reference makes of it, and back.

@@ -463,21 +463,14 @@ fn pack_part(
         found.get(&(tensor, layer)).ok_or_else(|| Error::Unread { weight: declared(graph, tensor), layer })
     });
     let stored = stored.collect::<Result<Vec<&Stored<'_>>, Error>>()?;
-    let transposed = stored.iter().map(|stored| match stored.change {
-        Change::Transposed => stored.to_f32(),
-        Change::None | Change::Pairs { .. } | Change::Fused { .. } | Change::PlusOne => Vec::new(),
-    });
-    let transposed: Vec<Vec<f32>> = transposed.collect();
-    let readers: Vec<_> = stored.iter().map(|stored| |at: usize, out: &mut [f32]| stored.read(at, out)).collect();
+    let readers: Vec<_> = stored.iter().map(|stored| stored.reader()).collect();
     let parts: Vec<Vec<Values<'_>>> = stored
         .iter()
-        .zip(&transposed)
         .zip(&readers)
-        .map(|((stored, transposed), read)| {
+        .map(|(stored, read)| {
             let floats = match stored.change {
-                Change::Transposed => return vec![Values::F32(bytemuck::cast_slice(transposed))],
                 Change::None => stored.parts.iter().map(floats).collect::<Option<Vec<Values<'_>>>>(),
-                Change::Pairs { .. } | Change::Fused { .. } | Change::PlusOne => None,
+                Change::Transposed | Change::Pairs { .. } | Change::Fused { .. } | Change::PlusOne => None,
             };
             floats.unwrap_or_else(|| vec![Values::Read { elements: stored.len(), read }])
         })

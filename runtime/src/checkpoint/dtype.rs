@@ -45,6 +45,12 @@ pub enum Dtype {
     F8E4M3,
     /// The upper half of a half precision number.
     F8E5M2,
+    /// A power of two, by its exponent: the scales of the MX formats. It is read as half of it, which is a single for every
+    /// exponent.
+    F8E8M0,
+    /// 4-bit floats, two in a byte, the first in its lower half. They are read as twice what they are, as their scales are read
+    /// as half.
+    F4E2M1,
 }
 
 /// One format.
@@ -64,7 +70,7 @@ struct Format {
 
 /// Every format, in the order of [`Dtype`].
 #[rustfmt::skip]
-static FORMATS: [Format; 18] = [
+static FORMATS: [Format; 20] = [
     Format { dtype: Dtype::F32,   name: "F32",    code: Some(0),  length: 1,   bytes: 4,   decode: f32_ },
     Format { dtype: Dtype::Bf16,  name: "BF16",   code: Some(30), length: 1,   bytes: 2,   decode: bf16_ },
     Format { dtype: Dtype::F16,   name: "F16",    code: Some(1),  length: 1,   bytes: 2,   decode: f16_ },
@@ -83,6 +89,8 @@ static FORMATS: [Format; 18] = [
     Format { dtype: Dtype::Mxfp4, name: "MXFP4",  code: Some(39), length: 32,  bytes: 17,  decode: mxfp4 },
     Format { dtype: Dtype::F8E4M3, name: "F8_E4M3", code: None,   length: 1,   bytes: 1,   decode: f8_e4m3 },
     Format { dtype: Dtype::F8E5M2, name: "F8_E5M2", code: None,   length: 1,   bytes: 1,   decode: f8_e5m2 },
+    Format { dtype: Dtype::F8E8M0, name: "F8_E8M0", code: None,   length: 1,   bytes: 1,   decode: f8_e8m0 },
+    Format { dtype: Dtype::F4E2M1, name: "F4_E2M1", code: None,   length: 2,   bytes: 1,   decode: f4_e2m1 },
 ];
 
 impl Dtype {
@@ -152,6 +160,26 @@ fn f8_e4m3(b: &[u8], out: &mut [f32]) {
 
 fn f8_e5m2(b: &[u8], out: &mut [f32]) {
     out[0] = f16::from_le_bytes([0, b[0]]).to_f32();
+}
+
+fn f8_e8m0(b: &[u8], out: &mut [f32]) {
+    out[0] = half_power(b[0]);
+}
+
+fn f4_e2m1(b: &[u8], out: &mut [f32]) {
+    each(out, |i| {
+        let code = code(b, 1, 4, i);
+        let magnitude = f32::from(E2M1[usize::from(code & 7)]);
+        if code & 8 == 0 { magnitude } else { -magnitude }
+    });
+}
+
+/// Half of the power of two whose exponent, biased by 127, this is; the two smallest are subnormal.
+fn half_power(exponent: u8) -> f32 {
+    f32::from_bits(match exponent {
+        0..2 => 0x0020_0000 << exponent,
+        _ => (u32::from(exponent) - 1) << 23,
+    })
 }
 
 /// The half precision number at byte `at`.
@@ -287,13 +315,9 @@ fn iq4_xs(b: &[u8], out: &mut [f32]) {
 /// Twice the values of an E2M1 float.
 const E2M1: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
 
-/// The exponent of the scale, biased by 127; 32 codes.
+/// The exponent of the scale; 32 codes.
 fn mxfp4(b: &[u8], out: &mut [f32]) {
-    // Half the scale, as the levels are doubled; the two smallest are subnormal.
-    let d = f32::from_bits(match b[0] {
-        exponent @ 0..2 => 0x0020_0000 << exponent,
-        exponent => (exponent as u32 - 1) << 23,
-    });
+    let d = half_power(b[0]);
     each(out, |i| d * E2M1[nibble(&b[1..], i) as usize] as f32);
 }
 

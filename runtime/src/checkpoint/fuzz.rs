@@ -28,7 +28,7 @@ pub fn safetensors(bytes: &[u8]) -> bool {
         let config = Json::parse(Raw { file: NAME.into(), bytes: config.to_vec().into() })?;
         let file = TensorFile::new(NAME.into(), Bytes::Held(weights.to_vec().into()))?;
         let names = file.names().iter();
-        let names = names.map(|name| name.replace(".qweight", ".weight")).collect();
+        let names = names.map(|name| name.replace(".qweight", ".weight").replace("_blocks", "")).collect();
         let weights = Weights::Safetensors(TensorFiles::new(vec![file], None)?, Method::of(&config)?);
         let place = NAME.into();
         let checkpoint = Checkpoint { place, config, generation_config: None, tokenizer: None, chat: None, weights };

@@ -2,13 +2,14 @@
 //!
 //! `quantization_config` in config.json says which kind it is. FP8 (`fp8` as DeepSeek and Qwen have it, `fbgemm_fp8`,
 //! `compressed-tensors`) keeps a weight's name and adds `_scale_inv` or `_scale`: one for all, one a row, or one a tile. GPTQ and
-//! AWQ have `qweight`, `qzeros` and `scales` (GPTQ `g_idx` too) where the weight would be.
+//! AWQ have `qweight`, `qzeros` and `scales` (GPTQ `g_idx` too) where the weight would be. MXFP4, GPT-OSS's, has experts' weights
+//! as `_blocks` and `_scales`.
 
 use serde_json::Value;
 
 use super::numbers::{Blocks, Codes, Groups, Numbers, Packing, Tiles};
 use super::safetensors::Tensor;
-use super::{Dtype, Found, Json};
+use super::{Change, Dtype, Found, Json};
 use crate::Error;
 
 /// How the weights of a checkpoint are quantised.
@@ -25,13 +26,15 @@ pub(super) enum Method {
         /// How many inputs share a scale; all if `None`.
         group: Option<usize>,
     },
+    /// 4-bit floats with a power of two for 32 of them.
+    Mxfp4,
 }
 
 /// The key of config.json.
 const CONFIG: &str = "quantization_config";
 
 /// What can be read.
-const METHODS: &str = "fp8, fbgemm_fp8, compressed-tensors, gptq and awq can be read";
+const METHODS: &str = "fp8, fbgemm_fp8, compressed-tensors, gptq, awq and mxfp4 can be read";
 
 impl Method {
     /// What config.json says; `None` if nothing is quantised.
@@ -59,6 +62,7 @@ impl Method {
                 }
                 settings.int4(Packing::Awq, "bits", "group_size")?
             }
+            "mxfp4" => Method::Mxfp4,
             other => return settings.wrong("quant_method", other, METHODS),
         }))
     }
@@ -157,6 +161,11 @@ pub(super) fn find<'a>(
             let Some(codes) = tensor(&format!("{stem}.qweight")) else { return Ok(None) };
             coded(packing, group, stem, codes, tensor).map(Some)
         }
+        (None, Some(Method::Mxfp4)) => {
+            let block_name = format!("{name}_blocks");
+            let Some(blocks) = tensor(&block_name) else { return Ok(None) };
+            mxfp4(name, block_name, blocks, tensor).map(Some)
+        }
         (None, _) => Ok(None),
     }
 }
@@ -176,7 +185,7 @@ fn plain_or_scaled<'a>(
         file: found.file,
         shape: found.shape.to_vec(),
         numbers: Numbers::Blocks(blocks),
-        change: Default::default(),
+        change: Change::None,
         beside: Vec::new(),
     };
     if !matches!(blocks.dtype, Dtype::F8E4M3 | Dtype::F8E5M2) {
@@ -284,8 +293,45 @@ fn coded<'a>(
         file: codes.file,
         shape: vec![outputs, inputs],
         numbers: Numbers::Coded { codes: matrix, first: 0, len: outputs * inputs },
-        change: Default::default(),
+        change: Change::None,
         beside: used,
+    })
+}
+
+/// Matrices that have a number of the reference implementation's first dimension in each column.
+fn mxfp4<'a>(
+    name: &str,
+    block_name: String,
+    blocks: Tensor<'a>,
+    tensor: impl Fn(&str) -> Option<Tensor<'a>>,
+) -> Result<Found<'a>, Error> {
+    let scale_name = format!("{name}_scales");
+    let scales = tensor(&scale_name)
+        .ok_or_else(|| blocks.wrong(&block_name, format!("has no `{scale_name}` beside it, which was expected")))?;
+    let [matrices @ .., outputs, groups, 16] = blocks.shape else {
+        let problem = format!("has the shape {:?}; outputs, groups of inputs and 16 bytes were expected", blocks.shape);
+        return Err(blocks.wrong(&block_name, problem));
+    };
+    let expected = &blocks.shape[..blocks.shape.len() - 1];
+    if scales.shape != expected {
+        let problem = format!("has the shape {:?}; {expected:?} was expected", scales.shape);
+        return Err(scales.wrong(&scale_name, problem));
+    }
+    for (tensor, name) in [(&blocks, &block_name), (&scales, &scale_name)] {
+        if tensor.dtype != safetensors::Dtype::U8 {
+            return Err(tensor.wrong(name, format!("is of dtype {}; U8 was expected", tensor.dtype)));
+        }
+    }
+    let inputs = groups.saturating_mul(32);
+    let scales = Blocks { dtype: Dtype::F8E8M0, bytes: scales.bytes };
+    let scales = Tiles { scales, columns: inputs.max(1), tile: [1, 32] };
+    let codes = Blocks { dtype: Dtype::F4E2M1, bytes: blocks.bytes };
+    Ok(Found {
+        file: blocks.file,
+        shape: [matrices, &[inputs, *outputs]].concat(),
+        numbers: Numbers::Scaled { blocks: codes, scales, first: 0 },
+        change: Change::Transposed,
+        beside: vec![block_name, scale_name],
     })
 }
 

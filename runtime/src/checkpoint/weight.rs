@@ -1,5 +1,7 @@
 //! A graph's weight in a checkpoint.
 
+use std::cell::RefCell;
+
 use einfuse_graph::{FileTensor, Graph, Kind, TensorId};
 
 use super::{Checkpoint, Found, Numbers};
@@ -40,7 +42,7 @@ pub enum Change {
         /// How many heads there are.
         heads: usize,
     },
-    /// Rows and columns are exchanged.
+    /// Rows and columns are exchanged, the last two dimensions of several matrices.
     Transposed,
     /// Each number is greater by one.
     PlusOne,
@@ -82,25 +84,43 @@ impl Stored<'_> {
     /// The numbers, row-major in the axes of the graph's tensor, each exactly (less one where the file adds one).
     pub fn to_f32(&self) -> Vec<f32> {
         let mut numbers = vec![0.0; self.len()];
-        self.read(0, &mut numbers);
-        match self.change {
-            Change::Transposed => {
-                let part = (numbers.len() / self.parts.len()).max(1);
-                let columns = part.checked_div(self.rows).unwrap_or(0);
-                let turned = |part: &[f32]| -> Vec<f32> {
-                    (0..part.len()).map(|i| part[i % self.rows * columns + i / self.rows]).collect()
-                };
-                numbers.chunks(part).flat_map(turned).collect()
-            }
-            Change::None | Change::Pairs { .. } | Change::Fused { .. } | Change::PlusOne => numbers,
+        self.reader()(0, &mut numbers);
+        numbers
+    }
+
+    /// Reads some of the numbers, from a number on. Of what is transposed in the file, the part that was read last is kept.
+    ///
+    /// # Panics
+    /// The reader, if there are fewer than are wanted.
+    pub fn reader(&self) -> impl Fn(usize, &mut [f32]) {
+        let turned = RefCell::new((usize::MAX, Vec::new()));
+        move |at, out| match self.change {
+            Change::Transposed => self.read_turned(at, out, &mut turned.borrow_mut()),
+            Change::None | Change::Pairs { .. } | Change::Fused { .. } | Change::PlusOne => self.read(at, out),
         }
     }
 
-    /// Reads some of the numbers, from the number `at` on; those that are transposed in the file in the file's order.
-    ///
-    /// # Panics
-    /// If there are fewer than `out` wants.
-    pub fn read(&self, at: usize, out: &mut [f32]) {
+    /// Reads some of the numbers of tensors that are transposed in the file; the last one of them that was read is `turned`.
+    fn read_turned(&self, at: usize, out: &mut [f32], turned: &mut (usize, Vec<f32>)) {
+        let size = self.parts.first().map_or(0, Numbers::len).max(1);
+        let (mut at, mut out) = (at, out);
+        while !out.is_empty() {
+            let (part, first) = (at / size, at % size);
+            if turned.0 != part {
+                let mut stored = vec![0.0; size];
+                self.parts[part].read(0, &mut stored);
+                let columns = size / self.rows.max(1);
+                let of = |i: usize| stored[i % self.rows * columns + i / self.rows];
+                *turned = (part, (0..size).map(of).collect());
+            }
+            let (here, after) = out.split_at_mut((size - first).min(out.len()));
+            here.copy_from_slice(&turned.1[first..first + here.len()]);
+            (at, out) = (at + here.len(), after);
+        }
+    }
+
+    /// Reads some of the numbers, from the number `at` on, of what is not transposed.
+    fn read(&self, at: usize, out: &mut [f32]) {
         let columns = self.len().checked_div(self.rows * self.parts.len()).unwrap_or(0);
         let mut done = 0;
         while done < out.len() {
@@ -209,6 +229,12 @@ fn file_tensor<'a>(
             }
         }
         shape[0] = rows.len();
+    } else if let (Change::Transposed, [matrices @ .., down, across]) = (found.change, &shape[..]) {
+        let (count, size) = (matrices.iter().product::<usize>(), down.saturating_mul(*across));
+        parts.extend((0..count).filter_map(|nth| found.numbers.some(nth * size..(nth + 1) * size)));
+        if parts.len() != count {
+            return Err(wrong("has matrices that are not of whole blocks, and are transposed".into()));
+        }
     } else {
         parts.push(found.numbers);
     }
@@ -223,7 +249,7 @@ fn file_tensor<'a>(
         });
     }
     let rows = match found.change {
-        Change::Transposed => shape[1..].iter().product(),
+        Change::Transposed => shape.last().copied().unwrap_or(1),
         // Of a bias, each number is a row.
         Change::Pairs { .. } | Change::Fused { .. } if rank == 1 => shape[0],
         _ => shape[..shape.len().saturating_sub(1)].iter().product(),

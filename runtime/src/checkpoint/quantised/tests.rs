@@ -52,10 +52,11 @@ fn check(settings: &Value, parts: &[Part], expected: &[Vec<f32>]) {
     let (graph_, w) = graph(outputs, inputs, None);
     let stored = checkpoint.weight(&graph_, w, None).unwrap();
     assert_eq!(bits(&stored.to_f32()), all, "{settings}");
+    let reader = stored.reader();
     for at in 0..all.len() {
         for length in [1, 2, inputs - 1, inputs, inputs + 3] {
             let mut out = vec![0.0; length.min(all.len() - at)];
-            stored.read(at, &mut out);
+            reader(at, &mut out);
             assert_eq!(bits(&out), all[at..at + out.len()]);
         }
     }
@@ -255,6 +256,45 @@ fn awq_s_codes_are_the_numbers_that_were_packed() {
     }
 }
 
+/// What the reference implementation makes of random blocks with every scale there is.
+#[test]
+fn mxfp4_is_the_reference_s_floats_bit_for_bit() {
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/golden/gpt_oss_mxfp4/golden.safetensors");
+    let bytes = std::fs::read(file).unwrap();
+    let file = ::safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let tensor = |name: &str| file.tensor(name).unwrap();
+    let parts = [
+        ("l.weight_blocks", "U8", tensor("mxfp4.blocks").shape().to_vec(), tensor("mxfp4.blocks").data().to_vec()),
+        ("l.weight_scales", "U8", tensor("mxfp4.scales").shape().to_vec(), tensor("mxfp4.scales").data().to_vec()),
+    ];
+    let checkpoint = open(json!({ "quant_method": "mxfp4" }), &parts).unwrap();
+    let expected = tensor("mxfp4.floats");
+    let mut b = Builder::new("test");
+    let axes = ["e", "i", "o"].iter().zip(expected.shape()).map(|(name, &size)| b.axis(name, size));
+    let axes: Vec<_> = axes.collect();
+    let w = b.weight("w", &axes, "l.weight");
+    let value = b.load(w);
+    let out = b.define("out", None, value);
+    let graph = b.finish(out).unwrap();
+    let stored = checkpoint.weight(&graph, w, None).unwrap();
+    let expected: Vec<f32> = expected.data().as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+    let same = |found: &[f32], expected: &[f32]| {
+        assert_eq!(found.len(), expected.len());
+        for (i, (a, b)) in found.iter().zip(expected).enumerate() {
+            assert!(a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan(), "number {i}: {a} is not {b}");
+        }
+    };
+    same(&stored.to_f32(), &expected);
+    let reader = stored.reader();
+    for (at, length) in [(0, 1), (63, 5), (4000, 200), (expected.len() - 7, 7), (70, 3)] {
+        let mut out = vec![0.0; length];
+        reader(at, &mut out);
+        same(&out, &expected[at..at + length]);
+    }
+    assert_eq!(stored.bits(), 4.0 * expected.len() as f64);
+    assert!(checkpoint.leftovers(&stored.beside.iter().cloned().collect()).is_empty());
+}
+
 #[test]
 fn seeds_are_checkpoints_of_each_kind() {
     let hold = |name: &str, settings: Value, parts: &[Part]| {
@@ -281,6 +321,9 @@ fn seeds_are_checkpoints_of_each_kind() {
     let parts = [matrix.gptq(), vec![("l.g_idx", "I32", vec![INPUTS], words(&index))]].concat();
     hold("gptq", gptq(None, GROUP as i64), &parts);
     hold("awq", json!({ "quant_method": "awq", "bits": 4, "group_size": GROUP }), &matrix.awq());
+    let blocks =
+        [("l.weight_blocks", "U8", vec![2, 3, 1, 16], bytes(96)), ("l.weight_scales", "U8", vec![2, 3, 1], bytes(6))];
+    hold("mxfp4", json!({ "quant_method": "mxfp4" }), &blocks);
 }
 
 #[test]
@@ -302,7 +345,7 @@ fn other_methods_and_broken_settings_are_named() {
         (json!({ "quant_method": 3 }), "quant_method` wants a string, not 3"),
         (
             json!({ "quant_method": "bitsandbytes" }),
-            "quant_method` is `bitsandbytes`; fp8, fbgemm_fp8, compressed-tensors, gptq and awq can be read",
+            "quant_method` is `bitsandbytes`; fp8, fbgemm_fp8, compressed-tensors, gptq, awq and mxfp4 can be read",
         ),
         (
             json!({ "quant_method": "fp8", "weight_block_size": [128] }),
@@ -342,7 +385,7 @@ fn tensors_that_do_not_fit_are_named() {
     let with = |mut parts: Vec<Part>, name: &'static str, dtype: &'static str, shape: &[usize]| {
         parts.retain(|(other, ..)| *other != name);
         let bits = match dtype {
-            "F8_E4M3" | "I8" => 8,
+            "F8_E4M3" | "I8" | "U8" => 8,
             "F16" | "BF16" => 16,
             _ => 32,
         };
@@ -354,6 +397,10 @@ fn tensors_that_do_not_fit_are_named() {
     let settings = gptq(None, GROUP as i64);
     let awq = json!({ "quant_method": "awq", "bits": 4, "group_size": GROUP });
     let fp8 = json!({ "quant_method": "fp8", "weight_block_size": [2, 4] });
+    let mxfp4 = json!({ "quant_method": "mxfp4" });
+    let mx = |blocks: &[usize], scales: &[usize]| {
+        with(with(vec![], "l.weight_blocks", "U8", blocks), "l.weight_scales", "U8", scales)
+    };
     let weight = || vec![("l.weight", "F8_E4M3", vec![OUTPUTS, INPUTS], vec![0; OUTPUTS * INPUTS])];
     let cases: Vec<(&Value, Vec<Part>, &str)> = vec![
         (
@@ -438,6 +485,22 @@ fn tensors_that_do_not_fit_are_named() {
             &fp8,
             with(vec![], "l.weight", "I8", &[16, 24]),
             "`l.weight` is of dtype I8; F32, BF16, F16, F8_E4M3 and F8_E5M2 can be used",
+        ),
+        (
+            &mxfp4,
+            with(vec![], "l.weight_blocks", "U8", &[16, 1, 16]),
+            "`l.weight_blocks` has no `l.weight_scales` beside it, which was expected",
+        ),
+        (
+            &mxfp4,
+            mx(&[16, 16], &[16]),
+            "`l.weight_blocks` has the shape [16, 16]; outputs, groups of inputs and 16 bytes were expected",
+        ),
+        (&mxfp4, mx(&[16, 1, 16], &[16]), "`l.weight_scales` has the shape [16]; [16, 1] was expected"),
+        (
+            &mxfp4,
+            with(mx(&[16, 1, 16], &[16, 1]), "l.weight_scales", "F8_E4M3", &[16, 1]),
+            "`l.weight_scales` is of dtype F8_E4M3; U8 was expected",
         ),
     ];
     let (graph, w) = graph(OUTPUTS, INPUTS, None);
