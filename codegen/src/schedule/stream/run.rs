@@ -104,8 +104,11 @@ impl Run<'_> {
                     let most = Expr::from(best).fold(loops::Fold::Max);
                     let new = e.bind(Ty::Float, Expr::from(old).max(most));
                     e.push(Stmt::Store { elem: Elem::F32, at, value: new.into() });
-                    let factor = (Expr::from(old) - Expr::from(new)).unary(Unary::Exp);
-                    let factor = e.bind(Ty::Float, factor);
+                    // Most runs of a row leave its maximum as it was.
+                    let factor = e.bind(Ty::Float, Expr::Float(1.0));
+                    e.when(Expr::from(old).differs(new), |e| {
+                        e.push(Stmt::Set(factor, (Expr::from(old) - Expr::from(new)).unary(Unary::Exp)));
+                    });
                     before.push((out, new, factor));
                 }
                 Fold::Sum { weight, over, .. } => {
