@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use einfuse_codegen::Format;
 use einfuse_codegen::cost::Cost;
+use einfuse_codegen::fuse::{Kernel, Shape};
 use einfuse_codegen::lower::LowerError;
 use einfuse_codegen::peak::{Multiplier, MultiplyAdds};
 use memmap2::MmapMut;
@@ -30,9 +31,16 @@ const REPEATS: usize = 50;
 pub(crate) struct Peaks {
     /// Bytes read from main memory.
     pub(crate) bytes: f64,
-    /// Multiplications and additions.
+    /// Arithmetic with weights.
+    pub(crate) weights: Arithmetic,
+    /// Arithmetic with what streams read from caches: keys and values.
+    pub(crate) caches: Arithmetic,
+}
+
+/// Multiplications and additions per second, and by what.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Arithmetic {
     pub(crate) flops: f64,
-    /// By what.
     pub(crate) multiplier: Multiplier,
 }
 
@@ -47,21 +55,42 @@ pub(crate) enum PeakError {
 }
 
 impl Peaks {
-    /// Measures both, the arithmetic of what multiplies weights that are stored so.
-    pub(crate) fn measure(threads: usize, weights: Format) -> Result<Peaks, PeakError> {
+    /// Measures memory, and the arithmetic of what multiplies weights and caches that are stored so.
+    pub(crate) fn measure(threads: usize, [weights, caches]: [Format; 2]) -> Result<Peaks, PeakError> {
         let bytes = read_bandwidth(threads)?;
-        let kernel = MultiplyAdds::new(weights)?;
-        Ok(Peaks { bytes, flops: multiply_adds(threads, &kernel), multiplier: kernel.multiplier() })
+        let kernels = [MultiplyAdds::new(weights)?, MultiplyAdds::new(caches)?];
+        let measured = |kernel: &MultiplyAdds| Arithmetic {
+            flops: multiply_adds(threads, kernel),
+            multiplier: kernel.multiplier(),
+        };
+        let weights = measured(&kernels[0]);
+        let alike = kernels[1].multiplier() == weights.multiplier;
+        Ok(Peaks { bytes, weights, caches: if alike { weights } else { measured(&kernels[1]) } })
     }
 
-    /// Which of the two holds up what takes this, if it could have all of both: `memory` or `compute`.
-    pub(crate) fn bound(self, cost: Cost) -> &'static str {
-        if cost.intensity() < self.flops / self.bytes { "memory" } else { "compute" }
+    /// The arithmetic of a kernel.
+    pub(crate) fn arithmetic(&self, kernel: &Kernel) -> Arithmetic {
+        if matches!(kernel.shape, Shape::Stream(_)) { self.caches } else { self.weights }
+    }
+
+    /// Which of the two holds up a kernel that takes this, if it could have all of both: `memory` or `compute`.
+    pub(crate) fn bound(&self, kernel: &Kernel, cost: Cost) -> &'static str {
+        if cost.intensity() < self.arithmetic(kernel).flops / self.bytes { "memory" } else { "compute" }
     }
 
     /// The better of two measurements of the same.
     pub(crate) fn or(self, other: Peaks) -> Peaks {
-        Peaks { bytes: self.bytes.max(other.bytes), flops: self.flops.max(other.flops), ..self }
+        Peaks {
+            bytes: self.bytes.max(other.bytes),
+            weights: self.weights.or(other.weights),
+            caches: self.caches.or(other.caches),
+        }
+    }
+}
+
+impl Arithmetic {
+    fn or(self, other: Arithmetic) -> Arithmetic {
+        Arithmetic { flops: self.flops.max(other.flops), ..self }
     }
 }
 

@@ -27,8 +27,9 @@ Examples:
 more than the model was made for. Beside tokens per second stands what of the machine they use: generation reads weights
 and cache (GB/s, against a plain read of a large buffer), a prompt computes (GFLOP/s, against the multiplier that most
 weights go through, in the widest vectors that this machine's cores have: of f32, of pairs of bf16, of fours of bytes,
-which serve codes of 8 and 4 bits; alone, and in registers). Both peaks are measured before and after the tests, on as
-many threads, and the better one counts.
+which serve codes of 8 and 4 bits; alone, and in registers; where keys and values go through another one, each counts
+for its share of the operations). Both peaks are measured before and after the tests, on as many threads, and the better
+one counts.
 
 `tg 4×` goes on by 4 tokens at once, as when drafts are verified, as far as `tg` does, in runs that alternate with it. Its
 `cost` is what a step takes, where one of a single token takes 1 (medians).
@@ -115,9 +116,11 @@ struct Row {
     unit: &'static str,
     achieved: f64,
     peak: f64,
-    /// What does the operations at their peak.
+    /// What does the operations at their peak: those with weights, and those with keys and values.
     #[serde(skip_serializing_if = "Option::is_none")]
     multiplier: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    multiplier_of_caches: Option<String>,
     /// Of a step of several tokens: the time it takes, in steps of one token.
     #[serde(skip_serializing_if = "Option::is_none")]
     cost: Option<f64>,
@@ -222,11 +225,10 @@ impl Bench {
     /// The rows of all tests with so many threads.
     fn rows(&self, threads: NonZeroUsize, rows: &mut Vec<Row>) -> Outcome {
         let model = self.load(threads)?;
-        let storage = step::storage(&model);
-        let before = Peaks::measure(threads.get(), storage)?;
+        let before = Peaks::measure(threads.get(), step::storages(&model))?;
         let measured = self.depth.iter().map(|&depth| self.at(&model, depth)).collect::<Result<Vec<_>, _>>()?;
         // what else runs on the machine lowers a peak, and must not flatter us
-        let peaks = before.or(Peaks::measure(threads.get(), storage)?);
+        let peaks = before.or(Peaks::measure(threads.get(), step::storages(&model))?);
         for AtDepth { prompt, generated, rows: at_once } in measured {
             rows.extend(prompt.map(|measured| self.prompt_row(&model, &measured, peaks)));
             let Some(generated) = generated else { continue };
@@ -322,11 +324,20 @@ impl Bench {
         let test = measured.test;
         let chunk = model.program().options().chunk;
         let steps: Vec<(usize, usize)> = Test { at_once: chunk, ..test }.steps().collect();
-        let flops: f64 = steps.iter().map(|&(tokens, past)| step::cost(model, tokens, past).flops).sum();
+        let (mut flops, mut least) = (0.0, 0.0);
+        for &(tokens, past) in &steps {
+            let cost = step::costs(model, tokens, past);
+            for (kernel, times) in model.program().plan().runs() {
+                let own = (cost(kernel) * times).flops;
+                flops += own;
+                least += own / peaks.arithmetic(kernel).flops;
+            }
+        }
         let profile = self.profile.then(|| Profile::of(model, &steps, &measured.profiled, 1, peaks));
         let row = self.row(model, measured, format!("pp{}", test.tokens), flops / test.tokens as f64);
-        let multiplier = Some(peaks.multiplier.to_string());
-        Row { unit: "FLOP/s", peak: peaks.flops, multiplier, profile, ..row }
+        let multiplier = Some(peaks.weights.multiplier.to_string());
+        let multiplier_of_caches = Some(peaks.caches.multiplier.to_string());
+        Row { unit: "FLOP/s", peak: flops / least, multiplier, multiplier_of_caches, profile, ..row }
     }
 
     /// What the rate of a generation is, beside the peak of what it reads.
@@ -361,6 +372,7 @@ impl Bench {
             achieved: mean * per_token,
             peak: 0.0,
             multiplier: None,
+            multiplier_of_caches: None,
             cost: None,
             profile: None,
         }
@@ -369,8 +381,11 @@ impl Bench {
     /// Everything that was found, to be read.
     fn text(&self, rows: &[Row], check: Option<&Check>) -> String {
         let mut text = if rows.is_empty() { String::new() } else { table(rows) };
-        if let Some(multiplier) = rows.iter().find_map(|row| row.multiplier.as_ref()) {
-            text += &format!("\nThe peak of FLOP/s is that of {multiplier}, multiplied and added in registers.\n");
+        if let Some((weights, caches)) =
+            rows.iter().find_map(|row| row.multiplier.as_ref().zip(row.multiplier_of_caches.as_ref()))
+        {
+            let of = if weights == caches { weights } else { &format!("{weights} (keys and values: {caches})") };
+            text += &format!("\nThe peak of FLOP/s is that of {of}, multiplied and added in registers.\n");
         }
         for row in rows {
             if let Some(profile) = &row.profile {

@@ -137,8 +137,8 @@ impl Explain {
     fn table(&self, model: &Model) -> Result<String, Box<dyn std::error::Error>> {
         let plan = model.program().plan();
         let chosen = self.chosen(plan)?;
-        let peaks = Peaks::measure(1, step::storage(model))?;
-        let balance = peaks.flops / peaks.bytes;
+        let peaks = Peaks::measure(1, step::storages(model))?;
+        let balance = peaks.weights.flops / peaks.bytes;
         let cost_of = step::costs(model, self.tokens.get(), self.past);
 
         let mut text = format!(
@@ -149,8 +149,8 @@ impl Explain {
             plan.graph.name,
             if self.tokens.get() == 1 { "one token".to_owned() } else { format!("{} tokens", self.tokens) },
             self.past,
-            peaks.flops / 1e9,
-            peaks.multiplier,
+            peaks.weights.flops / 1e9,
+            peaks.weights.multiplier,
             peaks.bytes / 1e9,
             "kernel",
             "runs",
@@ -163,7 +163,7 @@ impl Explain {
         for (kernel, times) in chosen {
             let cost = cost_of(kernel);
             total = total + cost * times;
-            let bound = peaks.bound(cost);
+            let bound = peaks.bound(kernel, cost);
             let row = format!("{times:>5} {} {bound:<7} {}", columns(cost), rules(kernel));
             // a long name has a line of its own
             match kernel.name.chars().count() {
@@ -216,7 +216,7 @@ impl Explain {
     /// What the table has, as one object: operations and bytes are of one run of a kernel.
     fn object(&self, model: &Model) -> Result<Value, Box<dyn std::error::Error>> {
         let plan = model.program().plan();
-        let peaks = Peaks::measure(1, step::storage(model))?;
+        let peaks = Peaks::measure(1, step::storages(model))?;
         let cost_of = step::costs(model, self.tokens.get(), self.past);
         let remarks = |all: &[Remark]| -> Vec<Value> {
             all.iter().map(|remark| json!({ "rule": remark.rule.name(), "text": remark.text })).collect()
@@ -237,7 +237,7 @@ impl Explain {
                     "flops": cost.flops,
                     "bytes_read": cost.stored + cost.read,
                     "bytes_written": cost.written,
-                    "bound": peaks.bound(cost),
+                    "bound": peaks.bound(kernel, cost),
                     "tuned": self.tuned(model, kernel).map(|schedule| schedule.tiling),
                 })
             })
@@ -247,8 +247,10 @@ impl Explain {
             "declaration": plan.graph.name,
             "tokens": self.tokens.get(),
             "past": self.past,
-            "peak_flops": peaks.flops,
-            "multiplier": peaks.multiplier.to_string(),
+            "peak_flops": peaks.weights.flops,
+            "multiplier": peaks.weights.multiplier.to_string(),
+            "peak_flops_of_caches": peaks.caches.flops,
+            "multiplier_of_caches": peaks.caches.multiplier.to_string(),
             "peak_bytes": peaks.bytes,
             "kernels": kernels,
             "remarks": remarks(&plan.remarks),

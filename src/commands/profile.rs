@@ -64,9 +64,9 @@ impl Profile {
             numbers.sort_unstable();
             numbers.dedup();
             let seconds: f64 = numbers.into_iter().map(took).sum();
-            let (bound, unit, done, peak) = match peaks.bound(cost) {
+            let (bound, unit, done, peak) = match peaks.bound(kernel, cost) {
                 bound @ "memory" => (bound, "B/s", cost.bytes(), peaks.bytes),
-                bound => (bound, "FLOP/s", cost.flops, peaks.flops),
+                bound => (bound, "FLOP/s", cost.flops, peaks.arithmetic(kernel).flops),
             };
             let (name, achieved) = (kernel.name.clone(), done / seconds);
             Share { name, calls, time: seconds, share_of_time: seconds / time, bound, unit, achieved, peak }

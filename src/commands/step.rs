@@ -65,6 +65,11 @@ pub(crate) fn storage(model: &Model) -> Format {
     Format::ALL.into_iter().max_by(|&a, &b| count(a).total_cmp(&count(b))).unwrap_or(Format::F32)
 }
 
+/// How most weights are stored, and the caches.
+pub(crate) fn storages(model: &Model) -> [Format; 2] {
+    [storage(model), model.program().options().cache]
+}
+
 /// How the weights are stored that have the fewest bits.
 pub(crate) fn coarsest(model: &Model) -> Format {
     let storages = model.program().weights().iter().map(|packed| packed.storage);
