@@ -396,12 +396,12 @@ impl<'m> Tester<'m> {
     }
 
     /// How far answers may differ: by rounding differently along the positions, and with fewer bits by what that turns a
-    /// number into which lies between two others. (SmolLM2-135M in 8 bits was seen to differ by 0.11.)
+    /// number into which lies between two others. (SmolLM2-135M was seen to differ by 0.033 in bf16, by 0.11 in 8 bits.)
     fn rounding(&self) -> f64 {
         let cache = self.default.options().cache.bits();
         match self.model.weight_bits().min(cache) {
             32 => 1e-4,
-            16 => 2e-2,
+            16 => 1e-1,
             _ => 3e-1,
         }
     }
