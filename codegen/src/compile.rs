@@ -26,6 +26,8 @@ pub struct Options {
     pub cache: Format,
     /// Whose output is wanted.
     pub rows: Wanted,
+    /// How many workers the schedules are made for. Any number can run them: the answer is the same up to rounding.
+    pub workers: usize,
     /// The numbers of some kernels' schedules, in place of what the compiler would choose.
     pub schedules: Schedules,
     /// Whether to keep the text of the intermediate and machine code.
@@ -40,6 +42,7 @@ impl Default for Options {
             positions: 2048,
             cache: Format::F32,
             rows: Wanted::Last,
+            workers: 4,
             schedules: Schedules::new(),
             keep_text: false,
         }
@@ -217,7 +220,7 @@ impl Base {
                     }
                     let identity = self.identity(scope, kernel, batch);
                     let sizes = Sizes::of(plan, homes, scope, kernel);
-                    let default = Tiling::by_default(&sizes, cores);
+                    let default = Tiling::by_default(&sizes, cores, options.workers);
                     let tiling = options.schedules.get(&identity).map_or(default, |tiling| tiling.within(cores));
                     let cx = Context { plan, homes, prepared, scope, mode: mode.clone(), cores, tiling };
                     let (loops, partial) = schedule(&cx, kernel, homes.arena);

@@ -185,6 +185,7 @@ impl Model {
             positions: longest,
             cache,
             rows: settings.rows,
+            workers: einfuse_codegen::Team::workers(&threads),
             schedules: settings.schedules.clone(),
             keep_text: settings.keep_text,
         };

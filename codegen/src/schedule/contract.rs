@@ -88,7 +88,7 @@ pub(super) fn schedule(
         block.per_token = select::per_token(cx, first);
         operands(cx, kernel, contract, &mut block, Room::Private, &mut e);
         block.per_token = per_token;
-        work(cx, kernel, contract, &block, &mut e);
+        work(cx, kernel, contract, &block, None, &mut e);
         return (vec![cx.close(&kernel.name, e)], 0);
     };
     let some = |e: &mut Emitter, from: Expr, most: usize| {
@@ -115,19 +115,21 @@ pub(super) fn schedule(
     let whole = cx.tiling.block / cx.cores.rows() * cx.cores.rows();
     let most = (whole / per_token).max(1);
     e.repeat(Expr::Int(0), Arg::Tokens.into(), most, |e, from| {
+        let odd = e.int(from.clone().div(most).rem(2));
         let mut block = some(e, from, most);
         block.operands = shared;
         if block.operands.is_empty() {
             operands(cx, kernel, contract, &mut block, Room::Private, e);
         }
-        work(cx, kernel, contract, &block, e);
+        work(cx, kernel, contract, &block, Some(odd), e);
     });
     kernels.push(cx.close(&kernel.name, e));
     (kernels, end - partial)
 }
 
-/// Everything for one block of rows.
-fn work(cx: &Context, kernel: &Kernel, contract: &Contract, block: &Block, e: &mut Emitter) {
+/// Everything for one block of rows. Every other one (`odd`, 0 or 1) has its turns in the opposite order: so that a worker
+/// whose units take longer has the shorter ones next.
+fn work(cx: &Context, kernel: &Kernel, contract: &Contract, block: &Block, odd: Option<Expr>, e: &mut Emitter) {
     let graph = &cx.plan.graph;
     let units: Vec<Units> = contract.tasks.iter().map(|t| Units::of(graph, t)).collect();
     // Units of different tasks have different numbers of panels: each stands for as many turns as it has more than others.
@@ -135,7 +137,13 @@ fn work(cx: &Context, kernel: &Kernel, contract: &Contract, block: &Block, e: &m
     let common = (1..=panels[0]).rev().find(|n| panels.iter().all(|p| p.is_multiple_of(*n))).unwrap_or(1);
     let parts: Vec<(Units, usize)> = units.into_iter().zip(panels).map(|(u, panels)| (u, panels / common)).collect();
     let turns: usize = parts.iter().map(|(units, turns)| units.count * turns).sum();
-    e.parallel(turns.into(), Share::Blocks, |e, at| choose(cx, kernel, &contract.tasks, &parts, 0, block, at, e));
+    e.parallel(turns.into(), Share::Blocks, |e, at| {
+        let at = match odd {
+            Some(odd) if parts.len() > 1 => e.int(at.clone() + odd * (Expr::from(turns - 1) - at * 2)),
+            _ => at,
+        };
+        choose(cx, kernel, &contract.tasks, &parts, 0, block, at, e);
+    });
 }
 
 /// Finds the task that a turn belongs to: the tasks' turns are numbered one after the other. The first turn of a unit does

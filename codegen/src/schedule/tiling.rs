@@ -82,12 +82,15 @@ impl Sizes {
     }
 }
 
-/// Tiles there should be, at least, where there is one token or a few.
-const TILES: usize = 16;
+/// Tiles that each worker should have, at least, where there is one token or a few.
+const TILES: usize = 2;
 
 /// Names and largest values, in the order of the fields; the least is 1.
 const NAMES: [(&str, usize); 5] =
-    [("block", 1024), ("core", MAX_ROWS), ("prepared", 1024), ("tile", 1024), ("parts", 64)];
+    [("block", 1024), ("core", MAX_ROWS), ("prepared", 1024), ("tile", 1024), ("parts", MOST_PARTS)];
+
+/// The most parts that positions are cut into.
+const MOST_PARTS: usize = 64;
 
 impl Tiling {
     fn numbers(&self) -> [usize; 5] {
@@ -114,10 +117,10 @@ impl Tiling {
         different.map(|((name, _), (own, _))| format!("{name} {own}")).collect::<Vec<_>>().join(", ")
     }
 
-    /// What a kernel gets where nobody says otherwise.
-    pub(crate) fn by_default(sizes: &Sizes, cores: &Cores) -> Tiling {
-        // A power of two, so that few workers get equal shares.
-        let parts = 1 << (TILES / sizes.outer.max(1)).clamp(1, 8).ilog2();
+    /// What a kernel gets where nobody says otherwise: what was fastest on what `einfuse tune` measured.
+    pub(crate) fn by_default(sizes: &Sizes, cores: &Cores, workers: usize) -> Tiling {
+        // Not one more than there is work for: each reads a shorter stretch of the cache, and is merged.
+        let parts = (TILES * workers).div_ceil(sizes.outer.max(1)).next_power_of_two().min(MOST_PARTS);
         Tiling { block: 64, core: cores.rows(), prepared: 4, tile: 48, parts }
     }
 
@@ -147,5 +150,128 @@ impl Tiling {
         }
         all.retain(|tiling| *tiling != self);
         all
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    /// What `einfuse tune --data` measured, on some models and numbers of threads: `docs/benchmarks.md` says how.
+    const MEASURED: &str = include_str!("measured.csv");
+
+    /// By how much another default would have to be faster, beyond the noise, before it is one.
+    const TOLERANCE: f64 = 0.02;
+
+    /// The measurements of one kernel in one run: tilings with the time each takes in that of the default of then, and how
+    /// far that may be off.
+    struct Measured {
+        shape: String,
+        batch: String,
+        workers: usize,
+        sizes: Sizes,
+        times: Vec<(Tiling, f64, f64)>,
+    }
+
+    impl Measured {
+        fn of(&self, tiling: Tiling) -> Option<(f64, f64)> {
+            let alike = |other: &Tiling| self.noted(*other) == self.noted(tiling);
+            self.times.iter().find(|(tried, ..)| alike(tried)).map(|(_, time, noise)| (*time, *noise))
+        }
+
+        /// The numbers that its skeleton takes note of.
+        fn noted(&self, Tiling { block, core, prepared, tile, parts }: Tiling) -> [usize; 3] {
+            match (self.shape.as_str(), self.batch.as_str()) {
+                ("contract", _) => [block, core, prepared],
+                (_, "many") => [core, tile, 0],
+                _ => [parts, 0, 0],
+            }
+        }
+    }
+
+    fn measured() -> Vec<Measured> {
+        let mut lines = MEASURED.lines();
+        let columns: Vec<&str> = lines.next().unwrap_or_default().split(',').collect();
+        let mut kernels: BTreeMap<String, Measured> = BTreeMap::new();
+        for line in lines {
+            let row: BTreeMap<&str, &str> = columns.iter().copied().zip(line.split(',')).collect();
+            let number = |name: &str| row[name].parse::<usize>().unwrap();
+            let sizes = Sizes {
+                rows: number("rows"),
+                depth: number("depth"),
+                columns: number("columns"),
+                outer: number("outer"),
+                bits: number("bits"),
+            };
+            let tiling = Tiling {
+                block: number("block"),
+                core: number("core"),
+                prepared: number("prepared"),
+                tile: number("tile"),
+                parts: number("parts"),
+            };
+            let of = ["cpu", "batch", "shape", "threads", "tokens", "past"].map(|name| row[name]).join(" ");
+            let kernel = kernels.entry(format!("{of} {sizes:?}")).or_insert_with(|| Measured {
+                shape: row["shape"].to_owned(),
+                batch: row["batch"].to_owned(),
+                workers: number("threads"),
+                sizes,
+                times: Vec::new(),
+            });
+            kernel.times.push((tiling, row["ratio"].parse().unwrap(), row["noise"].parse().unwrap()));
+        }
+        kernels.into_values().collect()
+    }
+
+    /// The time that the defaults take, with a change, in that of the defaults: the geometric mean over the kernels of a
+    /// kind that were measured with both; and how far it may be off.
+    fn time(
+        kernels: &[Measured],
+        (shape, batch): (&str, &str),
+        change: impl Fn(Tiling) -> Tiling,
+    ) -> Option<(f64, f64)> {
+        let cores = Cores { bits: 512, ..Cores::PORTABLE };
+        let ratios = kernels.iter().filter(|k| k.shape == shape && k.batch == batch).filter_map(|k| {
+            let default = Tiling::by_default(&k.sizes, &cores, k.workers);
+            let ((time, noise), (before, _)) = (k.of(change(default))?, k.of(default)?);
+            Some(((time / before).ln(), noise))
+        });
+        let ratios: Vec<(f64, f64)> = ratios.collect();
+        let count = ratios.len() as f64;
+        let mean = ratios.iter().map(|(ratio, _)| ratio).sum::<f64>() / count;
+        let noise = ratios.iter().map(|(_, noise)| noise * noise).sum::<f64>().sqrt() / count;
+        (count > 0.0).then_some((mean.exp(), noise))
+    }
+
+    #[test]
+    fn no_other_default_would_have_been_faster() {
+        let kernels = measured();
+        let (contract, stream) = (("contract", "many"), ("stream", "many"));
+        let mut changes = Vec::new();
+        for block in [32, 64, 128, 256] {
+            changes.push((format!("block {block}"), time(&kernels, contract, |t| Tiling { block, ..t })));
+        }
+        for core in [8, 16] {
+            changes.push((format!("core {core}"), time(&kernels, contract, |t| Tiling { core, ..t })));
+            changes.push((format!("core {core} of a stream"), time(&kernels, stream, |t| Tiling { core, ..t })));
+        }
+        for prepared in [1, 4, 16] {
+            changes.push((format!("prepared {prepared}"), time(&kernels, contract, |t| Tiling { prepared, ..t })));
+        }
+        for tile in [16, 32, 48, 96, 192] {
+            changes.push((format!("tile {tile}"), time(&kernels, stream, |t| Tiling { tile, ..t })));
+        }
+        for batch in ["one", "few"] {
+            for halves in [-1i32, 0, 1] {
+                let of = |t: Tiling| Tiling { parts: (t.parts as f64 * 2f64.powi(halves)) as usize, ..t };
+                changes.push((format!("parts of {batch} × 2^{halves}"), time(&kernels, ("stream", batch), of)));
+            }
+        }
+        let table: String = changes.iter().map(|(change, time)| format!("{change}: {time:.3?}\n")).collect();
+        let slower =
+            |(_, time): &(String, Option<(f64, f64)>)| time.is_some_and(|(time, noise)| time > 1.0 - TOLERANCE - noise);
+        assert!(changes.iter().all(slower), "{table}");
     }
 }
