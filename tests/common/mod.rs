@@ -54,7 +54,7 @@ impl Folder {
             let name = file.unwrap().file_name().into_string().unwrap();
             let parts = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"];
             if parts.contains(&name.as_str()) || name.starts_with("model") {
-                fs::copy(&original.join(&name), folder.path().join(&name)).unwrap();
+                fs::copy(original.join(&name), folder.path().join(&name)).unwrap();
             }
         }
         Folder { folder }
