@@ -529,11 +529,13 @@ def make(name: str, config: dict) -> None:
     folder = OUT / name
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    parsed = AutoConfig.from_pretrained(folder, attn_implementation="eager")
+    # The reference's eager attention of Falcon adds the linear biases twice, in the mask too.
+    attention = "sdpa" if config.get("alibi") else "eager"
+    parsed = AutoConfig.from_pretrained(folder, attn_implementation=attention)
     packed = getattr(parsed, "quantization_config", None)
     if packed:
         del parsed.quantization_config
-    model = AutoModelForCausalLM.from_config(parsed, attn_implementation="eager", experts_implementation="eager").float().eval()
+    model = AutoModelForCausalLM.from_config(parsed, attn_implementation=attention, experts_implementation="eager").float().eval()
     codes = {}
     for seed in range(1000):
         randomise(model, seed)
@@ -576,7 +578,7 @@ def make(name: str, config: dict) -> None:
         "name": name,
         "seed": seed,
         "versions": {"transformers": transformers.__version__, "torch": torch.__version__.split("+")[0]},
-        "compute": "float32, eager attention, CPU",
+        "compute": f"float32, {attention} attention, CPU",
         "prompts": [{"input_ids": ids.tolist(), "greedy_ids": tokens.tolist()} for ids, (tokens, _) in zip(prompts, continued)],
     }
     (folder / "golden.json").write_text(json.dumps(about) + "\n")

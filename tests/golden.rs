@@ -217,7 +217,47 @@ macro_rules! architectures {
 }
 
 architectures! {
-    gpt2, opt, llama3, mistral, mixtral, granite_moe, olmoe, qwen2, qwen2_moe, qwen3, qwen3_moe, gpt_oss, gpt_oss_mxfp4, deepseek_v2, deepseek_v2_lite, deepseek_v3, llama4, gemma, gemma2, gemma3, phi3, olmo2, gpt_neox, gptj, stablelm, stablelm_parallel, bloom, falcon, falcon_new, starcoder2, cohere, granite,
+    gpt2, opt, llama3, mistral, mixtral, granite_moe, olmoe, olmoe_clipped, qwen2, qwen2_moe, qwen3, qwen3_moe, qwen3_moe_shards, gpt_oss, gpt_oss_mxfp4, deepseek_v2, deepseek_v2_lite, deepseek_v3, llama4, gemma, gemma2, gemma2_uncapped, gemma3, phi3, olmo2, gpt_neox, gptj, stablelm, stablelm_parallel, stablelm_normed, bloom, falcon, falcon_new, falcon_alibi, starcoder2, cohere, granite,
+}
+
+/// The text part of a model that sees images, its keys and tensors below those of the whole, is the model of text alone.
+#[test]
+fn text_parts() {
+    for (name, class) in [("gemma3", "Gemma3ForConditionalGeneration"), ("llama4", "Llama4ForConditionalGeneration")] {
+        for inside in [false, true] {
+            let whole = Folder::copy(name);
+            let mut text = json(&whole.file("config.json"));
+            text.as_object_mut().unwrap().remove("architectures");
+            let config = serde_json::json!({
+                "architectures": [class],
+                "text_config": text,
+                "vision_config": { "hidden_size": 16 },
+                "hidden_size": null,
+            });
+            whole.write("config.json", config.to_string());
+            let bytes = fs::read(whole.file("model.safetensors")).unwrap();
+            let file = SafeTensors::deserialize(&bytes).unwrap();
+            let renamed = |name: String| match name.strip_prefix("model.").filter(|_| inside) {
+                Some(rest) => format!("model.language_model.{rest}"),
+                None if inside => name,
+                None => format!("language_model.{name}"),
+            };
+            let mut tensors: Vec<_> =
+                file.tensors().into_iter().map(|(name, tensor)| (renamed(name), tensor)).collect();
+            tensors.push(("vision_tower.weight".into(), tensors[0].1.clone()));
+            whole.write("model.safetensors", safetensors::serialize(tensors, None).unwrap());
+
+            let checkpoint = Checkpoint::open(whole.path()).unwrap();
+            let folder = repository("tests/golden").join(name);
+            let prompts = prompts(&folder, &checkpoint);
+            let alone = Checkpoint::open(&folder).unwrap();
+            assert_eq!(prompts[0].graph, graph_of(&alone, Some(prompts[0].context)).unwrap(), "{name}");
+            let variant = Variant { without: &[], threads: 2, precision: Precision::F32 };
+            variant.check(&format!("{name} as {class}"), &checkpoint, &prompts[..1]);
+            let model = variant.load(&checkpoint, Wanted::Last, 16);
+            assert_eq!(model.leftovers(), ["vision_tower.weight"], "{name}");
+        }
+    }
 }
 
 /// Text becomes the tokens that the reference makes of it, and back.

@@ -20,7 +20,7 @@ fn compile(graph: &Graph, options: &Options) -> Program {
 /// The folders of golden models, by name.
 fn models() -> Vec<String> {
     let folders = std::fs::read_dir(repository("tests/golden")).unwrap().map(|entry| entry.unwrap().path());
-    let models = folders.filter(|folder| folder.join("model.safetensors").exists());
+    let models = folders.filter(|folder| folder.join("config.json").exists());
     let mut names: Vec<String> =
         models.map(|folder| folder.file_name().unwrap().to_string_lossy().into_owned()).collect();
     names.sort();

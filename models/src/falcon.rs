@@ -9,10 +9,9 @@ einfuse_macros::model! {
             h: size = "num_attention_heads", "n_head";
             groups: count = "num_kv_heads" else h;
             f: size = "ffn_hidden_size" else 4 * d;
-            v: size = "vocab_size";
-            layers: count = "num_hidden_layers", "n_layer";
-            eps: f32 = "layer_norm_epsilon" else 1e-5;
-            rope: crate::rope::Rope = {..};
+            v: size = "vocab_size"; layers: count = "num_hidden_layers", "n_layer";
+            eps: f32 = "layer_norm_epsilon" else 1e-5; rope: crate::rope::Rope = {..};
+            distance: bool = "alibi" else false;
             newer: bool = "new_decoder_architecture" else false;
             single: bool = "multi_query" else true;
             beside: bool = "parallel_attn" else true;
@@ -21,22 +20,21 @@ einfuse_macros::model! {
             tied: bool = "tie_word_embeddings" else true;
             positions: option<size> = "max_position_embeddings";
             require "activation" == "gelu";
-            require "alibi" == false;
         }
         context = positions;
         axis n = if newer || !single then groups else 1;
         axis g = h / n;                        // queries that share one key head
         axis c = d / h;                        // elements of a head
         axis r = rope.pairs(c);
-        host freq[r] = rope.frequencies(r);
-        host scale = rope.scale();
+        host freq[r] = rope.frequencies(r); host scale = rope.scale();
+        host slope[n, g] = crate::alibi::slopes(h);
         weights "transformer." {
             embed[v, d]   = "word_embeddings.weight";
-            final_gain[d] = "ln_f.weight";
-            final_bias[d] = "ln_f.bias";
+            final_gain[d] = "ln_f.weight"; final_bias[d] = "ln_f.bias";
         }
         weights { head[v, d] = "lm_head.weight" if !tied else embed; }
 
+        fn placed[c](x[c, ..], freq[r]) -> [c] { if distance then x else rotate[c](x, freq, scale) }
         layer l in layers {
             weights "transformer.h.{l}." {
                 gain[d]        = "ln_attn.weight" if newer && norms == 2 else "input_layernorm.weight";
@@ -52,17 +50,18 @@ einfuse_macros::model! {
                 ffn_gain[d]    = "ln_mlp.weight" if newer else "post_attention_layernorm.weight";
                 ffn_bias[d]    = "ln_mlp.bias" if newer else "post_attention_layernorm.bias";
                 up[f, d]       = "mlp.dense_h_to_4h.weight";
-                up_bias[f]     = "mlp.dense_h_to_4h.bias" if biased else 0;
                 down[d, f]     = "mlp.dense_4h_to_h.weight";
+                up_bias[f]     = "mlp.dense_h_to_4h.bias" if biased else 0;
                 down_bias[d]   = "mlp.dense_4h_to_h.bias" if biased else 0;
             }
             fn (x[t, d]) -> [t, d] {
                 let a = layer_norm[d](x, eps) * gain + bias;
-                let q[t, n, g, c] = rotate[c](bq + sum[d] a * wq, freq, scale);
-                let k[t, n, c]    = rotate[c](bk + sum[d] a * wk, freq, scale);
+                let q[t, n, g, c] = placed[c](bq + sum[d] a * wq, freq);
+                let k[t, n, c]    = placed[c](bk + sum[d] a * wk, freq);
                 let u[t, n, c]    = bv + sum[d] a * wv;
                 cache k, u over s;
-                let p[t, n, g, s] = softmax[s](size(c)^-0.5 * (sum[c] q * k) where s <= t);
+                let e = size(c)^-0.5 * if distance then (sum[c] q * k) - slope * (t - s) else sum[c] q * k;
+                let p[t, n, g, s] = softmax[s](e where s <= t);
                 let o[t, n, g, c] = sum[s] p * u;
                 let y[t, d] = x + bo + sum[n, g, c] o * wo;
                 let z = if newer && norms == 2 || !newer && !beside

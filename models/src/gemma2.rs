@@ -16,8 +16,8 @@ einfuse_macros::model! {
             windows: crate::windows::Windows = {..};
             rope: crate::rope::Rope = {..};
             per_score: f32 = "query_pre_attn_scalar" else 256;
-            score_cap: f32 = "attn_logit_softcapping" else 50;
-            logit_cap: f32 = "final_logit_softcapping" else 30;
+            score_cap: f32 = "attn_logit_softcapping" null 0 else 50;
+            logit_cap: f32 = "final_logit_softcapping" null 0 else 30;
             positions: option<size> = "max_position_embeddings";
             require "hidden_activation" == "gelu_pytorch_tanh";
             require "attention_bias" == false;
@@ -35,6 +35,7 @@ einfuse_macros::model! {
             final_norm[d] = "norm.weight";
         }
 
+        fn capped(x) { if score_cap > 0 then softcap(x, score_cap) else x }
         layer l in layers {
             weights "model.layers.{l}." {
                 attn_norm[d]   = "input_layernorm.weight";
@@ -55,7 +56,7 @@ einfuse_macros::model! {
                 let k[t, n, c]    = rotate[c](sum[d] a * wk, freq, scale);
                 let u[t, n, c]    = sum[d] a * wv;
                 cache k, u over s within windows.alternating(l, 2);
-                let e = softcap(per_score^-0.5 * sum[c] q * k, score_cap);
+                let e = capped(per_score^-0.5 * sum[c] q * k);
                 let p[t, n, g, s] = softmax[s](e where s <= t);
                 let o[t, n, g, c] = sum[s] p * u;
                 let y[t, d] = x + rms_norm[d](sum[n, g, c] o * wo, eps) * (1 + attn_out);
@@ -67,7 +68,8 @@ einfuse_macros::model! {
         fn (tokens[t]) -> [t, v] {
             let x = size(d)^0.5 * embed[v = tokens];
             let y = layers(x);
-            let logits[t, v] = softcap(sum[d] rms_norm[d](y, eps) * (1 + final_norm) * embed, logit_cap);
+            let z = sum[d] rms_norm[d](y, eps) * (1 + final_norm) * embed;
+            let logits[t, v] = if logit_cap > 0 then softcap(z, logit_cap) else z;
             logits
         }
     }

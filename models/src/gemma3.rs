@@ -3,20 +3,20 @@
 einfuse_macros::model! {
     /// Gemma 3, text (Gemma Team, 2025): scaled embeddings, norms before and behind each part, most layers with a window and
     /// rotary frequencies of their own, a norm on the queries and keys of each head.
-    pub Gemma3 for "Gemma3ForCausalLM" {
+    pub Gemma3 for "Gemma3ForCausalLM", "Gemma3ForConditionalGeneration" {
         config {
             d: size = "hidden_size";
-            h: size = "num_attention_heads";
-            n: size = "num_key_value_heads";
+            h: size = "num_attention_heads" else 8;
+            n: size = "num_key_value_heads" else 4;
             c: size = "head_dim" else 256;
             f: size = "intermediate_size";
-            v: size = "vocab_size";
+            v: size = "vocab_size" else 262208;
             layers: count = "num_hidden_layers";
             eps: f32 = "rms_norm_eps" else 1e-6;
             windows: crate::windows::Windows = {..};
             ropes: crate::rope::LayerRopes = {..};
             per_score: f32 = "query_pre_attn_scalar" else 256;
-            positions: option<size> = "max_position_embeddings";
+            positions: option<size> = "max_position_embeddings" else 131072;
             require "hidden_activation" == "gelu_pytorch_tanh";
             require "attention_bias" == false;
             require "attn_logit_softcapping" == false;

@@ -3,7 +3,7 @@
 einfuse_macros::model! {
     /// Llama 4, text (Meta, 2025): most layers turn queries and keys by their positions and see their own chunk of them alone,
     /// the others see all without positions; each token goes through one expert that all share, and the likeliest others.
-    pub Llama4 for "Llama4ForCausalLM" {
+    pub Llama4 for "Llama4ForCausalLM", "Llama4ForConditionalGeneration" {
         config {
             d: size = "hidden_size"; h: size = "num_attention_heads"; n: size = "num_key_value_heads" else h;
             c: size = "head_dim" else d / h;

@@ -14,13 +14,13 @@ einfuse_macros::model! {
             v: size = "vocab_size";
             layers: count = "num_hidden_layers";
             eps: f32 = "rms_norm_eps" else 1e-6;
+            clip: f32 = "clip_qkv" else 0;
             normed: bool = "norm_topk_prob" else false;
             rope: crate::rope::Rope = {..};
             tied: bool = "tie_word_embeddings" else false;
             positions: option<size> = "max_position_embeddings";
             require "hidden_act" == "silu";
             require "attention_bias" == false;
-            require "clip_qkv" == false;
         }
         context = positions;
         axis g = h / n;                        // queries that share one key head
@@ -30,6 +30,7 @@ einfuse_macros::model! {
         weights "model." { embed[v, d] = "embed_tokens.weight"; final_norm[d] = "norm.weight"; }
         weights { head[v, d] = "lm_head.weight" if !tied else embed; }
 
+        fn clipped(x) { if clip > 0 then max(min(x, clip), -clip) else x }
         layer l in layers {
             weights "model.layers.{l}." {
                 attn_norm[d]     = "input_layernorm.weight";
@@ -49,9 +50,9 @@ einfuse_macros::model! {
                 let a = rms_norm[d](x, eps) * attn_norm;
                 let q0[t, n, g, c] = sum[d] a * wq;
                 let k0[t, n, c]    = sum[d] a * wk;
-                let q[t, n, g, c] = rotate[c](q0 * rsqrt((mean[n, g, c] q0 * q0) + eps) * q_norm, freq, scale);
-                let k[t, n, c]    = rotate[c](k0 * rsqrt((mean[n, c] k0 * k0) + eps) * k_norm, freq, scale);
-                let u[t, n, c]    = sum[d] a * wv;
+                let q[t, n, g, c] = rotate[c](clipped(q0 * rsqrt((mean[n, g, c] q0 * q0) + eps) * q_norm), freq, scale);
+                let k[t, n, c]    = rotate[c](clipped(k0 * rsqrt((mean[n, c] k0 * k0) + eps) * k_norm), freq, scale);
+                let u[t, n, c]    = clipped(sum[d] a * wv);
                 cache k, u over s;
                 let p[t, n, g, s] = softmax[s](size(c)^-0.5 * (sum[c] q * k) where s <= t);
                 let o[t, n, g, c] = sum[s] p * u;

@@ -15,11 +15,11 @@ einfuse_macros::model! {
             eps: f32 = "layer_norm_eps" else 1e-5;
             rope: crate::rope::Rope = {..};
             biased: bool = "use_qkv_bias" else false;
+            normed: bool = "qk_layernorm" else false;
             parallel: bool = "use_parallel_residual" else false;
             tied: bool = "tie_word_embeddings" else false;
             positions: option<size> = "max_position_embeddings";
             require "hidden_act" == "silu";
-            require "qk_layernorm" == false;
         }
         context = positions;
         axis g = h / n;                        // queries that share one key head
@@ -34,6 +34,10 @@ einfuse_macros::model! {
         }
         weights { head[v, d] = "lm_head.weight" if !tied else embed; }
 
+        fn turned[c](x[c, ..], gain, freq[r]) -> [c] {
+            let y = if normed then layer_norm[c](x, eps) * gain else x;
+            rotate[c](y, freq, scale)
+        }
         layer l in layers {
             weights "model.layers.{l}." {
                 attn_gain[d]   = "input_layernorm.weight";
@@ -44,6 +48,8 @@ einfuse_macros::model! {
                 bk[n, c]       = "self_attn.k_proj.bias" if biased else 0;
                 wv[n, c, d]    = "self_attn.v_proj.weight";
                 bv[n, c]       = "self_attn.v_proj.bias" if biased else 0;
+                q_gain[h, c]   = "self_attn.q_layernorm.norms.{h}.weight";
+                k_gain[n, c]   = "self_attn.k_layernorm.norms.{n}.weight";
                 wo[d, n, g, c] = "self_attn.o_proj.weight";
                 ffn_gain[d]    = "post_attention_layernorm.weight";
                 ffn_bias[d]    = "post_attention_layernorm.bias";
@@ -53,8 +59,8 @@ einfuse_macros::model! {
             }
             fn (x[t, d]) -> [t, d] {
                 let a = layer_norm[d](x, eps) * attn_gain + attn_bias;
-                let q[t, n, g, c] = rotate[c](bq + sum[d] a * wq, freq, scale);
-                let k[t, n, c]    = rotate[c](bk + sum[d] a * wk, freq, scale);
+                let q[t, n, g, c] = turned[c](bq + sum[d] a * wq, q_gain[h = size(g) * n + g], freq);
+                let k[t, n, c]    = turned[c](bk + sum[d] a * wk, k_gain, freq);
                 let u[t, n, c]    = bv + sum[d] a * wv;
                 cache k, u over s;
                 let p[t, n, g, s] = softmax[s](size(c)^-0.5 * (sum[c] q * k) where s <= t);

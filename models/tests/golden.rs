@@ -40,6 +40,10 @@ fn declarations_agree_with_the_reference() {
         let (model, golden) = (read("model.safetensors"), read("golden.safetensors"));
         let (model, golden) = (SafeTensors::deserialize(&model).unwrap(), SafeTensors::deserialize(&golden).unwrap());
         let config: serde_json::Value = serde_json::from_slice(&read("config.json")).unwrap();
+        // What codes mean is not what declarations say.
+        if config.get("quantization_config").is_some() {
+            continue;
+        }
         // The second prompt is longer than the window; where there is none, the first says as much.
         let windows = config.get("sliding_window").is_some_and(|window| !window.is_null());
         for prompt in if windows { &["p0", "p1"][..] } else { &["p0"] } {

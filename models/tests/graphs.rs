@@ -73,7 +73,9 @@ fn every_tensor_of_the_file_is_asked_for() {
         let graph = graph_from_config(&config(&folder, "config.json"), None).unwrap();
         let file = std::fs::read(folder.join("model.safetensors")).unwrap();
         let file = SafeTensors::deserialize(&file).unwrap();
-        let there: BTreeSet<String> = file.names().into_iter().map(ToString::to_string).collect();
+        // Of a weight that is stored as codes, those stand for it.
+        let names = file.names().into_iter().filter(|name| !name.ends_with("_scales"));
+        let there: BTreeSet<String> = names.map(|name| name.trim_end_matches("_blocks").to_owned()).collect();
         assert_eq!(asked(&graph), there, "{}", folder.display());
     }
 }

@@ -48,13 +48,13 @@ pub struct Folder {
 impl Folder {
     /// A copy of `tests/golden/NAME`, as a user would have it.
     pub fn copy(name: &str) -> Folder {
+        let original = repository("tests/golden").join(name);
         let folder = tempfile::tempdir().unwrap();
-        for file in
-            ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
-        {
-            let original = repository("tests/golden").join(name).join(file);
-            if original.exists() {
-                fs::copy(original, folder.path().join(file)).unwrap();
+        for file in fs::read_dir(&original).unwrap() {
+            let name = file.unwrap().file_name().into_string().unwrap();
+            let parts = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"];
+            if parts.contains(&name.as_str()) || name.starts_with("model") {
+                fs::copy(original.join(&name), folder.path().join(&name)).unwrap();
             }
         }
         Folder { folder }

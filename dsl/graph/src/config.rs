@@ -118,6 +118,11 @@ impl<'a> Source<'a> {
         keys.iter().find_map(|&key| Some((key, self.keys.get(key).filter(|v| !v.is_null())?)))
     }
 
+    /// Whether one of the keys is there, and none with another value than null.
+    pub fn is_null(&self, keys: &[&str]) -> bool {
+        self.first(keys).is_none() && keys.iter().any(|key| self.keys.contains_key(*key))
+    }
+
     fn read<T>(
         &self,
         keys: &[&str],

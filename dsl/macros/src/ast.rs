@@ -26,12 +26,14 @@ pub(crate) struct Model {
     pub(crate) context: Option<(Span, Expr)>,
 }
 
-/// A value of the config: `name: type = "key", "key" else default;`
+/// A value of the config: `name: type = "key", "key" null value else default;`
 pub(crate) struct Value {
     pub(crate) docs: TokenStream,
     pub(crate) name: Ident,
     pub(crate) ty: ConfigType,
     pub(crate) keys: Keys,
+    /// What null means, where it is not the same as a missing key.
+    pub(crate) null: Option<Expr>,
     pub(crate) default: Option<Expr>,
 }
 

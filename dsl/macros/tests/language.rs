@@ -603,3 +603,38 @@ mod through_a_facade {
         assert_eq!(super::run(&graph, &[&[0]]), [2.0 * (1.0 + 2.0 * 2.0)]);
     }
 }
+
+mod nulls {
+    use super::*;
+
+    model! {
+        /// A value of which null means another than a missing key.
+        Nulls for "Nulls" {
+            config {
+                d: size = "d"; v: size = "v";
+                cap: f32 = "cap", "old_cap" null 0 else 3;
+                width: size = "width" null d else v;
+                depth: count = "depth" null 1;
+            }
+            weights { table[v, d] = "table"; }
+            axis w = width + depth;
+            fn (tokens[t]) -> [t] { cap + size(w) * (0 * sum[d] table[v = tokens]) }
+        }
+    }
+
+    #[test]
+    fn null_is_missing_or_what_it_is_said_to_mean() {
+        let read = |more: Value| {
+            let mut config = json!({"d": 2, "v": 5, "depth": 4});
+            config.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            NullsConfig::from_json(&config).map(|config| (config.cap, config.width, config.depth))
+        };
+        assert_eq!(read(json!({})), Ok((3.0, 5, 4)));
+        assert_eq!(read(json!({"cap": null, "width": null, "depth": null})), Ok((0.0, 2, 1)));
+        assert_eq!(read(json!({"cap": null, "old_cap": 7, "width": 3})), Ok((7.0, 3, 4)));
+        let error = NullsConfig::from_json(&json!({"d": 2, "v": 5})).unwrap_err().to_string();
+        assert_eq!(error, "the config has no `depth`, which Nulls needs");
+        let graph = Nulls::graph(&NullsConfig::from_json(&json!({"d": 2, "v": 5, "depth": null})).unwrap()).unwrap();
+        assert_eq!(run(&graph, &[&[1]]), [3.0]);
+    }
+}

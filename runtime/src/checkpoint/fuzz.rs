@@ -25,11 +25,11 @@ pub fn safetensors(bytes: &[u8]) -> bool {
     let line = bytes.iter().position(|&byte| byte == b'\n').unwrap_or(bytes.len());
     let (config, weights) = (&bytes[..line], bytes.get(line + 1..).unwrap_or_default());
     let read = || {
-        let config = Json::parse(Raw { file: NAME.into(), bytes: config.to_vec().into() })?;
+        let (config, is_part) = Json::parse(Raw { file: NAME.into(), bytes: config.to_vec().into() })?.text_part()?;
         let file = TensorFile::new(NAME.into(), Bytes::Held(weights.to_vec().into()))?;
         let names = file.names().iter();
         let names = names.map(|name| name.replace(".qweight", ".weight").replace("_blocks", "")).collect();
-        let weights = Weights::Safetensors(TensorFiles::new(vec![file], None)?, Method::of(&config)?);
+        let weights = Weights::Safetensors(TensorFiles::new(vec![file], None, is_part)?, Method::of(&config)?);
         let place = NAME.into();
         let checkpoint = Checkpoint { place, config, generation_config: None, tokenizer: None, chat: None, weights };
         exhaust(&checkpoint, names)

@@ -61,11 +61,11 @@ enum Weights {
     Gguf(Box<Gguf>),
 }
 
-/// Files with tensors, and which of them has each.
+/// Files with tensors, and which of them has each, under which name.
 #[derive(Debug)]
 struct TensorFiles {
     files: Vec<TensorFile>,
-    home: HashMap<String, usize>,
+    home: HashMap<String, (usize, String)>,
 }
 
 /// A tensor as it lies in a file.
@@ -134,11 +134,11 @@ impl Checkpoint {
         };
         let generation_config = Raw::read(&folder.join("generation_config.json"))?;
         let tokenizer = Raw::read(&folder.join("tokenizer.json"))?;
-        let config = Json::parse(config)?;
+        let (config, is_part) = Json::parse(config)?.text_part()?;
         let generation_config = generation_config.map(Json::parse).transpose()?;
         let chat = open_chat(folder)?;
         let (files, listed) = open_files(folder)?;
-        let weights = Weights::Safetensors(TensorFiles::new(files, listed)?, Method::of(&config)?);
+        let weights = Weights::Safetensors(TensorFiles::new(files, listed, is_part)?, Method::of(&config)?);
         Ok(Checkpoint { place, config, generation_config, tokenizer, chat, weights })
     }
 
@@ -157,13 +157,13 @@ impl Checkpoint {
     pub fn embedded(model: &Embedded) -> Result<Checkpoint, Error> {
         let raw =
             |file: &str, bytes| Raw { file: format!("embedded {}/{file}", model.name), bytes: Cow::Borrowed(bytes) };
-        let config = Json::parse(raw("config.json", model.config))?;
+        let (config, is_part) = Json::parse(raw("config.json", model.config))?.text_part()?;
         let generation_config =
             model.generation_config.map(|bytes| Json::parse(raw("generation_config.json", bytes))).transpose()?;
         let tokenizer = model.tokenizer.map(|bytes| raw("tokenizer.json", bytes));
         let bytes = Bytes::Held(Cow::Borrowed(model.weights));
         let file = TensorFile::new(format!("embedded {}/model.safetensors", model.name), bytes)?;
-        let weights = Weights::Safetensors(TensorFiles::new(vec![file], None)?, Method::of(&config)?);
+        let weights = Weights::Safetensors(TensorFiles::new(vec![file], None, is_part)?, Method::of(&config)?);
         let place = format!("embedded {}", model.name);
         Ok(Checkpoint { place, config, generation_config, tokenizer, chat: None, weights })
     }
@@ -173,7 +173,8 @@ impl Checkpoint {
         &self.place
     }
 
-    /// `config.json`, an object; for a GGUF file what its metadata means in the words of `config.json`.
+    /// `config.json`, an object; for a GGUF file what its metadata means in the words of `config.json`. Of a model of several
+    /// parts it is what a model of its text part alone would have.
     pub fn config(&self) -> &Value {
         &self.config.object
     }
@@ -280,6 +281,25 @@ impl Json {
         }
     }
 
+    /// The config of the text part, if this is one of a model of several parts, which has it under a key of its own; and
+    /// whether it is. What the part does not say, the whole does.
+    fn text_part(mut self) -> Result<(Json, bool), Error> {
+        let key = "text_config";
+        let part = self.object.as_object_mut().and_then(|whole| whole.remove(key)).filter(|part| !part.is_null());
+        match (part, &mut self.object) {
+            (None, _) => Ok((self, false)),
+            (Some(Value::Object(part)), Value::Object(whole)) => {
+                for (key, value) in part {
+                    if !value.is_null() || !whole.contains_key(&key) {
+                        whole.insert(key, value);
+                    }
+                }
+                Ok((self, true))
+            }
+            (Some(_), _) => Err(self.wrong(key, "wants an object")),
+        }
+    }
+
     fn wrong(&self, key: &str, problem: &str) -> Error {
         Error::Key { file: self.file.clone(), key: key.into(), problem: problem.into() }
     }
@@ -382,19 +402,21 @@ fn no_weights(folder: &Path) -> Error {
 }
 
 impl TensorFiles {
-    /// Notes which file has each tensor, and that the index, where there is one, agrees.
-    fn new(files: Vec<TensorFile>, listed: Option<Listed>) -> Result<TensorFiles, Error> {
-        let mut home: HashMap<String, usize> = HashMap::new();
+    /// Notes which file has each tensor, and that the index, where there is one, agrees. Where the model is the text part of
+    /// another, tensors are known by the names that it gives them alone.
+    fn new(files: Vec<TensorFile>, listed: Option<Listed>, is_part: bool) -> Result<TensorFiles, Error> {
+        let known = |name: &str| if is_part { of_text_part(name) } else { name.to_owned() };
+        let mut home: HashMap<String, (usize, String)> = HashMap::new();
         for (at, file) in files.iter().enumerate() {
             for name in file.names() {
-                if let Some(other) = home.insert(name.clone(), at) {
+                if let Some((other, _)) = home.insert(known(name), (at, name.clone())) {
                     let problem = format!("is in {} too", files[other].name);
                     return Err(Error::Tensor { file: file.name.clone(), tensor: name.clone(), problem });
                 }
             }
         }
         for (tensor, shard) in listed.iter().flat_map(|listed| &listed.shards) {
-            if home.get(tensor) != Some(shard) {
+            if home.get(&known(tensor)).is_none_or(|(at, _)| at != shard) {
                 let file = listed.as_ref().map(|listed| listed.file.clone()).unwrap_or_default();
                 let problem = format!("is said to be in {}, which does not have it", files[*shard].name);
                 return Err(Error::Tensor { file, tensor: tensor.clone(), problem });
@@ -404,7 +426,17 @@ impl TensorFiles {
     }
 
     fn tensor(&self, name: &str) -> Option<safetensors::Tensor<'_>> {
-        self.files.get(*self.home.get(name)?)?.tensor(name)
+        let (at, name) = self.home.get(name)?;
+        self.files.get(*at)?.tensor(name)
+    }
+}
+
+/// What a text part calls a tensor of the whole model: `language_model.` is in front of all of it, or behind `model.`.
+fn of_text_part(name: &str) -> String {
+    match (name.strip_prefix("language_model."), name.strip_prefix("model.language_model.")) {
+        (Some(rest), _) => rest.to_owned(),
+        (None, Some(rest)) => format!("model.{rest}"),
+        (None, None) => name.to_owned(),
     }
 }
 

@@ -36,16 +36,41 @@ pub enum Change {
         /// How many heads the rows are.
         heads: usize,
     },
-    /// The rows are in another order: the queries of all heads, the keys of all, the values of all, where the reference
-    /// implementation has query, key and value of one head after another.
+    /// The rows are in another order: all queries, all keys, all values, where the reference implementation has the queries of
+    /// a key, the key and the value after one another.
     Fused {
-        /// How many heads there are.
-        heads: usize,
+        /// How many heads of keys there are.
+        groups: usize,
+        /// How many heads of queries share one.
+        queries: usize,
     },
     /// Rows and columns are exchanged, the last two dimensions of several matrices.
     Transposed,
     /// Each number is greater by one.
     PlusOne,
+}
+
+impl Change {
+    /// Which row of a file tensor, of so many, is a row of the reference implementation's, unless that is transposed.
+    fn row(self, rows: usize, row: usize) -> usize {
+        match self {
+            Change::Pairs { heads } => {
+                let head = rows / heads;
+                let (first, within) = (row / head * head, row % head);
+                first + within % (head / 2) * 2 + within / (head / 2)
+            }
+            Change::Fused { groups, queries } => {
+                let size = rows / (groups * (queries + 2));
+                let (group, part, within) = (row / size / (queries + 2), row / size % (queries + 2), row % size);
+                let head = match part {
+                    part if part < queries => group * queries + part,
+                    part => groups * part + group,
+                };
+                head * size + within
+            }
+            Change::None | Change::Transposed | Change::PlusOne => row,
+        }
+    }
 }
 
 impl Stored<'_> {
@@ -62,23 +87,6 @@ impl Stored<'_> {
     /// How many bits they take in the file, but for scales in other tensors.
     pub fn bits(&self) -> f64 {
         self.parts.iter().map(|part| part.len() as f64 * part.bits()).sum()
-    }
-
-    /// Which row of a file tensor is a row of the graph's tensor, unless that is the transposed of the file's.
-    fn row(&self, row: usize) -> usize {
-        match self.change {
-            Change::Pairs { heads } => {
-                let head = self.rows / heads;
-                let (first, within) = (row / head * head, row % head);
-                first + within % (head / 2) * 2 + within / (head / 2)
-            }
-            Change::Fused { heads } => {
-                let size = self.rows / (3 * heads);
-                let (head, part, within) = (row / size / 3, row / size % 3, row % size);
-                (part * heads + head) * size + within
-            }
-            Change::None | Change::Transposed | Change::PlusOne => row,
-        }
     }
 
     /// The numbers, row-major in the axes of the graph's tensor, each exactly (less one where the file adds one).
@@ -126,7 +134,7 @@ impl Stored<'_> {
         while done < out.len() {
             let (row, column) = ((at + done) / columns, (at + done) % columns);
             let some = (columns - column).min(out.len() - done);
-            let from = self.row(row % self.rows) * columns + column;
+            let from = self.change.row(self.rows, row % self.rows) * columns + column;
             self.parts[row / self.rows].read(from, &mut out[done..done + some]);
             done += some;
         }
@@ -207,7 +215,7 @@ fn file_tensor<'a>(
     found: Found<'a>,
 ) -> Result<Stored<'a>, Error> {
     let wrong = |problem| Error::Tensor { file: found.file.to_owned(), tensor: name.clone(), problem };
-    let (mut shape, rank) = (found.shape.clone(), found.shape.len());
+    let (mut shape, rank, mut change) = (found.shape.clone(), found.shape.len(), found.change);
     let mut parts = Vec::new();
     if let Some(rows) = &place.rows {
         let stored = shape.first().copied().unwrap_or(0);
@@ -222,11 +230,17 @@ fn file_tensor<'a>(
         }
         let row = found.numbers.len() / stored.max(1);
         for first in (0..stretches).map(|nth| nth * stretch) {
-            let some = found.numbers.some((first + start) * row..(first + end) * row);
-            match some.filter(|_| matches!(found.change, Change::None | Change::PlusOne)) {
+            // The rows have to be neighbours in the file too.
+            let at = |nth: usize| change.row(stored, first + nth);
+            let begin = if start < end { at(start) } else { 0 };
+            let together = (start..end).all(|nth| at(nth) == begin + nth - start) && change != Change::Transposed;
+            match found.numbers.some(begin * row..(begin + rows.len()) * row).filter(|_| together) {
                 Some(some) => parts.push(some),
                 None => return Err(wrong(format!("is not stored row by row; {}", wants()))),
             }
+        }
+        if matches!(change, Change::Pairs { .. } | Change::Fused { .. }) {
+            change = Change::None;
         }
         shape[0] = rows.len();
     } else if let (Change::Transposed, [matrices @ .., down, across]) = (found.change, &shape[..]) {
@@ -248,13 +262,13 @@ fn file_tensor<'a>(
             tensor: name,
         });
     }
-    let rows = match found.change {
+    let rows = match change {
         Change::Transposed => shape.last().copied().unwrap_or(1),
         // Of a bias, each number is a row.
         Change::Pairs { .. } | Change::Fused { .. } if rank == 1 => shape[0],
         _ => shape[..shape.len().saturating_sub(1)].iter().product(),
     };
-    Ok(Stored { names: vec![name], beside: found.beside, rank, parts, change: found.change, rows })
+    Ok(Stored { names: vec![name], beside: found.beside, rank, parts, change, rows })
 }
 
 /// A tensor's name and line in the model, as messages say them: `` `wq` (src/llama.rs:24) ``.

@@ -77,7 +77,7 @@ impl Checker<'_> {
                 let message = format!("`{}` is read from several keys, which only a type of serde can be", value.name);
                 self.diagnostics.error(value.name.span(), message);
             }
-            if let Some(default) = &value.default {
+            if let Some(default) = value.null.as_ref().or(value.default.as_ref()) {
                 self.diagnostics
                     .error(default.span, "a value of several keys has no default: its type says what is missing");
             }
@@ -96,22 +96,35 @@ impl Checker<'_> {
         };
         let method = format_ident!("{method}");
         let found = quote!(#source.#method(#keys)?);
-        let Some(default) = &value.default else {
+        let keyed = texts.join("` or `");
+        let computed = |expr: &Expr, of: String| {
+            let tokens = self.config_expr(&Cx::new(super::Place::Model), expr, Some(kind), At::Reading, &of);
+            match value.ty {
+                ConfigType::Rust(_) => quote!(::std::convert::From::from(#tokens)),
+                ConfigType::Size => {
+                    let graph = &self.model.graph;
+                    quote!(#graph::__private::extent(#of, #tokens)?)
+                }
+                _ => tokens,
+            }
+        };
+        let default = value.default.as_ref().map(|default| {
+            computed(default, format!("the config has no `{keyed}`, and its default {}", self.describe(default)))
+        });
+        let null = value.null.as_ref().map(|null| {
+            let value = computed(null, format!("the config's `{keyed}` is null, which means {}", self.describe(null)));
+            quote!(::std::option::Option::None if #source.is_null(#keys) => #value,)
+        });
+        if default.is_none() && null.is_none() {
             return match value.ty {
                 ConfigType::OptionSize => found,
                 _ => quote!(#source.required(#found, #keys)?),
             };
-        };
-        let of = format!("the config has no `{}`, and its default {}", texts.join("` or `"), self.describe(default));
-        let default = self.config_expr(&Cx::new(super::Place::Model), default, Some(kind), At::Reading, &of);
-        let default = match value.ty {
-            ConfigType::Rust(_) => quote!(::std::convert::From::from(#default)),
-            ConfigType::Size => {
-                let graph = &self.model.graph;
-                quote!(#graph::__private::extent(#of, #default)?)
-            }
-            _ => default,
-        };
+        }
+        let default = default.unwrap_or_else(|| match value.ty {
+            ConfigType::OptionSize => quote!(::std::option::Option::None),
+            _ => quote!(#source.required(::std::option::Option::None, #keys)?),
+        });
         let found_value = match value.ty {
             ConfigType::OptionSize => quote!(::std::option::Option::Some(value)),
             _ => quote!(value),
@@ -119,6 +132,7 @@ impl Checker<'_> {
         quote! {
             match #found {
                 ::std::option::Option::Some(value) => #found_value,
+                #null
                 ::std::option::Option::None => #default,
             }
         }

@@ -276,9 +276,10 @@ fn flatten(tokens: TokenStream, flat: &mut Vec<TokenTree>, depth: usize) {
 
 /// Whether a word can't be the name of anything in a model.
 fn is_keyword(word: &str) -> bool {
-    const WORDS: [&str; 25] = [
+    const WORDS: [&str; 26] = [
         "axis", "cache", "config", "context", "else", "false", "fn", "for", "host", "if", "in", "layer", "let",
-        "match", "over", "pub", "require", "size", "then", "top", "true", "weights", "where", "within", "block",
+        "match", "null", "over", "pub", "require", "size", "then", "top", "true", "weights", "where", "within",
+        "block",
     ];
     const RUST: [&str; 26] = [
         "_", "as", "async", "await", "break", "const", "continue", "crate", "dyn", "enum", "extern", "impl", "loop",

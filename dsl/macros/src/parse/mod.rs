@@ -173,7 +173,7 @@ fn require(c: &mut Cursor) -> Option<Require> {
     Some(Require { key, allowed })
 }
 
-/// `name: type = "key", "key" else default;`
+/// `name: type = "key", "key" null value else default;`
 fn value(c: &mut Cursor, docs: TokenStream) -> Option<Value> {
     let name = c.name("a value, as in `d: size = \"hidden_size\";`, or `require`")?;
     c.sign(":")?;
@@ -182,16 +182,20 @@ fn value(c: &mut Cursor, docs: TokenStream) -> Option<Value> {
     let Some(keys) = keys(c) else {
         // The name is known all the same, so that its uses are no further mistakes.
         c.recover();
-        return Some(Value { docs, name, ty, keys: Keys::First(Vec::new()), default: None });
+        return Some(Value { docs, name, ty, keys: Keys::First(Vec::new()), null: None, default: None });
+    };
+    let null = match c.eat_word("null") {
+        Some(_) => Some(c.sum()?),
+        None => None,
     };
     let default = match c.eat_word("else") {
         Some(_) => Some(c.sum()?),
         None => None,
     };
     if c.eat_sign(";").is_none() {
-        return c.expected("`,`, `else` or `;`");
+        return c.expected("`,`, `null`, `else` or `;`");
     }
-    Some(Value { docs, name, ty, keys, default })
+    Some(Value { docs, name, ty, keys, null, default })
 }
 
 fn keys(c: &mut Cursor) -> Option<Keys> {

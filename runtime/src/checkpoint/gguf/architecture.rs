@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use serde_json::{Map, Value, json};
 
 use Differs::{Experts, Fused, KeyPairs, Not, PlusOne, QueryPairs, Transposed};
-use From::{FlagIf, Number, NumberIf, Said, Text, Whole, WholeIf};
+use From::{FlagIf, Number, NumberIf, Said, Tensor, Text, Whole, WholeIf};
 
 use super::tables::ARCHITECTURES;
 use super::{Gguf, shortest};
@@ -16,8 +16,8 @@ use crate::checkpoint::Change;
 pub(super) struct Architecture {
     /// `general.architecture`.
     pub(super) name: &'static str,
-    /// Whether there are experts (`expert_count`), as files may name both kinds alike.
-    pub(super) experts: bool,
+    /// Which files it is of that call themselves so, as they may name several kinds alike.
+    pub(super) when: When,
     /// The name in `architectures` of config.json.
     pub(super) class: &'static str,
     /// Each key of config.json, and where its value is.
@@ -34,6 +34,17 @@ pub(super) struct Architecture {
     pub(super) inner: &'static [(&'static str, &'static str, Differs)],
 }
 
+/// Which files of a name are of an architecture.
+#[derive(Clone, Copy)]
+pub(super) enum When {
+    /// All.
+    Always,
+    /// Those with experts (`expert_count`), or those without.
+    Experts(bool),
+    /// Those with such a tensor, or those without.
+    Tensor(&'static str, bool),
+}
+
 /// Where the value of a key of config.json comes from.
 pub(super) enum From {
     /// A whole number under a key of the architecture, which has to be there.
@@ -46,6 +57,8 @@ pub(super) enum From {
     NumberIf(&'static str),
     /// A truth value, if it is there.
     FlagIf(&'static str),
+    /// Whether there is such a tensor.
+    Tensor(&'static str),
     /// The architecture itself.
     Text(&'static str),
     /// The architecture itself.
@@ -58,8 +71,8 @@ pub(super) enum Differs {
     Not,
     QueryPairs,
     KeyPairs,
-    /// Query, key and value of each head (or of heads that share a key) are neighbours in the reference implementation; in
-    /// the file come all queries, all keys, all values.
+    /// Queries, key and value of each head of keys are neighbours in the reference implementation; in the file come all
+    /// queries, all keys, all values.
     Fused,
     /// A tensor for each expert (`{e}`) in the reference implementation; in the file they are stacked.
     Experts,
@@ -73,7 +86,14 @@ impl Architecture {
         let key = "general.architecture";
         let name = gguf.text(key)?.ok_or_else(|| gguf.missing(key))?;
         let experts = gguf.whole(&format!("{name}.expert_count"))?.is_some_and(|experts| experts > 0);
-        let alike = |other: &&Architecture| other.name == name && other.experts == experts;
+        let alike = |other: &&Architecture| {
+            other.name == name
+                && match other.when {
+                    When::Always => true,
+                    When::Experts(wanted) => experts == wanted,
+                    When::Tensor(tensor, wanted) => gguf.raw(tensor).is_some() == wanted,
+                }
+        };
         ARCHITECTURES.iter().find(alike).ok_or_else(|| {
             let mut known: Vec<&str> = ARCHITECTURES.iter().map(|architecture| architecture.name).collect();
             known.dedup();
@@ -99,6 +119,7 @@ impl Architecture {
                 Whole(key) | WholeIf(key) => gguf.whole(&self.key(key))?.map(Value::from),
                 Number(key) | NumberIf(key) => gguf.number(&self.key(key))?.map(Value::from),
                 FlagIf(key) => gguf.flag(&self.key(key))?.map(Value::from),
+                Tensor(name) => Some(json!(gguf.raw(name).is_some())),
                 Said(said) => Some(json!(said)),
                 Text(text) => Some(json!(text)),
             };
@@ -213,7 +234,20 @@ impl Architecture {
                 Not | Experts => Change::None,
                 QueryPairs => Change::Pairs { heads: shared(query, 2)? },
                 KeyPairs => Change::Pairs { heads: shared(key, 2)? },
-                Fused => Change::Fused { heads: shared(query, 3)? },
+                Fused => {
+                    let size = |heads: Option<u64>| usize::try_from(heads?).ok().filter(|&heads| heads > 0);
+                    let (heads, groups) = size(query)
+                        .zip(size(key))
+                        .ok_or_else(|| gguf.wrong(&self.key("attention.head_count"), "wants a number of at least 1"))?;
+                    let queries = heads / groups;
+                    let whole = (queries + 2).checked_mul(groups).is_some_and(|parts| rows.is_multiple_of(parts));
+                    if !heads.is_multiple_of(groups) || !whole {
+                        let problem =
+                            format!("has {rows} rows, which are not {heads} queries, {groups} keys and values");
+                        return Err(wrong(problem));
+                    }
+                    Change::Fused { groups, queries }
+                }
                 Transposed if info.shape.len() == 2 => Change::Transposed,
                 Transposed => Change::None,
                 PlusOne => Change::PlusOne,

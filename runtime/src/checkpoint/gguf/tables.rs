@@ -7,7 +7,8 @@ use serde_json::{Map, Value, json};
 use super::Gguf;
 use super::architecture::Architecture;
 use super::architecture::Differs::{self, Experts, Fused, KeyPairs, Not, PlusOne, QueryPairs, Transposed};
-use super::architecture::From::{FlagIf, Number, NumberIf, Said, Text, Whole, WholeIf};
+use super::architecture::From::{self, FlagIf, Number, NumberIf, Said, Tensor, Text, Whole, WholeIf};
+use super::architecture::When::{self, Always};
 use crate::Error;
 
 /// Sizes of the decoders that followed Llama, rotary positions included.
@@ -28,6 +29,23 @@ macro_rules! llama_keys {
     };
 }
 
+/// The same where norms are layer norms, whose constant this key has.
+macro_rules! layer_norm_keys {
+    ($eps:literal; $($more:expr),* $(,)?) => {
+        &[
+            ("hidden_size", Whole("embedding_length")),
+            ("intermediate_size", Whole("feed_forward_length")),
+            ("num_hidden_layers", Whole("block_count")),
+            ("num_attention_heads", Whole("attention.head_count")),
+            ("num_key_value_heads", WholeIf("attention.head_count_kv")),
+            ($eps, Number("attention.layer_norm_epsilon")),
+            ("rope_theta", NumberIf("rope.freq_base")),
+            ("max_position_embeddings", WholeIf("context_length")),
+            $($more),*
+        ]
+    };
+}
+
 const OUTER: &[(&str, &str, Differs)] =
     &[("token_embd", "model.embed_tokens", Not), ("output_norm", "model.norm", Not), ("output", "lm_head", Not)];
 
@@ -38,28 +56,18 @@ const OUTER_GEMMA: &[(&str, &str, Differs)] =
 pub(super) static ARCHITECTURES: &[Architecture] = &[
     Architecture {
         name: "llama",
-        experts: false,
+        when: When::Experts(false),
         class: "LlamaForCausalLM",
         keys: llama_keys![("sliding_window", WholeIf("attention.sliding_window")), ("hidden_act", Text("silu"))],
         rotary: true,
         more: nothing,
         outer: OUTER,
         layer: "model.layers.",
-        inner: &[
-            ("attn_norm", "input_layernorm", Not),
-            ("attn_q", "self_attn.q_proj", QueryPairs),
-            ("attn_k", "self_attn.k_proj", KeyPairs),
-            ("attn_v", "self_attn.v_proj", Not),
-            ("attn_output", "self_attn.o_proj", Not),
-            ("ffn_norm", "post_attention_layernorm", Not),
-            ("ffn_gate", "mlp.gate_proj", Not),
-            ("ffn_up", "mlp.up_proj", Not),
-            ("ffn_down", "mlp.down_proj", Not),
-        ],
+        inner: LLAMA,
     },
     Architecture {
         name: "llama",
-        experts: true,
+        when: When::Experts(true),
         class: "MixtralForCausalLM",
         keys: llama_keys![
             ("sliding_window", WholeIf("attention.sliding_window")),
@@ -86,7 +94,7 @@ pub(super) static ARCHITECTURES: &[Architecture] = &[
     },
     Architecture {
         name: "qwen2",
-        experts: false,
+        when: Always,
         class: "Qwen2ForCausalLM",
         keys: llama_keys![("hidden_act", Text("silu"))],
         rotary: true,
@@ -97,7 +105,7 @@ pub(super) static ARCHITECTURES: &[Architecture] = &[
     },
     Architecture {
         name: "qwen3",
-        experts: false,
+        when: Always,
         class: "Qwen3ForCausalLM",
         keys: llama_keys![("hidden_act", Text("silu"))],
         rotary: true,
@@ -108,7 +116,7 @@ pub(super) static ARCHITECTURES: &[Architecture] = &[
     },
     Architecture {
         name: "qwen2moe",
-        experts: true,
+        when: When::Experts(true),
         class: "Qwen2MoeForCausalLM",
         keys: llama_keys![
             ("num_experts", Whole("expert_count")),
@@ -126,7 +134,7 @@ pub(super) static ARCHITECTURES: &[Architecture] = &[
     },
     Architecture {
         name: "qwen3moe",
-        experts: true,
+        when: When::Experts(true),
         class: "Qwen3MoeForCausalLM",
         keys: llama_keys![
             ("num_experts", Whole("expert_count")),
@@ -143,7 +151,7 @@ pub(super) static ARCHITECTURES: &[Architecture] = &[
     },
     Architecture {
         name: "olmoe",
-        experts: true,
+        when: When::Experts(true),
         class: "OlmoeForCausalLM",
         keys: llama_keys![
             ("num_experts", Whole("expert_count")),
@@ -159,7 +167,7 @@ pub(super) static ARCHITECTURES: &[Architecture] = &[
     },
     Architecture {
         name: "phi3",
-        experts: false,
+        when: Always,
         class: "Phi3ForCausalLM",
         keys: llama_keys![("sliding_window", WholeIf("attention.sliding_window")), ("hidden_act", Text("silu"))],
         rotary: true,
@@ -177,7 +185,7 @@ pub(super) static ARCHITECTURES: &[Architecture] = &[
     },
     Architecture {
         name: "gemma",
-        experts: false,
+        when: Always,
         class: "GemmaForCausalLM",
         keys: llama_keys![("hidden_activation", Text("gelu_pytorch_tanh"))],
         rotary: true,
@@ -198,7 +206,7 @@ pub(super) static ARCHITECTURES: &[Architecture] = &[
     },
     Architecture {
         name: "gemma2",
-        experts: false,
+        when: Always,
         class: "Gemma2ForCausalLM",
         keys: llama_keys![
             ("sliding_window", Whole("attention.sliding_window")),
@@ -214,7 +222,7 @@ pub(super) static ARCHITECTURES: &[Architecture] = &[
     },
     Architecture {
         name: "gemma3",
-        experts: false,
+        when: Always,
         class: "Gemma3ForCausalLM",
         keys: llama_keys![
             ("sliding_window", Whole("attention.sliding_window")),
@@ -232,7 +240,7 @@ pub(super) static ARCHITECTURES: &[Architecture] = &[
     },
     Architecture {
         name: "gpt2",
-        experts: false,
+        when: Always,
         class: "GPT2LMHeadModel",
         keys: &[
             ("n_embd", Whole("embedding_length")),
@@ -263,7 +271,7 @@ pub(super) static ARCHITECTURES: &[Architecture] = &[
     },
     Architecture {
         name: "gptneox",
-        experts: false,
+        when: Always,
         class: "GPTNeoXForCausalLM",
         keys: &[
             ("hidden_size", Whole("embedding_length")),
@@ -300,7 +308,7 @@ pub(super) static ARCHITECTURES: &[Architecture] = &[
     },
     Architecture {
         name: "bloom",
-        experts: false,
+        when: Always,
         class: "BloomForCausalLM",
         keys: &[
             ("hidden_size", Whole("embedding_length")),
@@ -326,9 +334,175 @@ pub(super) static ARCHITECTURES: &[Architecture] = &[
             ("ffn_down", "mlp.dense_4h_to_h", Not),
         ],
     },
+    Architecture {
+        name: "olmo2",
+        when: Always,
+        class: "Olmo2ForCausalLM",
+        keys: llama_keys![("attention_bias", Tensor("blk.0.attn_q.bias")), ("hidden_act", Text("silu"))],
+        rotary: true,
+        more: nothing,
+        outer: OUTER,
+        layer: "model.layers.",
+        inner: QWEN,
+    },
+    Architecture {
+        name: "stablelm",
+        when: Always,
+        class: "StableLmForCausalLM",
+        keys: layer_norm_keys![
+            "layer_norm_eps";
+            ("use_parallel_residual", FlagIf("use_parallel_residual")),
+            ("use_qkv_bias", Tensor("blk.0.attn_q.bias")),
+            ("qk_layernorm", Tensor("blk.0.attn_q_norm.weight")),
+            ("hidden_act", Text("silu")),
+        ],
+        rotary: true,
+        more: |_, config| {
+            // All of a head is rotated unless the file says otherwise, which is not the other's default.
+            config.entry("partial_rotary_factor").or_insert(json!(1.0));
+            Ok(())
+        },
+        outer: OUTER,
+        layer: "model.layers.",
+        inner: QWEN,
+    },
+    Architecture {
+        name: "starcoder2",
+        when: Always,
+        class: "Starcoder2ForCausalLM",
+        keys: layer_norm_keys![
+            "norm_epsilon";
+            ("sliding_window", WholeIf("attention.sliding_window")),
+            ("use_bias", Tensor("blk.0.attn_q.bias")),
+            ("hidden_act", Text("gelu_pytorch_tanh")),
+        ],
+        rotary: true,
+        more: nothing,
+        outer: OUTER,
+        layer: "model.layers.",
+        inner: &[
+            ("attn_norm", "input_layernorm", Not),
+            ("attn_q", "self_attn.q_proj", Not),
+            ("attn_k", "self_attn.k_proj", Not),
+            ("attn_v", "self_attn.v_proj", Not),
+            ("attn_output", "self_attn.o_proj", Not),
+            ("ffn_norm", "post_attention_layernorm", Not),
+            ("ffn_up", "mlp.c_fc", Not),
+            ("ffn_down", "mlp.c_proj", Not),
+        ],
+    },
+    Architecture {
+        name: "command-r",
+        when: Always,
+        class: "CohereForCausalLM",
+        keys: layer_norm_keys![
+            "layer_norm_eps";
+            ("logit_scale", Number("logit_scale")),
+            ("attention_bias", Tensor("blk.0.attn_q.bias")),
+            ("use_qk_norm", Tensor("blk.0.attn_q_norm.weight")),
+            ("hidden_act", Text("silu")),
+        ],
+        rotary: true,
+        more: nothing,
+        outer: OUTER,
+        layer: "model.layers.",
+        inner: QWEN,
+    },
+    Architecture {
+        name: "granite",
+        when: When::Experts(false),
+        class: "GraniteForCausalLM",
+        keys: llama_keys![
+            ("embedding_multiplier", NumberIf("embedding_scale")),
+            ("attention_multiplier", NumberIf("attention.scale")),
+            ("residual_multiplier", NumberIf("residual_scale")),
+            ("logits_scaling", NumberIf("logit_scale")),
+            ("attention_bias", Tensor("blk.0.attn_q.bias")),
+            ("hidden_act", Text("silu")),
+        ],
+        rotary: true,
+        more: nothing,
+        outer: OUTER,
+        layer: "model.layers.",
+        inner: LLAMA,
+    },
+    Architecture {
+        name: "falcon",
+        when: When::Tensor("blk.0.attn_norm_2.weight", false),
+        class: "FalconForCausalLM",
+        keys: FALCON,
+        rotary: true,
+        more: |_, config| falcon(config, 1),
+        outer: OUTER_FALCON,
+        layer: "transformer.h.",
+        inner: &[
+            ("attn_norm", "input_layernorm", Not),
+            ("attn_qkv", "self_attention.query_key_value", Fused),
+            ("attn_output", "self_attention.dense", Not),
+            ("ffn_up", "mlp.dense_h_to_4h", Not),
+            ("ffn_down", "mlp.dense_4h_to_h", Not),
+        ],
+    },
+    Architecture {
+        name: "falcon",
+        when: When::Tensor("blk.0.attn_norm_2.weight", true),
+        class: "FalconForCausalLM",
+        keys: FALCON,
+        rotary: true,
+        more: |_, config| falcon(config, 2),
+        outer: OUTER_FALCON,
+        layer: "transformer.h.",
+        inner: &[
+            ("attn_norm", "ln_mlp", Not),
+            ("attn_norm_2", "ln_attn", Not),
+            ("attn_qkv", "self_attention.query_key_value", Fused),
+            ("attn_output", "self_attention.dense", Not),
+            ("ffn_up", "mlp.dense_h_to_4h", Not),
+            ("ffn_down", "mlp.dense_4h_to_h", Not),
+        ],
+    },
 ];
 
-/// Layers of Qwen 2 and 3 and OLMoE, of which none has all of these.
+/// Layers of Llama, and of those that came after it and have rotary pairs as it has.
+const LLAMA: &[(&str, &str, Differs)] = &[
+    ("attn_norm", "input_layernorm", Not),
+    ("attn_q", "self_attn.q_proj", QueryPairs),
+    ("attn_k", "self_attn.k_proj", KeyPairs),
+    ("attn_v", "self_attn.v_proj", Not),
+    ("attn_output", "self_attn.o_proj", Not),
+    ("ffn_norm", "post_attention_layernorm", Not),
+    ("ffn_gate", "mlp.gate_proj", Not),
+    ("ffn_up", "mlp.up_proj", Not),
+    ("ffn_down", "mlp.down_proj", Not),
+];
+
+/// Sizes of Falcon, whose older decoder with one key head is the newer one with one group and one norm.
+const FALCON: &[(&str, From)] = &[
+    ("hidden_size", Whole("embedding_length")),
+    ("ffn_hidden_size", WholeIf("feed_forward_length")),
+    ("num_hidden_layers", Whole("block_count")),
+    ("num_attention_heads", Whole("attention.head_count")),
+    ("num_kv_heads", WholeIf("attention.head_count_kv")),
+    ("layer_norm_epsilon", Number("attention.layer_norm_epsilon")),
+    ("rope_theta", NumberIf("rope.freq_base")),
+    ("max_position_embeddings", WholeIf("context_length")),
+    ("new_decoder_architecture", Said(true)),
+    ("bias", Tensor("blk.0.attn_qkv.bias")),
+    ("alibi", Said(false)),
+];
+
+const OUTER_FALCON: &[(&str, &str, Differs)] = &[
+    ("token_embd", "transformer.word_embeddings", Not),
+    ("output_norm", "transformer.ln_f", Not),
+    ("output", "lm_head", Not),
+];
+
+fn falcon(config: &mut Map<String, Value>, norms: u32) -> Result<(), Error> {
+    config.insert("num_ln_in_parallel_attn".into(), json!(norms));
+    Ok(())
+}
+
+/// Layers of Qwen 2 and 3, OLMo 2, OLMoE, StableLM and Cohere, of which none has all of these.
 const QWEN: &[(&str, &str, Differs)] = &[
     ("attn_norm", "input_layernorm", Not),
     ("attn_q", "self_attn.q_proj", Not),
@@ -337,6 +511,8 @@ const QWEN: &[(&str, &str, Differs)] = &[
     ("attn_output", "self_attn.o_proj", Not),
     ("attn_q_norm", "self_attn.q_norm", Not),
     ("attn_k_norm", "self_attn.k_norm", Not),
+    ("post_attention_norm", "post_attention_layernorm", Not),
+    ("post_ffw_norm", "post_feedforward_layernorm", Not),
     ("ffn_norm", "post_attention_layernorm", Not),
     ("ffn_gate", "mlp.gate_proj", Not),
     ("ffn_up", "mlp.up_proj", Not),

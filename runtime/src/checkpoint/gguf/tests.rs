@@ -244,7 +244,7 @@ fn values_of_another_type_are_named() {
             "general.architecture",
             Kind::Text,
             &text("mamba"),
-            "at byte # is `mamba`; known are llama, qwen2, qwen3, qwen2moe, qwen3moe, olmoe, phi3, gemma, gemma2, gemma3, gpt2, gptneox, bloom",
+            "at byte # is `mamba`; known are llama, qwen2, qwen3, qwen2moe, qwen3moe, olmoe, phi3, gemma, gemma2, gemma3, gpt2, gptneox, bloom, olmo2, stablelm, starcoder2, command-r, granite, falcon",
         ),
         ("llama.embedding_length", Kind::F32, &[0; 4], "at byte # wants a whole number"),
         ("llama.embedding_length", Kind::I8, &[255], "at byte # wants a whole number"),

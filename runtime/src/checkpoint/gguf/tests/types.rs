@@ -1,6 +1,6 @@
 //! Every key that is read, with a value of every type; and every length to which a file may be cut.
 
-use super::architecture::From;
+use super::architecture::{From, When};
 use super::tables::ARCHITECTURES;
 use super::*;
 
@@ -104,7 +104,7 @@ fn every_key_of_every_architecture_wants_its_type() {
                 From::Whole(key) | From::WholeIf(key) => Some((*key, Wants::Whole)),
                 From::Number(key) | From::NumberIf(key) => Some((*key, Wants::Number)),
                 From::FlagIf(key) => Some((*key, Wants::Flag)),
-                From::Text(_) | From::Said(_) => None,
+                From::Text(_) | From::Said(_) | From::Tensor(_) => None,
             });
         }
         if architecture.rotary {
@@ -116,16 +116,17 @@ fn every_key_of_every_architecture_wants_its_type() {
                 ("rope.scaling.factor", Wants::Number),
             ]);
         }
-        let base = Writer::default().text("general.architecture", architecture.name).tensor(
-            "token_embd.weight",
-            &[1, 1],
-            Dtype::F32,
-            vec![0; 4],
-        );
+        let experts = architecture.keys.iter().any(|(_, from)| matches!(from, From::Whole("expert_count")));
+        let base = Writer::default().text("general.architecture", architecture.name);
+        let base = base.tensor("token_embd.weight", &[1, 1], Dtype::F32, vec![0; 4]);
+        let base = match architecture.when {
+            When::Tensor(name, true) => base.tensor(name, &[1], Dtype::F32, vec![0; 4]),
+            _ => base,
+        };
         let mut named = std::collections::HashSet::new();
         keys.retain(|(key, _)| named.insert(*key));
         let base = keys.iter().fold(base, |writer, (name, wants)| match (*name, wants) {
-            ("expert_count", _) => writer.u32(&key(name), architecture.experts.into()),
+            ("expert_count", _) => writer.u32(&key(name), experts.into()),
             (_, Wants::Whole) => writer.u32(&key(name), 1),
             (_, Wants::Number) => writer.f32(&key(name), 1.0),
             (_, Wants::Flag) => writer.bool(&key(name), true),
@@ -134,7 +135,7 @@ fn every_key_of_every_architecture_wants_its_type() {
         open(base.file()).and_then(Checkpoint::of_gguf).unwrap();
         for (name, wants) in keys {
             // Whether there are experts decides which architecture it is.
-            if name != "expert_count" || architecture.experts {
+            if name != "expert_count" || experts {
                 check(&base, &key(name), wants);
             }
         }
