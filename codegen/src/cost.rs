@@ -298,7 +298,7 @@ mod tests {
             q[t, h, c] = sum[r] x * wq
             k[s, h, c] = sum[r] x.cache * wk
             u[s, h, c] = sum[r] x.cache * wv
-            e[t, h, s] = sum[c] q * k where s <= t
+            e[t, h, s] = sum[c] q * k
             o[t, h, c] = sum[s] e * u
             output o"#;
         let graph = parse(text).unwrap();
