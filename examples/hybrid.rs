@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::error::Error;
 
+use einfuse::codegen::Batch;
 use einfuse::graph::{Interpreter, Kind, Tensor};
 use einfuse::runtime::Embedded;
 use einfuse::{Checkpoint, Generate, Graph, Model, Settings};
@@ -118,7 +119,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         weights: weights(&graph, 3)?.leak(),
     };
     let model = Model::load(&Checkpoint::embedded(&files)?, &graph, Settings::default())?;
-    for (kernel, times) in model.program().plan().runs() {
+    for (kernel, times) in model.program().plan(Batch::One).runs() {
         println!("kernel {}, {times} times a step", kernel.name);
         for remark in &kernel.applied {
             println!("    {}: {}", remark.rule, remark.text);

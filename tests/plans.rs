@@ -5,7 +5,7 @@ mod common;
 use std::collections::BTreeSet;
 
 use common::{json, repository};
-use einfuse::codegen::fuse::Segment;
+use einfuse::codegen::fuse::{Segment, Shape};
 use einfuse::codegen::{Batch, Format, Options, Program};
 use einfuse::{Checkpoint, Graph, Rule, graph_of};
 
@@ -40,7 +40,7 @@ Kernels are counted before the layers, in a layer, and behind them; most of thos
 come the calls that a layer takes: for one token the positions are shared out, and one more call merges what was found along
 each share; for many, the rows behind each norm are computed once for all workers, and where rows choose their weights they are
 sorted, gathered, and put together at the end. Where there are several numbers, some models of the architecture have layers of
-several kinds, or other parts than others.
+several kinds, or other parts than others, or the rule `path` takes sums in another order for many tokens than for one.
 
 | architecture | in config.json | before | in a layer | behind | calls for one | for many | rules |
 | --- | --- | --: | --: | --: | --: | --: | --- |
@@ -63,17 +63,17 @@ fn the_table_of_architectures_is_right() {
             let graph = graph(model);
             name.clone_from(&graph.name);
             let program = compile(&graph, &Options::default());
-            let (plan, scopes) = (program.plan(), program.plan().scopes());
-            let last = scopes.len() - 1;
-            for (at, kernels) in scopes.iter().enumerate() {
-                counts[usize::from(at > 0) + usize::from(at == last)].insert(kernels.len());
-                fired.extend(kernels.iter().flat_map(|kernel| &kernel.applied).map(|remark| remark.rule));
-            }
             for (at, batch) in [(3, Batch::One), (4, Batch::Many)] {
+                let (plan, scopes) = (program.plan(batch), program.plan(batch).scopes());
+                let last = scopes.len() - 1;
+                for (at, kernels) in scopes.iter().enumerate() {
+                    counts[usize::from(at > 0) + usize::from(at == last)].insert(kernels.len());
+                    fired.extend(kernels.iter().flat_map(|kernel| &kernel.applied).map(|remark| remark.rule));
+                }
+                fired.extend(plan.remarks.iter().map(|remark| remark.rule));
                 let calls = |scope| program.kernels().iter().filter(|k| k.batch == batch && k.scope == scope).count();
                 counts[at].extend((1..last).map(calls));
             }
-            fired.extend(plan.remarks.iter().map(|remark| remark.rule));
         }
         let names: Vec<String> = architecture.names.iter().map(|name| format!("`{name}`")).collect();
         let counts = counts.map(|counts| counts.iter().map(usize::to_string).collect::<Vec<_>>().join(" or "));
@@ -87,6 +87,31 @@ fn the_table_of_architectures_is_right() {
     }
     let written = std::fs::read_to_string(&file).unwrap();
     assert_eq!(written, page, "BLESS=1 writes what is found");
+}
+
+/// Where keys and values come out of a cached latent, a token's query goes into the latent, and for many tokens the latent is
+/// brought out, run by run, by cores.
+#[test]
+fn latents_are_expanded_for_many_tokens_alone() {
+    for name in ["deepseek_v2", "deepseek_v2_lite", "deepseek_v3"] {
+        let graph = graph(name);
+        let expansions = |without: &[Rule], batch| -> Vec<usize> {
+            let program = compile(&graph, &Options { without: without.to_vec(), ..Options::default() });
+            let kernels = program.plan(batch).scopes().into_iter().flatten();
+            let streams = kernels.filter_map(|kernel| match &kernel.shape {
+                Shape::Stream(stream) => Some(stream.expansions().count()),
+                _ => None,
+            });
+            streams.collect()
+        };
+        let bodies = expansions(&[], Batch::One).len();
+        for batch in [Batch::One, Batch::Few] {
+            assert_eq!(expansions(&[], batch), vec![0; bodies], "{name}");
+        }
+        assert_eq!(expansions(&[], Batch::Many), vec![2; bodies], "{name}");
+        // as it is declared
+        assert_eq!(expansions(&[Rule::Path], Batch::One), vec![2; bodies], "{name}");
+    }
 }
 
 /// Scores over all positions are never in memory: what a step keeps grows with its tokens, not with their square.
@@ -118,7 +143,7 @@ fn equal_layers_share_their_kernels() {
                 program.kernels().iter().filter(|kernel| kernel.batch == batch && kernel.scope == scope).count()
             };
             let (mut scope, mut calls) = (0, 0);
-            for segment in &program.plan().segments {
+            for segment in &program.plan(batch).segments {
                 match segment {
                     Segment::Once(_) => {
                         calls += count(scope);

@@ -4,10 +4,9 @@ use std::collections::HashMap;
 
 use einfuse_graph::{AxisId, Expr, Extent, Kind, TensorId, Type};
 
-use crate::compile::Compiled;
+use crate::compile::{Base, Batch, Compiled};
 use crate::fuse::Plan;
 use crate::loops::Buffer;
-use crate::schedule::homes::Homes;
 use crate::schedule::place::Memory;
 
 /// A tensor of integers that chooses parts of weights, as a router chooses experts.
@@ -55,19 +54,27 @@ impl Plan {
     }
 }
 
-/// For each kernel the choices that it makes, where they lie token by token.
-pub(crate) fn watched(plan: &Plan, homes: &Homes, compiled: &[Compiled]) -> HashMap<usize, Vec<Watched>> {
-    let choices = plan.choices();
+/// For each kernel the choices that it makes, where they lie token by token. A choice has the name that it has in the plan for
+/// one token.
+pub(crate) fn watched(base: &Base, compiled: &[Compiled]) -> HashMap<usize, Vec<Watched>> {
     let mut all: HashMap<usize, Vec<Watched>> = HashMap::new();
-    for (number, kernel) in compiled.iter().enumerate() {
-        let outputs = plan.outputs(&plan.scopes()[kernel.scope][kernel.index]);
-        for &choice in choices.iter().filter(|choice| outputs.contains(&choice.by)) {
-            let axes = &plan.graph.tensor(choice.by).axes;
-            let Some(place) = homes.places[kernel.scope].get(&choice.by) else { continue };
-            let Memory::Flat(Buffer::Arena(at)) = place.memory else { continue };
-            if axes.first().is_some_and(|&a| plan.graph.axis(a).extent == Extent::Tokens) {
-                let row = axes.iter().filter_map(|&a| plan.graph.size(a)).product();
-                all.entry(number).or_default().push(Watched { choice, at, row });
+    let names = &base.planned(Batch::One).plan.graph.tensors;
+    for planned in base.all() {
+        let (plan, homes) = (&planned.plan, &planned.homes);
+        let choices = plan.choices();
+        let own = |c: &Compiled| std::ptr::eq(base.planned(c.batch), planned);
+        for (number, kernel) in compiled.iter().enumerate().filter(|(_, c)| own(c)) {
+            let outputs = plan.outputs(&plan.scopes()[kernel.scope][kernel.index]);
+            for choice in choices.iter().filter(|choice| outputs.contains(&choice.by)) {
+                let tensor = plan.graph.tensor(choice.by);
+                let Some(place) = homes.places[kernel.scope].get(&choice.by) else { continue };
+                let Memory::Flat(Buffer::Arena(at)) = place.memory else { continue };
+                let Some(by) = names.iter().position(|named| named.name == tensor.name) else { continue };
+                if tensor.axes.first().is_some_and(|&a| plan.graph.axis(a).extent == Extent::Tokens) {
+                    let row = tensor.axes.iter().filter_map(|&a| plan.graph.size(a)).product();
+                    let choice = Choice { by: TensorId(by as u32), axis: choice.axis };
+                    all.entry(number).or_default().push(Watched { choice, at, row });
+                }
             }
         }
     }

@@ -6,7 +6,7 @@ use einfuse_graph::{AxisId, Extent, Graph, Kind, TensorId, Type};
 
 use crate::checks::Checks;
 use crate::choices::{Watched, watched};
-use crate::fuse::{Kernel, Plan, Rule, Segment, Shape, Wanted, fuse};
+use crate::fuse::{Kernel, Plan, Rule, Segment, Shape, Typical, Wanted, differ, fuse};
 use crate::loops::{self, Format, MAX_ROWS};
 use crate::lower::{Code, LowerError, Lowering, Target};
 use crate::pack::Packed;
@@ -143,18 +143,27 @@ pub(crate) enum Slot {
 
 /// What a program has whatever its schedules are.
 pub(crate) struct Base {
-    pub(crate) plan: Plan,
-    prepared: Prepared,
-    pub(crate) homes: Homes,
+    /// For one token and a few, and for many where no other plan is better for them.
+    one: Planned,
+    /// For many tokens.
+    many: Option<Planned>,
     pub(crate) packed: Vec<Packed>,
     pub(crate) weight_bytes: usize,
     pub(crate) tables: Vec<Vec<Slot>>,
-    /// The table of each stretch and layer.
-    numbers: HashMap<(usize, Option<usize>), usize>,
     pub(crate) constants: Vec<(usize, Vec<f32>)>,
     pub(crate) checks: Checks,
     /// Whether a value is kept for each position of a sequence.
     pub(crate) keeps_positions: bool,
+}
+
+/// A plan with the homes of its tensors. Two of one program have the same frame, the same caches, and where they read a weight
+/// in the same order the same packed weights.
+pub(crate) struct Planned {
+    pub(crate) plan: Plan,
+    prepared: Prepared,
+    pub(crate) homes: Homes,
+    /// The table of each stretch and layer.
+    numbers: HashMap<(usize, Option<usize>), usize>,
 }
 
 /// The kernels of a program, and the calls of its steps.
@@ -178,47 +187,76 @@ impl Base {
     ) -> Result<Base, CompileError> {
         einfuse_graph::verify(graph)?;
         supported(graph)?;
-        let mut plan = fuse(graph, &options.without, options.rows);
-        let prepared = Prepared::of(&mut plan);
         let how = Extents { cache: options.cache, tokens: options.chunk + MAX_ROWS - 1, positions: options.positions };
-        let homes = Homes::of(&plan, storage, how);
-        let (packed, weight_bytes, tables, numbers) = tables(&plan, &homes);
-        let constants = homes
+        let mut weights = Weights::default();
+        let mut planned = |step: Typical, like: Option<&Homes>| {
+            let mut plan = fuse(graph, &options.without, options.rows, step);
+            let prepared = Prepared::of(&mut plan);
+            let homes = Homes::of(&plan, storage, how, like);
+            let numbers = weights.add(&plan, &homes);
+            Planned { plan, prepared, homes, numbers }
+        };
+        let few = Typical { tokens: 1, positions: options.positions };
+        let chunk = Typical { tokens: options.chunk, positions: options.positions.max(options.chunk) };
+        let one = planned(few, None);
+        let many = differ(graph, &options.without, few, chunk).then(|| planned(chunk, Some(&one.homes)));
+        let constants = one
+            .homes
             .constants
             .iter()
-            .filter_map(|&(tensor, slot)| match &plan.graph.tensor(tensor).kind {
+            .filter_map(|&(tensor, slot)| match &one.plan.graph.tensor(tensor).kind {
                 Kind::Constant(values) => Some((slot, values.clone())),
                 _ => None,
             })
             .collect();
-        let (checks, keeps_positions) = (Checks::of(graph), keeps_positions(&plan));
-        Ok(Base { plan, prepared, homes, packed, weight_bytes, tables, numbers, constants, checks, keeps_positions })
+        let keeps_positions =
+            keeps_positions(&one.plan) || many.as_ref().is_some_and(|many| keeps_positions(&many.plan));
+        let Weights { packed, bytes: weight_bytes, tables, .. } = weights;
+        let checks = Checks::of(graph);
+        Ok(Base { one, many, packed, weight_bytes, tables, constants, checks, keeps_positions })
+    }
+
+    /// What is planned for so many tokens.
+    pub(crate) fn planned(&self, batch: Batch) -> &Planned {
+        match (batch, &self.many) {
+            (Batch::Many, Some(many)) => many,
+            _ => &self.one,
+        }
+    }
+
+    /// The plans, each once.
+    pub(crate) fn all(&self) -> impl Iterator<Item = &Planned> {
+        std::iter::once(&self.one).chain(&self.many)
     }
 
     /// Schedules and compiles all kernels.
     pub(crate) fn kernels(&self, options: &Options, target: &Target) -> Result<Kernels, CompileError> {
-        let Base { plan, homes, prepared, .. } = self;
         let cores = target.cores();
         let (mut compiled, mut scheduled, mut calls) = (Vec::new(), Vec::new(), Vec::new());
-        let mut arena_bytes = homes.arena;
+        let mut arena_bytes = 0;
+        // Those for many come before those for a few, which may be the same.
         for mode in [Mode::One(loops::Expr::Int(0)), Mode::Many, Mode::Few] {
             let batch = match mode {
                 Mode::One(_) => Batch::One,
                 Mode::Few => Batch::Few,
                 Mode::Many => Batch::Many,
             };
+            let Planned { plan, homes, prepared, .. } = self.planned(batch);
+            arena_bytes = arena_bytes.max(homes.arena);
             let mut of_scopes: Vec<Vec<usize>> = Vec::new();
             for (scope, kernels) in plan.scopes().into_iter().enumerate() {
                 let mut made = Vec::new();
                 for (index, kernel) in kernels.iter().enumerate() {
                     // Only what streams is made for a few: the rest is the same for all numbers above one.
-                    if mode == Mode::Few && !matches!(kernel.shape, Shape::Stream(_)) {
+                    let as_many = mode == Mode::Few && !matches!(kernel.shape, Shape::Stream(_));
+                    let mode = if as_many { Mode::Many } else { mode.clone() };
+                    if as_many && self.many.is_none() {
                         let numbered = compiled.iter().enumerate();
                         let same = |c: &Compiled| c.batch == Batch::Many && (c.scope, c.index) == (scope, index);
                         made.extend(numbered.filter(|(_, c)| same(c)).map(|(number, _)| number));
                         continue;
                     }
-                    let identity = self.identity(scope, kernel, batch);
+                    let identity = identity(plan, homes, scope, kernel, batch);
                     let sizes = Sizes::of(plan, homes, scope, kernel);
                     let default = Tiling::by_default(&sizes, cores, options.workers);
                     let tiling = options.schedules.get(&identity).map_or(default, |tiling| tiling.within(cores));
@@ -239,45 +277,46 @@ impl Base {
         let how = Lowering { verify: cfg!(debug_assertions), keep_text: options.keep_text };
         let loops: Vec<loops::Kernel> = compiled.iter().map(|c| c.loops.clone()).collect();
         let code = crate::lower::compile(&loops, target, &how)?;
-        let [decode, prefill, few] = [0, 1, 2].map(|batch| sequence(plan, &calls[batch], &self.numbers));
-        let watched = watched(plan, homes, &compiled);
+        let [decode, prefill, few] = [(Batch::One, 0), (Batch::Many, 1), (Batch::Few, 2)].map(|(batch, at)| {
+            let Planned { plan, numbers, .. } = self.planned(batch);
+            sequence(plan, &calls[at], numbers)
+        });
+        let watched = watched(self, &compiled);
         Ok(Kernels { code, compiled, scheduled, decode, few, prefill, arena_bytes, watched })
     }
+}
 
-    /// What the schedule of a kernel depends on, as text.
-    fn identity(&self, scope: usize, kernel: &Kernel, batch: Batch) -> String {
-        let graph = &self.plan.graph;
-        let batch = match batch {
-            Batch::One => "one",
-            Batch::Few => "few",
-            Batch::Many => "many",
-        };
-        let (mut axes, mut stored) = (BTreeSet::new(), BTreeSet::new());
-        let mut equations = Vec::new();
-        for &eq in &kernel.equations {
-            let equation = self.plan.equations[eq];
-            equations.push(self.plan.equation_text(eq));
-            for tensor in crate::fuse::loads(graph, equation.body).into_iter().chain([equation.out]) {
-                let tensor_axes = &graph.tensor(tensor).axes;
-                axes.extend(
-                    tensor_axes.iter().filter_map(|&a| Some(format!("{} {}", graph.axis(a).name, graph.size(a)?))),
-                );
-                if let Kind::State { .. } = graph.tensor(tensor).kind
-                    && let Some(place) = self.homes.places[scope].get(&tensor)
-                {
-                    stored.insert(format!("{} {}", graph.tensor(tensor).name, Format::of(place.elem)));
-                }
+/// What the schedule of a kernel depends on, as text.
+fn identity(plan: &Plan, homes: &Homes, scope: usize, kernel: &Kernel, batch: Batch) -> String {
+    let graph = &plan.graph;
+    let batch = match batch {
+        Batch::One => "one",
+        Batch::Few => "few",
+        Batch::Many => "many",
+    };
+    let (mut axes, mut stored) = (BTreeSet::new(), BTreeSet::new());
+    let mut equations = Vec::new();
+    for &eq in &kernel.equations {
+        let equation = plan.equations[eq];
+        equations.push(plan.equation_text(eq));
+        for tensor in crate::fuse::loads(graph, equation.body).into_iter().chain([equation.out]) {
+            let tensor_axes = &graph.tensor(tensor).axes;
+            axes.extend(tensor_axes.iter().filter_map(|&a| Some(format!("{} {}", graph.axis(a).name, graph.size(a)?))));
+            if let Kind::State { .. } = graph.tensor(tensor).kind
+                && let Some(place) = homes.places[scope].get(&tensor)
+            {
+                stored.insert(format!("{} {}", graph.tensor(tensor).name, Format::of(place.elem)));
             }
         }
-        if let Shape::Contract(contract) = &kernel.shape {
-            for (eq, c) in contract.tasks.iter().flat_map(|task| &task.contractions) {
-                let format = self.homes.panels.get(eq).map(|panels| panels.format);
-                stored.extend(format.map(|format| format!("{} {format}", graph.tensor(c.b).name)));
-            }
-        }
-        let list = |set: BTreeSet<String>| set.into_iter().collect::<Vec<_>>().join(", ");
-        format!("{batch}: {}; {}; {}", equations.join(", "), list(axes), list(stored))
     }
+    if let Shape::Contract(contract) = &kernel.shape {
+        for (eq, c) in contract.tasks.iter().flat_map(|task| &task.contractions) {
+            let format = homes.panels.get(eq).map(|panels| panels.format);
+            stored.extend(format.map(|format| format!("{} {format}", graph.tensor(c.b).name)));
+        }
+    }
+    let list = |set: BTreeSet<String>| set.into_iter().collect::<Vec<_>>().join(", ");
+    format!("{batch}: {}; {}; {}", equations.join(", "), list(axes), list(stored))
 }
 
 /// What the compiler does not take.
@@ -312,53 +351,60 @@ fn keeps_positions(plan: &Plan) -> bool {
     values.any(|tensor| plan.graph.tensor(tensor).axes.iter().any(is_positions))
 }
 
-/// The packed weights with their places, and the table of each stretch and layer with its number.
-#[allow(clippy::type_complexity)]
-fn tables(plan: &Plan, homes: &Homes) -> (Vec<Packed>, usize, Vec<Vec<Slot>>, HashMap<(usize, Option<usize>), usize>) {
-    let mut packed: Vec<Packed> = Vec::new();
-    let mut places: HashMap<(usize, Option<usize>), usize> = HashMap::new();
-    let mut end = 0;
-    let (mut tables, mut numbers) = (Vec::new(), HashMap::new());
-    // In the order in which a step reads them: stretch by stretch, within the layers layer by layer.
-    let mut order: Vec<(usize, Option<usize>)> = Vec::new();
-    let mut scope = 0;
-    for segment in &plan.segments {
-        match segment {
-            Segment::Once(_) => {
-                order.push((scope, None));
-                scope += 1;
-            }
-            Segment::Layers { bodies, order: of_layers, .. } => {
-                order.extend(of_layers.iter().enumerate().map(|(layer, body)| (scope + body, Some(layer))));
-                scope += bodies.len();
+/// The packed weights with their places, and the tables of the stretches and layers.
+#[derive(Default)]
+struct Weights {
+    packed: Vec<Packed>,
+    places: HashMap<(usize, Option<usize>), usize>,
+    bytes: usize,
+    tables: Vec<Vec<Slot>>,
+}
+
+impl Weights {
+    /// Adds what a plan reads and nobody has read before. Returns for each stretch and layer the number of its table.
+    fn add(&mut self, plan: &Plan, homes: &Homes) -> HashMap<(usize, Option<usize>), usize> {
+        // In the order in which a step reads them: stretch by stretch, within the layers layer by layer.
+        let mut order: Vec<(usize, Option<usize>)> = Vec::new();
+        let mut scope = 0;
+        for segment in &plan.segments {
+            match segment {
+                Segment::Once(_) => {
+                    order.push((scope, None));
+                    scope += 1;
+                }
+                Segment::Layers { bodies, order: of_layers, .. } => {
+                    order.extend(of_layers.iter().enumerate().map(|(layer, body)| (scope + body, Some(layer))));
+                    scope += bodies.len();
+                }
             }
         }
-    }
-    for (scope, layer) in order {
-        let mut table = Vec::new();
-        for entry in &homes.tables[scope] {
-            table.push(match entry {
-                Entry::State(state) => {
-                    let own = homes.states.get(&(*state, layer)).or_else(|| homes.states.get(&(*state, None)));
-                    Slot::State(own.map_or(0, |(_, at)| *at))
-                }
-                Entry::Region(region) => {
-                    let whose = if homes.regions[*region].layered { layer } else { None };
-                    let at = *places.entry((*region, whose)).or_insert_with(|| {
-                        let one = Packed::of(&plan.graph, &homes.regions[*region], whose, end);
-                        let at = end;
-                        end += one.bytes.next_multiple_of(64);
-                        packed.push(one);
-                        at
-                    });
-                    Slot::Weights(at)
-                }
-            });
+        let mut numbers = HashMap::new();
+        for (scope, layer) in order {
+            let mut table = Vec::new();
+            for entry in &homes.tables[scope] {
+                table.push(match entry {
+                    Entry::State(state) => {
+                        let own = homes.states.get(&(*state, layer)).or_else(|| homes.states.get(&(*state, None)));
+                        Slot::State(own.map_or(0, |(_, at)| *at))
+                    }
+                    Entry::Region(region) => {
+                        let whose = if homes.regions[*region].layered { layer } else { None };
+                        let at = *self.places.entry((*region, whose)).or_insert_with(|| {
+                            let one = Packed::of(&plan.graph, &homes.regions[*region], whose, self.bytes);
+                            let at = self.bytes;
+                            self.bytes += one.bytes.next_multiple_of(64);
+                            self.packed.push(one);
+                            at
+                        });
+                        Slot::Weights(at)
+                    }
+                });
+            }
+            numbers.insert((scope, layer), self.tables.len());
+            self.tables.push(table);
         }
-        numbers.insert((scope, layer), tables.len());
-        tables.push(table);
+        numbers
     }
-    (packed, end, tables, numbers)
 }
 
 /// The kernel calls of a step, in order.

@@ -221,7 +221,7 @@ mod tests {
     use einfuse_graph::parse;
 
     use super::*;
-    use crate::fuse::{Rule, Wanted, fuse};
+    use crate::fuse::{Rule, Typical, Wanted, fuse};
 
     const MODEL: &str = r#"graph small
         axis t = tokens
@@ -254,7 +254,7 @@ mod tests {
             x[t, d] = embed[v = tokens]
             y[t, f] = (sum[d] x * w[j = 0]) * (sum[d] x * w[j = 2]) * (sum[d] x * w[j = 2])
             output y"#;
-        let plan = fuse(&parse(text).unwrap(), &[], Wanted::All);
+        let plan = fuse(&parse(text).unwrap(), &[], Wanted::All, Typical::DECODE);
         let work = Work { tokens: 1, past: 0, element: &|_| 4.0 };
         let all: f64 = plan.runs().iter().map(|(kernel, _)| plan.cost(kernel, &work).stored).sum();
         assert_eq!(all, (16.0 + 2.0 * 8.0 * 16.0) * 4.0);
@@ -262,7 +262,7 @@ mod tests {
 
     fn costs(tokens: usize, past: usize, element: f64) -> HashMap<String, Cost> {
         let graph = parse(MODEL).unwrap();
-        let plan = fuse(&graph, Rule::ALL, Wanted::All);
+        let plan = fuse(&graph, Rule::ALL, Wanted::All, Typical::DECODE);
         let work = Work { tokens, past, element: &|_| element };
         let cost = |k: &Kernel| plan.cost(k, &work);
         plan.runs().into_iter().map(|(k, _)| (k.name.clone(), cost(k))).collect()
@@ -276,6 +276,43 @@ mod tests {
         assert_eq!((cost.stored, cost.read), (8.0 * 16.0 * 2.0, 3.0 * 16.0 * 4.0));
         assert_eq!(cost.written, 3.0 * 8.0 * 4.0);
         assert_eq!(cost.intensity(), 768.0 / (192.0 + 256.0 + 96.0));
+    }
+
+    #[test]
+    fn sums_are_taken_in_the_cheaper_order() {
+        let text = r#"graph latent
+            axis t = tokens
+            axis s = positions
+            axis v = 100
+            axis h = 4
+            axis c = 8
+            axis r = 64
+            input tokens[t]
+            weight embed[v, r] = "embed"
+            weight wq[h, c, r] = "q"
+            weight wk[h, c, r] = "k"
+            weight wv[h, c, r] = "v"
+            state x.cache[s, r]
+            x[t, r] = embed[v = tokens]
+            append x.cache = x
+            q[t, h, c] = sum[r] x * wq
+            k[s, h, c] = sum[r] x.cache * wk
+            u[s, h, c] = sum[r] x.cache * wv
+            e[t, h, s] = sum[c] q * k
+            o[t, h, c] = sum[s] e * u
+            output o"#;
+        let graph = parse(text).unwrap();
+        let made_for = |tokens: usize| fuse(&graph, &[], Wanted::All, Typical { tokens, positions: 512 });
+        let flops = |plan: &Plan, tokens: usize| -> f64 {
+            let work = Work { tokens, past: 512 - tokens, element: &|_| 4.0 };
+            plan.runs().iter().map(|(kernel, times)| plan.cost(kernel, &work).flops * *times as f64).sum()
+        };
+        let [one, many] = [1, 512].map(made_for);
+        // The cache is multiplied with the weights for every position, or with 64 numbers of each query and result.
+        assert!(flops(&one, 1) < 0.2 * flops(&many, 1), "{} and {}", flops(&one, 1), flops(&many, 1));
+        assert!(flops(&many, 512) < 0.5 * flops(&one, 512), "{} and {}", flops(&many, 512), flops(&one, 512));
+        let declared = fuse(&graph, &[Rule::Path], Wanted::All, Typical { tokens: 1, positions: 512 });
+        assert_eq!(flops(&declared, 512), flops(&many, 512));
     }
 
     #[test]

@@ -2,9 +2,10 @@
 
 use std::array;
 
-use einfuse_graph::{Graph, TensorId};
+use einfuse_graph::{AxisId, Graph, TensorId};
 use half::{bf16, f16};
 
+use crate::fuse::Along;
 use crate::loops::Format;
 use crate::loops::PANEL;
 use crate::schedule::homes::{Region, View};
@@ -224,9 +225,13 @@ struct Part<'a> {
 impl Move {
     fn of(graph: &Graph, view: &View, storage: Format) -> Move {
         let tensor = graph.tensor(view.tensor);
-        let sizes: Vec<usize> = tensor.axes.iter().map(|&a| graph.size(a).unwrap_or(1)).collect();
-        let dims = sizes.len();
-        let strides: Vec<usize> = (0..dims).map(|dim| sizes[dim + 1..].iter().product()).collect();
+        let size = |a: &AxisId| graph.size(*a).unwrap_or(1);
+        let whole: Vec<usize> = tensor.axes.iter().map(size).collect();
+        let dims = whole.len();
+        let strides: Vec<usize> = (0..dims).map(|dim| whole[dim + 1..].iter().product()).collect();
+        // What is taken of each dimension.
+        let parts = view.along.iter().zip(&whole);
+        let sizes: Vec<usize> = parts.map(|(along, &all)| along.axis().as_ref().map_or(all, size)).collect();
         let places_of = |dim: usize| {
             let mut index = vec![0; dims];
             let at = |coordinate| {
@@ -236,7 +241,7 @@ impl Move {
             (0..sizes[dim]).map(at).collect::<Vec<usize>>()
         };
         let places: Vec<Vec<usize>> = (0..dims).map(places_of).collect();
-        let free = |dim: usize| view.fixed[dim].is_none();
+        let free = |dim: usize| !matches!(view.along[dim], Along::Fixed(_));
         let goes = |dim: usize, to: &dyn Fn(usize) -> usize| {
             free(dim) && places[dim].iter().enumerate().all(|(i, &place)| place == to(i))
         };
@@ -257,6 +262,7 @@ impl Move {
                 while first > 0
                     && first - 1 != column
                     && rows.is_multiple_of(storage.block())
+                    && strides[first - 1] == rows * strides[last]
                     && goes(first - 1, &|i| i * span(storage, rows))
                 {
                     first -= 1;
@@ -281,13 +287,8 @@ impl Move {
         Move {
             name: tensor.name.clone(),
             axes: graph.axes_of(view.tensor),
-            elements: sizes.iter().product(),
-            source: view
-                .fixed
-                .iter()
-                .zip(&strides)
-                .filter_map(|(at, stride)| Some(at.as_ref()? * *stride as i64))
-                .sum::<i64>() as usize,
+            elements: whole.iter().product(),
+            source: view.along.iter().zip(&strides).map(|(along, stride)| along.first() * stride).sum(),
             base: view.layout.base,
             loops,
             piece,
@@ -512,6 +513,8 @@ fn scale_of_few_codes(rows: &[[f32; PANEL]]) -> [f32; PANEL] {
 
 #[cfg(test)]
 mod tests {
+    use std::ops::Range;
+
     use einfuse_graph::Builder;
 
     use super::*;
@@ -542,15 +545,21 @@ mod tests {
         (i * 37 % 255) as f32 - 127.0
     }
 
-    /// Packs tensors of these sizes into one stretch, as a whole and in parts, out of each format, and holds every element
-    /// against its layout. Returns how many parts there are at most.
-    fn check(sizes: &[usize], fixed: &[Option<i64>], storage: Format, layouts: &[Layout]) -> usize {
+    /// Packs what is `taken` along each axis of tensors of these sizes (all, or so many) into one stretch, as a whole and in
+    /// parts, out of each format, and holds every element against its layout. Returns how many parts there are at most.
+    fn check(sizes: &[usize], taken: &[Option<Range<usize>>], storage: Format, layouts: &[Layout]) -> usize {
         let mut b = Builder::new("test");
         let axes: Vec<_> = sizes.iter().enumerate().map(|(i, &size)| b.axis(&format!("a{i}"), size)).collect();
+        let part = |(i, taken): (usize, &Option<Range<usize>>)| match taken {
+            None => Along::Axis { axis: axes[i], from: 0 },
+            Some(one) if one.len() == 1 => Along::Fixed(one.start),
+            Some(some) => Along::Axis { axis: b.axis(&format!("p{i}"), some.len()), from: some.start },
+        };
+        let along: Vec<Along> = taken.iter().enumerate().map(part).collect();
         let mut views = Vec::new();
         for (i, layout) in layouts.iter().enumerate() {
             let tensor = b.weight(&format!("w{i}"), &axes, "w");
-            views.push(View { tensor, fixed: fixed.to_vec(), layout: layout.clone(), scales: None });
+            views.push(View { tensor, along: along.clone(), layout: layout.clone(), scales: None });
         }
         let count: usize = sizes.iter().product();
         let numbers = |nth: usize| (0..count).map(move |i| number(i + nth));
@@ -560,9 +569,10 @@ mod tests {
                 let mut rest = i;
                 let mut index: Vec<usize> = sizes.iter().rev().map(|&size| (rest % size, rest /= size).0).collect();
                 index.reverse();
-                let is_in = fixed.iter().zip(&index).all(|(fixed, &at)| fixed.is_none_or(|fixed| fixed as usize == at));
+                let is_in = taken.iter().zip(&index).all(|(taken, at)| taken.as_ref().is_none_or(|t| t.contains(at)));
+                let first = |taken: &Option<Range<usize>>| taken.as_ref().map_or(0, |taken| taken.start);
                 let index: Vec<usize> =
-                    index.iter().zip(fixed).map(|(&at, fixed)| if fixed.is_some() { 0 } else { at }).collect();
+                    index.iter().zip(taken).map(|(&at, taken)| at.saturating_sub(first(taken))).collect();
                 wanted.extend(is_in.then(|| (layout.offset_of(&index), number)));
             }
         }
@@ -619,7 +629,7 @@ mod tests {
     #[test]
     fn every_element_is_where_its_layout_says() {
         for storage in [Format::F32, Format::Bf16] {
-            let none = [None; 4];
+            let none = [const { None }; 4];
             let panels = |sizes: &[usize], columns, rows: &[usize]| panels(sizes, columns, rows, storage, 0, 1);
             // Outputs first, as in most files; the last panel not full, blocks and runs neither.
             assert_eq!(check(&[37, 800], &none[..2], storage, &[panels(&[37, 800], 0, &[1])]), 3);
@@ -631,8 +641,14 @@ mod tests {
             assert_eq!(check(&[20, 12, 3], &none[..3], storage, &[panels(&[20, 12, 3], 0, &[1])]), 6);
             assert_eq!(check(&[6, 20, 4], &none[..3], storage, &[panels(&[6, 20, 4], 1, &[0, 2])]), 12);
             // One of two.
-            let fixed = [Some(1), None, None];
-            assert_eq!(check(&[2, 32, 8], &fixed, storage, &[panels(&[2, 32, 8], 1, &[2])]), 2);
+            let one = [Some(1..2), None, None];
+            assert_eq!(check(&[2, 32, 8], &one, storage, &[panels(&[2, 32, 8], 1, &[2])]), 2);
+            // Some of the columns; some of the rows, of which those of two dimensions then don't follow each other.
+            let some = [None, Some(16..48), None];
+            assert_eq!(check(&[2, 50, 8], &some, storage, &[panels(&[2, 32, 8], 1, &[2])]), 4);
+            let some = [None, None, Some(3..11)];
+            assert_eq!(check(&[2, 20, 12], &some, storage, &[panels(&[2, 20, 8], 1, &[2])]), 4);
+            assert_eq!(check(&[20, 2, 12], &some, storage, &[panels(&[20, 2, 8], 0, &[1, 2])]), 4);
             // In rows, and in no order that is known.
             assert_eq!(check(&[5, 800], &none[..2], storage, &[Layout::row_major(&[5, 800])]), 5);
             let mut odd = Layout::default();
@@ -646,7 +662,7 @@ mod tests {
     fn tensors_of_a_stretch_are_interleaved() {
         for storage in [Format::F32, Format::Bf16] {
             let layout = |nth: usize| panels(&[48, 20], 0, &[1], storage, nth * 20 * PANEL, 2);
-            assert_eq!(check(&[48, 20], &[None; 2], storage, &[layout(0), layout(1)]), 6);
+            assert_eq!(check(&[48, 20], &[const { None }; 2], storage, &[layout(0), layout(1)]), 6);
         }
     }
 
@@ -656,7 +672,7 @@ mod tests {
         let axes = [b.axis("f", 16), b.axis("d", 2)];
         let view = View {
             tensor: b.weight("w", &axes, "w"),
-            fixed: vec![None; 2],
+            along: axes.map(|axis| Along::Axis { axis, from: 0 }).to_vec(),
             layout: Layout::row_major(&[16, 2]),
             scales: None,
         };

@@ -6,12 +6,14 @@ use std::time::{Duration, Instant};
 use einfuse_graph::{Extent, Graph, TensorId};
 
 use crate::choices::{ChoiceObserver, Watched};
-use crate::compile::{Base, Batch, Call, CompileError, Compiled, Kernels, Options, Scheduled, Schedules, Slot};
+use crate::compile::{
+    Base, Batch, Call, CompileError, Compiled, Kernels, Options, Planned, Scheduled, Schedules, Slot,
+};
 use crate::fuse::{Plan, Segment, Wanted};
 use crate::loops::{self, Buffer, Format};
 use crate::lower::{Code, Target};
 use crate::pack::Packed;
-use crate::schedule::homes::PAGE;
+use crate::schedule::homes::{Homes, PAGE};
 use crate::schedule::place::Memory;
 use crate::team::Team;
 
@@ -146,7 +148,7 @@ pub struct Program {
 
 impl std::fmt::Debug for Program {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let (graph, kernels) = (&self.base.plan.graph.name, self.kernels.compiled.len());
+        let (graph, kernels) = (&self.plan(Batch::One).graph.name, self.kernels.compiled.len());
         f.debug_struct("Program").field("graph", graph).field("kernels", &kernels).finish_non_exhaustive()
     }
 }
@@ -181,9 +183,15 @@ impl Program {
         Ok(Program { base, options: options.clone(), scratch_bytes, compile_time: started.elapsed(), kernels })
     }
 
-    /// The plan: the graph's equations, grouped into kernels.
-    pub fn plan(&self) -> &Plan {
-        &self.base.plan
+    /// The plan for so many tokens: the graph's equations, grouped into kernels. One token and a few have the same; many may
+    /// have another, whose orders of contraction are those that are cheaper for many.
+    pub fn plan(&self, batch: Batch) -> &Plan {
+        &self.base.planned(batch).plan
+    }
+
+    /// Where is what all plans share: the frame and the caches.
+    fn homes(&self) -> &Homes {
+        &self.base.planned(Batch::One).homes
     }
 
     /// What the program was made for.
@@ -206,7 +214,7 @@ impl Program {
         if let Some(weight) = self.base.packed.iter().find(|packed| packed.tensors.contains(&tensor)) {
             return weight.storage.bytes();
         }
-        let mut places = self.base.homes.places.iter().filter_map(|places| places.get(&tensor));
+        let mut places = self.homes().places.iter().filter_map(|places| places.get(&tensor));
         places.next().map_or(4.0, |place| place.elem.bytes() as f64)
     }
 
@@ -237,7 +245,7 @@ impl Program {
             page_positions: PAGE,
             page_bytes: g.page_bytes,
         };
-        self.base.homes.groups.iter().map(of).collect()
+        self.homes().groups.iter().map(of).collect()
     }
 
     /// The kernels: those for one token, for many, and for a few.
@@ -273,9 +281,9 @@ impl Program {
         Workspace {
             arena: lines(self.kernels.arena_bytes),
             scratch: (0..workers).map(|_| lines(self.scratch_bytes)).collect(),
-            frame: vec![0; self.base.homes.frame_len],
+            frame: vec![0; self.homes().frame_len],
             tables: self.base.tables.iter().map(|t| vec![0; t.len().max(1)]).collect(),
-            pages: vec![Vec::new(); self.base.homes.groups.len()],
+            pages: vec![Vec::new(); self.homes().groups.len()],
             weights: 0,
             output: (0, 0),
             kernels: self.kernels.compiled.len(),
@@ -308,7 +316,7 @@ impl Program {
         let tokens = step.tokens.len();
         let observe = step.observe.map(Mutex::new);
         let choices = step.choices.map(Mutex::new);
-        let carry = self.carry();
+        let carry = self.carry(Batch::of(tokens));
         let workers = team.workers();
         let scratch: Vec<usize> = workspace.scratch.iter_mut().map(|s| s.as_mut_ptr().expose_provenance()).collect();
         let tables: Vec<usize> = workspace.tables.iter().map(|t| t.as_ptr().expose_provenance()).collect();
@@ -382,23 +390,24 @@ impl Program {
     fn made(&self, workspace: &Workspace) -> bool {
         workspace.arena.len() == self.kernels.arena_bytes.div_ceil(64)
             && workspace.scratch.iter().all(|s| s.len() == self.scratch_bytes.div_ceil(64))
-            && workspace.frame.len() == self.base.homes.frame_len
-            && workspace.pages.len() == self.base.homes.groups.len()
+            && workspace.frame.len() == self.homes().frame_len
+            && workspace.pages.len() == self.homes().groups.len()
             && workspace.tables.len() == self.base.tables.len()
             && workspace.tables.iter().zip(&self.base.tables).all(|(a, b)| a.len() == b.len().max(1))
             && workspace.kernels == self.kernels.compiled.len()
     }
 
     /// The place of the layers' carry in the arena, and the floats of a row; where it lies row by row.
-    fn carry(&self) -> Option<(usize, usize)> {
-        let graph = &self.base.plan.graph;
-        let carry = self.base.plan.segments.iter().find_map(|s| match s {
+    fn carry(&self, batch: Batch) -> Option<(usize, usize)> {
+        let Planned { plan, homes, .. } = self.base.planned(batch);
+        let graph = &plan.graph;
+        let carry = plan.segments.iter().find_map(|s| match s {
             Segment::Layers { carry, .. } => Some(*carry),
             Segment::Once(_) => None,
         })?;
         let [t, rest @ ..] = &graph.tensor(carry).axes[..] else { return None };
         let rows = graph.axis(*t).extent == Extent::Tokens;
-        let Memory::Flat(Buffer::Arena(at)) = self.base.homes.places.first()?.get(&carry)?.memory else { return None };
+        let Memory::Flat(Buffer::Arena(at)) = homes.places.first()?.get(&carry)?.memory else { return None };
         rows.then(|| (at, rest.iter().filter_map(|&a| graph.size(a)).product()))
     }
 
@@ -444,10 +453,10 @@ impl Program {
         if workspace.scratch.len() < team.workers() {
             return memory(format!("{} workers, memory for {}", team.workers(), workspace.scratch.len()));
         }
-        if step.caches.len() != self.base.homes.groups.len() {
-            return memory(format!("{} page tables, {} are wanted", step.caches.len(), self.base.homes.groups.len()));
+        if step.caches.len() != self.homes().groups.len() {
+            return memory(format!("{} page tables, {} are wanted", step.caches.len(), self.homes().groups.len()));
         }
-        for ((group, table), addresses) in self.base.homes.groups.iter().zip(&step.caches).zip(&mut workspace.pages) {
+        for ((group, table), addresses) in self.homes().groups.iter().zip(&step.caches).zip(&mut workspace.pages) {
             let wanted = end.div_ceil(PAGE);
             if table.pages.len() < wanted || !table.memory.as_ptr().addr().is_multiple_of(64) {
                 return memory(format!("a sequence of {end} positions has {} pages, not {wanted}", table.pages.len()));
@@ -479,13 +488,13 @@ impl Program {
         frame[1] = step.past as u64;
         frame[2] = workspace.arena.as_mut_ptr().expose_provenance() as u64;
         frame[3] = step.first as u64;
-        for &(_, slot) in &self.base.homes.inputs {
+        for &(_, slot) in &self.homes().inputs {
             frame[slot] = step.tokens.as_ptr().expose_provenance() as u64;
         }
         for (slot, values) in &self.base.constants {
             frame[*slot] = values.as_ptr().expose_provenance() as u64;
         }
-        for (group, addresses) in self.base.homes.groups.iter().zip(&workspace.pages) {
+        for (group, addresses) in self.homes().groups.iter().zip(&workspace.pages) {
             frame[group.slot] = addresses.as_ptr().expose_provenance() as u64;
         }
         workspace.output = self.locate_output(tokens, step.first);
@@ -494,10 +503,11 @@ impl Program {
 
     /// Where in the arena the wanted rows of the output lie, in floats.
     fn locate_output(&self, tokens: usize, first: usize) -> (usize, usize) {
-        let graph = &self.base.plan.graph;
+        let Planned { plan, homes, .. } = self.base.planned(Batch::of(tokens));
+        let graph = &plan.graph;
         let axes = &graph.tensor(graph.output).axes;
         let row: usize = axes.iter().filter_map(|&a| graph.size(a)).product();
-        let place = self.base.homes.places.last().and_then(|p| p.get(&graph.output));
+        let place = homes.places.last().and_then(|p| p.get(&graph.output));
         let Some(place) = place else { return (0, 0) };
         let Memory::Flat(Buffer::Arena(at)) = place.memory else { return (0, 0) };
         let tokens_first = axes.first().is_some_and(|&a| graph.axis(a).extent == Extent::Tokens);

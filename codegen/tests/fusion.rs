@@ -1,7 +1,7 @@
 //! Runs the files under `filetests/fuse`: a graph as text, then the plans that become of it.
 //!
 //! A section begins with a line of `----` and is `plan`, the plan made by all rules, or `plan without RULE, …`, that
-//! made by the others. Whatever the sections, the graph is compiled with all rules, with each switched off in turn and
+//! made by the others; `plan for N tokens` is that for steps of so many. Whatever the sections, the graph is compiled with all rules, with each switched off in turn and
 //! with none, and held against the interpreter.
 //!
 //! `BLESS=1` writes what is found into the files.
@@ -10,7 +10,7 @@ mod common;
 mod support;
 
 use common::{Expected, Runner, hold, interpreted};
-use einfuse_codegen::fuse::fuse;
+use einfuse_codegen::fuse::{Typical, fuse};
 use einfuse_codegen::{Format, Options, Program, Rule, Wanted};
 use einfuse_graph::random::random_weights;
 use einfuse_graph::{Extent, Graph, Tensor, parse};
@@ -29,14 +29,16 @@ fn plans() {
 
 /// The plan that a section asks for.
 fn plan(graph: &Graph, kind: &str) -> Result<String, String> {
-    let names = match kind.split_once(" without ") {
-        None if kind == "plan" => "",
-        Some(("plan", names)) => names,
+    let (what, names) = kind.split_once(" without ").unwrap_or((kind, ""));
+    let tokens = what.strip_prefix("plan for ").and_then(|rest| rest.strip_suffix(" tokens")).map(str::parse);
+    let step = match (what, tokens) {
+        ("plan", _) => Typical::DECODE,
+        (_, Some(Ok(tokens))) => Typical { tokens, ..Typical::DECODE },
         _ => return Err(format!("no section is `{kind}`")),
     };
     let names = names.split(", ").filter(|name| !name.is_empty());
     let without = names.map(|name| name.parse::<Rule>().map_err(|e| e.to_string())).collect::<Result<Vec<_>, _>>()?;
-    Ok(fuse(graph, &without, Wanted::Last).to_string())
+    Ok(fuse(graph, &without, Wanted::Last, step).to_string())
 }
 
 fn means_what_the_interpreter_says(graph: &Graph) -> Result<(), String> {

@@ -62,10 +62,10 @@ einfuse_macros::model! {
                 let latent[t, z] = rms_norm[z](kv[zy = z], 1e-6) * kv_norm;
                 let key[t, y] = rotate_pairs[y](kv[zy = size(z) + y], freq, scale);
                 cache latent, key over s;
-                let far[t, h, z] = sum[c] q[cy = c] * kv_out[cu = c];
-                let p[t, h, s] = softmax[s](narrow * ((sum[z] far * latent) + sum[y] near * key) where s <= t);
-                let seen[t, h, z] = sum[s] p * latent;
-                let heads[t, h, u] = sum[z] seen * kv_out[cu = size(c) + u];
+                let far[s, h, c] = sum[z] latent * kv_out[cu = c];
+                let value[s, h, u] = sum[z] latent * kv_out[cu = size(c) + u];
+                let p[t, h, s] = softmax[s](narrow * ((sum[c] q[cy = c] * far) + sum[y] near * key) where s <= t);
+                let heads[t, h, u] = sum[s] p * value;
                 let mid[t, d] = x + sum[h, u] heads * wo;
                 let i = rms_norm[d](mid, eps) * ffn_norm;
                 mid + if l < first then network[f](i, gate, up, down)

@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use einfuse_codegen::{Format, Options, Packed, Program, Rule, Schedules, Values, Wanted};
+use einfuse_codegen::{Batch, Format, Options, Packed, Program, Rule, Schedules, Values, Wanted};
 use einfuse_graph::{Expr, ExprId, Graph, Kind, Node, TensorId};
 
 use crate::Error;
@@ -409,7 +409,7 @@ fn pack(
         let bytes: usize = portion.iter().map(|(_, _, part)| part.len()).sum();
         let mut from_files = 0;
         for (packed, from, part) in portion {
-            from_files += pack_part(&program.plan().graph, found, packed, from, part)?;
+            from_files += pack_part(&program.plan(Batch::One).graph, found, packed, from, part)?;
         }
         let before = read.fetch_add(from_files, Ordering::Relaxed);
         if before / RELEASE != (before + from_files) / RELEASE {

@@ -2,7 +2,7 @@
 
 use std::sync::PoisonError;
 
-use einfuse_codegen::{Choice, ChoiceObserver, Observer, Program, Step, Wanted, Workspace};
+use einfuse_codegen::{Batch, Choice, ChoiceObserver, Observer, Program, Step, Wanted, Workspace};
 
 use crate::Error;
 use crate::cache::Sequence;
@@ -175,7 +175,7 @@ impl<'m> Session<'m> {
     pub fn choices(&mut self, tokens: &[u32]) -> Result<Vec<Chosen>, Error> {
         self.catch_up(tokens.len())?;
         self.add(tokens)?;
-        let graph = &self.model.program.plan().graph;
+        let graph = &self.model.program.plan(Batch::One).graph;
         let mut all: Vec<Chosen> = Vec::new();
         let mut count = |choice: Choice, layer: Option<usize>, chosen: &[i32]| {
             let (by, axis) = (&graph.tensor(choice.by).name, graph.axis(choice.axis));

@@ -193,7 +193,7 @@ pub fn tune(model: &Model, tuning: Tuning, mut progress: impl FnMut(usize, usize
 
 /// The kernels for a batch that have a choice, those that are the same together.
 fn groups(program: &Program, batch: Batch) -> Vec<Group> {
-    let scopes = program.plan().scopes();
+    let scopes = program.plan(batch).scopes();
     let mut groups: Vec<Group> = Vec::new();
     for kernel in program.schedules().iter().filter(|k| k.batch == batch && !k.alternatives.is_empty()) {
         let member = (kernel.scope, kernel.index);

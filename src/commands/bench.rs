@@ -4,6 +4,7 @@ use std::num::NonZeroUsize;
 use std::time::Instant;
 
 use clap::{Args, ValueEnum};
+use einfuse::codegen::Batch;
 use einfuse::{Model, Settings, runtime};
 use serde::Serialize;
 
@@ -327,7 +328,7 @@ impl Bench {
         let (mut flops, mut least) = (0.0, 0.0);
         for &(tokens, past) in &steps {
             let cost = step::costs(model, tokens, past);
-            for (kernel, times) in model.program().plan().runs() {
+            for (kernel, times) in model.program().plan(Batch::of(tokens)).runs() {
                 let own = (cost(kernel) * times).flops;
                 flops += own;
                 least += own / peaks.arithmetic(kernel).flops;

@@ -90,11 +90,16 @@ impl Explain {
         }
         let text = match self.dump {
             None => self.table(&model)? + &choices(&self.chosen_by_prompt(&model)?)?,
-            Some(Stage::Plan) => self.plan(model.program().plan())?,
+            Some(Stage::Plan) => self.plan(model.program().plan(self.batch()))?,
             Some(stage) => self.code(&model, stage)?,
         };
         print(text)?;
         Ok(())
+    }
+
+    /// The batch of the step that is asked for.
+    fn batch(&self) -> Batch {
+        Batch::of(self.tokens.get())
     }
 
     /// Whether there can be such a step.
@@ -135,7 +140,7 @@ impl Explain {
 
     /// The kernels with what they cost on this machine.
     fn table(&self, model: &Model) -> Result<String, Box<dyn std::error::Error>> {
-        let plan = model.program().plan();
+        let plan = model.program().plan(self.batch());
         let chosen = self.chosen(plan)?;
         let peaks = Peaks::measure(1, step::storages(model))?;
         let balance = peaks.weights.flops / peaks.bytes;
@@ -204,18 +209,18 @@ impl Explain {
 
     /// How many calls one run of a kernel takes.
     fn parts(&self, model: &Model, kernel: &Kernel) -> usize {
-        step::parts(model, kernel, Batch::of(self.tokens.get())).count()
+        step::parts(model, kernel, self.batch()).count()
     }
 
     /// The kernel's schedule, if it is one that was found by measuring.
     fn tuned<'m>(&self, model: &'m Model, kernel: &Kernel) -> Option<&'m Scheduled> {
-        let schedule = step::schedule(model, kernel, Batch::of(self.tokens.get()));
+        let schedule = step::schedule(model, kernel, self.batch());
         schedule.filter(|schedule| schedule.tiling != schedule.default)
     }
 
     /// What the table has, as one object: operations and bytes are of one run of a kernel.
     fn object(&self, model: &Model) -> Result<Value, Box<dyn std::error::Error>> {
-        let plan = model.program().plan();
+        let plan = model.program().plan(self.batch());
         let peaks = Peaks::measure(1, step::storages(model))?;
         let cost_of = step::costs(model, self.tokens.get(), self.past);
         let remarks = |all: &[Remark]| -> Vec<Value> {
@@ -262,12 +267,11 @@ impl Explain {
     /// The code of the kernels: each has one for a single token and one for many, some in several parts.
     fn code(&self, model: &Model, stage: Stage) -> Result<String, Box<dyn std::error::Error>> {
         let program = model.program();
-        let chosen = self.chosen(program.plan())?;
-        let scopes = program.plan().scopes();
         let mut text = String::new();
         for (number, compiled) in program.kernels().iter().enumerate() {
-            let kernel = &scopes[compiled.scope][compiled.index];
-            if !chosen.iter().any(|(chosen, _)| std::ptr::eq(*chosen, kernel)) {
+            let plan = program.plan(compiled.batch);
+            let kernel = &plan.scopes()[compiled.scope][compiled.index];
+            if !self.chosen(plan)?.iter().any(|(chosen, _)| std::ptr::eq(*chosen, kernel)) {
                 continue;
             }
             let tokens = match compiled.batch {

@@ -71,7 +71,9 @@ impl Profile {
             let (name, achieved) = (kernel.name.clone(), done / seconds);
             Share { name, calls, time: seconds, share_of_time: seconds / time, bound, unit, achieved, peak }
         };
-        let kernels: Vec<Share> = model.program().plan().runs().into_iter().map(share).collect();
+        // the kernels of the longest step
+        let batch = Batch::of(steps.iter().map(|step| step.0).max().unwrap_or(1));
+        let kernels: Vec<Share> = model.program().plan(batch).runs().into_iter().map(share).collect();
         let calls = kernels.iter().map(|kernel| kernel.calls).sum();
         let within: f64 = kernels.iter().map(|kernel| kernel.time).sum();
         let outside = time - within;

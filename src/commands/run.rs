@@ -5,6 +5,7 @@ use std::io::{self, BufRead, IsTerminal};
 use std::time::Duration;
 
 use clap::Args;
+use einfuse::codegen::Batch;
 use einfuse::{Conversation, Generation, Model, Session, Stop, Summary, Template};
 use serde::Serialize;
 
@@ -164,7 +165,7 @@ impl Run {
             time_to_first_token: summary.first_token.as_secs_f64(),
             compile_time: model.program().compile_time().as_secs_f64(),
             pack_time: model.pack_time().as_secs_f64(),
-            kernels: model.program().plan().runs().len(),
+            kernels: model.program().plan(Batch::One).runs().len(),
         };
         print_json(&report)?;
         Ok(())

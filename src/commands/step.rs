@@ -11,22 +11,25 @@ use einfuse::graph::TensorId;
 /// What a step of so many tokens takes, after so many positions.
 pub(crate) fn cost(model: &Model, tokens: usize, past: usize) -> Cost {
     let of = costs(model, tokens, past);
-    let kernels = model.program().plan().runs().into_iter();
+    let kernels = model.program().plan(Batch::of(tokens)).runs().into_iter();
     kernels.map(|(kernel, times)| of(kernel) * times).fold(Cost::default(), |a, b| a + b)
 }
 
 /// What one run of each kernel takes in such a step.
 pub(crate) fn costs(model: &Model, tokens: usize, past: usize) -> impl Fn(&Kernel) -> Cost {
     let program = model.program();
-    move |kernel| program.plan().cost(kernel, &Work { tokens, past, element: &|tensor| program.element(tensor) })
+    move |kernel| {
+        program.plan(Batch::of(tokens)).cost(kernel, &Work { tokens, past, element: &|tensor| program.element(tensor) })
+    }
 }
 
 /// The numbers, among the program's kernels, of the calls that one run of a kernel takes for so many tokens.
 pub(crate) fn parts(model: &Model, kernel: &Kernel, batch: Batch) -> impl Iterator<Item = usize> {
     let program = model.program();
-    let scopes = program.plan().scopes();
     let numbered = program.kernels().iter().enumerate();
-    let of = move |c: &Compiled, batch| c.batch == batch && std::ptr::eq(&scopes[c.scope][c.index], kernel);
+    let of = move |c: &Compiled, batch| {
+        c.batch == batch && std::ptr::eq(&program.plan(batch).scopes()[c.scope][c.index], kernel)
+    };
     // What has no kernels of its own for a few has those for many.
     let own = program.kernels().iter().any(|compiled| of(compiled, batch));
     let batch = if own { batch } else { Batch::Many };
@@ -35,8 +38,8 @@ pub(crate) fn parts(model: &Model, kernel: &Kernel, batch: Batch) -> impl Iterat
 
 /// How a kernel is scheduled for so many tokens.
 pub(crate) fn schedule<'m>(model: &'m Model, kernel: &Kernel, batch: Batch) -> Option<&'m Scheduled> {
-    let scopes = model.program().plan().scopes();
     let of = |batch: Batch| {
+        let scopes = model.program().plan(batch).scopes();
         let mut all = model.program().schedules().iter();
         all.find(|s| s.batch == batch && std::ptr::eq(&scopes[s.scope][s.index], kernel))
     };
@@ -46,7 +49,7 @@ pub(crate) fn schedule<'m>(model: &'m Model, kernel: &Kernel, batch: Batch) -> O
 
 /// How many numbers the model has learnt.
 pub(crate) fn parameters(model: &Model) -> usize {
-    let graph = &model.program().plan().graph;
+    let graph = &model.program().plan(Batch::One).graph;
     let packed = model.program().weights().iter();
     // a weight may be packed in more than one way
     let weights: HashSet<(TensorId, Option<usize>)> =

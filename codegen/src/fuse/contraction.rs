@@ -1,6 +1,6 @@
 //! What a contraction is: a sum of products of an activation and a stored operand, with its axes sorted by their part.
 
-use einfuse_graph::{AxisId, Binary, Expr, ExprId, Extent, Graph, Kind, Reduction, TensorId};
+use einfuse_graph::{AxisId, Binary, Expr, ExprId, Extent, Graph, Kind, Reduction, TensorId, Type};
 
 use super::edit::is_identity;
 
@@ -11,10 +11,10 @@ pub struct Contraction {
     pub out: TensorId,
     /// The activation: a load at the coordinates of its own axes.
     pub a: TensorId,
-    /// The stored operand: a weight, or the state of a cache.
+    /// The stored operand: a weight, the state of a cache, or a value that each position has.
     pub b: TensorId,
-    /// For each axis of `b`, the coordinate it is fixed at, if it is.
-    pub fixed: Vec<Option<i64>>,
+    /// For each axis of `b`, where along it the operand is.
+    pub along: Vec<Along>,
     /// The axis of `b` of which each row has a coordinate of its own, if there is one, and the integers that say which: a load
     /// at the coordinates of their own axes.
     pub chosen: Option<(AxisId, TensorId)>,
@@ -40,42 +40,103 @@ pub(crate) fn factors(graph: &Graph, id: ExprId) -> Vec<ExprId> {
     }
 }
 
-/// How a load's index along one axis is part of a stored operand.
-pub(super) enum Along {
-    Own,
-    Fixed,
+/// Where along one axis of a tensor a stored operand is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Along {
+    /// At the coordinates of an axis, the tensor's own or another, which begin at an offset.
+    Axis {
+        /// The axis.
+        axis: AxisId,
+        /// Where its coordinate 0 is.
+        from: usize,
+    },
+    /// At one coordinate.
+    Fixed(usize),
+    /// At a coordinate that each row has of its own: an element of a tensor of integers.
     Chosen(TensorId),
 }
 
 impl Along {
     /// `None` for any other index.
     pub(super) fn of(graph: &Graph, axis: AxisId, index: ExprId) -> Option<Along> {
-        match graph.expr(index) {
-            Expr::Int(_) => Some(Along::Fixed),
-            Expr::Coordinate(a) if *a == axis => Some(Along::Own),
-            Expr::Load { tensor, index } if is_identity(graph, *tensor, index) => Some(Along::Chosen(*tensor)),
+        let shifted = |by: ExprId, index: ExprId| match (graph.expr(by), graph.expr(index)) {
+            (Expr::Int(from), Expr::Coordinate(part)) => {
+                let from = usize::try_from(*from).ok()?;
+                let fits = from + graph.size(*part)? <= graph.size(axis)?;
+                fits.then_some(Along::Axis { axis: *part, from })
+            }
             _ => None,
+        };
+        match *graph.expr(index) {
+            Expr::Int(at) => usize::try_from(at).ok().map(Along::Fixed),
+            Expr::Coordinate(a) if a == axis => Some(Along::Axis { axis, from: 0 }),
+            Expr::Coordinate(a) => (graph.size(a)? <= graph.size(axis)?).then_some(Along::Axis { axis: a, from: 0 }),
+            Expr::Binary(Binary::Add, a, b) => shifted(a, b).or_else(|| shifted(b, a)),
+            Expr::Load { tensor, ref index } if is_identity(graph, tensor, index) => Some(Along::Chosen(tensor)),
+            _ => None,
+        }
+    }
+
+    /// Whether it is the whole of the tensor's axis.
+    pub(crate) fn is_whole(self, own: AxisId) -> bool {
+        self == Along::Axis { axis: own, from: 0 }
+    }
+
+    /// Whether all of the tensor's axis is there, in order.
+    pub(crate) fn is_all(self, own: AxisId) -> bool {
+        self.is_whole(own) || matches!(self, Along::Chosen(_))
+    }
+
+    /// The first coordinate.
+    pub(crate) fn first(self) -> usize {
+        match self {
+            Along::Axis { from: at, .. } | Along::Fixed(at) => at,
+            Along::Chosen(_) => 0,
+        }
+    }
+
+    /// The axis at whose coordinates it is.
+    pub(crate) fn axis(self) -> Option<AxisId> {
+        match self {
+            Along::Axis { axis, .. } => Some(axis),
+            Along::Fixed(_) | Along::Chosen(_) => None,
         }
     }
 }
 
 /// The factor of a summed product that can be the stored operand of a contraction: a weight or a state, each of its axes
-/// fixed, at its own coordinate, or (one of a weight) chosen by a tensor without the others, with all the summed axes and at
-/// least one that no other factor has.
+/// fixed, at its own coordinate, or (of a weight) at that of an axis for a part of it, or (one of a weight) chosen by a tensor
+/// without the others; with all the summed axes and at least one that no other factor has. Where there is none, a value that
+/// each position has and no token alters.
 pub(super) fn stored_factor(graph: &Graph, summed: &[AxisId], factors: &[ExprId]) -> Option<usize> {
+    let given = |tensor: TensorId| matches!(graph.tensor(tensor).kind, Kind::Weight(_) | Kind::State { .. });
+    stored_among(graph, summed, factors, &given)
+        .or_else(|| stored_among(graph, summed, factors, &|tensor| is_of_positions(graph, tensor)))
+}
+
+/// The same for tensors of one kind.
+fn stored_among(
+    graph: &Graph,
+    summed: &[AxisId],
+    factors: &[ExprId],
+    kind: &dyn Fn(TensorId) -> bool,
+) -> Option<usize> {
     (0..factors.len()).rev().find(|&at| {
         let Expr::Load { tensor, index } = graph.expr(factors[at]) else { return false };
-        let tensor = graph.tensor(*tensor);
-        if !matches!(tensor.kind, Kind::Weight(_) | Kind::State { .. }) {
+        if !kind(*tensor) {
             return false;
         }
+        let tensor = graph.tensor(*tensor);
+        let is_weight = matches!(tensor.kind, Kind::Weight(_));
         let (mut own, mut chosen) = (Vec::new(), Vec::new());
         for (&axis, &i) in tensor.axes.iter().zip(index) {
             match Along::of(graph, axis, i) {
-                Some(Along::Own) => own.push(axis),
-                Some(Along::Fixed) => {}
-                Some(Along::Chosen(by)) if matches!(tensor.kind, Kind::Weight(_)) => chosen.push(by),
-                Some(Along::Chosen(_)) | None => return false,
+                Some(at @ Along::Axis { axis: by, .. }) if (is_weight || at.is_whole(axis)) && !own.contains(&by) => {
+                    own.push(by);
+                }
+                Some(Along::Fixed(_)) => {}
+                Some(Along::Chosen(by)) if is_weight => chosen.push(by),
+                Some(Along::Axis { .. } | Along::Chosen(_)) | None => return false,
             }
         }
         let apart = |by: &TensorId| graph.tensor(*by).axes.iter().all(|a| !own.contains(a) && !summed.contains(a));
@@ -106,22 +167,15 @@ impl Contraction {
         if !is_identity(graph, *a, a_index) {
             return None;
         }
-        let fixed: Vec<Option<i64>> = b_index
-            .iter()
-            .map(|&i| match graph.expr(i) {
-                Expr::Int(at) => Some(*at),
-                _ => None,
-            })
-            .collect();
         let a_axes = &graph.tensor(*a).axes;
-        let (mut b_axes, mut chosen) = (Vec::new(), None);
-        for (&axis, &i) in graph.tensor(*b).axes.iter().zip(b_index) {
-            match Along::of(graph, axis, i)? {
-                Along::Own => b_axes.push(axis),
-                Along::Fixed => {}
-                Along::Chosen(by) => chosen = Some((axis, by)),
-            }
-        }
+        let own = graph.tensor(*b).axes.iter();
+        let along =
+            own.clone().zip(b_index).map(|(&axis, &i)| Along::of(graph, axis, i)).collect::<Option<Vec<_>>>()?;
+        let b_axes: Vec<AxisId> = along.iter().filter_map(|along| along.axis()).collect();
+        let chosen = own.zip(&along).find_map(|(&axis, along)| match *along {
+            Along::Chosen(by) => Some((axis, by)),
+            Along::Axis { .. } | Along::Fixed(_) => None,
+        });
         let out_axes = &graph.tensor(out).axes;
         let of = |of: &dyn Fn(&AxisId) -> bool| -> Vec<AxisId> { out_axes.iter().copied().filter(of).collect() };
         Some(Contraction {
@@ -133,13 +187,22 @@ impl Contraction {
             batch: of(&|x| b_axes.contains(x) && a_axes.contains(x)),
             cols: of(&|x| b_axes.contains(x) && !a_axes.contains(x)),
             depth: a_axes.iter().filter(|x| summed.contains(x)).copied().collect(),
-            fixed,
+            along,
         })
     }
 
-    /// Whether the stored operand is a cache.
-    pub fn is_over_state(&self, graph: &Graph) -> bool {
-        matches!(graph.tensor(self.b).kind, Kind::State { .. })
+    /// Whether the stored operand is a cache, or computed from caches.
+    pub fn is_over_positions(&self, graph: &Graph) -> bool {
+        matches!(graph.tensor(self.b).kind, Kind::State { .. }) || is_of_positions(graph, self.b)
+    }
+
+    /// Whether it is a contraction of a cache with a weight, of which each row is a position.
+    pub(super) fn expands_state(&self, graph: &Graph) -> bool {
+        matches!(graph.tensor(self.a).kind, Kind::State { .. })
+            && matches!(graph.tensor(self.b).kind, Kind::Weight(_))
+            && self.chosen.is_none()
+            && matches!(self.rows[..], [s] if is_positions(graph, s))
+            && self.depth.iter().chain(&self.batch).chain(&self.cols).all(|&a| graph.size(a).is_some())
     }
 
     /// The order of the activation's axes in which its rows are evenly spaced: rows (those that it has), batch, depth.
@@ -152,6 +215,13 @@ impl Contraction {
     pub fn depth_size(&self, graph: &Graph) -> Option<usize> {
         self.depth.iter().map(|&a| graph.size(a)).product()
     }
+}
+
+/// Whether a tensor is a value that each position has, whatever the tokens.
+pub(super) fn is_of_positions(graph: &Graph, tensor: TensorId) -> bool {
+    let tensor = graph.tensor(tensor);
+    let has = |is: fn(&Graph, AxisId) -> bool| tensor.axes.iter().any(|&a| is(graph, a));
+    tensor.kind == Kind::Value && tensor.ty == Type::Float && has(is_positions) && !has(is_tokens)
 }
 
 /// Whether the axis is the tokens of this step.

@@ -122,7 +122,7 @@ enum Worth {
     Moved,
     /// It stays: it is read so many times.
     Kept(usize),
-    /// It stays, being the activation of a contraction.
+    /// It stays, being an operand of a contraction.
     Contracted,
 }
 
@@ -133,7 +133,8 @@ fn worth(edit: &Edit, nodes: &[Node], out: TensorId, body: ExprId, consumers: &[
     let mut uses = 0;
     for &c in consumers {
         let Node::Equation { out: to, body: right } = nodes[c] else { continue };
-        if Contraction::of(graph, to, right).is_some_and(|c| c.a == out) && !is_copy(graph, out, body) {
+        let is_operand = |c: Contraction| c.b == out || c.a == out && !is_copy(graph, out, body);
+        if Contraction::of(graph, to, right).is_some_and(is_operand) {
             return Worth::Contracted;
         }
         uses += loads_of(graph, right, out).len();

@@ -1,6 +1,7 @@
 //! Fusion: from equations to kernels, by named rules.
 //!
-//! A graph is first split into equations of at most one reduction; each would be a kernel of its own. The rules then
+//! Sums are brought into the best order (path), then the graph is split into equations of at most one reduction; each would be
+//! a kernel of its own. The rules then
 //! rewrite equations (hoist, inline), find the form in which they are computed (online-softmax, select-contract), group them
 //! (siblings, epilogue, rows, prologue), and note what a kernel need not visit (ranges, tail). Every grouping keeps the name of its rule, and a rule that nearly applied says
 //! why it did not.
@@ -18,6 +19,7 @@ mod epilogue;
 mod hoist;
 mod inline;
 mod online_softmax;
+mod path;
 mod print;
 mod prologue;
 mod ranges;
@@ -27,11 +29,12 @@ mod siblings;
 mod split;
 mod tail;
 
-pub use contraction::Contraction;
 pub(crate) use contraction::factors;
+pub use contraction::{Along, Contraction};
 pub(crate) use contraction::{is_positions, is_tokens};
 pub(crate) use edit::{Edit, is_identity, loads, loads_of};
-pub use online_softmax::{Fold, Stream, Weighted};
+pub use online_softmax::{Fold, Operand, Stream, Weighted};
+pub use path::Typical;
 pub(crate) use rows::common_rows;
 
 macro_rules! rules {
@@ -55,6 +58,8 @@ macro_rules! rules {
 }
 
 rules! {
+    /// Nested sums of a product are taken in the order that is cheapest for as many tokens as there are.
+    Path = "path",
     /// Equations and parts of them that depend on neither layer nor token content are computed once, before the layers.
     Hoist = "hoist",
     /// An elementwise producer moves into its only consumer, or into all where it is cheaper to recompute than to load.
@@ -230,11 +235,20 @@ pub enum Wanted {
     All,
 }
 
-/// Makes the plan of a graph, with some rules switched off.
-pub fn fuse(graph: &Graph, without: &[Rule], wanted: Wanted) -> Plan {
+/// Whether the plans for two steps differ.
+pub fn differ(graph: &Graph, without: &[Rule], a: Typical, b: Typical) -> bool {
+    let ordered = |step: Typical| path::apply(graph, step, &mut Vec::new());
+    !without.contains(&Rule::Path) && ordered(a) != ordered(b)
+}
+
+/// Makes the plan of a graph for steps of some size, with some rules switched off.
+pub fn fuse(graph: &Graph, without: &[Rule], wanted: Wanted, step: Typical) -> Plan {
     let on = |rule: Rule| !without.contains(&rule);
-    let mut graph = split::split(graph);
     let mut remarks = Vec::new();
+    let mut graph = match on(Rule::Path) {
+        true => split::split(&path::apply(graph, step, &mut remarks)),
+        false => split::split(graph),
+    };
     if on(Rule::Hoist) {
         graph = hoist::apply(graph, &mut remarks);
     }

@@ -25,6 +25,9 @@ pub struct Stream {
     pub positions: AxisId,
     /// The axes of the statistics: each combination is a row with its own running values.
     pub rows: Vec<AxisId>,
+    /// Values of each position that contractions of the stream take for stored operands: computed run by run, for all
+    /// rows that share them.
+    pub operands: Vec<Operand>,
     /// Reductions over other axes that yield a value per row and position.
     pub scores: Vec<(EqId, Option<Contraction>)>,
     /// The reductions over the positions, in order.
@@ -33,6 +36,17 @@ pub struct Stream {
     pub upper: Option<i64>,
     /// Rule ranges: a token at `t` needs no position below `t + lower`.
     pub lower: Option<i64>,
+}
+
+/// A value of each position that a stream computes on its way.
+#[derive(Clone, Debug)]
+pub struct Operand {
+    /// Its equation.
+    pub eq: EqId,
+    /// The equation's right side.
+    pub body: ExprId,
+    /// The contraction of a cache with a weight that it is, if cores can compute it.
+    pub contraction: Option<Contraction>,
 }
 
 /// A reduction over the positions.
@@ -71,6 +85,13 @@ pub struct Weighted {
     pub shifted: Option<(ExprId, TensorId)>,
     /// Factors that no statistic enters.
     pub factors: Vec<ExprId>,
+}
+
+impl Stream {
+    /// The operands that are contractions of a cache with a weight.
+    pub fn expansions(&self) -> impl Iterator<Item = (EqId, &Contraction)> {
+        self.operands.iter().filter_map(|operand| Some((operand.eq, operand.contraction.as_ref()?)))
+    }
 }
 
 impl Weighted {
@@ -198,7 +219,7 @@ fn gather(plan: &mut Plan, kernels: &[Kernel], last: EqId, over: Contraction) ->
 
     let mut edit = Edit::new(plan.graph.clone());
     let result = form(plan, &mut edit, &members, last, &over);
-    let (scores, folds) = result?;
+    let Parts { operands, scores, folds } = result?;
     plan.graph = edit.graph;
     let cols = &over.cols;
     let rows: Vec<AxisId> = plan.graph.tensor(over.out).axes.iter().filter(|a| !cols.contains(a)).copied().collect();
@@ -219,19 +240,42 @@ fn gather(plan: &mut Plan, kernels: &[Kernel], last: EqId, over: Contraction) ->
             return Err(format!("{} has an axis that the rows {} have not", plan.quoted(out), plan.graph.names(&rows)));
         }
     }
-    Ok((Stream { positions: s, rows, scores, folds, upper: None, lower: None }, members))
+    Ok((Stream { positions: s, rows, operands, scores, folds, upper: None, lower: None }, members))
 }
 
-type Parts = (Vec<(EqId, Option<Contraction>)>, Vec<Fold>);
+/// What a stream is made of.
+#[derive(Default)]
+struct Parts {
+    operands: Vec<Operand>,
+    scores: Vec<(EqId, Option<Contraction>)>,
+    folds: Vec<Fold>,
+}
 
 fn form(plan: &Plan, edit: &mut Edit, members: &[EqId], last: EqId, over: &Contraction) -> Result<Parts, String> {
     let s = over.depth[0];
     let mut maps: Vec<(TensorId, ExprId)> = Vec::new();
     let mut stats: Vec<TensorId> = Vec::new();
-    let (mut scores, mut folds) = (Vec::new(), Vec::new());
+    let mut parts = Parts::default();
+    let contraction =
+        |edit: &Edit, e: EqId| Contraction::of(&edit.graph, plan.equations[e].out, plan.equations[e].body);
+    let stored: Vec<TensorId> = members.iter().filter_map(|&e| Some(contraction(edit, e)?.b)).collect();
     for &e in members {
         let equation = plan.equations[e];
         let mut body = equation.body;
+        if stored.contains(&equation.out) {
+            for (tensor, map) in maps.iter().rev() {
+                body = edit.inline(body, *tensor, *map);
+            }
+            let rows: Vec<TensorId> =
+                parts.scores.iter().map(|(e, _)| plan.equations[*e].out).chain(stats.clone()).collect();
+            if let Some(m) = mentions(&edit.graph, body, &rows) {
+                let (a, b) = (plan.quoted(equation.out), plan.quoted(m));
+                return Err(format!("{a} is shared by rows, but depends on {b}, of which each row has its own"));
+            }
+            let contraction = contraction(edit, e).filter(|c| c.expands_state(&edit.graph));
+            parts.operands.push(Operand { eq: e, body, contraction });
+            continue;
+        }
         match edit.graph.expr(body).clone() {
             Expr::Reduce { op, axes, body: inner } if axes == [s] => {
                 let name = plan.quoted(equation.out);
@@ -262,7 +306,7 @@ fn form(plan: &Plan, edit: &mut Edit, members: &[EqId], last: EqId, over: &Contr
                     }
                 };
                 stats.push(equation.out);
-                folds.push(fold);
+                parts.folds.push(fold);
             }
             Expr::Reduce { axes, .. } if axes.contains(&s) => {
                 return Err(format!("{} is reduced over more than the positions", plan.quoted(equation.out)));
@@ -274,7 +318,7 @@ fn form(plan: &Plan, edit: &mut Edit, members: &[EqId], last: EqId, over: &Contr
                         return Err(format!("{a} reduces {b}, which has a value for each position"));
                     }
                 }
-                scores.push((e, Contraction::of(&edit.graph, equation.out, body)));
+                parts.scores.push((e, Contraction::of(&edit.graph, equation.out, body)));
             }
             _ => {
                 for (tensor, map) in maps.iter().rev() {
@@ -284,7 +328,7 @@ fn form(plan: &Plan, edit: &mut Edit, members: &[EqId], last: EqId, over: &Contr
             }
         }
     }
-    Ok((scores, folds))
+    Ok(parts)
 }
 
 fn no_identity(plan: &Plan, name: &str, stat: TensorId) -> String {

@@ -45,7 +45,7 @@ fn fits(plan: &Plan, eq: EqId, weight: TensorId, index: &[ExprId]) -> Result<(Co
     let mut along = Vec::new();
     for (&axis, &i) in graph.tensor(weight).axes.iter().zip(index) {
         match Along::of(graph, axis, i) {
-            Some(Along::Own | Along::Fixed) => {}
+            Some(Along::Axis { .. } | Along::Fixed(_)) => {}
             Some(Along::Chosen(_)) => along.push(format!("`{}`", graph.axis(axis).name)),
             None => {
                 let axis = &graph.axis(axis).name;

@@ -122,7 +122,7 @@ impl Splitter {
         let pair = edit.product(&[activation, stored]);
         let whole = edit.intern(Expr::Reduce { op: Reduction::Sum, axes: summed.to_vec(), body: pair });
         let order = match Contraction::of(&edit.graph, out, whole) {
-            Some(c) if c.is_over_state(&edit.graph) => return pair,
+            Some(c) if c.is_over_positions(&edit.graph) || c.expands_state(&edit.graph) => return pair,
             Some(c)
                 if c.activation_order(&edit.graph) == edit.graph.tensor(c.a).axes && !is_weight(&edit.graph, c.a) =>
             {

@@ -10,7 +10,7 @@ use einfuse_graph::{AxisId, Extent, Graph, Kind, TensorId, Type};
 
 use super::layout::{Layout, Term};
 use super::place::{Memory, Place};
-use crate::fuse::{Contraction, EqId, Fold, Kernel, Plan, Segment, Shape, Task};
+use crate::fuse::{Along, Contraction, EqId, Fold, Kernel, Plan, Segment, Shape, Task};
 use crate::loops::{Arg, Buffer, Elem, Expr, Format, MAX_ROWS, PANEL};
 
 /// How many positions a stream visits at once.
@@ -80,8 +80,8 @@ pub(crate) struct Panels {
 #[derive(Clone, Debug)]
 pub(crate) struct View {
     pub(crate) tensor: TensorId,
-    /// For each axis the coordinate it is fixed at, if it is.
-    pub(crate) fixed: Vec<Option<i64>>,
+    /// For each axis where along it the part is. That of a choice has all coordinates.
+    pub(crate) along: Vec<Along>,
     /// Where the elements are. Of codes in elements from the region's start, of which a unit may have several.
     pub(crate) layout: Layout,
     /// Where the scales of codes are, in scales from there.
@@ -156,13 +156,20 @@ pub(crate) struct Extents {
 }
 
 impl Homes {
-    pub(crate) fn of(plan: &Plan, storage: &dyn Fn(TensorId) -> Format, extents: Extents) -> Homes {
+    /// Decides where everything in a plan is. Of another plan for the same graph it takes over what the two share: the frame,
+    /// the caches and the packed weights.
+    pub(crate) fn of(
+        plan: &Plan,
+        storage: &dyn Fn(TensorId) -> Format,
+        extents: Extents,
+        like: Option<&Homes>,
+    ) -> Homes {
         let mut homes = Homes {
             inputs: Vec::new(),
             constants: Vec::new(),
             frame_len: FIXED_SLOTS,
             groups: Vec::new(),
-            regions: Vec::new(),
+            regions: like.map_or(Vec::new(), |like| like.regions.clone()),
             tables: vec![Vec::new(); plan.scopes().len()],
             places: vec![HashMap::new(); plan.scopes().len()],
             panels: HashMap::new(),
@@ -175,7 +182,7 @@ impl Homes {
         homes.frame(plan);
         homes.pack(plan, storage);
         homes.plain_weights(plan, storage);
-        homes.pages(plan, extents.cache);
+        homes.pages(plan, extents.cache, like);
         homes.values(plan, extents);
         homes
     }
@@ -221,9 +228,18 @@ impl Homes {
     fn pack(&mut self, plan: &Plan, storage: &dyn Fn(TensorId) -> Format) {
         for (scope, kernels) in plan.scopes().into_iter().enumerate() {
             for kernel in kernels {
-                let Shape::Contract(contract) = &kernel.shape else { continue };
-                for task in &contract.tasks {
-                    self.pack_task(plan, storage, scope, task);
+                match &kernel.shape {
+                    Shape::Rows => {}
+                    Shape::Contract(contract) => {
+                        for task in &contract.tasks {
+                            self.pack_task(plan, storage, scope, task);
+                        }
+                    }
+                    Shape::Stream(stream) => {
+                        for (eq, c) in stream.expansions() {
+                            self.pack_task(plan, storage, scope, &expansion(eq, c));
+                        }
+                    }
                 }
             }
         }
@@ -271,7 +287,7 @@ impl Homes {
                         let strides = Strides { base: base + storage.values(), ..strides }.divided(2);
                         panel_layout(graph, c, &units, &strides, storage, true)
                     });
-                    View { tensor: c.b, fixed: c.fixed.clone(), layout, scales }
+                    View { tensor: c.b, along: c.along.clone(), layout, scales }
                 })
                 .collect();
             let layered = graph.is_layered(group[0].1.b);
@@ -301,7 +317,7 @@ impl Homes {
                 && r.views
                     .iter()
                     .zip(&region.views)
-                    .all(|(a, b)| a.tensor == b.tensor && a.fixed == b.fixed && a.layout == b.layout)
+                    .all(|(a, b)| a.tensor == b.tensor && a.along == b.along && a.layout == b.layout)
         };
         self.regions.iter().position(same).unwrap_or_else(|| {
             self.regions.push(region);
@@ -318,10 +334,11 @@ impl Homes {
                 for &e in &kernel.equations {
                     let stored = match &kernel.shape {
                         Shape::Contract(c) => {
-                            let all = c.tasks.iter().flat_map(|t| &t.contractions);
-                            all.clone().find(|(eq, _)| *eq == e).map(|(_, c)| c.b)
+                            let mut all = c.tasks.iter().flat_map(|t| &t.contractions);
+                            all.find(|(eq, _)| *eq == e).map(|(_, c)| c.b)
                         }
-                        _ => None,
+                        Shape::Stream(stream) => stream.expansions().find(|(eq, _)| *eq == e).map(|(_, c)| c.b),
+                        Shape::Rows => None,
                     };
                     for tensor in crate::fuse::loads(graph, plan.equations[e].body) {
                         if Some(tensor) != stored
@@ -334,11 +351,10 @@ impl Homes {
                 }
             }
             for tensor in wanted {
-                let sizes: Vec<usize> = graph.tensor(tensor).axes.iter().map(|&a| graph.size(a).unwrap_or(1)).collect();
-                let whole = self
-                    .regions
-                    .iter()
-                    .position(|r| r.views.iter().any(|v| v.tensor == tensor && v.fixed.iter().all(Option::is_none)));
+                let axes = &graph.tensor(tensor).axes;
+                let sizes: Vec<usize> = axes.iter().map(|&a| graph.size(a).unwrap_or(1)).collect();
+                let all = |v: &View| v.along.iter().zip(axes).all(|(along, &axis)| along.is_all(axis));
+                let whole = self.regions.iter().position(|r| r.views.iter().any(|v| v.tensor == tensor && all(v)));
                 let region = whole.unwrap_or_else(|| {
                     let len = sizes.iter().product::<usize>();
                     let small = len <= 1 << 16;
@@ -348,20 +364,20 @@ impl Homes {
                         coded if coded.is_coded() => Format::Bf16,
                         plain => plain,
                     };
-                    let fixed = vec![None; sizes.len()];
+                    let along = axes.iter().map(|&axis| Along::Axis { axis, from: 0 }).collect();
                     let layout = Layout::row_major(&sizes);
                     let layered = graph.is_layered(tensor);
                     self.region(Region {
                         storage,
                         len,
                         depth: 0,
-                        views: vec![View { tensor, fixed, layout, scales: None }],
+                        views: vec![View { tensor, along, layout, scales: None }],
                         layered,
                     })
                 });
                 let slot = self.slot(scope, Entry::Region(region));
                 let region = &self.regions[region];
-                if let Some(view) = region.views.iter().find(|v| v.tensor == tensor) {
+                if let Some(view) = region.views.iter().find(|v| v.tensor == tensor && all(v)) {
                     let mut place = Place::flat(Buffer::Layer(slot), view.layout.clone(), sizes.len());
                     place.elem = region.storage.elem();
                     place.codes = view.scales.clone().map(|scales| (region.storage, scales));
@@ -373,7 +389,12 @@ impl Homes {
 
     // ---- states
 
-    fn pages(&mut self, plan: &Plan, cache: Format) {
+    fn pages(&mut self, plan: &Plan, cache: Format, like: Option<&Homes>) {
+        if let Some(like) = like {
+            (self.groups, self.frame_len) = (like.groups.clone(), like.frame_len);
+            self.states = like.states.clone();
+            (self.scores, self.columns) = (like.scores.clone(), like.columns.clone());
+        }
         let graph = &plan.graph;
         let kernels: Vec<&Kernel> = plan.scopes().into_iter().flatten().collect();
         let mut appended: Vec<(TensorId, TensorId, Vec<Option<usize>>)> = Vec::new();
@@ -395,13 +416,20 @@ impl Homes {
                 self.frame_len += 1;
                 self.groups.len() - 1
             });
-            let elem = if graph.tensor(state).ty == Type::Int { Elem::I32 } else { cache.elem() };
-            let (layout, len, elem) = self.state_layout(plan, &kernels, state, elem);
-            for &layer in &layers {
-                let at = self.groups[group].page_bytes;
-                self.states.insert((state, layer), (group, at));
-                self.groups[group].page_bytes += (len * elem.bytes()).next_multiple_of(64);
-            }
+            let known = like.and_then(|like| like.places.iter().find_map(|places| places.get(&state)));
+            let (layout, elem) = match known {
+                Some(place) => (place.layout.clone(), place.elem),
+                None => {
+                    let elem = if graph.tensor(state).ty == Type::Int { Elem::I32 } else { cache.elem() };
+                    let (layout, len, elem) = self.state_layout(plan, &kernels, state, elem);
+                    for &layer in &layers {
+                        let at = self.groups[group].page_bytes;
+                        self.states.insert((state, layer), (group, at));
+                        self.groups[group].page_bytes += (len * elem.bytes()).next_multiple_of(64);
+                    }
+                    (layout, elem)
+                }
+            };
             let dims = graph.tensor(state).axes.len();
             for (scope, kernels) in plan.scopes().into_iter().enumerate() {
                 let mut equations = kernels.iter().flat_map(|k| &k.equations).map(|&e| plan.equations[e]);
@@ -437,18 +465,7 @@ impl Homes {
                 let Some(c) = c.as_ref().filter(|c| c.b == state && streams_scores(plan, c)) else { continue };
                 let even = c.depth.last().is_some_and(|&a| size(a).is_multiple_of(Format::of(elem).block()));
                 let elem = if even { elem } else { Elem::F32 };
-                let mut layout = Layout::default();
-                let mut stride = PANEL;
-                for (i, &a) in c.depth.iter().rev().enumerate() {
-                    let dim = axes.iter().position(|&d| d == a).unwrap_or(0);
-                    match i {
-                        0 => layout.push_depth(dim, Format::of(elem)),
-                        _ => layout.push(dim, stride),
-                    }
-                    stride *= size(a);
-                }
-                layout.push_panels(0, stride, Format::of(elem));
-                stride *= PAGE / PANEL;
+                let (mut layout, stride) = score_panels(graph, axes, &c.depth, Format::of(elem), PAGE);
                 let len = push_rest(graph, axes, &mut layout, stride);
                 self.scores.insert(state, c.depth.clone());
                 return (layout, len, elem);
@@ -458,20 +475,7 @@ impl Homes {
                 if c.b != state || !sums_columns(c) {
                     continue;
                 }
-                let lane = c.cols[c.cols.len() - 1];
-                let mut layout = Layout::default();
-                layout.push_depth(0, Format::of(elem));
-                let panel = PANEL * RUN;
-                let mut stride = panel;
-                layout.push_panels(axes.iter().position(|&d| d == lane).unwrap_or(0), stride, Format::of(elem));
-                stride *= size(lane).div_ceil(PANEL);
-                for &a in c.cols[..c.cols.len() - 1].iter().rev() {
-                    layout.push(axes.iter().position(|&d| d == a).unwrap_or(0), stride);
-                    stride *= size(a);
-                }
-                // Between the runs of a panel lie the other panels.
-                layout.terms.push(Term { dim: 0, div: RUN, modulo: None, stride: stride - panel });
-                stride *= PAGE / RUN;
+                let (mut layout, stride) = column_panels(graph, axes, &c.cols, Format::of(elem), PAGE);
                 let len = push_rest(graph, axes, &mut layout, stride);
                 self.columns.insert(state, c.cols.clone());
                 return (layout, len, elem);
@@ -550,6 +554,11 @@ impl Homes {
     }
 }
 
+/// The contraction of a stream's operand as a task: its columns are computed together.
+pub(crate) fn expansion(eq: EqId, c: &Contraction) -> Task {
+    Task { contractions: vec![(eq, c.clone())], epilogue: Vec::new(), whole: c.cols.clone() }
+}
+
 /// How far apart parts of a region are.
 #[derive(Clone, Copy)]
 struct Strides {
@@ -577,8 +586,7 @@ fn panel_layout(
     format: Format,
     scales: bool,
 ) -> Layout {
-    let dims = &graph.tensor(c.b).axes;
-    let dim = |a: AxisId| dims.iter().position(|&d| d == a);
+    let dim = |a: AxisId| c.along.iter().position(|along| along.axis() == Some(a));
     let size = |a: AxisId| graph.size(a).unwrap_or(1);
     let mut layout = Layout { base: strides.base, terms: Vec::new() };
     let mut rows = 1;
@@ -615,10 +623,63 @@ fn panel_layout(
         }
         stride *= count;
     }
-    if let Some(dim) = c.chosen.and_then(|(axis, _)| dim(axis)) {
+    if let Some(dim) = c.along.iter().position(|along| matches!(along, Along::Chosen(_))) {
         layout.push(dim, stride);
     }
     layout
+}
+
+/// So many positions in panels, of which the rows are `depth`, as cores want them for scores. And the elements of all.
+pub(crate) fn score_panels(
+    graph: &Graph,
+    axes: &[AxisId],
+    depth: &[AxisId],
+    format: Format,
+    positions: usize,
+) -> (Layout, usize) {
+    let dim = |axis: AxisId| axes.iter().position(|&a| a == axis).unwrap_or(0);
+    let (mut layout, mut stride) = (Layout::default(), PANEL);
+    for (i, &a) in depth.iter().rev().enumerate() {
+        match i {
+            0 => layout.push_depth(dim(a), format),
+            _ => layout.push(dim(a), stride),
+        }
+        stride *= graph.size(a).unwrap_or(1);
+    }
+    layout.push_panels(positions_dim(graph, axes), stride, format);
+    (layout, stride * (positions / PANEL))
+}
+
+/// Some columns in panels, of which the rows are a run of positions, as cores want them for weighted sums; so many positions,
+/// run by run. And the elements of all.
+pub(crate) fn column_panels(
+    graph: &Graph,
+    axes: &[AxisId],
+    columns: &[AxisId],
+    format: Format,
+    positions: usize,
+) -> (Layout, usize) {
+    let dim = |axis: AxisId| axes.iter().position(|&a| a == axis).unwrap_or(0);
+    let size = |a: AxisId| graph.size(a).unwrap_or(1);
+    let panel = PANEL * RUN;
+    let (mut layout, mut stride) = (Layout::default(), panel);
+    layout.push_depth(positions_dim(graph, axes), format);
+    for (i, &a) in columns.iter().rev().enumerate() {
+        match i {
+            0 => layout.push_panels(dim(a), stride, format),
+            _ => layout.push(dim(a), stride),
+        }
+        stride *= if i == 0 { size(a).div_ceil(PANEL) } else { size(a) };
+    }
+    if positions > RUN {
+        // Between the runs of a panel lie the other panels.
+        layout.terms.push(Term { dim: positions_dim(graph, axes), div: RUN, modulo: None, stride: stride - panel });
+    }
+    (layout, stride * (positions / RUN))
+}
+
+fn positions_dim(graph: &Graph, axes: &[AxisId]) -> usize {
+    axes.iter().position(|&a| crate::fuse::is_positions(graph, a)).unwrap_or(0)
 }
 
 /// Adds the dimensions that have no term yet, outermost.
@@ -635,7 +696,7 @@ fn push_rest(graph: &Graph, axes: &[AxisId], layout: &mut Layout, stride: usize)
 
 /// Whether a contraction yields scores from panels over positions: its only column axis is the positions'.
 pub(crate) fn streams_scores(plan: &Plan, c: &Contraction) -> bool {
-    matches!(c.cols[..], [s] if crate::fuse::is_positions(&plan.graph, s)) && c.is_over_state(&plan.graph)
+    matches!(c.cols[..], [s] if crate::fuse::is_positions(&plan.graph, s)) && c.is_over_positions(&plan.graph)
 }
 
 /// Whether a sum over positions can be taken from panels over its columns.

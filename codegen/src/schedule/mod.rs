@@ -21,7 +21,7 @@ mod select;
 mod stream;
 mod tiling;
 
-use crate::fuse::{Contraction, EqId, Fold, Kernel, Plan, Shape, factors};
+use crate::fuse::{Contraction, EqId, Fold, Kernel, Plan, Shape};
 use crate::loops::{self, Arg, Cores, Expr};
 use emit::{Emitter, Span};
 use homes::Homes;
@@ -52,8 +52,6 @@ pub(crate) struct Prepared {
     loads: HashMap<TensorId, ExprId>,
     /// For each streamed sum its result out of what was summed.
     finished: HashMap<EqId, ExprId>,
-    /// For the result of each streamed contraction its stored operand.
-    stored: HashMap<TensorId, ExprId>,
 }
 
 impl Prepared {
@@ -68,7 +66,7 @@ impl Prepared {
         for kernel in plan.scopes().into_iter().flatten() {
             let Shape::Stream(stream) = &kernel.shape else { continue };
             for fold in &stream.folds {
-                let Fold::Sum { eq, over, scale, divisor, .. } = fold else { continue };
+                let Fold::Sum { eq, scale, divisor, .. } = fold else { continue };
                 let out = plan.equations[*eq].out;
                 let mut body = prepared.loads[&out];
                 for (op, list) in [(Binary::Mul, scale), (Binary::Div, divisor)] {
@@ -77,13 +75,6 @@ impl Prepared {
                     }
                 }
                 prepared.finished.insert(*eq, body);
-                if let (Some(c), GraphExpr::Reduce { body, .. }) = (over, plan.graph.expr(plan.equations[*eq].body)) {
-                    let is_stored =
-                        |f: &ExprId| matches!(plan.graph.expr(*f), GraphExpr::Load { tensor, .. } if *tensor == c.b);
-                    if let Some(stored) = factors(&plan.graph, *body).into_iter().find(is_stored) {
-                        prepared.stored.insert(out, stored);
-                    }
-                }
             }
         }
         plan.graph = edit.graph;

@@ -36,6 +36,8 @@ pub struct Sizes {
     pub columns: usize,
     /// Of a stream: how many there are that read keys and values of their own.
     pub outer: usize,
+    /// Of a stream: operands that each tile computes itself.
+    pub operands: usize,
     /// Bits of an element of the stored operand.
     pub bits: usize,
 }
@@ -44,7 +46,7 @@ impl Sizes {
     pub(crate) fn of(plan: &Plan, homes: &Homes, scope: usize, kernel: &Kernel) -> Sizes {
         let graph = &plan.graph;
         let product = |axes: &[AxisId]| axes.iter().map(|&a| graph.size(a).unwrap_or(1)).product::<usize>();
-        let none = Sizes { rows: 1, depth: 1, columns: 1, outer: 1, bits: 32 };
+        let none = Sizes { rows: 1, depth: 1, columns: 1, outer: 1, operands: 0, bits: 32 };
         match &kernel.shape {
             Shape::Rows => none,
             Shape::Contract(contract) => {
@@ -55,6 +57,7 @@ impl Sizes {
                     depth: product(&first.depth),
                     columns: all.iter().map(|(_, c)| product(&c.cols) * product(&c.batch)).sum(),
                     outer: 1,
+                    operands: 0,
                     bits: homes.panels.get(eq).map_or(32, |panels| panels.format.bits()),
                 }
             }
@@ -75,12 +78,17 @@ impl Sizes {
                     depth: scores.map_or(1, |c| product(&c.depth)),
                     columns: sums.iter().map(|c| product(&c.cols)).sum(),
                     outer,
+                    operands: stream.operands.len(),
                     bits: state.map_or(32, |place| 8 * place.elem.bytes()),
                 }
             }
         }
     }
 }
+
+/// Rows of a tile that computes operands: so many that these cost less than what is done with them, and that private memory stays
+/// in the second cache.
+const EXPANDING: usize = 384;
 
 /// Tiles that each worker should have, at least, where there is one token or a few.
 const TILES: usize = 2;
@@ -121,7 +129,9 @@ impl Tiling {
     pub(crate) fn by_default(sizes: &Sizes, cores: &Cores, workers: usize) -> Tiling {
         // Not one more than there is work for: each reads a shorter stretch of the cache, and is merged.
         let parts = (TILES * workers).div_ceil(sizes.outer.max(1)).next_power_of_two().min(MOST_PARTS);
-        Tiling { block: 64, core: cores.rows(), prepared: 4, tile: 48, parts }
+        // What a tile computes for each page it computes for all of its rows.
+        let tile = if sizes.operands > 0 { EXPANDING } else { 48 };
+        Tiling { block: 64, core: cores.rows(), prepared: 4, tile, parts }
     }
 
     /// The same where no core takes more rows than this machine's.
@@ -204,6 +214,7 @@ mod tests {
                 columns: number("columns"),
                 outer: number("outer"),
                 bits: number("bits"),
+                operands: 0,
             };
             let tiling = Tiling {
                 block: number("block"),

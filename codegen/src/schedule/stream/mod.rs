@@ -7,6 +7,7 @@
 
 use einfuse_graph::{AxisId, Graph, TensorId};
 
+mod held;
 mod merge;
 mod run;
 
@@ -18,6 +19,7 @@ use super::place::Place;
 use super::{Context, FEW, Mode};
 use crate::fuse::{Contraction, EqId, Fold, Kernel, Stream, Weighted, is_tokens};
 use crate::loops::{self, Address, Arg, Buffer, Elem, Encode, Expr, Exps, Format, LANES, PANEL, Share, Stmt, Ty};
+use held::{Held, Order};
 use merge::{Partials, merge};
 use run::Run;
 
@@ -44,6 +46,8 @@ struct Shape<'s> {
 
 /// The private memory of a tile.
 struct Tile {
+    /// Stored operands that no cache has as the cores want them.
+    held: Held,
     /// Weights that several folds share.
     weights: Vec<(Weighted, Rows)>,
     /// For each score contraction that a core computes its activation.
@@ -199,6 +203,7 @@ fn tile(
     };
     let tile = memory(cx, kernel, shape, &from, e);
     start(cx, shape, &tile, e);
+    tile.held.clear(e);
     for (q, rows) in &tile.queries {
         queries(cx, shape, &scope, *q, rows, &from, e);
     }
@@ -228,6 +233,7 @@ fn tile(
         let whole = Span { from: first.clone(), to: first.clone() + RUN, aligned: true, len: Some(RUN) };
         e.spans.insert(stream.positions, whole);
         let run = Run { cx, shape, tile: &tile, first, end: end.clone(), rows: rows.clone() };
+        tile.held.fill(&run, &scope, e);
         run.scores(&scope, e);
         each_row(shape, &scope, e, |e, scope| run.row(scope, e));
         for fold in &stream.folds {
@@ -297,15 +303,19 @@ fn columns(cx: &Context, c: &Contraction) -> usize {
 
 fn memory(cx: &Context, kernel: &Kernel, shape: &Shape, from: &Expr, e: &mut Emitter) -> Tile {
     let (stream, padded) = (shape.stream, shape.padded);
-    let stored = |c: &Contraction| cx.multiplied(Format::of(cx.home(c.b).elem), &cx.mode(kernel));
+    let held = Held::of(cx, kernel, shape, e);
+    // The format of the rows that cores multiply with a stored operand, if they do.
+    let wanted = |c: &Contraction, order: &Order| Some(cx.multiplied(held.format(cx, c, order)?, &cx.mode(kernel)));
     let mut queries = Vec::new();
     for (q, c) in &stream.scores {
         let buffer = e.floats(padded * RUN);
         let out = cx.plan.equations[*q].out;
         e.places.insert(out, row_place(cx, shape, buffer, RUN, out, from, None));
-        if let Some(c) = c.as_ref().filter(|c| cx.has_score_panels(c)) {
+        if let Some(c) = c
+            && let Some(format) = wanted(c, &Order::of_scores(cx, c))
+        {
             let depth = c.depth_size(&cx.plan.graph).unwrap_or(1);
-            queries.push((*q, Rows::new(padded, depth, stored(c), e)));
+            queries.push((*q, Rows::new(padded, depth, format, e)));
         }
     }
     let mut weights: Vec<(Weighted, Rows)> = Vec::new();
@@ -330,14 +340,15 @@ fn memory(cx: &Context, kernel: &Kernel, shape: &Shape, from: &Expr, e: &mut Emi
                 Fold::Sum { weight: other, over: Some(c), .. } if other == weight => Some(c),
                 _ => None,
             });
-            let alike = of_cores.clone().all(|c| cx.has_column_panels(c));
-            let format = of_cores.next().filter(|_| alike).map_or(Format::F32, |c| stored(c));
+            let format = of_cores.next().and_then(|c| wanted(c, &Order::of_sums(c)));
+            let alike = of_cores.all(|c| wanted(c, &Order::of_sums(c)) == format);
+            let format = format.filter(|_| alike).unwrap_or(Format::F32);
             weights.push((weight.clone(), Rows::new(padded, RUN, format, e)));
         }
         e.places.insert(out, place.clone());
         stats.push(place);
     }
-    Tile { weights, queries, stats }
+    Tile { held, weights, queries, stats }
 }
 
 /// Gives the statistics their first values.

@@ -9,9 +9,10 @@ use super::super::cores::cover;
 use super::super::emit::{Emitter, Scope, Span, graph_name, widen};
 use super::super::homes::RUN;
 use super::super::place::Place;
-use super::{LOWEST, Rows, Shape, Tile, columns, each_of, each_row, row_number};
-use crate::fuse::{Contraction, Fold, Weighted};
-use crate::loops::{self, Address, Buffer, Core, Elem, Expr, Format, LANES, PANEL, Stmt, Ty, Unary};
+use super::held::Order;
+use super::{LOWEST, Rows, Shape, Tile, columns, row_number};
+use crate::fuse::{Along, Contraction, Fold, Weighted};
+use crate::loops::{self, Address, Core, Elem, Expr, LANES, PANEL, Stmt, Ty, Unary};
 
 /// A run that a tile visits.
 pub(super) struct Run<'a> {
@@ -33,11 +34,7 @@ impl Run<'_> {
         let positions = shape.stream.positions;
         for (q, c) in &shape.stream.scores {
             let equation = cx.plan.equations[*q];
-            let dim = cx.plan.graph.tensor(equation.out).axes.iter().position(|&a| a == positions);
-            let mut place = e.places[&equation.out].clone();
-            if let Some(dim) = dim {
-                place = place.with_origin(dim, s.clone());
-            }
+            let place = self.at_run(equation.out, &e.places[&equation.out]);
             e.places.insert(equation.out, place.clone());
             let core = tile.queries.iter().find(|(eq, ..)| eq == q).zip(c.as_ref());
             let Some(((_, queries), c)) = core else {
@@ -52,11 +49,13 @@ impl Run<'_> {
                 continue;
             };
             e.note(format!("{} by cores", graph_name(&cx.plan.graph, equation.out)));
-            let state = self.panel_address(c, scope, e);
+            let order = Order::of_scores(cx, c);
+            let Some(format) = tile.held.format(cx, c, &order) else { continue };
+            let stored = self.panel_address(c, &order, scope, e);
             let to = flat(&place);
             e.repeat(Expr::Int(0), (RUN / PANEL).into(), 1, |e, panel| {
-                let b = state.clone().plus(panel.clone() * (queries.depth * PANEL));
-                cover(cx, &self.rows, Format::of(cx.home(c.b).elem), e, |rows, row| {
+                let b = stored.clone().plus(panel.clone() * (queries.depth * PANEL));
+                cover(cx, &self.rows, format, e, |rows, row| {
                     Stmt::Core(Core {
                         rows,
                         depth: queries.depth.into(),
@@ -64,13 +63,22 @@ impl Run<'_> {
                         a_format: queries.format,
                         a_stride: queries.depth.into(),
                         b: b.clone(),
-                        b_format: Format::of(cx.home(c.b).elem),
+                        b_format: format,
                         c: Address::new(to.clone(), row * RUN + panel.clone() * PANEL),
                         c_stride: RUN.into(),
                         accumulate: false,
                     })
                 });
             });
+        }
+    }
+
+    /// A place that holds a run of a tensor's positions: this one.
+    pub(super) fn at_run(&self, tensor: TensorId, place: &Place) -> Place {
+        let axes = &self.cx.plan.graph.tensor(tensor).axes;
+        match axes.iter().position(|&a| a == self.shape.stream.positions) {
+            Some(dim) => place.clone().with_origin(dim, self.first.clone()),
+            None => place.clone(),
         }
     }
 
@@ -250,14 +258,13 @@ impl Run<'_> {
         let at = shape.stream.folds.iter().position(|f| cx.plan.equations[f.equation()].out == c.out);
         let Some(place) = at.map(|at| &tile.stats[at]) else { return };
         let width = columns(cx, c);
-        if !cx.has_column_panels(c) {
-            return self.sum_plainly(&weights.floats, place, c, scope, e);
-        }
-        let b = self.panel_address(c, scope, e);
+        let order = Order::of_sums(c);
+        let Some(format) = tile.held.format(cx, c, &order) else { return };
+        let b = self.panel_address(c, &order, scope, e);
         let to = flat(place);
         e.repeat(Expr::Int(0), (width / PANEL).into(), 1, |e, panel| {
             let b = b.clone().plus(panel.clone() * (RUN * PANEL));
-            cover(cx, &self.rows, Format::of(cx.home(c.b).elem), e, |rows, row| {
+            cover(cx, &self.rows, format, e, |rows, row| {
                 Stmt::Core(Core {
                     rows,
                     depth: RUN.into(),
@@ -265,7 +272,7 @@ impl Run<'_> {
                     a_format: weights.format,
                     a_stride: RUN.into(),
                     b: b.clone(),
-                    b_format: Format::of(cx.home(c.b).elem),
+                    b_format: format,
                     c: Address::new(to.clone(), row * width + panel.clone() * PANEL),
                     c_stride: width.into(),
                     accumulate: true,
@@ -274,40 +281,24 @@ impl Run<'_> {
         });
     }
 
-    /// The same element by element, where the state lies in another order.
-    fn sum_plainly(&self, weights: &Buffer, place: &Place, c: &Contraction, scope: &Scope, e: &mut Emitter) {
-        let (cx, shape, s) = (self.cx, self.shape, &self.first);
-        let out_axes = &cx.plan.graph.tensor(c.out).axes;
-        let from = shape.tokens.map_or(Expr::Int(0), |t| e.span(t).from);
-        let to = e.int((s.clone() + RUN).min(self.end.clone()));
-        each_row(shape, scope, e, |e, scope| {
-            let number = row_number(cx, shape, scope, &from);
-            let row = e.int(number * RUN);
-            each_of(&c.cols, scope.clone(), e, &mut |e, scope| {
-                let index: Vec<Expr> = out_axes.iter().map(|a| scope.at[a].clone()).collect();
-                let at = place.address(&index);
-                let sum = e.bind(Ty::Float, at.clone().load(Elem::F32));
-                e.repeat(s.clone(), to.clone(), 1, |e, position| {
-                    let scope = scope.clone().with(shape.stream.positions, position.clone());
-                    let value = e.value(&scope, cx.prepared.stored[&c.out]).expr;
-                    let weight = Address::new(weights.clone(), row.clone() + (position - s.clone())).load(Elem::F32);
-                    e.push(Stmt::Set(sum, value.fma(weight, sum)));
-                });
-                e.push(Stmt::Store { elem: Elem::F32, at, value: sum.into() });
-            });
-        });
+    /// The address of a stored operand's first panel in the run, at the scope's outer coordinates.
+    fn panel_address(&self, c: &Contraction, order: &Order, scope: &Scope, e: &mut Emitter) -> Address {
+        match self.tile.held.place(c.b, order) {
+            Some(place) => Address::new(flat(place), 0),
+            None => self.home_address(c, scope, e),
+        }
     }
 
-    /// The address of a state's first panel in the run, at the scope's outer coordinates.
-    fn panel_address(&self, c: &Contraction, scope: &Scope, e: &mut Emitter) -> Address {
+    /// The same where a state lies.
+    fn home_address(&self, c: &Contraction, scope: &Scope, e: &mut Emitter) -> Address {
         let axes = &self.cx.plan.graph.tensor(c.b).axes;
         let index: Vec<Expr> = axes
             .iter()
-            .zip(&c.fixed)
+            .zip(&c.along)
             .enumerate()
-            .map(|(dim, (a, fixed))| match (dim, fixed) {
+            .map(|(dim, (a, along))| match (dim, along) {
                 (0, _) => self.first.clone(),
-                (_, Some(at)) => Expr::Int(*at),
+                (_, Along::Fixed(at)) => Expr::from(*at),
                 _ => scope.at.get(a).filter(|_| c.batch.contains(a)).cloned().unwrap_or(Expr::Int(0)),
             })
             .collect();

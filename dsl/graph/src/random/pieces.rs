@@ -55,7 +55,8 @@ impl Generator {
                 Some(state) if self.rng.once_in(4) => self.pool(&state),
                 Some(state) => {
                     let axis = self.axes_of(state.tensor)[0];
-                    self.softmax(axis, Some(state));
+                    let expanded = if self.rng.once_in(3) { self.expanded(&state, axis) } else { None };
+                    self.softmax(axis, Some(expanded.unwrap_or(state)));
                 }
                 None => self.contraction(),
             },
@@ -85,7 +86,7 @@ impl Generator {
     pub(super) fn contraction(&mut self) {
         let axes = self.some_axes(2);
         let mut y = self.projection(&axes);
-        match self.rng.below(5) {
+        match self.rng.below(6) {
             0 => {
                 let gate = self.projection(&axes);
                 let gate = self.activation(gate);
@@ -100,9 +101,45 @@ impl Generator {
                 let more = self.term(&axes, 2);
                 y = self.add(y, more);
             }
+            4 => {
+                // A sum within a sum, as of a low rank.
+                let free = self.b.graph().free_axes(y.id);
+                y = self.through(y, &free).unwrap_or(y);
+            }
             _ => {}
         }
         self.define("y", y);
+    }
+
+    /// The sum, along one of its axes, of a value times a weight that has another.
+    fn through(&mut self, x: Term, axes: &[AxisId]) -> Option<Term> {
+        let along: Vec<AxisId> = axes.iter().copied().filter(|&a| self.b.graph().size(a).is_some()).collect();
+        let others: Vec<AxisId> = self.fixed.iter().copied().filter(|axis| !axes.contains(axis)).collect();
+        if along.is_empty() || others.is_empty() {
+            return None;
+        }
+        let (from, to) = (self.rng.pick(&along), self.rng.pick(&others));
+        let mut of = vec![to, from];
+        of.extend(self.some_of(&others).into_iter().filter(|&axis| axis != to).take(1));
+        let all: Vec<AxisId> = axes.iter().copied().chain(of.iter().copied().filter(|a| !axes.contains(a))).collect();
+        if self.volume(&all) > WORK {
+            return None;
+        }
+        let x = self.bounded(x, 4.0);
+        let weight = self.weight(&of);
+        let product = self.mul(x, weight);
+        let sum = self.b.reduce(Reduction::Sum, &[from], product.id);
+        let count = self.size(from) as f64;
+        let sum = Term { id: sum, magnitude: product.magnitude * count };
+        Some(self.scaled(sum, count.sqrt().recip()))
+    }
+
+    /// What each position's row of a state becomes through a weight.
+    fn expanded(&mut self, state: &Operand, positions: AxisId) -> Option<Operand> {
+        let x = self.load(state);
+        let axes: Vec<AxisId> = self.axes_of(state.tensor).into_iter().filter(|&axis| axis != positions).collect();
+        let y = self.through(x, &axes)?;
+        Some(self.define_hidden("k", y, true))
     }
 
     /// A contraction of a value, to about these axes.
@@ -230,11 +267,11 @@ impl Generator {
         within.push(axis);
         let mut score = match &keys {
             Some(keys) => {
-                let mut over = self.axes_of(keys.tensor)[1..].to_vec();
+                let rest: Vec<AxisId> = self.axes_of(keys.tensor).into_iter().filter(|&a| a != axis).collect();
+                let mut over = rest.clone();
                 self.rng.shuffle(&mut over);
                 over.truncate(1 + self.rng.below(2));
-                let rest = self.axes_of(keys.tensor);
-                for axis in &rest[1..] {
+                for axis in &rest {
                     if !over.contains(axis) && !axes.contains(axis) {
                         axes.push(*axis);
                         within.push(*axis);
@@ -321,7 +358,12 @@ impl Generator {
                 let axes = self.axes_of(keys.tensor);
                 let all: Vec<AxisId> =
                     within.iter().chain(axes.iter().filter(|a| !within.contains(a))).copied().collect();
-                if self.volume(&all) > 2 * WORK { self.leaf(&[axis]) } else { self.load(keys) }
+                let expanded = if self.rng.once_in(3) { self.expanded(keys, axis) } else { None };
+                match expanded {
+                    Some(value) => self.load(&value),
+                    None if self.volume(&all) > 2 * WORK => self.leaf(&[axis]),
+                    None => self.load(keys),
+                }
             }
             _ => self.leaf(within),
         };
