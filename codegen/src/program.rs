@@ -7,10 +7,11 @@ use einfuse_graph::{Extent, Graph, TensorId};
 
 use crate::choices::{ChoiceObserver, Watched};
 use crate::compile::{Base, Batch, Call, CompileError, Compiled, Kernels, Options, Scheduled, Schedules, Slot};
-use crate::fuse::{Plan, Segment, Wanted};
+use crate::fuse::{Kernel, Plan, Segment, Shape, Wanted};
 use crate::loops::{self, Buffer, Format};
 use crate::lower::{Code, Target};
 use crate::pack::Packed;
+use crate::schedule::Kept;
 use crate::schedule::homes::PAGE;
 use crate::schedule::place::Memory;
 use crate::team::Team;
@@ -158,7 +159,7 @@ impl Program {
     /// A graph that is not well-formed, or has something that no kernel can be made of, named in the error.
     pub fn compile(
         graph: &Graph,
-        storage: &dyn Fn(TensorId) -> Format,
+        storage: &dyn Fn(TensorId) -> Kept,
         options: &Options,
     ) -> Result<Program, CompileError> {
         let started = Instant::now();
@@ -208,6 +209,29 @@ impl Program {
         }
         let mut places = self.base.homes.places.iter().filter_map(|places| places.get(&tensor));
         places.next().map_or(4.0, |place| place.elem.bytes() as f64)
+    }
+
+    /// The weights that a kernel reads, with how they are kept for it.
+    pub fn weights_of(&self, kernel: &Kernel) -> Vec<(TensorId, Format)> {
+        let (plan, homes) = (&self.base.plan, &self.base.homes);
+        let contractions = || match &kernel.shape {
+            Shape::Contract(contract) => contract.tasks.iter().flat_map(|task| &task.contractions).collect(),
+            _ => Vec::new(),
+        };
+        let mut weights: Vec<(TensorId, Format)> = Vec::new();
+        for &eq in &kernel.equations {
+            let stored = contractions().into_iter().find(|(contraction, _)| *contraction == eq).map(|(_, c)| c.b);
+            for tensor in crate::fuse::loads(&plan.graph, plan.equations[eq].body) {
+                let in_panels = homes.panels.get(&eq).filter(|_| stored == Some(tensor)).map(|panels| panels.format);
+                let packed = || self.base.packed.iter().find(|packed| packed.tensors.contains(&tensor));
+                if let Some(format) = in_panels.or_else(|| packed().map(|packed| packed.storage))
+                    && !weights.contains(&(tensor, format))
+                {
+                    weights.push((tensor, format));
+                }
+            }
+        }
+        weights
     }
 
     /// Bytes of the values that pass from kernel to kernel.
