@@ -11,7 +11,7 @@ use crate::loops::{self, Format, MAX_ROWS};
 use crate::lower::{Code, LowerError, Lowering, Target};
 use crate::pack::Packed;
 use crate::schedule::homes::{Entry, Extents, Homes};
-use crate::schedule::{Context, FEW, Mode, Prepared, Sizes, Tiling, schedule};
+use crate::schedule::{Context, FEW, Kept, Mode, Prepared, Sizes, Tiling, schedule};
 
 /// What a program is made for.
 #[derive(Clone, Debug)]
@@ -182,7 +182,7 @@ pub(crate) struct Kernels {
 impl Base {
     pub(crate) fn of(
         graph: &Graph,
-        storage: &dyn Fn(TensorId) -> Format,
+        storage: &dyn Fn(TensorId) -> Kept,
         options: &Options,
     ) -> Result<Base, CompileError> {
         einfuse_graph::verify(graph)?;

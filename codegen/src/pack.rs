@@ -1,13 +1,15 @@
 //! Packing: from a checkpoint's order of elements into the order in which the kernels read them.
 
+mod codes;
+
 use std::array;
 
 use einfuse_graph::{AxisId, Graph, TensorId};
 use half::{bf16, f16};
 
+use self::codes::{write_block, write_codes};
 use crate::fuse::Along;
-use crate::loops::Format;
-use crate::loops::PANEL;
+use crate::loops::{Codes, Format, Grid, PANEL};
 use crate::schedule::homes::{Region, View};
 
 /// How many neighbours in a checkpoint are read at once: long enough to stream, and not a multiple of a page, so that the
@@ -16,6 +18,9 @@ const RUN: usize = 768;
 
 /// How many rows of a panel are written at once; whole blocks of every format.
 const ROWS: usize = 64;
+
+/// The most scales of a run.
+const SCALES: usize = RUN / 16;
 
 /// The elements of a tensor as a checkpoint stores them: row-major in the tensor's axes, numbers little-endian.
 #[derive(Clone, Copy)]
@@ -34,8 +39,22 @@ pub enum Values<'a> {
         elements: usize,
         /// Reads neighbours, from an element on. Faster where they begin and end at multiples of 256, or at a row's ends.
         read: &'a dyn Fn(usize, &mut [f32]),
+        /// How the elements are `scale * value + minimum`, if they are.
+        blocks: Option<Blocks<'a>>,
     },
 }
+
+/// Elements in blocks along a tensor's last axis.
+#[derive(Clone, Copy)]
+pub struct Blocks<'a> {
+    /// What the values can be.
+    pub grid: Grid,
+    /// Reads whole blocks of neighbours, from an element on: the values, and for each block scale and minimum.
+    pub read: &'a ReadBlocks<'a>,
+}
+
+/// From which element on; the values; scale and minimum of each block.
+pub type ReadBlocks<'a> = dyn Fn(usize, &mut [i8], &mut [[f32; 2]]) + 'a;
 
 impl<'a> Values<'a> {
     /// One part, or several of as many elements each.
@@ -84,18 +103,29 @@ impl Values<'_> {
     }
 }
 
-/// A tensor's elements do not fill its axes.
+/// What of a tensor cannot be packed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{tensor}` wants {wanted} elements for its axes {axes}, there are {found}")]
-pub struct PackError {
-    /// The tensor's name.
-    pub tensor: String,
-    /// Its axes.
-    pub axes: String,
-    /// The number of elements of the axes.
-    pub wanted: usize,
-    /// The number that was given.
-    pub found: usize,
+pub enum PackError {
+    /// Its elements do not fill its axes.
+    #[error("`{tensor}` wants {wanted} elements for its axes {axes}, there are {found}")]
+    Elements {
+        /// The tensor's name.
+        tensor: String,
+        /// Its axes.
+        axes: String,
+        /// The number of elements of the axes.
+        wanted: usize,
+        /// The number that was given.
+        found: usize,
+    },
+    /// It is to be kept in blocks that it does not have.
+    #[error("`{tensor}` is to be kept as {format}: its elements are not in blocks that can be")]
+    Blocks {
+        /// The tensor's name.
+        tensor: String,
+        /// What it is to be kept as.
+        format: String,
+    },
 }
 
 /// A stretch of the packed weights: one tensor, or several that a kernel reads interleaved.
@@ -141,18 +171,27 @@ impl Packed {
     /// at multiples of the grain, or the stretch's end. The tensors' elements are given in the order of `tensors`. bf16
     /// storage rounds to nearest, ties to even.
     ///
+    /// Blocks that codes can hold become codes of the same values, their scales and minima rounded as bf16. Of other elements
+    /// `Q8` and `Q4` are the nearest.
+    ///
     /// # Errors
-    /// A tensor with another number of elements than its axes have.
+    /// A tensor with another number of elements than its axes have, or without the blocks that are to be kept.
     pub fn pack(&self, values: &[Values<'_>], from: usize, out: &mut [u8]) -> Result<(), PackError> {
         for (one, values) in self.moves.iter().zip(values) {
+            let tensor = one.name.clone();
             if values.len() != one.elements {
-                let (tensor, axes) = (one.name.clone(), one.axes.clone());
-                return Err(PackError { tensor, axes, wanted: one.elements, found: values.len() });
+                let axes = one.axes.clone();
+                return Err(PackError::Elements { tensor, axes, wanted: one.elements, found: values.len() });
+            }
+            let blocks = one.blocks(values, self.storage);
+            if blocks.is_none() && self.storage.is_coded() && ![Format::Q8, Format::Q4].contains(&self.storage) {
+                return Err(PackError::Blocks { tensor, format: self.storage.to_string() });
             }
             let mut part = Part {
                 values,
+                blocks,
                 storage: self.storage,
-                first: from / self.storage.elem().bytes() * self.storage.in_unit(),
+                first: from / self.storage.elem().bytes(),
                 out: &mut *out,
                 runs: Box::new([[0.0; RUN]; PANEL]),
             };
@@ -201,19 +240,16 @@ impl Piece {
     fn len(self, storage: Format) -> usize {
         match self {
             Piece::Row(len) => len,
-            Piece::Panel { rows, .. } => span(storage, rows),
+            Piece::Panel { rows, .. } => storage.rows(rows),
         }
     }
-}
-
-/// How many places so many rows of a panel take: whole blocks.
-fn span(storage: Format, rows: usize) -> usize {
-    storage.rows(rows) * storage.in_unit()
 }
 
 /// What is written, and from what.
 struct Part<'a> {
     values: &'a Values<'a>,
+    /// The elements in blocks, where they are to be kept so.
+    blocks: Option<(Blocks<'a>, Codes)>,
     storage: Format,
     /// The place of the first element of `out`.
     first: usize,
@@ -247,11 +283,11 @@ impl Move {
         };
 
         let column = (0..dims).find(|&dim| free(dim) && view.layout.has_panels(dim));
-        let (together, in_unit) = (storage.together(), storage.in_unit());
-        let in_panel = |i: usize| {
-            let (block, i) = (i / storage.block(), i % storage.block());
-            let (word, within) = (i / (together * in_unit), i / together % in_unit + i % together * in_unit);
-            block * span(storage, storage.block()) + word * together * in_unit * PANEL + within
+        let together = storage.together();
+        let plane = storage.codes().and_then(|codes| codes.planes().first().copied());
+        let in_panel = |i: usize| match plane {
+            Some(plane) => storage.rows(i) + plane.place(i % storage.block(), 0).0,
+            None => i / together * together * PANEL + i % together,
         };
         let is_row = |dim: usize| sizes[dim] > 1 && goes(dim, &in_panel);
         let row = column.and_then(|column| (0..dims).rev().find(|&dim| dim != column && is_row(dim)));
@@ -263,7 +299,7 @@ impl Move {
                     && first - 1 != column
                     && rows.is_multiple_of(storage.block())
                     && strides[first - 1] == rows * strides[last]
-                    && goes(first - 1, &|i| i * span(storage, rows))
+                    && goes(first - 1, &|i| i * storage.rows(rows))
                 {
                     first -= 1;
                     rows *= sizes[first];
@@ -293,6 +329,13 @@ impl Move {
             loops,
             piece,
         }
+    }
+
+    /// A tensor's blocks, where they can be kept: in rows of panels that are neighbours in the tensor.
+    fn blocks<'a>(&self, values: &Values<'a>, storage: Format) -> Option<(Blocks<'a>, Codes)> {
+        let Values::Read { blocks: Some(blocks), .. } = values else { return None };
+        let codes = storage.codes().filter(|codes| codes.holds(&blocks.grid))?;
+        matches!(self.piece, Piece::Panel { row_stride: 1, .. }).then_some((*blocks, codes))
     }
 
     /// All pieces begin at multiples of the elements of one, if they do.
@@ -327,7 +370,7 @@ impl Loop {
 impl Part<'_> {
     /// How many elements it has places for.
     fn places(&self) -> usize {
-        self.out.len() / self.storage.elem().bytes() * self.storage.in_unit()
+        self.out.len() / self.storage.elem().bytes()
     }
 
     /// Writes a piece; a panel has so many columns.
@@ -343,6 +386,13 @@ impl Part<'_> {
                     write_row(self.storage, run, out);
                 }
             }
+            Piece::Panel { column_stride, rows, .. } if let Some((blocks, codes)) = self.blocks => {
+                let step = |column: usize| source + column * column_stride;
+                let at = place - self.first;
+                for column in 0..columns {
+                    write_codes(codes, &blocks, step(column), rows, column, &mut self.out[at..]);
+                }
+            }
             // The tensor has columns as rows: reads along them, and turns blocks around.
             Piece::Panel { row_stride: 1, column_stride, rows } => {
                 self.runs[columns..].as_flattened_mut().fill(0.0);
@@ -353,7 +403,7 @@ impl Part<'_> {
                     }
                     for from in (0..read).step_by(ROWS) {
                         let block = turned(&self.runs, from);
-                        let place = place + span(self.storage, first + from);
+                        let place = place + self.storage.rows(first + from);
                         self.write_rows(place, &block[..ROWS.min(read - from)]);
                     }
                 }
@@ -371,7 +421,7 @@ impl Part<'_> {
                             }),
                         }
                     }
-                    self.write_rows(place + span(self.storage, first), block);
+                    self.write_rows(place + self.storage.rows(first), block);
                 }
             }
         }
@@ -380,14 +430,13 @@ impl Part<'_> {
     /// Writes rows of a panel from a place on; of codes whole blocks.
     fn write_rows(&mut self, place: usize, rows: &[[f32; PANEL]]) {
         let (format, unit) = (self.storage, self.storage.elem().bytes());
-        let at = (place - self.first) / format.in_unit() * unit;
-        if !format.is_coded() {
+        let at = (place - self.first) * unit;
+        let Some(codes) = format.codes() else {
             return write_panel(format, rows, &mut self.out[at..][..rows.len() * PANEL * unit]);
-        }
+        };
         let blocks = self.out[at..].chunks_mut(format.rows(format.block()));
         for (rows, block) in rows.chunks(format.block()).zip(blocks) {
-            let (codes, scales) = block.split_at_mut(format.values());
-            write_block(format, rows, codes, scales);
+            write_block(codes, rows, block);
         }
     }
 }
@@ -442,75 +491,6 @@ fn write_panel(storage: Format, rows: &[[f32; PANEL]], out: &mut [u8]) {
     }
 }
 
-/// Stores a block of a panel as codes, and its scales.
-fn write_block(format: Format, rows: &[[f32; PANEL]], codes: &mut [u8], scales: &mut [u8]) {
-    let best = if format == Format::Q4 { scale_of_few_codes(rows) } else { scale_of_many_codes(rows) };
-    let best = best.map(bf16::from_f32);
-    for (scale, out) in best.iter().zip(scales.as_chunks_mut().0) {
-        *out = scale.to_le_bytes();
-    }
-    let inverse = best.map(|scale| if scale == bf16::ZERO { 0.0 } else { 1.0 / scale.to_f32() });
-    let least = -format.offset() as f32;
-    for (k, row) in rows.iter().enumerate() {
-        let (together, in_unit) = (format.together(), format.in_unit());
-        let word = k / (together * in_unit) * PANEL * together + k % together;
-        let shift = k / together % in_unit * format.bits();
-        for (n, (x, inverse)) in row.iter().zip(&inverse).enumerate() {
-            let code = (rounded(x * inverse).clamp(least, -least - 1.0) - least) as u8;
-            codes[word + n * together] |= code << shift;
-        }
-    }
-}
-
-/// The nearest whole number to a small one, ties to even.
-fn rounded(x: f32) -> f32 {
-    const MAGIC: f32 = 12_582_912.0;
-    (x + MAGIC) - MAGIC
-}
-
-/// The largest magnitude of each column has the largest code.
-fn scale_of_many_codes(rows: &[[f32; PANEL]]) -> [f32; PANEL] {
-    let mut largest = [0.0f32; PANEL];
-    for row in rows {
-        for (largest, x) in largest.iter_mut().zip(row) {
-            *largest = largest.max(x.abs());
-        }
-    }
-    largest.map(|largest| largest / 127.0)
-}
-
-/// The scale with the least sum of squared errors, of those that give the largest magnitude some code near the ends, each
-/// with the scale that is best for the codes that follow.
-fn scale_of_few_codes(rows: &[[f32; PANEL]]) -> [f32; PANEL] {
-    const ENDS: [f32; 8] = [-8.5, -8.0, -7.5, -7.0, -6.5, 7.0, 7.5, 6.5];
-    let mut extreme = [0.0f32; PANEL];
-    for row in rows {
-        for (extreme, x) in extreme.iter_mut().zip(row) {
-            *extreme = if x.abs() > extreme.abs() { *x } else { *extreme };
-        }
-    }
-    let (mut best, mut least) = ([0.0f32; PANEL], [0.0f32; PANEL]);
-    for end in ENDS {
-        let inverse = extreme.map(|x| if x == 0.0 { 0.0 } else { end / x });
-        let (mut with, mut squares) = ([0.0f32; PANEL], [0.0f32; PANEL]);
-        for row in rows {
-            for n in 0..PANEL {
-                let code = rounded(row[n] * inverse[n]).clamp(-8.0, 7.0);
-                with[n] += row[n] * code;
-                squares[n] += code * code;
-            }
-        }
-        for n in 0..PANEL {
-            // The error falls by what the best scale explains.
-            let explained = with[n] * with[n] / squares[n].max(f32::MIN_POSITIVE);
-            if explained > least[n] {
-                (least[n], best[n]) = (explained, with[n] / squares[n]);
-            }
-        }
-    }
-    best
-}
-
 #[cfg(test)]
 mod tests {
     use std::ops::Range;
@@ -559,7 +539,7 @@ mod tests {
         let mut views = Vec::new();
         for (i, layout) in layouts.iter().enumerate() {
             let tensor = b.weight(&format!("w{i}"), &axes, "w");
-            views.push(View { tensor, along: along.clone(), layout: layout.clone(), scales: None });
+            views.push(View { tensor, along: along.clone(), layout: layout.clone(), coded: None });
         }
         let count: usize = sizes.iter().product();
         let numbers = |nth: usize| (0..count).map(move |i| number(i + nth));
@@ -612,7 +592,7 @@ mod tests {
             f32s.iter().map(|bytes| Values::F32(bytes)).collect(),
             bf16s.iter().map(|bytes| Values::Bf16(bytes)).collect(),
             f16s.iter().map(|bytes| Values::F16(bytes)).collect(),
-            readers.iter().map(|read| Values::Read { elements: count, read }).collect(),
+            readers.iter().map(|read| Values::Read { elements: count, read, blocks: None }).collect(),
         ];
         for source in sources {
             for size in [packed.bytes, packed.grain, 3 * packed.grain] {
@@ -674,39 +654,10 @@ mod tests {
             tensor: b.weight("w", &axes, "w"),
             along: axes.map(|axis| Along::Axis { axis, from: 0 }).to_vec(),
             layout: Layout::row_major(&[16, 2]),
-            scales: None,
+            coded: None,
         };
         let region = Region { storage: Format::F32, len: 32, views: vec![view], depth: 0, layered: false };
         let error = Packed::of(b.graph(), &region, None, 0).pack(&[Values::Bf16(&[0; 62])], 0, &mut [0; 128]);
         assert_eq!(error.unwrap_err().to_string(), "`w` wants 32 elements for its axes [f, d], there are 31");
-    }
-
-    #[test]
-    fn codes_are_within_half_a_step() {
-        for format in [Format::Q8, Format::Q4] {
-            let rows: Vec<[f32; PANEL]> = (0..format.block())
-                .map(|k| array::from_fn(|n| if n == 3 { 0.0 } else { number(k * 31 + n * 7) / (n + 1) as f32 }))
-                .collect();
-            let (mut codes, mut scales) = (vec![0; format.values()], [0; 2 * PANEL]);
-            write_block(format, &rows, &mut codes, &mut scales);
-            let mut squares = [0.0f32; 2];
-            for (k, row) in rows.iter().enumerate() {
-                for (n, x) in row.iter().enumerate() {
-                    let byte = match format {
-                        Format::Q4 => codes[(k / 8 * PANEL + n) * 4 + k % 4] >> (k / 4 % 2 * 4) & 15,
-                        _ => codes[(k / 4 * PANEL + n) * 4 + k % 4],
-                    };
-                    let scale = bf16::from_le_bytes([scales[2 * n], scales[2 * n + 1]]).to_f32();
-                    let error = (f32::from(byte) - format.offset() as f32) * scale - x;
-                    squares[0] += error * error;
-                    squares[1] += x * x;
-                    // Only what lies beyond the codes' ends may be farther off.
-                    let ends = byte == 0 || i32::from(byte) == 2 * format.offset() - 1;
-                    assert!(ends || error.abs() <= scale.abs() * 0.501, "{format}: {x} is off by {error}");
-                }
-            }
-            let relative = (squares[0] / squares[1]).sqrt();
-            assert!(relative < if format == Format::Q4 { 0.09 } else { 0.006 }, "{format}: {relative}");
-        }
     }
 }

@@ -28,7 +28,7 @@ impl fmt::Display for Multiplier {
         let what = match self.format {
             Format::F32 => "f32",
             Format::Bf16 => "pairs of bf16",
-            Format::Q8 | Format::Q4 => "fours of bytes",
+            Format::Codes(_) => "fours of bytes",
         };
         write!(f, "{what} at {} bits", self.bits)
     }
@@ -58,7 +58,7 @@ impl MultiplyAdds {
         let formats = match weights {
             Format::F32 => vec![Format::F32],
             Format::Bf16 => vec![Format::Bf16, Format::F32],
-            Format::Q8 | Format::Q4 => vec![Format::Q8, Format::F32],
+            Format::Codes(_) => vec![Format::Q8, Format::F32],
         };
         for format in formats {
             if let Some(Multiplying { code, sums, steps }) = multiplying(format, target, ITERATIONS)? {

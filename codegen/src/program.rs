@@ -9,10 +9,11 @@ use crate::choices::{ChoiceObserver, Watched};
 use crate::compile::{
     Base, Batch, Call, CompileError, Compiled, Kernels, Options, Planned, Scheduled, Schedules, Slot,
 };
-use crate::fuse::{Plan, Segment, Wanted};
+use crate::fuse::{EqId, Kernel, Plan, Segment, Shape, Wanted};
 use crate::loops::{self, Buffer, Format};
 use crate::lower::{Code, Target};
 use crate::pack::Packed;
+use crate::schedule::Kept;
 use crate::schedule::homes::{Homes, PAGE};
 use crate::schedule::place::Memory;
 use crate::team::Team;
@@ -160,7 +161,7 @@ impl Program {
     /// A graph that is not well-formed, or has something that no kernel can be made of, named in the error.
     pub fn compile(
         graph: &Graph,
-        storage: &dyn Fn(TensorId) -> Format,
+        storage: &dyn Fn(TensorId) -> Kept,
         options: &Options,
     ) -> Result<Program, CompileError> {
         let started = Instant::now();
@@ -216,6 +217,33 @@ impl Program {
         }
         let mut places = self.homes().places.iter().filter_map(|places| places.get(&tensor));
         places.next().map_or(4.0, |place| place.elem.bytes() as f64)
+    }
+
+    /// The weights that a kernel of the plan for so many tokens reads, with how they are kept for it.
+    pub fn weights_of(&self, batch: Batch, kernel: &Kernel) -> Vec<(TensorId, Format)> {
+        let Planned { plan, homes, .. } = self.base.planned(batch);
+        let stored: Vec<(EqId, TensorId)> = match &kernel.shape {
+            Shape::Contract(contract) => {
+                let all = contract.tasks.iter().flat_map(|task| &task.contractions);
+                all.map(|(eq, c)| (*eq, c.b)).collect()
+            }
+            Shape::Stream(stream) => stream.expansions().map(|(eq, c)| (eq, c.b)).collect(),
+            Shape::Rows => Vec::new(),
+        };
+        let mut weights: Vec<(TensorId, Format)> = Vec::new();
+        for &eq in &kernel.equations {
+            let stored = stored.iter().find(|(contraction, _)| *contraction == eq).map(|(_, b)| *b);
+            for tensor in crate::fuse::loads(&plan.graph, plan.equations[eq].body) {
+                let in_panels = homes.panels.get(&eq).filter(|_| stored == Some(tensor)).map(|panels| panels.format);
+                let packed = || self.base.packed.iter().find(|packed| packed.tensors.contains(&tensor));
+                if let Some(format) = in_panels.or_else(|| packed().map(|packed| packed.storage))
+                    && !weights.contains(&(tensor, format))
+                {
+                    weights.push((tensor, format));
+                }
+            }
+        }
+        weights
     }
 
     /// Bytes of the values that pass from kernel to kernel.

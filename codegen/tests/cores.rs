@@ -44,7 +44,7 @@ fn is_wide(cores: Cores, a: Format) -> bool {
     let multiplies = match a {
         Format::F32 => true,
         Format::Bf16 => cores.bf16,
-        Format::Q8 | Format::Q4 => cores.bytes,
+        Format::Codes(_) => cores.bytes,
     };
     cores.bits > 128 && multiplies
 }
@@ -77,9 +77,10 @@ fn panel(random: &mut Random, depth: usize, format: Format) -> Vec<u8> {
         return values(random, PANEL * depth, format);
     }
     let mut panel = Vec::new();
+    let beside = format.rows(format.block()) - format.values();
     for _ in 0..depth / format.block() {
         panel.extend((0..format.values()).map(|_| (random.float() * 128.0 + 128.0) as u8));
-        panel.extend(values(random, PANEL, Format::Bf16));
+        panel.extend(values(random, beside / 2, Format::Bf16));
     }
     panel
 }
@@ -139,9 +140,13 @@ fn check(case: &Case) {
 }
 
 fn all_shapes(formats: (Format, Format)) {
+    shapes(formats, &[1, 2, 3, 4, 5, 6, 8, 13, 16], &[0, 1, 2, 3, 6, 8, 17, 32, 34, 64, 96, 192, 576]);
+}
+
+fn shapes(formats: (Format, Format), rows: &[usize], depths: &[usize]) {
     for cores in all_cores() {
-        for rows in [1, 2, 3, 4, 5, 6, 8, 13, 16] {
-            for depth in [0, 1, 2, 3, 6, 8, 17, 32, 34, 64, 96, 192, 576] {
+        for &rows in rows {
+            for &depth in depths {
                 if depth % formats.1.block() != 0 {
                     continue;
                 }
@@ -173,8 +178,10 @@ fn bf16_by_bf16() {
 }
 
 #[test]
-fn q8_by_q8() {
-    all_shapes((Format::Q8, Format::Q8));
+fn codes_by_codes() {
+    for format in Format::ALL.into_iter().filter(|format| format.is_coded()) {
+        shapes((format, format), &[1, 2, 3, 8, 13], &[0, format.block(), 192]);
+    }
 }
 
 #[test]
@@ -185,7 +192,7 @@ fn q4_by_q4() {
 #[test]
 fn rows_are_encoded_bit_for_bit() {
     for cores in all_cores() {
-        for format in [Format::Bf16, Format::Q8, Format::Q4] {
+        for format in Format::ALL.into_iter().filter(|format| *format != Format::F32) {
             for depth in [2, 6, 32, 64, 96, 576] {
                 if depth % format.block() != 0 {
                     continue;

@@ -6,7 +6,10 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use einfuse_codegen::{Batch, Format, Options, Packed, Program, Rule, Schedules, Values, Wanted};
+use einfuse_codegen::loops::Grid;
+use einfuse_codegen::{
+    Batch, Blocks as InBlocks, Format, Kept, Options, Packed, Program, Rule, Schedules, Values, Wanted,
+};
 use einfuse_graph::{Expr, ExprId, Graph, Kind, Node, TensorId};
 
 use crate::Error;
@@ -23,8 +26,8 @@ const DEFAULT_CONTEXT: usize = 4096;
 /// How weights lie in memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Precision {
-    /// F32 and BF16 as the file stores them; F16 becomes F32. What takes fewer bits (the blocks of GGUF files, 8-bit floats,
-    /// codes with scales) becomes BF16, whose rounding is finer than theirs.
+    /// F32 and BF16 as the file stores them; F16 becomes F32. The blocks of GGUF files stay what they are, their scales rounded
+    /// as BF16, where an axis of whole blocks is summed over. What else takes fewer than 16 bits becomes BF16.
     #[default]
     Stored,
     /// F32.
@@ -173,7 +176,7 @@ impl Model {
         let storage = storage(graph, &found, &settings);
         let longest = settings.context.unwrap_or(DEFAULT_CONTEXT);
         let chunk = settings.chunk.min(longest);
-        let any_narrow = storage.values().any(|kept| *kept != Format::F32);
+        let any_narrow = storage.values().any(|kept| kept.format != Format::F32);
         let cache = match settings.cache {
             Precision::Stored if any_narrow => Format::Bf16,
             Precision::Stored | Precision::F32 => Format::F32,
@@ -189,7 +192,7 @@ impl Model {
             schedules: settings.schedules.clone(),
             keep_text: settings.keep_text,
         };
-        let storage = |tensor| storage.get(&tensor).copied().unwrap_or(Format::F32);
+        let storage = |tensor| storage.get(&tensor).copied().unwrap_or(Format::F32.into());
         let compile_and_pack = |failed: &AtomicBool| {
             progress(Progress::Compiling);
             let program = Program::compile(graph, &storage, &options)?;
@@ -348,14 +351,15 @@ fn weights_in(graph: &Graph, nodes: &[Node]) -> Vec<TensorId> {
 }
 
 /// How each weight is to be kept: the same way in all layers.
-fn storage(graph: &Graph, found: &HashMap<Place, Stored<'_>>, settings: &Settings) -> HashMap<TensorId, Format> {
+fn storage(graph: &Graph, found: &HashMap<Place, Stored<'_>>, settings: &Settings) -> HashMap<TensorId, Kept> {
     let outputs = &graph.tensor(graph.output).axes;
     let is_last = |tensor: TensorId| graph.tensor(tensor).axes.iter().any(|axis| outputs.contains(axis));
-    let mut storage = HashMap::new();
+    let mut storage: HashMap<TensorId, Kept> = HashMap::new();
+    let mut grids: HashMap<TensorId, Vec<Option<Grid>>> = HashMap::new();
     for ((tensor, _), stored) in found {
         if let Some(quant) = settings.quant.filter(|_| stored.rank >= 2) {
             let few = quant == Quant::Q4 && !is_last(*tensor);
-            storage.insert(*tensor, if few { Format::Q4 } else { Format::Q8 });
+            storage.insert(*tensor, if few { Format::Q4 } else { Format::Q8 }.into());
             continue;
         }
         let narrow = match settings.precision {
@@ -363,9 +367,18 @@ fn storage(graph: &Graph, found: &HashMap<Place, Stored<'_>>, settings: &Setting
             Precision::Bf16 if stored.rank >= 2 => true,
             Precision::Stored | Precision::Bf16 => stored.parts.iter().all(is_narrow),
         };
-        let kept = storage.entry(*tensor).or_insert(Format::Bf16);
+        let kept = storage.entry(*tensor).or_insert(Format::Bf16.into());
         if !narrow {
-            *kept = Format::F32;
+            *kept = Format::F32.into();
+        }
+        if settings.precision == Precision::Stored {
+            grids.entry(*tensor).or_default().push(stored.grid());
+        }
+    }
+    for (tensor, grids) in grids {
+        let grids: Option<Vec<Grid>> = grids.into_iter().collect();
+        if let Some(format) = grids.and_then(|grids| Format::holding(&grids)) {
+            storage.insert(tensor, Kept { format, own: true });
         }
     }
     storage
@@ -464,16 +477,23 @@ fn pack_part(
         found.get(&(tensor, layer)).ok_or_else(|| Error::Unread { weight: declared(graph, tensor), layer })
     });
     let stored = stored.collect::<Result<Vec<&Stored<'_>>, Error>>()?;
-    let readers: Vec<_> = stored.iter().map(|stored| stored.reader()).collect();
+    let readers: Vec<_> = stored
+        .iter()
+        .map(|stored| {
+            let blocks = |at: usize, values: &mut [i8], scales: &mut [[f32; 2]]| stored.read_blocks(at, values, scales);
+            (stored.reader(), blocks)
+        })
+        .collect();
     let parts: Vec<Vec<Values<'_>>> = stored
         .iter()
         .zip(&readers)
-        .map(|(stored, read)| {
+        .map(|(stored, (read, in_blocks))| {
             let floats = match stored.change {
                 Change::None => stored.parts.iter().map(floats).collect::<Option<Vec<Values<'_>>>>(),
                 Change::Transposed | Change::Pairs { .. } | Change::Fused { .. } | Change::PlusOne => None,
             };
-            floats.unwrap_or_else(|| vec![Values::Read { elements: stored.len(), read }])
+            let blocks = stored.grid().map(|grid| InBlocks { grid, read: in_blocks });
+            floats.unwrap_or_else(|| vec![Values::Read { elements: stored.len(), read, blocks }])
         })
         .collect();
     let values: Vec<Values<'_>> = parts.iter().map(|parts| Values::of(parts)).collect();

@@ -25,12 +25,14 @@ pub(crate) struct Bounds {
 }
 
 impl Bounds {
-    const fn of(storage: Format) -> Bounds {
+    /// Of a storage; codes are either the checkpoint's own, or replace its weights.
+    fn of(storage: Format, own: bool) -> Bounds {
         let (perplexity_ratio, top1_agreement) = match storage {
             Format::F32 => (1.0001, 0.999),
             Format::Bf16 => (1.01, 0.97),
-            Format::Q8 => (1.02, 0.93),
+            Format::Codes(_) if own => (1.01, 0.93),
             Format::Q4 => (1.3, 0.6),
+            Format::Codes(_) => (1.02, 0.93),
         };
         Bounds { perplexity_ratio, top1_agreement }
     }
@@ -95,9 +97,10 @@ impl Check {
                 sums.add(wanted, got, next as usize);
             }
         })?;
+        let own = options.settings(threads).quant.is_none();
         let (weights, cache) = (step::coarsest(&model), model.program().options().cache);
         let coarser = if cache.bits() < weights.bits() { cache } else { weights };
-        Ok(sums.check(&model, options.name(), (weights, cache), Bounds::of(coarser)))
+        Ok(sums.check(&model, options.name(), (weights, cache), Bounds::of(coarser, own)))
     }
 
     /// Whether the bounds hold.

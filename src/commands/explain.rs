@@ -9,7 +9,7 @@ use einfuse::codegen::fuse::{Kernel, Plan, Remark};
 use einfuse::codegen::{Batch, Scheduled};
 use einfuse::runtime::Chosen;
 use einfuse::{Model, Rule, Settings};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::options::{ModelOptions, OutputOptions, at_least_one};
 use super::output::{print, print_json};
@@ -140,7 +140,8 @@ impl Explain {
 
     /// The kernels with what they cost on this machine.
     fn table(&self, model: &Model) -> Result<String, Box<dyn std::error::Error>> {
-        let plan = model.program().plan(self.batch());
+        let program = model.program();
+        let plan = program.plan(self.batch());
         let chosen = self.chosen(plan)?;
         let peaks = Peaks::measure(1, step::storages(model))?;
         let balance = peaks.weights.flops / peaks.bytes;
@@ -176,6 +177,14 @@ impl Explain {
                 _ => writeln!(text, "{}\n{:<30} {}", kernel.name, "", row.trim_end())?,
             }
             text += &details(plan, kernel);
+            for (weight, format) in program.weights_of(self.batch(), kernel) {
+                let weight = &plan.graph.tensor(weight);
+                let axes = weight.axes.iter().map(|&axis| plan.graph.axis(axis).name.as_str());
+                if let Some(codes) = format.codes() {
+                    let (name, axes) = (&weight.name, axes.collect::<Vec<_>>());
+                    writeln!(text, "  · {format}, {} bits: {}", 8.0 * format.bytes(), codes.equation(name, &axes))?;
+                }
+            }
             if let Some(tuned) = self.tuned(model, kernel) {
                 writeln!(
                     text,
@@ -232,11 +241,18 @@ impl Explain {
             .map(|(kernel, runs)| {
                 let cost = cost_of(kernel);
                 let equations: Vec<String> = kernel.equations.iter().map(|&eq| plan.equation_text(eq)).collect();
+                let weights: Map<String, Value> = model
+                    .program()
+                    .weights_of(self.batch(), kernel)
+                    .into_iter()
+                    .map(|(weight, format)| (plan.graph.tensor(weight).name.clone(), json!(format.to_string())))
+                    .collect();
                 json!({
                     "name": kernel.name,
                     "runs": runs,
                     "calls": self.parts(model, kernel),
                     "equations": equations,
+                    "weights": weights,
                     "applied": remarks(&kernel.applied),
                     "declined": remarks(&kernel.declined),
                     "flops": cost.flops,

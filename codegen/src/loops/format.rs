@@ -8,37 +8,131 @@ use super::{Elem, PANEL};
 /// so that a column's neighbours fill a 32-bit word (of `F32` and `Bf16` panels: element `k`, `n` is element
 /// `(k / T * PANEL + n) * T + k % T`).
 ///
-/// `Q8` and `Q4` panels are of codes, bytes and halves of bytes, with a scale for each [`Format::block`] rows of a column:
-/// a weight is `scale * (code - offset)`. Each block has its codes first: of `Q8` its element `k`, `n` is byte
-/// `(k / 4 * PANEL + n) * 4 + k % 4`; of `Q4` it is in byte `(k / 8 * PANEL + n) * 4 + k % 4`, the lower half where `k / 4`
-/// is even. Then the scales of the columns, as bf16. So memory is read in one stretch, whose continuation the machine
-/// guesses. Behind the last block, up to a multiple of 64 bytes, is nothing.
+/// A panel of codes has blocks of [`Format::block`] rows: of each first the codes, plane by plane (see [`Codes::planes`]), then
+/// as bf16 the scales of the columns, then, where there are, their minima. So memory is read in one stretch, whose continuation
+/// the machine guesses. Behind the last block, up to a multiple of 64 bytes, is nothing.
 ///
 /// A row of the other operand has `depth` floats (`F32`, or `Bf16` where the panel is), or where the panel is of codes:
-/// `depth` signed bytes, for each block a scale as `F32`, then for each block the sum of its codes times `-offset` as
-/// `I32`.
+/// `depth` signed bytes, for each block a scale as `F32`, then for each block the sum of its bytes: times `-offset` as `I32`, or
+/// where there are minima times the row's scale as `F32`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Format {
     /// 32-bit floats.
     F32,
     /// Upper halves of 32-bit floats.
     Bf16,
-    /// 8-bit codes, a scale for 64 of them.
-    Q8,
-    /// 4-bit codes, a scale for 32 of them.
-    Q4,
+    /// Codes with scales.
+    Codes(Codes),
+}
+
+/// Codes of a few bits, of which the rows of a block share a scale for each column. A weight is
+///
+/// ```text
+/// w[k, n] = scale[k / block, n] * (level[code[k, n]] - offset) + minimum[k / block, n]
+/// ```
+///
+/// where `level` is the identity if there are no `levels`, and `minimum` is 0 if there are none. The cores, the packing, the
+/// meaning in the interpreter and the cost follow from this declaration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Codes {
+    /// The format's name in texts.
+    pub name: &'static str,
+    /// Bits of a code: a power of two, or a sum of two.
+    pub bits: usize,
+    /// How many neighbouring rows of a column share a scale: 16, 32 or 64.
+    pub block: usize,
+    /// What is taken from a level. A power of two; 0 where there are minima.
+    pub offset: i32,
+    /// Whether each block has a minimum.
+    pub minimum: bool,
+    /// What the codes, of four bits, stand for. Level and `offset` together are at least 0 and fit into a byte.
+    pub levels: Option<&'static [i8; 16]>,
+}
+
+/// Some bits of each code: two planes of 4 and 2 bits have the lower and the upper bits of codes of 6.
+///
+/// A plane has words, a word for each column in turn, whose bytes are of four neighbouring rows. The lowest bits of a byte are of
+/// the first such four, the next of the second, until the byte is full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Plane {
+    /// How many.
+    pub bits: usize,
+    /// Which: those from this one on.
+    pub shift: usize,
+    /// Where the plane begins in a block, in bytes.
+    pub at: usize,
+}
+
+/// What the blocks of a stored weight hold: `scale * value + minimum`, the value a whole number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Grid {
+    /// How many neighbours share a scale.
+    pub block: usize,
+    /// The least value.
+    pub least: i8,
+    /// The greatest.
+    pub most: i8,
+    /// Whether there are minima. Then no value is negative.
+    pub minimum: bool,
+    /// The values, where they are uneven.
+    pub levels: Option<&'static [i8; 16]>,
+}
+
+/// The levels of the IQ4 formats of ggml.
+pub const IQ4: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
+
+/// Twice the values of a float of four bits, one of them the mantissa's (E2M1).
+pub const E2M1: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
+
+const fn codes(name: &'static str, bits: usize, block: usize, offset: i32) -> Format {
+    Format::Codes(Codes { name, bits, block, offset, minimum: false, levels: None })
+}
+
+const fn with_minima(name: &'static str, bits: usize, block: usize) -> Format {
+    Format::Codes(Codes { name, bits, block, offset: 0, minimum: true, levels: None })
+}
+
+const fn of_levels(name: &'static str, levels: &'static [i8; 16], offset: i32) -> Format {
+    Format::Codes(Codes { name, bits: 4, block: 32, offset, minimum: false, levels: Some(levels) })
 }
 
 impl Format {
+    /// 8-bit codes, a scale for 64 of them: 8.25 bits.
+    pub const Q8: Format = codes("q8", 8, 64, 128);
+    /// 4-bit codes, a scale for 32 of them: 4.5 bits.
+    pub const Q4: Format = codes("q4", 4, 32, 8);
+
     /// All of them.
-    pub const ALL: [Format; 4] = [Format::F32, Format::Bf16, Format::Q8, Format::Q4];
+    pub const ALL: [Format; 15] = [
+        Format::F32,
+        Format::Bf16,
+        Format::Q8,
+        Format::Q4,
+        of_levels("iq4", &IQ4, 128),
+        of_levels("mxfp4", &E2M1, 16),
+        with_minima("q2_16_min", 2, 16),
+        codes("q4_16", 4, 16, 8),
+        with_minima("q4_min", 4, 32),
+        codes("q5", 5, 32, 16),
+        with_minima("q5_min", 5, 32),
+        codes("q6_16", 6, 16, 32),
+        with_minima("q6_16_min", 6, 16),
+        codes("q8_32", 8, 32, 128),
+        with_minima("q8_16_min", 8, 16),
+    ];
+
+    /// The format of the fewest bits whose codes can be the values of all these grids. `None` if there is none.
+    pub fn holding(grids: &[Grid]) -> Option<Format> {
+        let holds = |format: &&Format| format.codes().is_some_and(|codes| grids.iter().all(|grid| codes.holds(grid)));
+        Self::ALL.iter().filter(holds).min_by(|a, b| a.bytes().total_cmp(&b.bytes())).copied()
+    }
 
     /// The unit of addresses in a panel and in the rows it is multiplied with. Of codes: bytes.
     pub const fn elem(self) -> Elem {
         match self {
             Format::F32 => Elem::F32,
             Format::Bf16 => Elem::Bf16,
-            Format::Q8 | Format::Q4 => Elem::U8,
+            Format::Codes(_) => Elem::U8,
         }
     }
 
@@ -47,7 +141,7 @@ impl Format {
         match self {
             Format::F32 => 1,
             Format::Bf16 => 2,
-            Format::Q8 | Format::Q4 => 4,
+            Format::Codes(_) => 4,
         }
     }
 
@@ -56,23 +150,21 @@ impl Format {
         match self {
             Format::F32 => 1,
             Format::Bf16 => 2,
-            Format::Q8 => 64,
-            Format::Q4 => 32,
+            Format::Codes(codes) => codes.block,
         }
     }
 
-    /// What is taken from a code.
-    pub const fn offset(self) -> i32 {
+    /// How values are codes with scales, if they are.
+    pub const fn codes(self) -> Option<Codes> {
         match self {
-            Format::F32 | Format::Bf16 => 0,
-            Format::Q8 => 128,
-            Format::Q4 => 8,
+            Format::Codes(codes) => Some(codes),
+            Format::F32 | Format::Bf16 => None,
         }
     }
 
     /// Whether values are codes with scales.
     pub const fn is_coded(self) -> bool {
-        matches!(self, Format::Q8 | Format::Q4)
+        matches!(self, Format::Codes(_))
     }
 
     /// Bits of an element, without its share of a scale.
@@ -80,15 +172,13 @@ impl Format {
         match self {
             Format::F32 => 32,
             Format::Bf16 => 16,
-            Format::Q8 => 8,
-            Format::Q4 => 4,
+            Format::Codes(codes) => codes.bits,
         }
     }
 
-    /// Bytes of an element, with its share of a scale.
+    /// Bytes of an element, with its share of scale and minimum.
     pub fn bytes(self) -> f64 {
-        let scale = if self.is_coded() { 2.0 / self.block() as f64 } else { 0.0 };
-        self.bits() as f64 / 8.0 + scale
+        self.rows(self.block()) as f64 * self.elem().bytes() as f64 / (self.block() * PANEL) as f64
     }
 
     /// Units of the elements of a block; behind them, of codes, are their scales.
@@ -98,7 +188,11 @@ impl Format {
 
     /// Units of so many rows of a panel, whole blocks.
     pub const fn rows(self, depth: usize) -> usize {
-        let scales = if self.is_coded() { 2 * PANEL } else { 0 };
+        let scales = match self {
+            Format::Codes(codes) if codes.minimum => 4 * PANEL,
+            Format::Codes(_) => 2 * PANEL,
+            Format::F32 | Format::Bf16 => 0,
+        };
         depth / self.block() * (self.values() + scales)
     }
 
@@ -115,14 +209,90 @@ impl Format {
         }
     }
 
-    /// How many elements a unit has.
-    pub const fn in_unit(self) -> usize {
-        self.elem().bytes() * 8 / self.bits()
-    }
-
     /// Units of a row that such a panel is multiplied with.
     pub const fn row(self, depth: usize) -> usize {
         if self.is_coded() { depth + depth / self.block() * 8 } else { depth }
+    }
+}
+
+impl Codes {
+    /// The planes of the codes: one for each power of two that `bits` is the sum of, the largest first.
+    pub fn planes(self) -> Vec<Plane> {
+        let mut planes = Vec::new();
+        let mut shift = 0;
+        for bits in [8, 4, 2, 1].into_iter().filter(|bits| self.bits & bits != 0) {
+            planes.push(Plane { bits, shift, at: self.block * PANEL * shift / 8 });
+            shift += bits;
+        }
+        planes
+    }
+
+    /// How many times four rows it takes until all planes begin a new word.
+    pub fn group(self) -> usize {
+        self.planes().iter().map(|plane| plane.steps()).max().unwrap_or(1)
+    }
+
+    /// The declaration for a weight over these axes, along the last of which its blocks are:
+    /// `w[d, f] = w.scale[d, f / 32] * (w.code[d, f] - 8)`.
+    pub fn equation(self, weight: &str, axes: &[&str]) -> String {
+        let index = axes.join(", ");
+        let block = format!("{index} / {}", self.block);
+        let code = format!("{weight}.code[{index}]");
+        let value = match (self.levels, self.offset) {
+            (Some(_), _) => format!("level[{code}]"),
+            (None, 0) => code,
+            (None, offset) => format!("({code} - {offset})"),
+        };
+        let minimum = if self.minimum { format!(" + {weight}.minimum[{block}]") } else { String::new() };
+        format!("{weight}[{index}] = {weight}.scale[{block}] * {value}{minimum}")
+    }
+
+    /// What a code stands for.
+    pub fn value(self, code: u8) -> i32 {
+        self.byte(code) - self.offset
+    }
+
+    /// What a code is multiplied as: no negative number.
+    pub fn byte(self, code: u8) -> i32 {
+        self.levels.map_or(i32::from(code), |levels| i32::from(levels[usize::from(code & 15)]) + self.offset)
+    }
+
+    /// The value of code 0, where there are no levels. Minima take the least value along: a power of two, by which a rounded
+    /// scale is multiplied without another rounding.
+    pub(crate) fn base(self, grid: &Grid) -> i32 {
+        match (self.minimum, grid.least) {
+            (true, 0) => 0,
+            (true, least) => -i32::from(least.unsigned_abs().next_power_of_two()),
+            (false, _) => -self.offset,
+        }
+    }
+
+    /// Whether there is a code for each of a grid's values.
+    pub(crate) fn holds(self, grid: &Grid) -> bool {
+        let codes = self.base(grid)..self.base(grid) + (1 << self.bits);
+        let values = match self.levels {
+            Some(_) => self.levels == grid.levels,
+            None => codes.contains(&grid.least.into()) && codes.contains(&grid.most.into()),
+        };
+        grid.block.is_multiple_of(self.block) && values && (self.minimum || !grid.minimum)
+    }
+}
+
+impl Plane {
+    /// How many times four rows a word has.
+    pub const fn steps(self) -> usize {
+        8 / self.bits
+    }
+
+    /// The bits of a byte that are of its first row.
+    pub const fn mask(self) -> u8 {
+        u8::MAX >> (8 - self.bits)
+    }
+
+    /// The byte of the block that has the code's bits, and the first of them there.
+    pub const fn place(self, k: usize, n: usize) -> (usize, usize) {
+        let step = k / 4;
+        (self.at + (step / self.steps() * PANEL + n) * 4 + k % 4, step % self.steps() * self.bits)
     }
 }
 

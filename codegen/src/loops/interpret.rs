@@ -196,14 +196,21 @@ impl Machine<'_> {
         let (format, panel) = (core.b_format, PANEL as i64);
         let length = format.block() as i64;
         let block = b.wrapping_add(k / length * format.rows(format.block()) as i64);
-        let byte = |group: i64| block.wrapping_add((group * panel + n) * 4 + k % 4);
-        let code = match format {
-            Format::Q4 => self.memory_at(&core.b, byte(k % length / 8), 1, 1)?[0] >> (k / 4 % 2 * 4) & 15,
-            _ => self.memory_at(&core.b, byte(k % length / 4), 1, 1)?[0],
+        let Some(codes) = format.codes() else { return Err(format!("a panel of {format} has no codes")) };
+        let mut code = 0;
+        for plane in codes.planes() {
+            let (byte, shift) = plane.place((k % length) as usize, n as usize);
+            let byte = self.memory_at(&core.b, block.wrapping_add(byte as i64), 1, 1)?[0];
+            code |= (byte >> shift & plane.mask()) << plane.shift;
+        }
+        let mut beside = |nth: i64| -> Ran<f64> {
+            let at = block.wrapping_add(format.values() as i64 + (nth * panel + n) * 2);
+            let bytes = self.memory_at(&core.b, at, 1, 2)?;
+            Ok(f64::from(f32::from_bits(u32::from_le_bytes([0, 0, bytes[0], bytes[1]]))))
         };
-        let scale = self.memory_at(&core.b, block.wrapping_add(format.values() as i64 + n * 2), 1, 2)?;
-        let scale = f32::from_bits(u32::from_le_bytes([0, 0, scale[0], scale[1]]));
-        Ok(f64::from(scale) * f64::from(i32::from(code) - format.offset()))
+        let scale = beside(0)?;
+        let minimum = if codes.minimum { beside(1)? } else { 0.0 };
+        Ok(scale * f64::from(codes.value(code)) + minimum)
     }
 
     /// An element of a row of codes that begins at byte `a`. The sums are checked: they are part of the row.
@@ -215,9 +222,10 @@ impl Machine<'_> {
         let codes = self.memory_at(&core.a, a.wrapping_add(k / block * block), 1, block as usize)?;
         let sum: i32 = codes.iter().map(|code| i32::from(*code as i8)).sum();
         let at = a.wrapping_add(depth + depth / block * 4 + k / block * 4);
-        let stored = word(self.memory_at(&core.a, at, 1, 4)?) as i32;
-        if stored != -core.b_format.offset() * sum {
-            return Err(format!("a row of codes has the sum {stored}, not {} times {sum}", -core.b_format.offset()));
+        let stored = word(self.memory_at(&core.a, at, 1, 4)?);
+        let wanted = sum_of_row(core.b_format, sum, scale);
+        if stored != wanted {
+            return Err(format!("a row of codes has the sum {stored:#x} for codes that sum to {sum}, not {wanted:#x}"));
         }
         Ok(f64::from(scale) * f64::from(code))
     }
@@ -257,8 +265,9 @@ impl Machine<'_> {
                 let block: Vec<i8> = block.iter().map(|x| (x * factor).round_ties_even() as i8).collect();
                 let sum: i32 = block.iter().map(|code| i32::from(*code)).sum();
                 codes.extend(block.iter().map(|code| *code as u8));
-                scales.extend((largest * (1.0 / 127.0)).to_le_bytes());
-                sums.extend((-format.offset() * sum).to_le_bytes());
+                let scale = largest * (1.0 / 127.0);
+                scales.extend(scale.to_le_bytes());
+                sums.extend(sum_of_row(*format, sum, scale).to_le_bytes());
             }
             [codes, scales, sums].concat()
         };
@@ -400,6 +409,15 @@ impl Machine<'_> {
             (Elem::I32, x) => Value::Ints(std::array::from_fn(|i| x[i] as i32)),
             (_, x) => Value::Floats(std::array::from_fn(|i| f32::from_bits(x[i]))),
         })
+    }
+}
+
+/// What a row of codes has of the sum of a block's codes (see [`Format`]), as bits.
+fn sum_of_row(format: Format, sum: i32, scale: f32) -> u32 {
+    match format.codes() {
+        Some(codes) if codes.minimum => (scale * sum as f32).to_bits(),
+        Some(codes) => (-codes.offset * sum) as u32,
+        None => 0,
     }
 }
 

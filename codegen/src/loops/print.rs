@@ -111,8 +111,7 @@ impl Display for Format {
         f.write_str(match self {
             Format::F32 => "f32",
             Format::Bf16 => "bf16",
-            Format::Q8 => "q8",
-            Format::Q4 => "q4",
+            Format::Codes(codes) => codes.name,
         })
     }
 }

@@ -1,12 +1,15 @@
 //! Codes at 128 bits, on every machine: the contraction core of coded operands, and the encoding of rows.
 
+use std::array;
+use std::cmp::Ordering;
+
 use cranelift::codegen::ir::condcodes::FloatCC;
 use cranelift::codegen::ir::types::{F32, F32X4, I8X16, I32, I32X4};
 use cranelift::codegen::ir::{Endianness, InstBuilder, MemFlagsData, Value};
 
 use super::core::Operands;
 use super::emit::{Emitter, Range, memory, repeat};
-use crate::loops::{Format, LANES, PANEL, SMALLEST};
+use crate::loops::{Codes, Format, LANES, PANEL, Plane, SMALLEST};
 
 /// Rows that are taken at once.
 const ROWS: usize = 2;
@@ -15,22 +18,23 @@ const ROWS: usize = 2;
 const VECTORS: usize = PANEL / LANES;
 
 /// Emits a core of codes, here.
-pub(super) fn emit(e: &mut Emitter, operands: &Operands, depth: usize) {
+pub(super) fn emit(e: &mut Emitter, operands: &Operands, codes: Codes, depth: usize) {
     for (a, c) in operands.a.chunks(ROWS).zip(operands.c.chunks(ROWS)) {
-        Codes { a, b: operands.b, c, format: operands.b_format, depth }.emit(e, operands.accumulate);
+        Rows { a, b: operands.b, c, format: operands.b_format, codes, depth }.emit(e, operands.accumulate);
     }
 }
 
 /// Some rows of a core.
-struct Codes<'a> {
+struct Rows<'a> {
     a: &'a [(Value, i32)],
     b: (Value, i32),
     c: &'a [(Value, i32)],
     format: Format,
+    codes: Codes,
     depth: usize,
 }
 
-impl Codes<'_> {
+impl Rows<'_> {
     fn emit(&self, e: &mut Emitter, accumulate: bool) {
         let mut sums = Vec::new();
         for (pointer, offset) in self.c {
@@ -63,26 +67,43 @@ impl Codes<'_> {
         };
         let mut products = Vec::new();
         for row in self.a {
-            let (pointer, offset) = within(e, *row, 4);
-            let start = e.ins().load(I32, memory(), pointer, offset + (self.depth + blocks * 4) as i32);
-            let start = e.ins().splat(I32X4, start);
+            let start = match self.codes.minimum {
+                true => e.int_of(I32X4, 0),
+                false => {
+                    let (pointer, offset) = within(e, *row, 4);
+                    let start = e.ins().load(I32, memory(), pointer, offset + (self.depth + blocks * 4) as i32);
+                    e.ins().splat(I32X4, start)
+                }
+            };
             products.extend([start; VECTORS]);
         }
         let codes: Vec<(Value, i32)> = self.a.iter().map(|row| within(e, *row, length)).collect();
         let panel = within(e, self.b, self.format.rows(length));
-        // A vector of codes holds as many steps as a byte has codes.
-        let together = self.format.together() * 8 / self.format.bits();
+        let planes = self.codes.planes();
+        let together = self.format.together() * self.codes.group();
         let (start, end, step) = (e.int(0), e.int(length as i64), e.int(together as i64));
         let range = Range { start, end, step, runs: true };
-        let wide = (4 * PANEL / together) as i64;
         let products = repeat(e, range, &products, |e, at, products| {
             let mut products = products.to_vec();
-            let wide = e.int(wide);
-            let further = e.ins().imul(at, wide);
-            let pointer = e.ins().iadd(panel.0, further);
+            // Of each plane four rows take so many bytes more.
+            let pointers: Vec<Value> = planes
+                .iter()
+                .map(|plane| {
+                    let wide = e.int((PANEL / plane.steps()) as i64);
+                    let further = e.ins().imul(at, wide);
+                    e.ins().iadd(panel.0, further)
+                })
+                .collect();
             for vector in 0..VECTORS {
-                let bytes = e.ins().load(I8X16, memory(), pointer, panel.1 + vector as i32 * 16);
-                for (nth, weights) in self.apart(e, bytes).into_iter().enumerate() {
+                let first = panel.1 + vector as i32 * 16;
+                let mut words = vec![products[0]; planes.len()];
+                for nth in 0..self.codes.group() {
+                    let parts = words.iter_mut().zip(&planes).zip(&pointers);
+                    for ((word, plane), pointer) in parts.filter(|((_, plane), _)| nth % plane.steps() == 0) {
+                        let at = first + (plane.at + nth / plane.steps() * 4 * PANEL) as i32;
+                        *word = e.ins().load(I8X16, memory(), *pointer, at);
+                    }
+                    let weights = self.step(e, &planes, &words, nth);
                     for (row, (pointer, offset)) in codes.iter().enumerate() {
                         let pointer = e.ins().iadd(*pointer, at);
                         let four = e.ins().load(I32, memory(), pointer, offset + 4 * nth as i32);
@@ -101,29 +122,55 @@ impl Codes<'_> {
             let (pointer, at) = within(e, self.a[row], 4);
             let of_row = e.ins().load(F32, memory(), pointer, at + self.depth as i32);
             let of_row = e.ins().splat(F32X4, of_row);
+            let sum = self.codes.minimum.then(|| {
+                let sum = e.ins().load(F32, memory(), pointer, at + (self.depth + blocks * 4) as i32);
+                e.ins().splat(F32X4, sum)
+            });
+            let halves = |e: &mut Emitter, at: i32| {
+                let bits = e.ins().uload16x4(memory(), scales, at);
+                let bits = e.shl(bits, 16);
+                e.as_floats(bits)
+            };
             for (vector, (result, product)) in result.iter_mut().zip(products).enumerate() {
-                let scale = e.ins().uload16x4(memory(), scales, offset + vector as i32 * 8);
-                let scale = e.shl(scale, 16);
-                let scale = e.as_floats(scale);
+                let offset = offset + vector as i32 * 8;
+                let scale = halves(e, offset);
                 let scale = e.ins().fmul(scale, of_row);
                 let product = e.ins().fcvt_from_sint(F32X4, *product);
                 *result = e.ins().fma(scale, product, *result);
+                if let Some(sum) = sum {
+                    let minimum = halves(e, offset + 2 * PANEL as i32);
+                    *result = e.ins().fma(minimum, sum, *result);
+                }
             }
         }
         results
     }
 
-    /// The codes of the steps in a vector, a byte each.
-    fn apart(&self, e: &mut Emitter, bytes: Value) -> Vec<Value> {
-        if self.format != Format::Q4 {
-            return vec![bytes];
+    /// What four rows are multiplied as, a byte each, out of the words of the planes; `nth` of a group.
+    fn step(&self, e: &mut Emitter, planes: &[Plane], words: &[Value], nth: usize) -> Value {
+        let mut word = None;
+        for (plane, bytes) in planes.iter().zip(words) {
+            if plane.bits == 8 {
+                return *bytes;
+            }
+            let bits = e.ins().bitcast(I32X4, little(), *bytes);
+            let (from, to) = (nth % plane.steps() * plane.bits, plane.shift);
+            let bits = match from.cmp(&to) {
+                Ordering::Greater => e.ushr(bits, (from - to) as u32),
+                Ordering::Less => e.shl(bits, (to - from) as u32),
+                Ordering::Equal => bits,
+            };
+            let mask = e.int_of(I32X4, i32::from_le_bytes([plane.mask() << to; 4]));
+            let bits = e.ins().band(bits, mask);
+            word = Some(word.map_or(bits, |word| e.ins().bor(word, bits)));
         }
-        let words = e.ins().bitcast(I32X4, little(), bytes);
-        let mask = e.int_of(I32X4, 0x0f0f_0f0f);
-        let lower = e.ins().band(words, mask);
-        let upper = e.ushr(words, 4);
-        let upper = e.ins().band(upper, mask);
-        [lower, upper].map(|words| e.ins().bitcast(I8X16, little(), words)).to_vec()
+        let word = word.unwrap_or_else(|| e.int_of(I32X4, 0));
+        let codes = e.ins().bitcast(I8X16, little(), word);
+        let Some(_) = self.codes.levels else { return codes };
+        let levels: [u8; 16] = array::from_fn(|code| self.codes.byte(code as u8) as u8);
+        let levels = e.vector(I32X4, array::from_fn(|i| u32::from_le_bytes(array::from_fn(|j| levels[4 * i + j]))));
+        let levels = e.ins().bitcast(I8X16, little(), levels);
+        e.ins().swizzle(levels, codes)
     }
 }
 
@@ -147,8 +194,8 @@ fn dot(e: &mut Emitter, sum: Value, signed: Value, unsigned: Value) -> Value {
 }
 
 /// Emits the encoding of a row of floats as codes, here.
-pub(super) fn encode(e: &mut Emitter, from: (Value, i32), to: (Value, i32), depth: usize, format: Format) {
-    let length = format.block();
+pub(super) fn encode(e: &mut Emitter, from: (Value, i32), to: (Value, i32), depth: usize, codes: Codes) {
+    let length = codes.block;
     let blocks = (depth / length) as i64;
     let (start, end, step) = (e.int(0), e.int(blocks), e.int(1));
     repeat(e, Range { start, end, step, runs: blocks > 0 }, &[], |e, block, _| {
@@ -178,7 +225,7 @@ pub(super) fn encode(e: &mut Emitter, from: (Value, i32), to: (Value, i32), dept
         let magic = e.float_of(F32X4, 12_582_912.0);
         let magic_bits = e.bits(magic);
         let mut sum = e.int_of(I32X4, 0);
-        let codes: Vec<Value> = row
+        let bytes: Vec<Value> = row
             .iter()
             .map(|x| {
                 let x = e.ins().fmul(*x, factor);
@@ -190,7 +237,7 @@ pub(super) fn encode(e: &mut Emitter, from: (Value, i32), to: (Value, i32), dept
             })
             .collect();
         let target = within(e, to.0, length);
-        for (i, four) in codes.chunks(4).enumerate() {
+        for (i, four) in bytes.chunks(4).enumerate() {
             let (a, b) = (e.ins().snarrow(four[0], four[1]), e.ins().snarrow(four[2], four[3]));
             let bytes = e.ins().snarrow(a, b);
             e.ins().store(memory(), bytes, target, to.1 + 16 * i as i32);
@@ -200,7 +247,13 @@ pub(super) fn encode(e: &mut Emitter, from: (Value, i32), to: (Value, i32), dept
             sum = e.ins().iadd(sum, other);
         }
         let sum = e.ins().extractlane(sum, 0);
-        let sum = e.ins().imul_imm_s(sum, i64::from(-format.offset()));
+        let sum = match codes.minimum {
+            true => {
+                let sum = e.ins().fcvt_from_sint(F32, sum);
+                e.ins().fmul(scale, sum)
+            }
+            false => e.ins().imul_imm_s(sum, i64::from(-codes.offset)),
+        };
         let target = within(e, to.0, 4);
         e.ins().store(memory(), scale, target, to.1 + depth as i32);
         e.ins().store(memory(), sum, target, to.1 + depth as i32 + 4 * blocks as i32);

@@ -284,8 +284,8 @@ impl Lowerer<'_> {
             b_format: core.b_format,
             accumulate: core.accumulate,
         };
-        match (core.b_format.is_coded(), depth.as_constant()) {
-            (true, Some(depth)) => codes::emit(&mut self.e, &operands, depth.max(0) as usize),
+        match (core.b_format.codes(), depth.as_constant()) {
+            (Some(codes), Some(depth)) => codes::emit(&mut self.e, &operands, codes, depth.max(0) as usize),
             _ => core::emit(&mut self.e, &operands, depth),
         }
     }
@@ -296,8 +296,8 @@ impl Lowerer<'_> {
             return self.call(callee, &[(from, Elem::F32), (to, format.elem())]);
         }
         let (from, to) = (self.address(from, Elem::F32), self.address(to, format.elem()));
-        if format.is_coded() {
-            return codes::encode(&mut self.e, from, to, *depth, *format);
+        if let Some(codes) = format.codes() {
+            return codes::encode(&mut self.e, from, to, *depth, codes);
         }
         let whole = depth / LANES * LANES;
         let (start, end, step) = (self.e.int(0), self.e.int(2 * whole as i64), self.e.int(2 * LANES as i64));

@@ -24,7 +24,7 @@ fn host_cores() -> Cores {
             && std::is_x86_feature_detected!("avx512dq")
             && std::is_x86_feature_detected!("avx512vl");
         if has_512 {
-            let bytes = std::is_x86_feature_detected!("avx512vnni");
+            let bytes = std::is_x86_feature_detected!("avx512vnni") && std::is_x86_feature_detected!("avx512bw");
             return Cores { bits: 512, bf16: std::is_x86_feature_detected!("avx512bf16"), bytes };
         }
         if std::is_x86_feature_detected!("avx2") && std::is_x86_feature_detected!("fma") {
@@ -39,7 +39,7 @@ pub(super) fn serve(cores: &Cores, a: Format, b: Format) -> bool {
     let multiplies = match a {
         Format::F32 => true,
         Format::Bf16 => cores.bf16,
-        Format::Q8 | Format::Q4 => cores.bytes,
+        Format::Codes(_) => cores.bytes,
     };
     cores.bits > 128 && multiplies && (a == b || b == Format::Bf16)
 }

@@ -9,7 +9,8 @@ use std::collections::{BTreeMap, HashMap};
 use einfuse_graph::{AxisId, Extent, Graph, Kind, TensorId, Type};
 
 use super::layout::{Layout, Term};
-use super::place::{Memory, Place};
+use super::panels::{self, Part, Stored, Strides};
+use super::place::{Coded, Memory, Place};
 use crate::fuse::{Along, Contraction, EqId, Fold, Kernel, Plan, Segment, Shape, Task};
 use crate::loops::{Arg, Buffer, Elem, Expr, Format, MAX_ROWS, PANEL};
 
@@ -82,10 +83,26 @@ pub(crate) struct View {
     pub(crate) tensor: TensorId,
     /// For each axis where along it the part is. That of a choice has all coordinates.
     pub(crate) along: Vec<Along>,
-    /// Where the elements are. Of codes in elements from the region's start, of which a unit may have several.
+    /// Where the elements are; of codes those of the first plane.
     pub(crate) layout: Layout,
-    /// Where the scales of codes are, in scales from there.
-    pub(crate) scales: Option<Layout>,
+    /// Where all of codes is.
+    pub(crate) coded: Option<Coded>,
+}
+
+/// How a weight is to be kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Kept {
+    /// In which format, if it is summed over an axis that has whole blocks; else as bf16 or f32.
+    pub format: Format,
+    /// Whether codes are the stored weight's own, whose blocks are along its last axis: where another is summed over, they
+    /// cannot be kept.
+    pub own: bool,
+}
+
+impl From<Format> for Kept {
+    fn from(format: Format) -> Kept {
+        Kept { format, own: false }
+    }
 }
 
 /// A stretch of packed weights, of one layer or of all.
@@ -158,12 +175,7 @@ pub(crate) struct Extents {
 impl Homes {
     /// Decides where everything in a plan is. Of another plan for the same graph it takes over what the two share: the frame,
     /// the caches and the packed weights.
-    pub(crate) fn of(
-        plan: &Plan,
-        storage: &dyn Fn(TensorId) -> Format,
-        extents: Extents,
-        like: Option<&Homes>,
-    ) -> Homes {
+    pub(crate) fn of(plan: &Plan, storage: &dyn Fn(TensorId) -> Kept, extents: Extents, like: Option<&Homes>) -> Homes {
         let mut homes = Homes {
             inputs: Vec::new(),
             constants: Vec::new(),
@@ -225,7 +237,7 @@ impl Homes {
     // ---- weights
 
     /// Packs the stored operands of contractions.
-    fn pack(&mut self, plan: &Plan, storage: &dyn Fn(TensorId) -> Format) {
+    fn pack(&mut self, plan: &Plan, storage: &dyn Fn(TensorId) -> Kept) {
         for (scope, kernels) in plan.scopes().into_iter().enumerate() {
             for kernel in kernels {
                 match &kernel.shape {
@@ -245,15 +257,16 @@ impl Homes {
         }
     }
 
-    fn pack_task(&mut self, plan: &Plan, storage: &dyn Fn(TensorId) -> Format, scope: usize, task: &Task) {
+    fn pack_task(&mut self, plan: &Plan, storage: &dyn Fn(TensorId) -> Kept, scope: usize, task: &Task) {
         let graph = &plan.graph;
         let units = Units::of(graph, task);
         // Rows of a panel that lie together have to be there.
         let storage = |c: &Contraction| {
             let rows = c.depth.last().and_then(|&a| graph.size(a)).unwrap_or(1);
-            let wanted = storage(c.b);
-            match (rows.is_multiple_of(wanted.block()), rows.is_multiple_of(Format::Bf16.block())) {
-                (true, _) => wanted,
+            let Kept { format, own } = storage(c.b);
+            let along = !own || c.depth.last() == graph.tensor(c.b).axes.last();
+            match (rows.is_multiple_of(format.block()) && along, rows.is_multiple_of(Format::Bf16.block())) {
+                (true, _) => format,
                 (false, true) => Format::Bf16,
                 (false, false) => Format::F32,
             }
@@ -282,12 +295,13 @@ impl Homes {
                 .map(|(nth, (_, c))| {
                     let base = nth * panel * units.panels;
                     let strides = Strides { base, panel, unit: unit_stride };
-                    let layout = panel_layout(graph, c, &units, &strides.times(storage.in_unit()), storage, false);
-                    let scales = storage.is_coded().then(|| {
-                        let strides = Strides { base: base + storage.values(), ..strides }.divided(2);
-                        panel_layout(graph, c, &units, &strides, storage, true)
-                    });
-                    View { tensor: c.b, along: c.along.clone(), layout, scales }
+                    let stored = Stored { along: &c.along, depth: &c.depth };
+                    let coded = storage.codes().map(|codes| panels::coded(graph, &stored, &units, &strides, codes));
+                    let layout = match &coded {
+                        Some(coded) => coded.planes[0].clone(),
+                        None => panels::layout(graph, &stored, &units, &strides, storage, Part::Floats),
+                    };
+                    View { tensor: c.b, along: c.along.clone(), layout, coded }
                 })
                 .collect();
             let layered = graph.is_layered(group[0].1.b);
@@ -326,7 +340,7 @@ impl Homes {
     }
 
     /// Gives each weight that is loaded element by element a home: a packed one that has it whole, or its own.
-    fn plain_weights(&mut self, plan: &Plan, storage: &dyn Fn(TensorId) -> Format) {
+    fn plain_weights(&mut self, plan: &Plan, storage: &dyn Fn(TensorId) -> Kept) {
         let graph = &plan.graph;
         for (scope, kernels) in plan.scopes().into_iter().enumerate() {
             let mut wanted: Vec<TensorId> = Vec::new();
@@ -355,10 +369,10 @@ impl Homes {
                 let sizes: Vec<usize> = axes.iter().map(|&a| graph.size(a).unwrap_or(1)).collect();
                 let all = |v: &View| v.along.iter().zip(axes).all(|(along, &axis)| along.is_all(axis));
                 let whole = self.regions.iter().position(|r| r.views.iter().any(|v| v.tensor == tensor && all(v)));
-                let region = whole.unwrap_or_else(|| {
+                let region = whole.or_else(|| self.looked_up(graph, tensor, storage(tensor))).unwrap_or_else(|| {
                     let len = sizes.iter().product::<usize>();
                     let small = len <= 1 << 16;
-                    let storage = match storage(tensor) {
+                    let storage = match storage(tensor).format {
                         _ if small => Format::F32,
                         // Scales are those of panels.
                         coded if coded.is_coded() => Format::Bf16,
@@ -371,7 +385,7 @@ impl Homes {
                         storage,
                         len,
                         depth: 0,
-                        views: vec![View { tensor, along, layout, scales: None }],
+                        views: vec![View { tensor, along, layout, coded: None }],
                         layered,
                     })
                 });
@@ -380,11 +394,33 @@ impl Homes {
                 if let Some(view) = region.views.iter().find(|v| v.tensor == tensor && all(v)) {
                     let mut place = Place::flat(Buffer::Layer(slot), view.layout.clone(), sizes.len());
                     place.elem = region.storage.elem();
-                    place.codes = view.scales.clone().map(|scales| (region.storage, scales));
+                    place.coded = view.coded.clone();
                     self.places[scope].insert(tensor, place);
                 }
             }
         }
+    }
+
+    /// Gives a weight whose own codes are kept a home in panels, though no core reads them. `None` if it has no whole blocks.
+    fn looked_up(&mut self, graph: &Graph, tensor: TensorId, kept: Kept) -> Option<usize> {
+        let codes = kept.format.codes().filter(|_| kept.own)?;
+        let [outer @ .., lane, last] = &graph.tensor(tensor).axes[..] else { return None };
+        let size = |a: AxisId| graph.size(a).unwrap_or(1);
+        let (lane_size, depth) = (size(*lane), size(*last));
+        if !depth.is_multiple_of(codes.block) {
+            return None;
+        }
+        let panel = kept.format.panel(depth);
+        let digits: Vec<(AxisId, usize)> =
+            outer.iter().map(|&a| (a, size(a))).chain([(*lane, lane_size.div_ceil(PANEL))]).collect();
+        let count = digits.iter().map(|(_, n)| n).product();
+        let units = Units { digits, whole: Vec::new(), lane: *lane, lane_size, lane_whole: false, panels: 1, count };
+        let along: Vec<Along> = graph.tensor(tensor).axes.iter().map(|&axis| Along::Axis { axis, from: 0 }).collect();
+        let stored = Stored { along: &along, depth: std::slice::from_ref(last) };
+        let coded = panels::coded(graph, &stored, &units, &Strides { base: 0, panel, unit: panel }, codes);
+        let view = View { tensor, along, layout: coded.planes[0].clone(), coded: Some(coded) };
+        let layered = graph.is_layered(tensor);
+        Some(self.region(Region { storage: kept.format, len: panel * count, depth, views: vec![view], layered }))
     }
 
     // ---- states
@@ -443,7 +479,7 @@ impl Homes {
                 let slot = self.slot(scope, Entry::State(state));
                 let memory = Memory::Paged { table: self.groups[group].slot, slot, positions: PAGE };
                 let place =
-                    Place { memory, elem, layout: layout.clone(), origin: vec![Expr::Int(0); dims], codes: None };
+                    Place { memory, elem, layout: layout.clone(), origin: vec![Expr::Int(0); dims], coded: None };
                 // The appended rows live in the state, at the positions that follow the past.
                 let here = place.clone().with_origin(0, Expr::Int(0) - Arg::Past);
                 self.places[scope].insert(state, place);
@@ -557,76 +593,6 @@ impl Homes {
 /// The contraction of a stream's operand as a task: its columns are computed together.
 pub(crate) fn expansion(eq: EqId, c: &Contraction) -> Task {
     Task { contractions: vec![(eq, c.clone())], epilogue: Vec::new(), whole: c.cols.clone() }
-}
-
-/// How far apart parts of a region are.
-#[derive(Clone, Copy)]
-struct Strides {
-    base: usize,
-    panel: usize,
-    unit: usize,
-}
-
-impl Strides {
-    fn times(self, n: usize) -> Strides {
-        Strides { base: self.base * n, panel: self.panel * n, unit: self.unit * n }
-    }
-
-    fn divided(self, n: usize) -> Strides {
-        Strides { base: self.base / n, panel: self.panel / n, unit: self.unit / n }
-    }
-}
-
-/// The layout of a stored operand in panels: choice, unit, panel within the unit, depth, column. Or that of its scales.
-fn panel_layout(
-    graph: &Graph,
-    c: &Contraction,
-    units: &Units,
-    strides: &Strides,
-    format: Format,
-    scales: bool,
-) -> Layout {
-    let dim = |a: AxisId| c.along.iter().position(|along| along.axis() == Some(a));
-    let size = |a: AxisId| graph.size(a).unwrap_or(1);
-    let mut layout = Layout { base: strides.base, terms: Vec::new() };
-    let mut rows = 1;
-    for (i, &a) in c.depth.iter().rev().enumerate() {
-        if let Some(dim) = dim(a) {
-            match (i, scales) {
-                (0, true) => layout.push_blocks(dim, format),
-                (0, false) => layout.push_depth(dim, format),
-                (_, true) => layout.push(dim, format.rows(rows) / Elem::Bf16.bytes()),
-                (_, false) => layout.push(dim, format.rows(rows) * format.in_unit()),
-            }
-        }
-        rows *= size(a);
-    }
-    let lane_panels = units.lane_size.div_ceil(PANEL);
-    let lane_stride = if units.lane_whole { strides.panel } else { strides.unit };
-    if let Some(dim) = dim(units.lane) {
-        layout.push_panels(dim, lane_stride, if scales { Format::F32 } else { format });
-    }
-    let mut stride = strides.panel;
-    if units.lane_whole {
-        stride *= lane_panels;
-    }
-    for &a in units.whole.iter().rev() {
-        if let Some(dim) = dim(a) {
-            layout.push(dim, stride);
-        }
-        stride *= size(a);
-    }
-    let mut stride = strides.unit;
-    for &(a, count) in units.digits.iter().rev() {
-        if let (Some(dim), false) = (dim(a), a == units.lane) {
-            layout.push(dim, stride);
-        }
-        stride *= count;
-    }
-    if let Some(dim) = c.along.iter().position(|along| matches!(along, Along::Chosen(_))) {
-        layout.push(dim, stride);
-    }
-    layout
 }
 
 /// So many positions in panels, of which the rows are `depth`, as cores want them for scores. And the elements of all.

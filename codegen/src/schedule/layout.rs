@@ -1,6 +1,6 @@
 //! Layouts: where the element of a tensor at some coordinates lies.
 
-use crate::loops::{Elem, Expr, Format, LANES, PANEL};
+use crate::loops::{Codes, Elem, Expr, Format, LANES, PANEL, Plane};
 
 /// One summand of an offset: `stride · ((index / div) mod modulo)`, where `index` is the coordinate along one dimension.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,25 +51,28 @@ impl Layout {
     /// [`Format`]).
     pub(crate) fn push_panels(&mut self, dim: usize, stride: usize, format: Format) {
         self.terms.push(Term { dim, div: PANEL, modulo: None, stride });
-        self.terms.push(Term { dim, div: 1, modulo: Some(PANEL), stride: format.together() * format.in_unit() });
+        self.terms.push(Term { dim, div: 1, modulo: Some(PANEL), stride: format.together() });
     }
 
-    /// The rows of a panel.
+    /// The rows of a panel of floats.
     pub(crate) fn push_depth(&mut self, dim: usize, format: Format) {
-        let (together, in_unit) = (format.together(), format.in_unit());
-        let apart = together * in_unit;
-        if apart == 1 {
+        let together = format.together();
+        if together == 1 {
             return self.push(dim, PANEL);
         }
-        let block = format.block();
-        self.terms.push(Term { dim, div: block, modulo: None, stride: format.rows(block) * in_unit });
-        if block > apart {
-            self.terms.push(Term { dim, div: apart, modulo: Some(block / apart), stride: PANEL * apart });
+        self.terms.push(Term { dim, div: together, modulo: None, stride: PANEL * together });
+        self.terms.push(Term { dim, div: 1, modulo: Some(together), stride: 1 });
+    }
+
+    /// The rows of a panel of codes, in bytes of a plane of them.
+    pub(crate) fn push_plane(&mut self, dim: usize, codes: Codes, plane: Plane) {
+        let together = Format::Codes(codes).together();
+        let (rows, block) = (together * plane.steps(), codes.block);
+        self.terms.push(Term { dim, div: block, modulo: None, stride: Format::Codes(codes).rows(block) });
+        if block > rows {
+            self.terms.push(Term { dim, div: rows, modulo: Some(block / rows), stride: PANEL * together });
         }
-        if in_unit > 1 {
-            self.terms.push(Term { dim, div: together, modulo: Some(in_unit), stride: 1 });
-        }
-        self.terms.push(Term { dim, div: 1, modulo: Some(together), stride: in_unit });
+        self.terms.push(Term { dim, div: 1, modulo: Some(together), stride: 1 });
     }
 
     /// The rows of a panel, as far as they have scales of their own.
@@ -153,13 +156,31 @@ mod tests {
     #[test]
     fn codes_of_half_a_byte_interleave_eight_rows() {
         let mut layout = Layout::default();
-        layout.push_panels(0, Format::Q4.panel(64) * Format::Q4.in_unit(), Format::Q4);
-        layout.push_depth(1, Format::Q4);
+        let codes = Format::Q4.codes().unwrap();
+        layout.push_panels(0, Format::Q4.panel(64), Format::Q4);
+        layout.push_plane(1, codes, codes.planes()[0]);
         // Row 0 and row 4 share a byte; the next column follows after four bytes.
         let at = |column: usize, row: usize| layout.offset_of(&[column, row]);
-        assert_eq!([0, 4, 1, 5, 7, 8].map(|row| at(0, row)), [0, 1, 2, 3, 7, 128]);
-        assert_eq!([at(1, 0), at(15, 7)], [8, 127]);
+        assert_eq!([0, 4, 1, 5, 7, 8].map(|row| at(0, row)), [0, 0, 1, 1, 3, 64]);
+        assert_eq!([at(1, 0), at(15, 7)], [4, 63]);
         // Each 32 rows are followed by their scales, of 32 bytes.
-        assert_eq!([at(0, 31), at(0, 32), at(16, 0)], [391, 576, 1152]);
+        assert_eq!([at(0, 31), at(0, 32), at(16, 0)], [195, 288, 576]);
+    }
+
+    #[test]
+    fn planes_are_where_the_format_says() {
+        for format in Format::ALL {
+            let Some(codes) = format.codes() else { continue };
+            for plane in codes.planes() {
+                let mut layout = Layout { base: plane.at, terms: Vec::new() };
+                layout.push_panels(0, format.panel(2 * codes.block), format);
+                layout.push_plane(1, codes, plane);
+                for (row, column) in (0..2 * codes.block).flat_map(|row| (0..PANEL).map(move |column| (row, column))) {
+                    let (byte, _) = plane.place(row % codes.block, column);
+                    let block = row / codes.block * format.rows(codes.block);
+                    assert_eq!(layout.offset_of(&[column, row]), block + byte, "{format}: {row}, {column}");
+                }
+            }
+        }
     }
 }

@@ -14,6 +14,7 @@ pub(crate) mod emit;
 pub(crate) mod homes;
 pub(crate) mod layout;
 mod operands;
+mod panels;
 pub(crate) mod place;
 mod rows;
 mod segments;
@@ -25,11 +26,12 @@ use crate::fuse::{Contraction, EqId, Fold, Kernel, Plan, Shape};
 use crate::loops::{self, Arg, Cores, Expr};
 use emit::{Emitter, Span};
 use homes::Homes;
+pub use homes::Kept;
 use place::Place;
 pub use tiling::{Sizes, Tiling};
 
 /// The number of this way to write kernels: another one where a kernel's best tiling may be another than it was.
-pub const REVISION: u32 = 3;
+pub const REVISION: u32 = 4;
 
 /// The most tokens that count as few: all of them together share the positions of a cache among the workers.
 pub(crate) const FEW: usize = 8;

@@ -1,7 +1,7 @@
 //! Places: a layout with the memory that it lies in.
 
 use super::layout::{Layout, Step};
-use crate::loops::{Address, Buffer, Elem, Expr, Format, Unary};
+use crate::loops::{Address, Buffer, Codes, Elem, Expr, PANEL, Unary};
 
 /// Where a tensor's elements are.
 #[derive(Clone, Debug)]
@@ -11,8 +11,20 @@ pub(crate) struct Place {
     pub(crate) layout: Layout,
     /// For each dimension what is taken from a coordinate before the layout sees it.
     pub(crate) origin: Vec<Expr>,
-    /// How it is coded, with the layout of the scales, if it is.
-    pub(crate) codes: Option<(Format, Layout)>,
+    /// How it is coded, if it is.
+    pub(crate) coded: Option<Coded>,
+}
+
+/// Where the codes of a tensor are, and their scales.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Coded {
+    pub(crate) codes: Codes,
+    /// The dimension whose neighbours share a scale.
+    pub(crate) depth: usize,
+    /// For each plane the bytes where the codes have bits.
+    pub(crate) planes: Vec<Layout>,
+    /// The scales, in scales; minima are [`PANEL`] further on.
+    pub(crate) scales: Layout,
 }
 
 /// The kinds of memory.
@@ -26,7 +38,7 @@ pub(crate) enum Memory {
 
 impl Place {
     pub(crate) fn flat(buffer: Buffer, layout: Layout, dims: usize) -> Place {
-        Place { memory: Memory::Flat(buffer), elem: Elem::F32, layout, origin: vec![Expr::Int(0); dims], codes: None }
+        Place { memory: Memory::Flat(buffer), elem: Elem::F32, layout, origin: vec![Expr::Int(0); dims], coded: None }
     }
 
     /// The address of the element at these coordinates.
@@ -47,24 +59,36 @@ impl Place {
     /// An element.
     pub(crate) fn load(&self, index: &[Expr]) -> Expr {
         let at = self.address(index);
-        let Some((format, scales)) = &self.codes else { return at.load(self.elem) };
+        let Some(coded) = &self.coded else { return at.load(self.elem) };
         let index: Vec<Expr> = index.iter().zip(&self.origin).map(|(i, o)| i.clone() - o.clone()).collect();
-        let scale = Address { buffer: at.buffer.clone(), offset: scales.offset(&index) }.load(Elem::Bf16);
-        let code = match format.in_unit() {
-            1 => at.load(self.elem),
-            in_unit => {
-                let byte = Address { buffer: at.buffer, offset: at.offset.clone().div(in_unit) }.load(self.elem);
-                let upper = Expr::from(0).lt(at.offset.rem(in_unit));
-                let radix = 1 << format.bits();
-                upper.select(byte.clone().div(radix), byte.rem(radix))
-            }
+        let load = |offset: Expr, elem: Elem| Address { buffer: at.buffer.clone(), offset }.load(elem);
+        let mut code = Expr::Int(0);
+        for (plane, layout) in coded.codes.planes().into_iter().zip(&coded.planes) {
+            let byte = load(layout.offset(&index), Elem::U8);
+            let step = index[coded.depth].clone().div(4).rem(plane.steps());
+            let radix = 1i64 << plane.bits;
+            // The bits of the step that it is: each before it divides once.
+            let rest = (1..plane.steps()).fold(byte.clone(), |rest, nth| {
+                let shifted = byte.clone().div(1 << (nth * plane.bits));
+                Expr::from(nth - 1).lt(step.clone()).select(shifted, rest)
+            });
+            let bits = if plane.bits == 8 { rest } else { rest.rem(radix) };
+            code = code + bits * (1i64 << plane.shift);
+        }
+        let value = match coded.codes.levels {
+            None => code - i64::from(coded.codes.offset),
+            Some(levels) => (1..levels.len()).fold(Expr::Int(levels[0].into()), |value, nth| {
+                Expr::from(nth - 1).lt(code.clone()).select(Expr::Int(levels[nth].into()), value)
+            }),
         };
-        (code - i64::from(format.offset())).unary(Unary::ToFloat) * scale
+        let scales = coded.scales.offset(&index);
+        let scaled = value.unary(Unary::ToFloat) * load(scales.clone(), Elem::Bf16);
+        if coded.codes.minimum { scaled + load(scales + PANEL, Elem::Bf16) } else { scaled }
     }
 
     /// Whether lanes that step so through the dimensions are neighbours in memory.
     pub(crate) fn is_contiguous(&self, steps: &[Step]) -> bool {
-        if self.codes.is_some() {
+        if self.coded.is_some() {
             return false;
         }
         let within_page = match self.memory {

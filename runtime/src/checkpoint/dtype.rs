@@ -1,9 +1,10 @@
 //! How files store numbers: plain floats, and the blocks of ggml, which share scales among neighbours in a row.
 //!
-//! A format is a line in [`FORMATS`] and a function from the bytes of one block to its floats. The layouts of ggml's blocks, and
-//! the order of the operations, are those of its reference (`ggml-quants.c`, and `quants.py` of the package `gguf`): the
-//! floats are the same bit for bit.
+//! A format is a line in [`FORMATS`], which says what its blocks hold, and a reader of the bits of one block. The layouts of
+//! ggml's blocks, and the order of the operations, are those of its reference (`ggml-quants.c`, and `quants.py` of the package
+//! `gguf`): the floats are the same bit for bit.
 
+use einfuse_codegen::loops::{E2M1, Grid, IQ4};
 use half::{bf16, f16};
 
 /// How a file stores numbers.
@@ -64,33 +65,48 @@ struct Format {
     length: usize,
     /// How many bytes a block takes.
     bytes: usize,
-    /// The numbers (`length`) of a block (`bytes`).
-    decode: fn(&[u8], &mut [f32]),
+    read: Reader,
 }
+
+/// How the bytes of a block are read.
+#[derive(Clone, Copy)]
+enum Reader {
+    /// As floats.
+    Floats(fn(&[u8], &mut [f32])),
+    /// The numbers are `scale * value + minimum`: yields the values, and the scale and minimum of each of the grid's blocks, of
+    /// which a block has one or more.
+    Blocks(Grid, fn(&[u8], &mut [i8], &mut [[f32; 2]])),
+}
+
+/// The numbers of a block, at most.
+const LONGEST: usize = 256;
+
+/// The blocks of a grid in it, at most.
+const MOST_SCALES: usize = LONGEST / 16;
 
 /// Every format, in the order of [`Dtype`].
 #[rustfmt::skip]
 static FORMATS: [Format; 20] = [
-    Format { dtype: Dtype::F32,   name: "F32",    code: Some(0),  length: 1,   bytes: 4,   decode: f32_ },
-    Format { dtype: Dtype::Bf16,  name: "BF16",   code: Some(30), length: 1,   bytes: 2,   decode: bf16_ },
-    Format { dtype: Dtype::F16,   name: "F16",    code: Some(1),  length: 1,   bytes: 2,   decode: f16_ },
-    Format { dtype: Dtype::Q4_0,  name: "Q4_0",   code: Some(2),  length: 32,  bytes: 18,  decode: q4_0 },
-    Format { dtype: Dtype::Q4_1,  name: "Q4_1",   code: Some(3),  length: 32,  bytes: 20,  decode: q4_1 },
-    Format { dtype: Dtype::Q5_0,  name: "Q5_0",   code: Some(6),  length: 32,  bytes: 22,  decode: q5_0 },
-    Format { dtype: Dtype::Q5_1,  name: "Q5_1",   code: Some(7),  length: 32,  bytes: 24,  decode: q5_1 },
-    Format { dtype: Dtype::Q8_0,  name: "Q8_0",   code: Some(8),  length: 32,  bytes: 34,  decode: q8_0 },
-    Format { dtype: Dtype::Q2K,   name: "Q2_K",   code: Some(10), length: 256, bytes: 84,  decode: q2_k },
-    Format { dtype: Dtype::Q3K,   name: "Q3_K",   code: Some(11), length: 256, bytes: 110, decode: q3_k },
-    Format { dtype: Dtype::Q4K,   name: "Q4_K",   code: Some(12), length: 256, bytes: 144, decode: q4_k },
-    Format { dtype: Dtype::Q5K,   name: "Q5_K",   code: Some(13), length: 256, bytes: 176, decode: q5_k },
-    Format { dtype: Dtype::Q6K,   name: "Q6_K",   code: Some(14), length: 256, bytes: 210, decode: q6_k },
-    Format { dtype: Dtype::Iq4Nl, name: "IQ4_NL", code: Some(20), length: 32,  bytes: 18,  decode: iq4_nl },
-    Format { dtype: Dtype::Iq4Xs, name: "IQ4_XS", code: Some(23), length: 256, bytes: 136, decode: iq4_xs },
-    Format { dtype: Dtype::Mxfp4, name: "MXFP4",  code: Some(39), length: 32,  bytes: 17,  decode: mxfp4 },
-    Format { dtype: Dtype::F8E4M3, name: "F8_E4M3", code: None,   length: 1,   bytes: 1,   decode: f8_e4m3 },
-    Format { dtype: Dtype::F8E5M2, name: "F8_E5M2", code: None,   length: 1,   bytes: 1,   decode: f8_e5m2 },
-    Format { dtype: Dtype::F8E8M0, name: "F8_E8M0", code: None,   length: 1,   bytes: 1,   decode: f8_e8m0 },
-    Format { dtype: Dtype::F4E2M1, name: "F4_E2M1", code: None,   length: 2,   bytes: 1,   decode: f4_e2m1 },
+    Format { dtype: Dtype::F32,   name: "F32",    code: Some(0),  length: 1,   bytes: 4,   read: Reader::Floats(f32_) },
+    Format { dtype: Dtype::Bf16,  name: "BF16",   code: Some(30), length: 1,   bytes: 2,   read: Reader::Floats(bf16_) },
+    Format { dtype: Dtype::F16,   name: "F16",    code: Some(1),  length: 1,   bytes: 2,   read: Reader::Floats(f16_) },
+    Format { dtype: Dtype::Q4_0,  name: "Q4_0",   code: Some(2),  length: 32,  bytes: 18,  read: Reader::Blocks(grid(32, -8, 7), q4_0) },
+    Format { dtype: Dtype::Q4_1,  name: "Q4_1",   code: Some(3),  length: 32,  bytes: 20,  read: Reader::Blocks(with_minima(32, 15), q4_1) },
+    Format { dtype: Dtype::Q5_0,  name: "Q5_0",   code: Some(6),  length: 32,  bytes: 22,  read: Reader::Blocks(grid(32, -16, 15), q5_0) },
+    Format { dtype: Dtype::Q5_1,  name: "Q5_1",   code: Some(7),  length: 32,  bytes: 24,  read: Reader::Blocks(with_minima(32, 31), q5_1) },
+    Format { dtype: Dtype::Q8_0,  name: "Q8_0",   code: Some(8),  length: 32,  bytes: 34,  read: Reader::Blocks(grid(32, -128, 127), q8_0) },
+    Format { dtype: Dtype::Q2K,   name: "Q2_K",   code: Some(10), length: 256, bytes: 84,  read: Reader::Blocks(with_minima(16, 3), q2_k) },
+    Format { dtype: Dtype::Q3K,   name: "Q3_K",   code: Some(11), length: 256, bytes: 110, read: Reader::Blocks(grid(16, -4, 3), q3_k) },
+    Format { dtype: Dtype::Q4K,   name: "Q4_K",   code: Some(12), length: 256, bytes: 144, read: Reader::Blocks(with_minima(32, 15), q4_k) },
+    Format { dtype: Dtype::Q5K,   name: "Q5_K",   code: Some(13), length: 256, bytes: 176, read: Reader::Blocks(with_minima(32, 31), q5_k) },
+    Format { dtype: Dtype::Q6K,   name: "Q6_K",   code: Some(14), length: 256, bytes: 210, read: Reader::Blocks(grid(16, -32, 31), q6_k) },
+    Format { dtype: Dtype::Iq4Nl, name: "IQ4_NL", code: Some(20), length: 32,  bytes: 18,  read: Reader::Blocks(of_levels(&IQ4, -127, 113), iq4_nl) },
+    Format { dtype: Dtype::Iq4Xs, name: "IQ4_XS", code: Some(23), length: 256, bytes: 136, read: Reader::Blocks(of_levels(&IQ4, -127, 113), iq4_xs) },
+    Format { dtype: Dtype::Mxfp4, name: "MXFP4",  code: Some(39), length: 32,  bytes: 17,  read: Reader::Blocks(of_levels(&E2M1, -12, 12), mxfp4) },
+    Format { dtype: Dtype::F8E4M3, name: "F8_E4M3", code: None,   length: 1,   bytes: 1,   read: Reader::Floats(f8_e4m3) },
+    Format { dtype: Dtype::F8E5M2, name: "F8_E5M2", code: None,   length: 1,   bytes: 1,   read: Reader::Floats(f8_e5m2) },
+    Format { dtype: Dtype::F8E8M0, name: "F8_E8M0", code: None,   length: 1,   bytes: 1,   read: Reader::Floats(f8_e8m0) },
+    Format { dtype: Dtype::F4E2M1, name: "F4_E2M1", code: None,   length: 2,   bytes: 1,   read: Reader::Floats(f4_e2m1) },
 ];
 
 impl Dtype {
@@ -128,13 +144,60 @@ impl Dtype {
         self.format().bytes
     }
 
-    /// The numbers of whole blocks, each exactly as the format defines it: as many as `out` holds and `bytes` has.
-    pub fn decode(self, bytes: &[u8], out: &mut [f32]) {
-        let Format { length, bytes: size, decode, .. } = self.format();
-        for (block, out) in bytes.chunks_exact(*size).zip(out.chunks_exact_mut(*length)) {
-            decode(block, out);
+    /// What its blocks hold, if they are not floats.
+    pub fn grid(self) -> Option<Grid> {
+        match self.format().read {
+            Reader::Blocks(grid, _) => Some(grid),
+            Reader::Floats(_) => None,
         }
     }
+
+    /// The numbers of whole blocks, each exactly as the format defines it: as many as `out` holds and `bytes` has.
+    pub fn decode(self, bytes: &[u8], out: &mut [f32]) {
+        let Format { length, bytes: size, read, .. } = self.format();
+        let blocks = bytes.chunks_exact(*size).zip(out.chunks_exact_mut(*length));
+        let (mut values, mut scales) = ([0; LONGEST], [[0.0; 2]; MOST_SCALES]);
+        match read {
+            Reader::Floats(read) => blocks.for_each(|(block, out)| read(block, out)),
+            Reader::Blocks(grid, read) => blocks.for_each(|(block, out)| {
+                read(block, &mut values[..*length], &mut scales[..*length / grid.block]);
+                let parts = out.chunks_mut(grid.block).zip(values.chunks(grid.block)).zip(&scales);
+                for ((out, values), [scale, minimum]) in parts {
+                    for (out, value) in out.iter_mut().zip(values) {
+                        let scaled = scale * f32::from(*value);
+                        // A zero keeps its sign.
+                        *out = if grid.minimum { scaled + minimum } else { scaled };
+                    }
+                }
+            }),
+        }
+    }
+
+    /// The values of whole blocks, with scale and minimum of each of the grid's blocks: as many as `values` holds and `bytes`
+    /// has. Nothing of floats.
+    pub fn decode_blocks(self, bytes: &[u8], values: &mut [i8], scales: &mut [[f32; 2]]) {
+        let Format { length, bytes: size, read, .. } = self.format();
+        let Reader::Blocks(grid, read) = read else { return };
+        let parts = values.chunks_exact_mut(*length).zip(scales.chunks_exact_mut(*length / grid.block));
+        for (block, (values, scales)) in bytes.chunks_exact(*size).zip(parts) {
+            read(block, values, scales);
+        }
+    }
+}
+
+/// The values from `least` to `most`, so many of which share a scale.
+const fn grid(block: usize, least: i8, most: i8) -> Grid {
+    Grid { block, least, most, minimum: false, levels: None }
+}
+
+/// The values from 0 on, so many of which share scale and minimum.
+const fn with_minima(block: usize, most: i8) -> Grid {
+    Grid { block, least: 0, most, minimum: true, levels: None }
+}
+
+/// Uneven values, 32 of which share a scale.
+const fn of_levels(levels: &'static [i8; 16], least: i8, most: i8) -> Grid {
+    Grid { block: 32, least, most, minimum: false, levels: Some(levels) }
 }
 
 fn f32_(b: &[u8], out: &mut [f32]) {
@@ -187,8 +250,8 @@ fn half(b: &[u8], at: usize) -> f32 {
     f16::from_le_bytes([b[at], b[at + 1]]).to_f32()
 }
 
-/// Sets each number by its index.
-fn each(out: &mut [f32], value: impl Fn(usize) -> f32) {
+/// Sets each value or scale by its index.
+fn each<T>(out: &mut [T], value: impl Fn(usize) -> T) {
     for (i, out) in out.iter_mut().enumerate() {
         *out = value(i);
     }
@@ -208,53 +271,55 @@ fn nibble(q: &[u8], i: usize) -> u8 {
 }
 
 /// Scale; 32 codes.
-fn q4_0(b: &[u8], out: &mut [f32]) {
-    let (d, q) = (half(b, 0), &b[2..]);
-    each(out, |i| d * (nibble(q, i) as i8 - 8) as f32);
+fn q4_0(b: &[u8], values: &mut [i8], scales: &mut [[f32; 2]]) {
+    let q = &b[2..];
+    scales[0] = [half(b, 0), 0.0];
+    each(values, |i| nibble(q, i) as i8 - 8);
 }
 
 /// Scale, minimum; 32 codes.
-fn q4_1(b: &[u8], out: &mut [f32]) {
-    let (d, m, q) = (half(b, 0), half(b, 2), &b[4..]);
-    each(out, |i| d * nibble(q, i) as f32 + m);
+fn q4_1(b: &[u8], values: &mut [i8], scales: &mut [[f32; 2]]) {
+    let q = &b[4..];
+    scales[0] = [half(b, 0), half(b, 2)];
+    each(values, |i| nibble(q, i) as i8);
 }
 
 /// Scale; the fifth bits of 32 codes; their lower bits.
-fn q5_0(b: &[u8], out: &mut [f32]) {
-    let (d, high, q) = (half(b, 0), &b[2..6], &b[6..]);
-    each(out, |i| d * ((nibble(q, i) | code(high, 1, 1, i) << 4) as i8 - 16) as f32);
+fn q5_0(b: &[u8], values: &mut [i8], scales: &mut [[f32; 2]]) {
+    let (high, q) = (&b[2..6], &b[6..]);
+    scales[0] = [half(b, 0), 0.0];
+    each(values, |i| (nibble(q, i) | code(high, 1, 1, i) << 4) as i8 - 16);
 }
 
 /// Scale, minimum; the fifth bits of 32 codes; their lower bits.
-fn q5_1(b: &[u8], out: &mut [f32]) {
-    let (d, m, high, q) = (half(b, 0), half(b, 2), &b[4..8], &b[8..]);
-    each(out, |i| d * (nibble(q, i) | code(high, 1, 1, i) << 4) as f32 + m);
+fn q5_1(b: &[u8], values: &mut [i8], scales: &mut [[f32; 2]]) {
+    let (high, q) = (&b[4..8], &b[8..]);
+    scales[0] = [half(b, 0), half(b, 2)];
+    each(values, |i| (nibble(q, i) | code(high, 1, 1, i) << 4) as i8);
 }
 
 /// Scale; 32 signed bytes.
-fn q8_0(b: &[u8], out: &mut [f32]) {
-    let (d, q) = (half(b, 0), &b[2..]);
-    each(out, |i| q[i] as i8 as f32 * d);
+fn q8_0(b: &[u8], values: &mut [i8], scales: &mut [[f32; 2]]) {
+    scales[0] = [half(b, 0), 0.0];
+    each(values, |i| b[2 + i] as i8);
 }
 
 /// 16 scales and minima, in the halves of a byte each; 256 codes; the scale of the scales, the scale of the minima.
-fn q2_k(b: &[u8], out: &mut [f32]) {
-    let (scales, q, d, least) = (&b[..16], &b[16..80], half(b, 80), half(b, 82));
-    each(out, |i| {
-        let scale = scales[i / 16];
-        d * (scale & 15) as f32 * code(q, 32, 2, i) as f32 - least * (scale >> 4) as f32
-    });
+fn q2_k(b: &[u8], values: &mut [i8], scales: &mut [[f32; 2]]) {
+    let (packed, q, d, least) = (&b[..16], &b[16..80], half(b, 80), half(b, 82));
+    each(scales, |i| [d * (packed[i] & 15) as f32, -(least * (packed[i] >> 4) as f32)]);
+    each(values, |i| code(q, 32, 2, i) as i8);
 }
 
 /// The third bits of 256 codes, inverted; their lower bits; 16 scales of six bits, lower four and upper two apart; the
 /// scale of the scales.
-fn q3_k(b: &[u8], out: &mut [f32]) {
+fn q3_k(b: &[u8], values: &mut [i8], scales: &mut [[f32; 2]]) {
     let (high, q, low_scales, high_scales, d) = (&b[..32], &b[32..96], &b[96..104], &b[104..108], half(b, 108));
-    each(out, |i| {
-        let scale = code(low_scales, 8, 4, i / 16) | code(high_scales, 4, 2, i / 16) << 4;
-        let value = code(q, 32, 2, i) as i8 - 4 * (1 - code(high, 32, 1, i) as i8);
-        d * (scale as i8 - 32) as f32 * value as f32
+    each(scales, |i| {
+        let scale = code(low_scales, 8, 4, i) | code(high_scales, 4, 2, i) << 4;
+        [d * (scale as i8 - 32) as f32, 0.0]
     });
+    each(values, |i| code(q, 32, 2, i) as i8 - 4 * (1 - code(high, 32, 1, i) as i8));
 }
 
 /// Scale and minimum `i` of eight, six bits each in 12 bytes: the first four of both are the lower bits of bytes 0 to 3 and
@@ -267,58 +332,55 @@ fn scale_and_least(s: &[u8], i: usize) -> (f32, f32) {
     (scale as f32, least as f32)
 }
 
-/// The scale of the scales, the scale of the minima; eight scales and minima; 256 codes.
-fn q4_k(b: &[u8], out: &mut [f32]) {
-    let (d, m, scales, q) = (half(b, 0), half(b, 2), &b[4..16], &b[16..]);
-    each(out, |i| {
-        let (scale, least) = scale_and_least(scales, i / 32);
-        d * scale * code(q, 32, 4, i) as f32 - m * least
+/// The scale of the scales, the scale of the minima; eight scales and minima.
+fn scales_k(b: &[u8], scales: &mut [[f32; 2]]) {
+    let (d, m) = (half(b, 0), half(b, 2));
+    each(scales, |i| {
+        let (scale, least) = scale_and_least(&b[4..16], i);
+        [d * scale, -(m * least)]
     });
+}
+
+/// Scales; 256 codes.
+fn q4_k(b: &[u8], values: &mut [i8], scales: &mut [[f32; 2]]) {
+    scales_k(b, scales);
+    each(values, |i| code(&b[16..], 32, 4, i) as i8);
 }
 
 /// As [`q4_k`], with the fifth bits of the codes before their lower bits.
-fn q5_k(b: &[u8], out: &mut [f32]) {
-    let (d, m, scales, high, q) = (half(b, 0), half(b, 2), &b[4..16], &b[16..48], &b[48..]);
-    each(out, |i| {
-        let (scale, least) = scale_and_least(scales, i / 32);
-        d * scale * (code(q, 32, 4, i) | code(high, 32, 1, i) << 4) as f32 - m * least
-    });
+fn q5_k(b: &[u8], values: &mut [i8], scales: &mut [[f32; 2]]) {
+    let (high, q) = (&b[16..48], &b[48..]);
+    scales_k(b, scales);
+    each(values, |i| (code(q, 32, 4, i) | code(high, 32, 1, i) << 4) as i8);
 }
 
 /// The lower four bits of 256 codes; their upper two; 16 scales; the scale of the scales.
-fn q6_k(b: &[u8], out: &mut [f32]) {
-    let (low, high, scales, d) = (&b[..128], &b[128..192], &b[192..208], half(b, 208));
-    each(out, |i| {
-        let value = (code(low, 64, 4, i) | code(high, 32, 2, i) << 4) as i8 - 32;
-        d * (scales[i / 16] as i8) as f32 * value as f32
-    });
+fn q6_k(b: &[u8], values: &mut [i8], scales: &mut [[f32; 2]]) {
+    let (low, high, packed, d) = (&b[..128], &b[128..192], &b[192..208], half(b, 208));
+    each(scales, |i| [d * (packed[i] as i8) as f32, 0.0]);
+    each(values, |i| (code(low, 64, 4, i) | code(high, 32, 2, i) << 4) as i8 - 32);
 }
 
-/// The levels of the IQ4 formats.
-const IQ4: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
-
 /// Scale; 32 codes.
-fn iq4_nl(b: &[u8], out: &mut [f32]) {
-    let (d, q) = (half(b, 0), &b[2..]);
-    each(out, |i| d * IQ4[nibble(q, i) as usize] as f32);
+fn iq4_nl(b: &[u8], values: &mut [i8], scales: &mut [[f32; 2]]) {
+    scales[0] = [half(b, 0), 0.0];
+    each(values, |i| IQ4[nibble(&b[2..], i) as usize]);
 }
 
 /// The scale of the scales; eight scales of six bits, the upper two of all before the lower four; 256 codes.
-fn iq4_xs(b: &[u8], out: &mut [f32]) {
+fn iq4_xs(b: &[u8], values: &mut [i8], scales: &mut [[f32; 2]]) {
     let (d, high, low, q) = (half(b, 0), &b[2..4], &b[4..8], &b[8..]);
-    each(out, |i| {
-        let scale = code(low, 1, 4, i / 32) | code(high, 1, 2, i / 32) << 4;
-        d * (scale as i8 - 32) as f32 * IQ4[code(q, 16, 4, i) as usize] as f32
+    each(scales, |i| {
+        let scale = code(low, 1, 4, i) | code(high, 1, 2, i) << 4;
+        [d * (scale as i8 - 32) as f32, 0.0]
     });
+    each(values, |i| IQ4[code(q, 16, 4, i) as usize]);
 }
 
-/// Twice the values of an E2M1 float.
-const E2M1: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
-
 /// The exponent of the scale; 32 codes.
-fn mxfp4(b: &[u8], out: &mut [f32]) {
-    let d = half_power(b[0]);
-    each(out, |i| d * E2M1[nibble(&b[1..], i) as usize] as f32);
+fn mxfp4(b: &[u8], values: &mut [i8], scales: &mut [[f32; 2]]) {
+    scales[0] = [half_power(b[0]), 0.0];
+    each(values, |i| E2M1[nibble(&b[1..], i) as usize]);
 }
 
 #[cfg(test)]

@@ -3,6 +3,8 @@
 
 use std::ops::Range;
 
+use einfuse_codegen::loops::Grid;
+
 use super::Dtype;
 
 /// The numbers of a tensor, or of some of its rows, row-major.
@@ -109,6 +111,22 @@ impl<'a> Numbers<'a> {
         }
     }
 
+    /// What the blocks hold, if they are blocks of values with scales.
+    pub fn grid(&self) -> Option<Grid> {
+        self.blocks()?.dtype.grid()
+    }
+
+    /// Reads whole blocks of the grid, from the number `at` on: the values, and of each block scale and minimum. Nothing where
+    /// there is no grid.
+    ///
+    /// # Panics
+    /// If there are fewer than `values` wants.
+    pub fn read_blocks(&self, at: usize, values: &mut [i8], scales: &mut [[f32; 2]]) {
+        if let Some(blocks) = self.blocks() {
+            blocks.read_blocks(at, values, scales);
+        }
+    }
+
     /// How many bits a number takes, but for scales in other tensors.
     pub fn bits(&self) -> f64 {
         match self {
@@ -172,6 +190,21 @@ impl<'a> Blocks<'a> {
         let mut whole = vec![0.0; (skip + out.len()).next_multiple_of(length)];
         self.dtype.decode(blocks, &mut whole);
         out.copy_from_slice(&whole[skip..skip + out.len()]);
+    }
+
+    fn read_blocks(&self, at: usize, values: &mut [i8], scales: &mut [[f32; 2]]) {
+        let (length, size) = (self.dtype.block_length(), self.dtype.block_bytes());
+        let Some(each) = self.dtype.grid().map(|grid| grid.block) else { return };
+        let blocks = &self.bytes[at / length * size..];
+        let skip = at % length;
+        if skip == 0 && values.len().is_multiple_of(length) {
+            return self.dtype.decode_blocks(blocks, values, scales);
+        }
+        let count = (skip + values.len()).next_multiple_of(length);
+        let (mut whole, mut of_whole) = (vec![0; count], vec![[0.0; 2]; count / each]);
+        self.dtype.decode_blocks(blocks, &mut whole, &mut of_whole);
+        values.copy_from_slice(&whole[skip..skip + values.len()]);
+        scales.copy_from_slice(&of_whole[skip / each..skip / each + scales.len()]);
     }
 
     /// One of plain floats.

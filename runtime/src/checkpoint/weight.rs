@@ -1,7 +1,9 @@
 //! A graph's weight in a checkpoint.
 
 use std::cell::RefCell;
+use std::ops::Range;
 
+use einfuse_codegen::loops::Grid;
 use einfuse_graph::{FileTensor, Graph, Kind, TensorId};
 
 use super::{Checkpoint, Found, Numbers};
@@ -129,17 +131,44 @@ impl Stored<'_> {
 
     /// Reads some of the numbers, from the number `at` on, of what is not transposed.
     fn read(&self, at: usize, out: &mut [f32]) {
-        let columns = self.len().checked_div(self.rows * self.parts.len()).unwrap_or(0);
-        let mut done = 0;
-        while done < out.len() {
-            let (row, column) = ((at + done) / columns, (at + done) % columns);
-            let some = (columns - column).min(out.len() - done);
-            let from = self.change.row(self.rows, row % self.rows) * columns + column;
-            self.parts[row / self.rows].read(from, &mut out[done..done + some]);
-            done += some;
-        }
+        self.each_row(at, out.len(), |part, from, done| part.read(from, &mut out[done]));
         if self.change == Change::PlusOne {
             out.iter_mut().for_each(|number| *number -= 1.0);
+        }
+    }
+
+    /// What the blocks along the rows hold, if all numbers are in such blocks, and not changed but in the order of rows.
+    pub fn grid(&self) -> Option<Grid> {
+        let ordered = matches!(self.change, Change::None | Change::Pairs { .. } | Change::Fused { .. });
+        let grid = self.parts.first().filter(|_| ordered)?.grid();
+        let columns = self.len().checked_div(self.rows * self.parts.len()).unwrap_or(0);
+        let whole = |grid: &Grid| columns.is_multiple_of(grid.block);
+        grid.filter(whole).filter(|_| self.parts.iter().all(|part| part.grid() == grid))
+    }
+
+    /// Reads whole blocks of the grid, from the number `at` on: the values, and of each block scale and minimum.
+    ///
+    /// # Panics
+    /// If there are fewer than `values` wants.
+    pub fn read_blocks(&self, at: usize, values: &mut [i8], scales: &mut [[f32; 2]]) {
+        let Some(each) = self.grid().map(|grid| grid.block) else { return };
+        self.each_row(at, values.len(), |part, from, done| {
+            let blocks = done.start / each..done.end / each;
+            part.read_blocks(from, &mut values[done], &mut scales[blocks]);
+        });
+    }
+
+    /// Walks through so many numbers from `at` on, row by row: the part that they are in, where they are there, and which of
+    /// those wanted they are.
+    fn each_row(&self, at: usize, count: usize, mut read: impl FnMut(&Numbers<'_>, usize, Range<usize>)) {
+        let columns = self.len().checked_div(self.rows * self.parts.len()).unwrap_or(0);
+        let mut done = 0;
+        while done < count {
+            let (row, column) = ((at + done) / columns, (at + done) % columns);
+            let some = (columns - column).min(count - done);
+            let from = self.change.row(self.rows, row % self.rows) * columns + column;
+            read(&self.parts[row / self.rows], from, done..done + some);
+            done += some;
         }
     }
 }

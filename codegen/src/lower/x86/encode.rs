@@ -3,7 +3,7 @@
 use iced_x86::{Code, IcedError, Instruction, Register};
 
 use super::{A, B, COUNT, Writer};
-use crate::loops::{Format, PANEL, SMALLEST};
+use crate::loops::{Codes, Format, PANEL, SMALLEST};
 
 /// Where the scales go.
 const SCALES: Register = Register::R8;
@@ -18,7 +18,7 @@ const INVERSE: Register = Register::XMM28;
 
 /// Writes the code that encodes a row of whole vectors: from the first address to the second.
 pub(super) fn write(w: &mut Writer, depth: usize, format: Format) -> Result<(), IcedError> {
-    if format == Format::Bf16 {
+    let Some(codes) = format.codes() else {
         let vectors = depth / PANEL;
         let unroll = [4, 2, 1].into_iter().find(|n| vectors.is_multiple_of(*n)).unwrap_or(1);
         return w.times(vectors / unroll, |w| {
@@ -30,7 +30,7 @@ pub(super) fn write(w: &mut Writer, depth: usize, format: Format) -> Result<(), 
             w.advance(A, unroll * VECTOR)?;
             w.advance(B, unroll * VECTOR / 2)
         });
-    }
+    };
     let scales = w.at(B, depth);
     w.push(Instruction::with2(Code::Lea_r64_m, SCALES, scales))?;
     w.constant(MAGNITUDE, 0x7fff_ffff)?;
@@ -40,8 +40,8 @@ pub(super) fn write(w: &mut Writer, depth: usize, format: Format) -> Result<(), 
         w.push(Instruction::with2(Code::Mov_r32_imm32, COUNT, bits))?;
         w.push(Instruction::with2(Code::EVEX_Vmovd_xmm_rm32, register, COUNT))?;
     }
-    let blocks = depth / format.block();
-    w.times(blocks, |w| block(w, format, blocks))
+    let blocks = depth / codes.block;
+    w.times(blocks, |w| block(w, codes, blocks))
 }
 
 fn numbers(i: usize) -> Register {
@@ -52,8 +52,8 @@ fn others(i: usize) -> Register {
     Register::ZMM8 + i as u32
 }
 
-fn block(w: &mut Writer, format: Format, blocks: usize) -> Result<(), IcedError> {
-    let vectors = format.block() / PANEL;
+fn block(w: &mut Writer, codes: Codes, blocks: usize) -> Result<(), IcedError> {
+    let vectors = codes.block / PANEL;
     for i in 0..vectors {
         let from = w.at(A, i * VECTOR);
         w.push(Instruction::with2(Code::EVEX_Vmovups_zmm_k1z_zmmm512, numbers(i), from))?;
@@ -86,15 +86,20 @@ fn block(w: &mut Writer, format: Format, blocks: usize) -> Result<(), IcedError>
         vectors,
         [Code::EVEX_Vpaddd_zmm_k1z_zmm_zmmm512b32, Code::VEX_Vpaddd_ymm_ymm_ymmm256, Code::VEX_Vpaddd_xmm_xmm_xmmm128],
     )?;
-    // The offsets are powers of two.
-    let shift = format.offset().trailing_zeros() as i32;
-    w.push(Instruction::with3(Code::VEX_Vpslld_xmm_xmm_imm8, sum, sum, shift))?;
-    let zero = Register::XMM9;
-    w.push(Instruction::with3(Code::VEX_Vpxor_xmm_xmm_xmmm128, zero, zero, zero))?;
-    w.push(Instruction::with3(Code::VEX_Vpsubd_xmm_xmm_xmmm128, sum, zero, sum))?;
+    if codes.minimum {
+        w.push(Instruction::with2(Code::VEX_Vcvtdq2ps_xmm_xmmm128, sum, sum))?;
+        w.push(Instruction::with3(Code::EVEX_Vmulss_xmm_k1z_xmm_xmmm32_er, sum, sum, scale))?;
+    } else {
+        // The offsets are powers of two.
+        let shift = codes.offset.trailing_zeros() as i32;
+        w.push(Instruction::with3(Code::VEX_Vpslld_xmm_xmm_imm8, sum, sum, shift))?;
+        let zero = Register::XMM9;
+        w.push(Instruction::with3(Code::VEX_Vpxor_xmm_xmm_xmmm128, zero, zero, zero))?;
+        w.push(Instruction::with3(Code::VEX_Vpsubd_xmm_xmm_xmmm128, sum, zero, sum))?;
+    }
     let to = w.at(SCALES, 4 * blocks);
     w.push(Instruction::with2(Code::VEX_Vmovd_rm32_xmm, to, sum))?;
     w.advance(A, vectors * VECTOR)?;
-    w.advance(B, format.block())?;
+    w.advance(B, codes.block)?;
     w.advance(SCALES, 4)
 }

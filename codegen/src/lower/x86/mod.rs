@@ -189,8 +189,10 @@ pub(super) struct Assembled {
 fn assemble(leaf: &Leaf, cores: &Cores, call_conv: CallConv, text: Option<usize>) -> Result<Assembled, IcedError> {
     let mut w = Writer { code: CodeAssembler::new(64)?, wide: cores.bits == 512 };
     match leaf {
-        Leaf::Core(shape) if shape.b.is_coded() => codes::write(&mut w, *shape)?,
-        Leaf::Core(shape) => floats::write(&mut w, *shape)?,
+        Leaf::Core(shape) => match shape.b.codes() {
+            Some(codes) => codes::write(&mut w, *shape, codes)?,
+            None => floats::write(&mut w, *shape)?,
+        },
         Leaf::Encode { depth, format } => encode::write(&mut w, *depth, *format)?,
         Leaf::Exps { depth, format } => exps::write(&mut w, *depth, *format)?,
         Leaf::Lanes(lanes) => lanes::write(&mut w, lanes)?,

@@ -37,7 +37,7 @@ fn write(format: Format, chains: usize, wide: bool, iterations: usize) -> Result
             (1f32.to_bits(), [Code::EVEX_Vfmadd231ps_zmm_k1z_zmm_zmmm512b32_er, Code::VEX_Vfmadd231ps_ymm_ymm_ymmm256])
         }
         Format::Bf16 => (0x3f80_3f80, [Code::EVEX_Vdpbf16ps_zmm_k1z_zmm_zmmm512b32, Code::INVALID]),
-        Format::Q8 | Format::Q4 => (0x0101_0101, [Code::EVEX_Vpdpbusd_zmm_k1z_zmm_zmmm512b32, Code::INVALID]),
+        Format::Codes(_) => (0x0101_0101, [Code::EVEX_Vpdpbusd_zmm_k1z_zmm_zmmm512b32, Code::INVALID]),
     };
     let first = w.first();
     let sum = |chain: usize| first + chain as u32;

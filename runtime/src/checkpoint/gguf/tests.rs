@@ -1,5 +1,6 @@
 //! Malformed files, and what a small one says.
 
+mod blocks;
 mod converted;
 mod types;
 

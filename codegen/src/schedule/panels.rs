@@ -1,0 +1,109 @@
+//! Where weights lie in panels: their elements, or the planes and scales of their codes.
+
+use einfuse_graph::{AxisId, Graph};
+
+use super::homes::Units;
+use super::layout::Layout;
+use super::place::Coded;
+use crate::fuse::Along;
+use crate::loops::{Codes, Elem, Format, PANEL, Plane};
+
+/// How far apart parts of a region are.
+#[derive(Clone, Copy)]
+pub(super) struct Strides {
+    pub(super) base: usize,
+    pub(super) panel: usize,
+    pub(super) unit: usize,
+}
+
+/// What of panels a layout is of.
+#[derive(Clone, Copy)]
+pub(super) enum Part {
+    Floats,
+    Plane(Plane),
+    Scales,
+}
+
+/// A weight in panels.
+pub(super) struct Stored<'a> {
+    /// Where along each of its axes it is. What is chosen has panels of its own for each coordinate.
+    pub(super) along: &'a [Along],
+    /// The rows of a panel.
+    pub(super) depth: &'a [AxisId],
+}
+
+impl Stored<'_> {
+    /// The dimension that has an axis' coordinates.
+    fn dim(&self, axis: AxisId) -> Option<usize> {
+        self.along.iter().position(|along| along.axis() == Some(axis))
+    }
+}
+
+/// Where the codes of a weight are.
+pub(super) fn coded(graph: &Graph, stored: &Stored, units: &Units, strides: &Strides, codes: Codes) -> Coded {
+    let format = Format::Codes(codes);
+    let depth = stored.depth.last().and_then(|&axis| stored.dim(axis)).unwrap_or(0);
+    let planes = codes.planes().into_iter().map(|plane| {
+        let strides = Strides { base: strides.base + plane.at, ..*strides };
+        layout(graph, stored, units, &strides, format, Part::Plane(plane))
+    });
+    let planes = planes.collect();
+    let half = |bytes: usize| bytes / Elem::Bf16.bytes();
+    let strides =
+        Strides { base: half(strides.base + format.values()), panel: half(strides.panel), unit: half(strides.unit) };
+    Coded { codes, depth, planes, scales: layout(graph, stored, units, &strides, format, Part::Scales) }
+}
+
+/// The layout of a weight in panels: choice, unit, panel within the unit, depth, column.
+pub(super) fn layout(
+    graph: &Graph,
+    stored: &Stored,
+    units: &Units,
+    strides: &Strides,
+    format: Format,
+    part: Part,
+) -> Layout {
+    let dim = |a: AxisId| stored.dim(a);
+    let size = |a: AxisId| graph.size(a).unwrap_or(1);
+    let mut out = Layout { base: strides.base, terms: Vec::new() };
+    let mut rows = 1;
+    for (i, &a) in stored.depth.iter().rev().enumerate() {
+        if let Some(dim) = dim(a) {
+            match (i, part, format) {
+                (0, Part::Scales, _) => out.push_blocks(dim, format),
+                (0, Part::Plane(plane), Format::Codes(codes)) => out.push_plane(dim, codes, plane),
+                (0, ..) => out.push_depth(dim, format),
+                (_, Part::Scales, _) => out.push(dim, format.rows(rows) / Elem::Bf16.bytes()),
+                _ => out.push(dim, format.rows(rows)),
+            }
+        }
+        rows *= size(a);
+    }
+    let lane_panels = units.lane_size.div_ceil(PANEL);
+    let lane_stride = if units.lane_whole { strides.panel } else { strides.unit };
+    if let Some(dim) = dim(units.lane) {
+        let format = if matches!(part, Part::Scales) { Format::F32 } else { format };
+        out.push_panels(dim, lane_stride, format);
+    }
+    let mut stride = strides.panel;
+    if units.lane_whole {
+        stride *= lane_panels;
+    }
+    for &a in units.whole.iter().rev() {
+        if let Some(dim) = dim(a) {
+            out.push(dim, stride);
+        }
+        stride *= size(a);
+    }
+    let mut stride = strides.unit;
+    for &(a, count) in units.digits.iter().rev() {
+        if let (Some(dim), false) = (dim(a), a == units.lane) {
+            out.push(dim, stride);
+        }
+        stride *= count;
+    }
+    if let Some(dim) = stored.along.iter().position(|along| matches!(along, Along::Chosen(_))) {
+        out.push(dim, stride);
+    }
+    out
+}
