@@ -109,6 +109,8 @@ impl Machine<'_> {
                     Value::Floats(x) if *elem == Elem::Bf16 => {
                         x.iter().flat_map(|x| bf16::from_f32(*x).to_le_bytes()).collect()
                     }
+                    Value::Float(x) if *elem == Elem::U8 => vec![byte(x)],
+                    Value::Floats(x) if *elem == Elem::U8 => x.map(byte).to_vec(),
                     Value::Float(x) => x.to_le_bytes().to_vec(),
                     Value::Floats(x) => x.iter().flat_map(|x| x.to_le_bytes()).collect(),
                     Value::Int(x) => (x as i32).to_le_bytes().to_vec(),
@@ -401,6 +403,11 @@ impl Machine<'_> {
             (_, x) => Value::Floats(std::array::from_fn(|i| f32::from_bits(x[i]))),
         })
     }
+}
+
+/// The nearest of the whole numbers that a byte holds.
+fn byte(x: f32) -> u8 {
+    x.round_ties_even() as u8
 }
 
 fn word(bytes: &[u8]) -> u32 {

@@ -11,8 +11,18 @@ pub(crate) struct Place {
     pub(crate) layout: Layout,
     /// For each dimension what is taken from a coordinate before the layout sees it.
     pub(crate) origin: Vec<Expr>,
-    /// How it is coded, with the layout of the scales, if it is.
-    pub(crate) codes: Option<(Format, Layout)>,
+    /// How it is coded, if it is.
+    pub(crate) codes: Option<Codes>,
+}
+
+/// Codes, and where their scales are.
+#[derive(Clone, Debug)]
+pub(crate) struct Codes {
+    pub(crate) format: Format,
+    /// Of a scale the layout, in scales. Coordinates that it does not tell apart share one.
+    pub(crate) scales: Layout,
+    /// The layout of the scales that belong to the panels, where the codes have others: these are 1.
+    pub(crate) ones: Option<Layout>,
 }
 
 /// The kinds of memory.
@@ -29,17 +39,27 @@ impl Place {
         Place { memory: Memory::Flat(buffer), elem: Elem::F32, layout, origin: vec![Expr::Int(0); dims], codes: None }
     }
 
+    /// How elements are stored.
+    pub(crate) fn format(&self) -> Format {
+        self.codes.as_ref().map_or(Format::of(self.elem), |codes| codes.format)
+    }
+
     /// The address of the element at these coordinates.
     pub(crate) fn address(&self, index: &[Expr]) -> Address {
+        self.address_in(&self.layout, index)
+    }
+
+    /// The address at these coordinates in a layout of the same memory.
+    pub(crate) fn address_in(&self, layout: &Layout, index: &[Expr]) -> Address {
         let index: Vec<Expr> = index.iter().zip(&self.origin).map(|(i, o)| i.clone() - o.clone()).collect();
         match &self.memory {
-            Memory::Flat(buffer) => Address { buffer: buffer.clone(), offset: self.layout.offset(&index) },
+            Memory::Flat(buffer) => Address { buffer: buffer.clone(), offset: layout.offset(&index) },
             Memory::Paged { table, slot, positions } => {
                 let page = Box::new(index[0].clone().div(*positions));
                 let mut within = index;
                 within[0] = within[0].clone().rem(*positions);
                 let buffer = Buffer::Page { table: *table, slot: *slot, page };
-                Address { buffer, offset: self.layout.offset(&within) }
+                Address { buffer, offset: layout.offset(&within) }
             }
         }
     }
@@ -47,9 +67,8 @@ impl Place {
     /// An element.
     pub(crate) fn load(&self, index: &[Expr]) -> Expr {
         let at = self.address(index);
-        let Some((format, scales)) = &self.codes else { return at.load(self.elem) };
-        let index: Vec<Expr> = index.iter().zip(&self.origin).map(|(i, o)| i.clone() - o.clone()).collect();
-        let scale = Address { buffer: at.buffer.clone(), offset: scales.offset(&index) }.load(Elem::Bf16);
+        let Some(Codes { format, scales, .. }) = &self.codes else { return at.load(self.elem) };
+        let scale = self.address_in(scales, index).load(Elem::Bf16);
         let code = match format.in_unit() {
             1 => at.load(self.elem),
             in_unit => {
