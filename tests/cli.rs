@@ -679,6 +679,9 @@ fn bench_holds_a_model_against_f32() {
     assert_eq!((&plain["weights"], &plain["cache"]), (&json!("f32"), &json!("f32")));
     assert_eq!((number(&plain, "perplexity_ratio"), number(&plain, "top1_agreement")), (1.0, 1.0));
     assert_eq!((number(&plain, "largest_divergence"), number(&plain, "largest_logit_difference")), (0.0, 0.0));
+    let coded = check(&["--precision", "f32", "--cache", "q8"]);
+    assert_eq!((&coded["weights"], &coded["cache"]), (&json!("f32"), &json!("q8")));
+    assert!(number(&coded, "largest_divergence") > 0.0, "{coded}");
     let kept: Vec<Value> = [&["--precision", "bf16"][..], &["--quant", "q8"], &["--quant", "q4"]].map(check).into();
     for (check, weights) in kept.iter().zip(["bf16", "q8", "q4"]) {
         assert_eq!((&check["weights"], &check["cache"]), (&json!(weights), &json!("bf16")));

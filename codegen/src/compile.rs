@@ -22,7 +22,8 @@ pub struct Options {
     pub chunk: usize,
     /// The most positions that a sequence may have where the plan keeps a value for each of them (which streaming avoids).
     pub positions: usize,
-    /// How the caches keep what they are appended.
+    /// How the caches keep floats: as `F32`, `Bf16` or `Q8`. A state whose rows are no multiple of the format's block is `Bf16`,
+    /// or `F32`.
     pub cache: Format,
     /// Whose output is wanted.
     pub rows: Wanted,
@@ -187,6 +188,9 @@ impl Base {
     ) -> Result<Base, CompileError> {
         einfuse_graph::verify(graph)?;
         supported(graph)?;
+        if options.cache == Format::Q4 {
+            return Err(CompileError::Unsupported("caches are kept as f32, bf16 or q8, not as q4".to_owned()));
+        }
         let how = Extents { cache: options.cache, tokens: options.chunk + MAX_ROWS - 1, positions: options.positions };
         let mut weights = Weights::default();
         let mut planned = |step: Typical, like: Option<&Homes>| {
@@ -260,7 +264,8 @@ impl Base {
                     let sizes = Sizes::of(plan, homes, scope, kernel);
                     let default = Tiling::by_default(&sizes, cores, options.workers);
                     let tiling = options.schedules.get(&identity).map_or(default, |tiling| tiling.within(cores));
-                    let cx = Context { plan, homes, prepared, scope, mode: mode.clone(), cores, tiling };
+                    let staged = BTreeMap::new();
+                    let cx = Context { plan, homes, prepared, scope, mode: mode.clone(), cores, tiling, staged };
                     let (loops, partial) = schedule(&cx, kernel, homes.arena);
                     arena_bytes = arena_bytes.max(homes.arena + partial);
                     for loops in loops {
@@ -305,7 +310,7 @@ fn identity(plan: &Plan, homes: &Homes, scope: usize, kernel: &Kernel, batch: Ba
             if let Kind::State { .. } = graph.tensor(tensor).kind
                 && let Some(place) = homes.places[scope].get(&tensor)
             {
-                stored.insert(format!("{} {}", graph.tensor(tensor).name, Format::of(place.elem)));
+                stored.insert(format!("{} {}", graph.tensor(tensor).name, place.format()));
             }
         }
     }

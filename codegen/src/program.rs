@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use einfuse_graph::{Extent, Graph, TensorId};
+use einfuse_graph::{Extent, Graph, Kind, TensorId, Type};
 
 use crate::choices::{ChoiceObserver, Watched};
 use crate::compile::{
@@ -216,7 +216,22 @@ impl Program {
             return weight.storage.bytes();
         }
         let mut places = self.homes().places.iter().filter_map(|places| places.get(&tensor));
-        places.next().map_or(4.0, |place| place.elem.bytes() as f64)
+        places.next().map_or(4.0, |place| place.format().bytes())
+    }
+
+    /// The states of floats that are not kept as [`Options::cache`] says, since their sizes are no multiples of its blocks, and
+    /// how they are kept.
+    pub fn unlike(&self) -> Vec<(TensorId, Format)> {
+        let mut all: Vec<(TensorId, Format)> = Vec::new();
+        for (&tensor, place) in self.homes().places.iter().flatten() {
+            let of_graph = self.plan(Batch::One).graph.tensor(tensor);
+            let floats = matches!(of_graph.kind, Kind::State { .. }) && of_graph.ty == Type::Float;
+            if floats && place.format() != self.options.cache && !all.iter().any(|(other, _)| *other == tensor) {
+                all.push((tensor, place.format()));
+            }
+        }
+        all.sort_by_key(|(tensor, _)| *tensor);
+        all
     }
 
     /// The weights that a kernel of the plan for so many tokens reads, with how they are kept for it.

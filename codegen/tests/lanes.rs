@@ -145,10 +145,12 @@ fn in_place_but_not_where_lanes_meet() {
 #[test]
 fn what_has_no_sixteen_neighbours_stays() {
     for body in [
-        // Not a multiple of sixteen, not known, by strides, and a scalar that the loop changes.
+        // Not a multiple of sixteen, not known, by strides, from panel to panel, and a scalar that the loop changes.
         "for v0 in 0..24 step 4 {\nf32 arena(0)[v0] = f32x4 arena(2560)[v0];\n}\n",
         "for v0 in 0..tokens * 4 step 4 {\nf32 arena(0)[v0] = f32x4 arena(2560)[v0];\n}\n",
         "for v0 in 0..64 step 4 {\nf32 arena(0)[v0 * 2] = f32x4 arena(2560)[v0];\n}\n",
+        "for v0 in 0..64 step 4 {\nf32 arena(0)[v0 / 16 * 48 + v0 % 16] = f32x4 arena(2560)[v0];\n}\n",
+        "for v0 in 0..64 step 4 {\nf32 arena(0)[v0] = f32x4 arena(2560)[v0 / 16 * 48 + v0 % 16];\n}\n",
         "for v0 in 0..64 step 4 {\nf32 arena(0)[v0] = f32x4 arena(2560)[v0] + splat(f32 arena(0)[3]);\n}\n",
     ] {
         check(&kernel("var v0: int;\n", body), false, false);

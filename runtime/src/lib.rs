@@ -45,7 +45,7 @@ pub use checkpoint::{
 };
 pub use error::Error;
 pub use generate::{Generate, Generation, Prompt, Stop, Summary, Token};
-pub use model::{Model, Precision, Progress, Quant, Settings};
+pub use model::{CacheType, Model, Precision, Progress, Quant, Settings};
 pub use sample::{Sampler, Sampling};
 pub use session::{Chosen, Perplexity, Session, Trace};
 pub use threads::{MOST_THREADS, Threads, default_threads};

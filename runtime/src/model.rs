@@ -36,6 +36,18 @@ pub enum Precision {
     Bf16,
 }
 
+/// How a cache keeps floats.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CacheType {
+    /// F32.
+    F32,
+    /// BF16, rounded to the nearest, ties to even.
+    Bf16,
+    /// Codes of 8 bits: of a key with a scale for 64 of its components, where these are a multiple of 64 (else BF16), of a value
+    /// with one for all. With scales, 8.5 bits of a key, of a value of 64 components 8.75.
+    Q8,
+}
+
 /// Codes in place of weights, with a scale for each block of a column (see [`einfuse_codegen::loops::Format`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Quant {
@@ -67,8 +79,8 @@ pub struct Settings {
     pub precision: Precision,
     /// What replaces the weights of matrices, where their inputs are a multiple of 64 (`Q8`) or 32 (`Q4`); others are bf16.
     pub quant: Option<Quant>,
-    /// How the cache lies in memory; [`Precision::Stored`]: as bf16 if some weights take 16 bits or fewer.
-    pub cache: Precision,
+    /// How the cache lies in memory. `None`: as bf16 if some weights take 16 bits or fewer.
+    pub cache: Option<CacheType>,
     /// Fusion rules that are switched off.
     pub without: Vec<Rule>,
     /// The most positions a sequence may have: as many as the model was made for, or fewer. 4096 if `None`, or what the graph
@@ -94,7 +106,7 @@ impl Default for Settings {
             threads: None,
             precision: Precision::Stored,
             quant: None,
-            cache: Precision::Stored,
+            cache: None,
             without: Vec::new(),
             context: None,
             sequences: 1,
@@ -178,9 +190,10 @@ impl Model {
         let chunk = settings.chunk.min(longest);
         let any_narrow = storage.values().any(|kept| kept.format != Format::F32);
         let cache = match settings.cache {
-            Precision::Stored if any_narrow => Format::Bf16,
-            Precision::Stored | Precision::F32 => Format::F32,
-            Precision::Bf16 => Format::Bf16,
+            None if any_narrow => Format::Bf16,
+            None | Some(CacheType::F32) => Format::F32,
+            Some(CacheType::Bf16) => Format::Bf16,
+            Some(CacheType::Q8) => Format::Q8,
         };
         let options = Options {
             without: settings.without.clone(),

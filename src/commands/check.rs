@@ -70,7 +70,7 @@ impl Check {
         let settings = |settings| Settings { rows: Wanted::All, ..settings };
         let plain = Settings {
             precision: runtime::Precision::F32,
-            cache: runtime::Precision::F32,
+            cache: Some(runtime::CacheType::F32),
             quant: None,
             ..options.settings(threads)
         };

@@ -194,14 +194,19 @@ impl Explain {
                 )?;
             }
             let parts = self.parts(model, kernel);
-            if parts > 1 {
-                writeln!(text, "  · {parts} calls: its positions are shared out among the workers, then merged")?;
+            if parts.len() > 1 {
+                writeln!(text, "  · {} calls: {}", parts.len(), parts.join(", then "))?;
             }
         }
         let name = if self.kernel.is_none() { "the step" } else { "these kernels" };
         writeln!(text, "{name:<30} {:>5} {}", "", columns(total).trim_end())?;
         if self.kernel.is_none() {
             text += &whole(plan);
+            let cache = model.program().options().cache;
+            for (state, format) in model.program().unlike() {
+                let name = &plan.graph.tensor(state).name;
+                writeln!(text, "  · `{name}` is kept as {format}: its sizes are no multiple of the blocks of {cache}")?;
+            }
             for name in model.leftovers() {
                 writeln!(text, "  · no kernel reads `{name}` of the checkpoint")?;
             }
@@ -216,9 +221,19 @@ impl Explain {
         Ok(Some(model.session().choices(&tokens)?))
     }
 
-    /// How many calls one run of a kernel takes.
-    fn parts(&self, model: &Model, kernel: &Kernel) -> usize {
-        step::parts(model, kernel, self.batch()).count()
+    /// What the calls do that one run of a kernel takes.
+    fn parts(&self, model: &Model, kernel: &Kernel) -> Vec<&'static str> {
+        let numbers = step::parts(model, kernel, self.batch());
+        let names: Vec<&str> = numbers.map(|n| model.program().kernels()[n].loops.name.as_str()).collect();
+        let is_merged = names.iter().any(|name| name.ends_with("_merge"));
+        let does = |name: &&str| match () {
+            () if name.ends_with("_rows") => "its rows are prepared",
+            () if name.ends_with("_merge") => "merged",
+            () if name.ends_with("_append") => "what it appends is encoded",
+            () if is_merged => "its positions are shared out among the workers",
+            () => "it is computed",
+        };
+        names.iter().map(does).collect()
     }
 
     /// The kernel's schedule, if it is one that was found by measuring.
@@ -250,7 +265,7 @@ impl Explain {
                 json!({
                     "name": kernel.name,
                     "runs": runs,
-                    "calls": self.parts(model, kernel),
+                    "calls": self.parts(model, kernel).len(),
                     "equations": equations,
                     "weights": weights,
                     "applied": remarks(&kernel.applied),

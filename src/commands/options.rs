@@ -28,9 +28,9 @@ pub(crate) struct ModelOptions {
     #[arg(long, value_enum, value_name = "CODES", conflicts_with = "precision")]
     pub(crate) quant: Option<Quant>,
 
-    /// How the cache is kept in memory [default: as bf16 if some weights take 16 bits or fewer]
+    /// How the cache is kept in memory, q8 as codes of 8 bits [default: as bf16 if some weights take 16 bits or fewer]
     #[arg(long, value_enum, value_name = "TYPE")]
-    pub(crate) cache: Option<Precision>,
+    pub(crate) cache: Option<Cache>,
 
     /// Most tokens that go through the model at once
     #[arg(long, value_name = "TOKENS", default_value = "512", value_parser = at_least_one)]
@@ -52,6 +52,14 @@ pub(crate) enum Precision {
     Bf16,
 }
 
+/// How the cache is kept: as weights are, or as codes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Cache {
+    F32,
+    Bf16,
+    Q8,
+}
+
 /// The codes that replace weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Quant {
@@ -70,19 +78,22 @@ impl ModelOptions {
 
     /// Settings that these options stand for.
     pub(crate) fn settings(&self, threads: Option<NonZeroUsize>) -> Settings {
-        let precision = |asked: Option<Precision>| match asked {
-            None => runtime::Precision::Stored,
-            Some(Precision::F32) => runtime::Precision::F32,
-            Some(Precision::Bf16) => runtime::Precision::Bf16,
-        };
         Settings {
             threads: threads.map(NonZeroUsize::get),
-            precision: precision(self.precision),
+            precision: match self.precision {
+                None => runtime::Precision::Stored,
+                Some(Precision::F32) => runtime::Precision::F32,
+                Some(Precision::Bf16) => runtime::Precision::Bf16,
+            },
             quant: self.quant.map(|quant| match quant {
                 Quant::Q8 => runtime::Quant::Q8,
                 Quant::Q4 => runtime::Quant::Q4,
             }),
-            cache: precision(self.cache),
+            cache: self.cache.map(|cache| match cache {
+                Cache::F32 => runtime::CacheType::F32,
+                Cache::Bf16 => runtime::CacheType::Bf16,
+                Cache::Q8 => runtime::CacheType::Q8,
+            }),
             without: self.without.clone(),
             chunk: self.chunk.get(),
             ..Settings::default()

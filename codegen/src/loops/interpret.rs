@@ -109,6 +109,8 @@ impl Machine<'_> {
                     Value::Floats(x) if *elem == Elem::Bf16 => {
                         x.iter().flat_map(|x| bf16::from_f32(*x).to_le_bytes()).collect()
                     }
+                    Value::Float(x) if *elem == Elem::U8 => vec![byte(x)],
+                    Value::Floats(x) if *elem == Elem::U8 => x.map(byte).to_vec(),
                     Value::Float(x) => x.to_le_bytes().to_vec(),
                     Value::Floats(x) => x.iter().flat_map(|x| x.to_le_bytes()).collect(),
                     Value::Int(x) => (x as i32).to_le_bytes().to_vec(),
@@ -419,6 +421,11 @@ fn sum_of_row(format: Format, sum: i32, scale: f32) -> u32 {
         Some(codes) => (-codes.offset * sum) as u32,
         None => 0,
     }
+}
+
+/// The nearest of the whole numbers that a byte holds.
+fn byte(x: f32) -> u8 {
+    x.round_ties_even() as u8
 }
 
 fn word(bytes: &[u8]) -> u32 {

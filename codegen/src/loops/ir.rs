@@ -62,7 +62,8 @@ pub enum Elem {
     Bf16,
     /// A 32-bit integer.
     I32,
-    /// A byte. Loaded as an integer, never stored by itself.
+    /// A byte. Loaded as an integer; of a float the nearest whole number that it holds is stored, ties to even (of what is no
+    /// number, any).
     U8,
 }
 

@@ -147,9 +147,8 @@ impl Verifier<'_> {
                 let ty = self.expr(value)?;
                 check(
                     match elem {
-                        Elem::F32 | Elem::Bf16 => ty.is_float(),
+                        Elem::F32 | Elem::Bf16 | Elem::U8 => ty.is_float(),
                         Elem::I32 => ty.is_int(),
-                        Elem::U8 => false,
                     },
                     || format!("a {ty} is stored as {elem}"),
                 )

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use cranelift::codegen::ir::condcodes::IntCC;
-use cranelift::codegen::ir::types::{F32, F32X4, I32, I64, I64X2};
+use cranelift::codegen::ir::types::{F32, F32X4, I32, I32X4, I64, I64X2};
 use cranelift::codegen::ir::{Endianness, FuncRef, Function, InstBuilder, MemFlagsData, Value};
 use cranelift::codegen::isa::TargetIsa;
 
@@ -115,6 +115,8 @@ impl Lowerer<'_> {
         let (pointer, offset) = self.address(at, elem);
         if elem == Elem::Bf16 {
             self.store_bf16(value, pointer, offset);
+        } else if elem == Elem::U8 {
+            self.store_bytes(value, pointer, offset);
         } else if self.e.ty(value) == I64 {
             let value = self.e.ins().ireduce(I32, value);
             self.e.ins().store(memory(), value, pointer, offset);
@@ -133,6 +135,30 @@ impl Lowerer<'_> {
         }
         let halves = e.ins().unarrow(upper, upper);
         let words = e.ins().bitcast(I64X2, MemFlagsData::new().with_endianness(Endianness::Little), halves);
+        let four = e.ins().extractlane(words, 0);
+        e.ins().store(memory(), four, pointer, offset);
+    }
+
+    /// Rounds to the nearest whole number, ties to even, within what a byte holds.
+    fn store_bytes(&mut self, value: Value, pointer: Value, offset: i32) {
+        let e = &mut self.e;
+        let ty = e.ty(value);
+        let (least, most) = (e.float_of(ty, 0.0), e.float_of(ty, 255.0));
+        let value = e.fmax(value, least);
+        let value = e.fmin(value, most);
+        // Added to this number, a smaller one is rounded to a whole one, which its last bits then are.
+        let magic = e.float_of(ty, 8_388_608.0);
+        let value = e.ins().fadd(value, magic);
+        let bits = e.bits(value);
+        if ty == F32 {
+            e.ins().istore8(memory(), bits, pointer, offset);
+            return;
+        }
+        let mask = e.int_of(I32X4, 0xff);
+        let words = e.ins().band(bits, mask);
+        let halves = e.ins().unarrow(words, words);
+        let bytes = e.ins().unarrow(halves, halves);
+        let words = e.ins().bitcast(I32X4, MemFlagsData::new().with_endianness(Endianness::Little), bytes);
         let four = e.ins().extractlane(words, 0);
         e.ins().store(memory(), four, pointer, offset);
     }

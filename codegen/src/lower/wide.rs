@@ -320,8 +320,9 @@ impl Finder<'_> {
                 if has_load(x) || mentions(x, &self.inside) || self.nest.rows.is_some() {
                     return None;
                 }
-                let [first, next] = self.at(lowerer, |lowerer| lowerer.int(x));
-                if next.plus(&first.clone().times(-1)).as_constant() != Some(LANES as i64) {
+                let [first, next, last] = self.at(lowerer, |lowerer| lowerer.int(x));
+                let further = |x: Affine| x.plus(&first.clone().times(-1)).as_constant();
+                if [further(next), further(last)] != [Some(LANES as i64), Some(self.last())] {
                     return None;
                 }
                 let first = first.emit(&mut lowerer.e);
@@ -390,12 +391,18 @@ impl Finder<'_> {
         })
     }
 
-    /// Something at the first round and at the next one, in the first row.
-    fn at(&self, lowerer: &mut Lowerer<'_>, what: impl Fn(&mut Lowerer<'_>) -> Affine) -> [Affine; 2] {
+    /// How far the last round is from the first.
+    fn last(&self) -> i64 {
+        (self.nest.extent - LANES) as i64
+    }
+
+    /// Something at the first round, the next one and the last, in the first row. What goes from panel to panel otherwise than
+    /// within one is seen at the last.
+    fn at(&self, lowerer: &mut Lowerer<'_>, what: impl Fn(&mut Lowerer<'_>) -> Affine) -> [Affine; 3] {
         if let Some((var, from, _)) = &self.nest.rows {
             lowerer.assign(*var, Yield::Int(from.clone()));
         }
-        [0, LANES as i64].map(|further| {
+        [0, LANES as i64, self.last()].map(|further| {
             let value = self.nest.from.clone().plus(&Affine::constant(further));
             lowerer.assign(self.nest.var, Yield::Int(value));
             what(lowerer)
@@ -412,10 +419,10 @@ impl Finder<'_> {
             let base = lowerer.base(&at.buffer);
             lowerer.within(at, elem).plus(&base)
         };
-        let [start, next] = self.at(lowerer, address);
+        let [start, next, last] = self.at(lowerer, address);
         let bytes = elem.bytes() as i64;
         let apart = |a: Affine, b: &Affine| a.plus(&b.clone().times(-1)).as_constant();
-        if apart(next, &start)? != LANES as i64 * bytes {
+        if apart(next, &start)? != LANES as i64 * bytes || apart(last, &start)? != self.last() * bytes {
             return None;
         }
         let mut stride = 0;

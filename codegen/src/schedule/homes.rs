@@ -8,11 +8,11 @@ use std::collections::{BTreeMap, HashMap};
 
 use einfuse_graph::{AxisId, Extent, Graph, Kind, TensorId, Type};
 
-use super::layout::{Layout, Term};
+use super::layout::Layout;
 use super::panels::{self, Part, Stored, Strides};
-use super::place::{Coded, Memory, Place};
-use crate::fuse::{Along, Contraction, EqId, Fold, Kernel, Plan, Segment, Shape, Task};
-use crate::loops::{Arg, Buffer, Elem, Expr, Format, MAX_ROWS, PANEL};
+use super::place::{Coded, Place};
+use crate::fuse::{Along, Contraction, EqId, Plan, Segment, Shape, Task};
+use crate::loops::{Arg, Buffer, Elem, Format, MAX_ROWS, PANEL};
 
 /// How many positions a stream visits at once.
 pub(crate) const RUN: usize = 64;
@@ -164,7 +164,7 @@ pub(crate) struct Homes {
 /// What a program is made for.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Extents {
-    /// How states keep floats.
+    /// How states keep floats, where it fits them.
     pub(crate) cache: Format,
     /// Most tokens of a step.
     pub(crate) tokens: usize,
@@ -226,7 +226,7 @@ impl Homes {
         }
     }
 
-    fn slot(&mut self, scope: usize, entry: Entry) -> usize {
+    pub(super) fn slot(&mut self, scope: usize, entry: Entry) -> usize {
         let table = &mut self.tables[scope];
         table.iter().position(|e| *e == entry).unwrap_or_else(|| {
             table.push(entry);
@@ -260,16 +260,10 @@ impl Homes {
     fn pack_task(&mut self, plan: &Plan, storage: &dyn Fn(TensorId) -> Kept, scope: usize, task: &Task) {
         let graph = &plan.graph;
         let units = Units::of(graph, task);
-        // Rows of a panel that lie together have to be there.
         let storage = |c: &Contraction| {
-            let rows = c.depth.last().and_then(|&a| graph.size(a)).unwrap_or(1);
             let Kept { format, own } = storage(c.b);
             let along = !own || c.depth.last() == graph.tensor(c.b).axes.last();
-            match (rows.is_multiple_of(format.block()) && along, rows.is_multiple_of(Format::Bf16.block())) {
-                (true, _) => format,
-                (false, true) => Format::Bf16,
-                (false, false) => Format::F32,
-            }
+            fitting(graph, c, if along { format } else { Format::Bf16 })
         };
         let alike = |a: &Contraction, b: &Contraction| {
             storage(a) == storage(b) && graph.is_layered(a.b) == graph.is_layered(b.b) && a.chosen == b.chosen
@@ -423,106 +417,6 @@ impl Homes {
         Some(self.region(Region { storage: kept.format, len: panel * count, depth, views: vec![view], layered }))
     }
 
-    // ---- states
-
-    fn pages(&mut self, plan: &Plan, cache: Format, like: Option<&Homes>) {
-        if let Some(like) = like {
-            (self.groups, self.frame_len) = (like.groups.clone(), like.frame_len);
-            self.states = like.states.clone();
-            (self.scores, self.columns) = (like.scores.clone(), like.columns.clone());
-        }
-        let graph = &plan.graph;
-        let kernels: Vec<&Kernel> = plan.scopes().into_iter().flatten().collect();
-        let mut appended: Vec<(TensorId, TensorId, Vec<Option<usize>>)> = Vec::new();
-        for (scope, layers) in scope_layers(plan).into_iter().enumerate() {
-            for &e in plan.scopes()[scope].iter().flat_map(|k| &k.equations) {
-                let rows = plan.equations[e].out;
-                if let Some(&state) = plan.states.get(&rows) {
-                    appended.push((rows, state, layers.clone()));
-                }
-            }
-        }
-        for (rows, state, layers) in appended {
-            let window = match graph.tensor(state).kind {
-                Kind::State { window } => window,
-                _ => None,
-            };
-            let group = self.groups.iter().position(|g| g.window == window).unwrap_or_else(|| {
-                self.groups.push(Group { window, page_bytes: 0, slot: self.frame_len });
-                self.frame_len += 1;
-                self.groups.len() - 1
-            });
-            let known = like.and_then(|like| like.places.iter().find_map(|places| places.get(&state)));
-            let (layout, elem) = match known {
-                Some(place) => (place.layout.clone(), place.elem),
-                None => {
-                    let elem = if graph.tensor(state).ty == Type::Int { Elem::I32 } else { cache.elem() };
-                    let (layout, len, elem) = self.state_layout(plan, &kernels, state, elem);
-                    for &layer in &layers {
-                        let at = self.groups[group].page_bytes;
-                        self.states.insert((state, layer), (group, at));
-                        self.groups[group].page_bytes += (len * elem.bytes()).next_multiple_of(64);
-                    }
-                    (layout, elem)
-                }
-            };
-            let dims = graph.tensor(state).axes.len();
-            for (scope, kernels) in plan.scopes().into_iter().enumerate() {
-                let mut equations = kernels.iter().flat_map(|k| &k.equations).map(|&e| plan.equations[e]);
-                let touches = |e: crate::fuse::Equation| {
-                    let loads = crate::fuse::loads(graph, e.body);
-                    e.out == rows || loads.contains(&rows) || loads.contains(&state)
-                };
-                if !equations.any(touches) {
-                    continue;
-                }
-                let slot = self.slot(scope, Entry::State(state));
-                let memory = Memory::Paged { table: self.groups[group].slot, slot, positions: PAGE };
-                let place =
-                    Place { memory, elem, layout: layout.clone(), origin: vec![Expr::Int(0); dims], coded: None };
-                // The appended rows live in the state, at the positions that follow the past.
-                let here = place.clone().with_origin(0, Expr::Int(0) - Arg::Past);
-                self.places[scope].insert(state, place);
-                self.places[scope].insert(rows, here);
-            }
-        }
-    }
-
-    /// The layout of a state within a page, by its first use in a stream: panels over positions where it yields scores, panels
-    /// over columns where it is summed along the positions, else rows one after the other. Its elements in a page, and how
-    /// they are stored: as wanted, if the rows of a panel that then lie together are there.
-    fn state_layout(&mut self, plan: &Plan, kernels: &[&Kernel], state: TensorId, elem: Elem) -> (Layout, usize, Elem) {
-        let graph = &plan.graph;
-        let axes = &graph.tensor(state).axes;
-        let size = |a: AxisId| graph.size(a).unwrap_or(1);
-        for kernel in kernels {
-            let Shape::Stream(stream) = &kernel.shape else { continue };
-            for (_, c) in &stream.scores {
-                let Some(c) = c.as_ref().filter(|c| c.b == state && streams_scores(plan, c)) else { continue };
-                let even = c.depth.last().is_some_and(|&a| size(a).is_multiple_of(Format::of(elem).block()));
-                let elem = if even { elem } else { Elem::F32 };
-                let (mut layout, stride) = score_panels(graph, axes, &c.depth, Format::of(elem), PAGE);
-                let len = push_rest(graph, axes, &mut layout, stride);
-                self.scores.insert(state, c.depth.clone());
-                return (layout, len, elem);
-            }
-            for fold in &stream.folds {
-                let Fold::Sum { over: Some(c), .. } = fold else { continue };
-                if c.b != state || !sums_columns(c) {
-                    continue;
-                }
-                let (mut layout, stride) = column_panels(graph, axes, &c.cols, Format::of(elem), PAGE);
-                let len = push_rest(graph, axes, &mut layout, stride);
-                self.columns.insert(state, c.cols.clone());
-                return (layout, len, elem);
-            }
-        }
-        let mut sizes: Vec<usize> = axes.iter().map(|&a| size(a)).collect();
-        sizes[0] = PAGE;
-        let len = sizes.iter().product();
-        (Layout::row_major(&sizes), len, elem)
-    }
-
     // ---- values
 
     fn values(&mut self, plan: &Plan, extents: Extents) {
@@ -595,69 +489,14 @@ pub(crate) fn expansion(eq: EqId, c: &Contraction) -> Task {
     Task { contractions: vec![(eq, c.clone())], epilogue: Vec::new(), whole: c.cols.clone() }
 }
 
-/// So many positions in panels, of which the rows are `depth`, as cores want them for scores. And the elements of all.
-pub(crate) fn score_panels(
-    graph: &Graph,
-    axes: &[AxisId],
-    depth: &[AxisId],
-    format: Format,
-    positions: usize,
-) -> (Layout, usize) {
-    let dim = |axis: AxisId| axes.iter().position(|&a| a == axis).unwrap_or(0);
-    let (mut layout, mut stride) = (Layout::default(), PANEL);
-    for (i, &a) in depth.iter().rev().enumerate() {
-        match i {
-            0 => layout.push_depth(dim(a), format),
-            _ => layout.push(dim(a), stride),
-        }
-        stride *= graph.size(a).unwrap_or(1);
+/// A format in which a contraction's panels can be: as wanted, if the rows that then lie together, or share a scale, are there.
+pub(super) fn fitting(graph: &Graph, c: &Contraction, wanted: Format) -> Format {
+    let rows = c.depth.last().and_then(|&a| graph.size(a)).unwrap_or(1);
+    match (rows.is_multiple_of(wanted.block()), rows.is_multiple_of(Format::Bf16.block())) {
+        (true, _) => wanted,
+        (false, true) => Format::Bf16,
+        (false, false) => Format::F32,
     }
-    layout.push_panels(positions_dim(graph, axes), stride, format);
-    (layout, stride * (positions / PANEL))
-}
-
-/// Some columns in panels, of which the rows are a run of positions, as cores want them for weighted sums; so many positions,
-/// run by run. And the elements of all.
-pub(crate) fn column_panels(
-    graph: &Graph,
-    axes: &[AxisId],
-    columns: &[AxisId],
-    format: Format,
-    positions: usize,
-) -> (Layout, usize) {
-    let dim = |axis: AxisId| axes.iter().position(|&a| a == axis).unwrap_or(0);
-    let size = |a: AxisId| graph.size(a).unwrap_or(1);
-    let panel = PANEL * RUN;
-    let (mut layout, mut stride) = (Layout::default(), panel);
-    layout.push_depth(positions_dim(graph, axes), format);
-    for (i, &a) in columns.iter().rev().enumerate() {
-        match i {
-            0 => layout.push_panels(dim(a), stride, format),
-            _ => layout.push(dim(a), stride),
-        }
-        stride *= if i == 0 { size(a).div_ceil(PANEL) } else { size(a) };
-    }
-    if positions > RUN {
-        // Between the runs of a panel lie the other panels.
-        layout.terms.push(Term { dim: positions_dim(graph, axes), div: RUN, modulo: None, stride: stride - panel });
-    }
-    (layout, stride * (positions / RUN))
-}
-
-fn positions_dim(graph: &Graph, axes: &[AxisId]) -> usize {
-    axes.iter().position(|&a| crate::fuse::is_positions(graph, a)).unwrap_or(0)
-}
-
-/// Adds the dimensions that have no term yet, outermost.
-fn push_rest(graph: &Graph, axes: &[AxisId], layout: &mut Layout, stride: usize) -> usize {
-    let mut stride = stride;
-    for dim in (0..axes.len()).rev() {
-        if !layout.terms.iter().any(|t| t.dim == dim) {
-            layout.push(dim, stride);
-            stride *= graph.size(axes[dim]).unwrap_or(1);
-        }
-    }
-    stride
 }
 
 /// Whether a contraction yields scores from panels over positions: its only column axis is the positions'.

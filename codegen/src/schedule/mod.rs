@@ -4,16 +4,18 @@
 //! [`contract`] (of which [`select`] is a variant) or [`stream`], all of which write their equations through [`emit`]. A plan is scheduled for one token
 //! (decode) and for many (prefill); what streams a cache for a few, too.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use einfuse_graph::{Binary, Expr as GraphExpr, ExprId, Extent, TensorId};
 
+mod append;
 mod contract;
 mod cores;
 pub(crate) mod emit;
 pub(crate) mod homes;
 pub(crate) mod layout;
 mod operands;
+mod pages;
 mod panels;
 pub(crate) mod place;
 mod rows;
@@ -31,7 +33,7 @@ use place::Place;
 pub use tiling::{Sizes, Tiling};
 
 /// The number of this way to write kernels: another one where a kernel's best tiling may be another than it was.
-pub const REVISION: u32 = 4;
+pub const REVISION: u32 = 5;
 
 /// The most tokens that count as few: all of them together share the positions of a cache among the workers.
 pub(crate) const FEW: usize = 8;
@@ -96,6 +98,8 @@ pub(crate) struct Context<'a> {
     pub(crate) cores: &'a Cores,
     /// The numbers of the kernel at hand.
     pub(crate) tiling: Tiling,
+    /// Where the kernel leaves what is then encoded into states.
+    pub(crate) staged: BTreeMap<TensorId, Place>,
 }
 
 impl<'a> Context<'a> {
@@ -118,13 +122,15 @@ impl<'a> Context<'a> {
         self.prepared.loads[&tensor]
     }
 
-    /// Where others read a tensor.
+    /// Where the kernel finds a tensor, or leaves it.
     fn home(&self, tensor: TensorId) -> Place {
-        self.homes.places[self.scope][&tensor].clone()
+        self.staged.get(&tensor).unwrap_or_else(|| &self.homes.places[self.scope][&tensor]).clone()
     }
 
     fn emitter(&self) -> Emitter<'a> {
-        Emitter::new(&self.plan.graph, self.homes.places[self.scope].clone())
+        let mut places = self.homes.places[self.scope].clone();
+        places.extend(self.staged.iter().map(|(&tensor, place)| (tensor, place.clone())));
+        Emitter::new(&self.plan.graph, places)
     }
 
     fn close(&self, name: &str, e: Emitter) -> loops::Kernel {
@@ -143,18 +149,24 @@ impl<'a> Context<'a> {
     }
 }
 
-/// The loops of a kernel: one kernel, or two where rows are prepared or partial results merged. And the bytes of the arena, from `partial`
-/// on, that pass between them.
+/// The loops of a kernel: one kernel, or more where rows are prepared, partial results merged or states encoded. And the
+/// bytes of the arena, from `partial` on, that pass between them.
 pub(crate) fn schedule(cx: &Context, kernel: &Kernel, partial: usize) -> (Vec<loops::Kernel>, usize) {
-    match &kernel.shape {
+    let (staged, end) = append::staged(cx, kernel, partial);
+    let cx = &Context { staged, mode: cx.mode.clone(), ..*cx };
+    let (mut kernels, bytes) = match &kernel.shape {
         Shape::Rows => {
             let mut e = cx.emitter();
             rows::schedule(cx, kernel, &mut e);
             (vec![cx.close(&kernel.name, e)], 0)
         }
-        Shape::Contract(contract) => contract::schedule(cx, kernel, contract, partial),
-        Shape::Stream(stream) => stream::schedule(cx, kernel, stream, partial),
+        Shape::Contract(contract) => contract::schedule(cx, kernel, contract, end),
+        Shape::Stream(stream) => stream::schedule(cx, kernel, stream, end),
+    };
+    if !cx.staged.is_empty() {
+        kernels.push(append::append(cx, kernel));
     }
+    (kernels, end - partial + bytes)
 }
 
 /// A name with only letters, digits and underscores.

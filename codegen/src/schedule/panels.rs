@@ -51,7 +51,7 @@ pub(super) fn coded(graph: &Graph, stored: &Stored, units: &Units, strides: &Str
     let half = |bytes: usize| bytes / Elem::Bf16.bytes();
     let strides =
         Strides { base: half(strides.base + format.values()), panel: half(strides.panel), unit: half(strides.unit) };
-    Coded { codes, depth, planes, scales: layout(graph, stored, units, &strides, format, Part::Scales) }
+    Coded { codes, depth, planes, scales: layout(graph, stored, units, &strides, format, Part::Scales), ones: None }
 }
 
 /// The layout of a weight in panels: choice, unit, panel within the unit, depth, column.

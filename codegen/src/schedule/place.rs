@@ -1,7 +1,7 @@
 //! Places: a layout with the memory that it lies in.
 
 use super::layout::{Layout, Step};
-use crate::loops::{Address, Buffer, Codes, Elem, Expr, PANEL, Unary};
+use crate::loops::{Address, Buffer, Codes, Elem, Expr, Format, PANEL, Unary};
 
 /// Where a tensor's elements are.
 #[derive(Clone, Debug)]
@@ -19,12 +19,14 @@ pub(crate) struct Place {
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Coded {
     pub(crate) codes: Codes,
-    /// The dimension whose neighbours share a scale.
+    /// The dimension whose neighbours share a word.
     pub(crate) depth: usize,
     /// For each plane the bytes where the codes have bits.
     pub(crate) planes: Vec<Layout>,
-    /// The scales, in scales; minima are [`PANEL`] further on.
+    /// The scales, in scales; minima are [`PANEL`] further on. Coordinates that it does not tell apart share one.
     pub(crate) scales: Layout,
+    /// The layout of the scales that belong to the panels, where the codes have others: these are 1.
+    pub(crate) ones: Option<Layout>,
 }
 
 /// The kinds of memory.
@@ -41,17 +43,27 @@ impl Place {
         Place { memory: Memory::Flat(buffer), elem: Elem::F32, layout, origin: vec![Expr::Int(0); dims], coded: None }
     }
 
+    /// How elements are stored.
+    pub(crate) fn format(&self) -> Format {
+        self.coded.as_ref().map_or(Format::of(self.elem), |coded| Format::Codes(coded.codes))
+    }
+
     /// The address of the element at these coordinates.
     pub(crate) fn address(&self, index: &[Expr]) -> Address {
+        self.address_in(&self.layout, index)
+    }
+
+    /// The address at these coordinates in a layout of the same memory.
+    pub(crate) fn address_in(&self, layout: &Layout, index: &[Expr]) -> Address {
         let index: Vec<Expr> = index.iter().zip(&self.origin).map(|(i, o)| i.clone() - o.clone()).collect();
         match &self.memory {
-            Memory::Flat(buffer) => Address { buffer: buffer.clone(), offset: self.layout.offset(&index) },
+            Memory::Flat(buffer) => Address { buffer: buffer.clone(), offset: layout.offset(&index) },
             Memory::Paged { table, slot, positions } => {
                 let page = Box::new(index[0].clone().div(*positions));
                 let mut within = index;
                 within[0] = within[0].clone().rem(*positions);
                 let buffer = Buffer::Page { table: *table, slot: *slot, page };
-                Address { buffer, offset: self.layout.offset(&within) }
+                Address { buffer, offset: layout.offset(&within) }
             }
         }
     }
@@ -60,12 +72,11 @@ impl Place {
     pub(crate) fn load(&self, index: &[Expr]) -> Expr {
         let at = self.address(index);
         let Some(coded) = &self.coded else { return at.load(self.elem) };
-        let index: Vec<Expr> = index.iter().zip(&self.origin).map(|(i, o)| i.clone() - o.clone()).collect();
-        let load = |offset: Expr, elem: Elem| Address { buffer: at.buffer.clone(), offset }.load(elem);
+        let along = index[coded.depth].clone() - self.origin[coded.depth].clone();
         let mut code = Expr::Int(0);
         for (plane, layout) in coded.codes.planes().into_iter().zip(&coded.planes) {
-            let byte = load(layout.offset(&index), Elem::U8);
-            let step = index[coded.depth].clone().div(4).rem(plane.steps());
+            let byte = self.address_in(layout, index).load(Elem::U8);
+            let step = along.clone().div(4).rem(plane.steps());
             let radix = 1i64 << plane.bits;
             // The bits of the step that it is: each before it divides once.
             let rest = (1..plane.steps()).fold(byte.clone(), |rest, nth| {
@@ -81,9 +92,9 @@ impl Place {
                 Expr::from(nth - 1).lt(code.clone()).select(Expr::Int(levels[nth].into()), value)
             }),
         };
-        let scales = coded.scales.offset(&index);
-        let scaled = value.unary(Unary::ToFloat) * load(scales.clone(), Elem::Bf16);
-        if coded.codes.minimum { scaled + load(scales + PANEL, Elem::Bf16) } else { scaled }
+        let scale = self.address_in(&coded.scales, index);
+        let scaled = value.unary(Unary::ToFloat) * scale.clone().load(Elem::Bf16);
+        if coded.codes.minimum { scaled + scale.plus(PANEL).load(Elem::Bf16) } else { scaled }
     }
 
     /// Whether lanes that step so through the dimensions are neighbours in memory.

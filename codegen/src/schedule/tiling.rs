@@ -79,7 +79,7 @@ impl Sizes {
                     columns: sums.iter().map(|c| product(&c.cols)).sum(),
                     outer,
                     operands: stream.operands.len(),
-                    bits: state.map_or(32, |place| 8 * place.elem.bytes()),
+                    bits: state.map_or(32, |place| place.format().bits()),
                 }
             }
         }

@@ -7,12 +7,13 @@ use super::super::Context;
 use super::super::contract::{columns, flat};
 use super::super::cores::cover;
 use super::super::emit::{Emitter, Scope, Span};
-use super::super::homes::{RUN, Units, column_panels, expansion, score_panels, streams_scores};
+use super::super::homes::{RUN, Units, expansion, streams_scores};
 use super::super::layout::Layout;
+use super::super::pages::{column_panels, score_panels};
 use super::super::place::Place;
-use super::Shape;
 use super::run::Run;
-use crate::fuse::{Contraction, Fold, Kernel, Operand};
+use super::{Shape, sums};
+use crate::fuse::{Contraction, Fold, Kernel, Operand, Stream};
 use crate::loops::{Address, Buffer, Core, Elem, Encode, Expr, Format, LANES, PANEL, Stmt};
 
 /// The order of a stored operand in a run.
@@ -81,11 +82,15 @@ impl Held {
             _ => None,
         });
         for (c, order) in scores.chain(sums) {
+            let is_state = matches!(graph.tensor(c.b).kind, Kind::State { .. });
+            let codes = is_state && cx.home(c.b).coded.is_some();
             let elem = match (&graph.tensor(c.b).kind, &order) {
                 (Kind::State { .. }, Order::Scores(_)) if cx.has_score_panels(c) => continue,
-                (Kind::State { .. }, Order::Columns(_)) if cx.has_column_panels(c) => continue,
+                (Kind::State { .. }, Order::Columns(_)) if cx.has_column_panels(c) && !(codes && shares(stream, c)) => {
+                    continue;
+                }
                 (Kind::State { .. }, Order::Elements) | (Kind::Weight(_), _) => continue,
-                (Kind::State { .. }, _) => cx.home(c.b).elem,
+                (Kind::State { .. }, _) if !codes => cx.home(c.b).elem,
                 _ => Elem::F32,
             };
             if held.place(c.b, &order).is_some() {
@@ -142,7 +147,7 @@ impl Held {
 
     /// How the panels of a contraction's stored operand are stored, here or in its cache; `None` where it has no panels.
     pub(super) fn format(&self, cx: &Context, c: &Contraction, order: &Order) -> Option<Format> {
-        let home = || Some(Format::of(cx.home(c.b).elem));
+        let home = || Some(cx.home(c.b).format());
         match (self.place(c.b, order), order) {
             (_, Order::Elements) => None,
             (Some(place), _) => Some(Format::of(place.elem)),
@@ -272,6 +277,15 @@ impl Held {
             e.equation(scope, c.out, cx.load(c.out), to);
         }
     }
+}
+
+/// Whether a sum's weights are those of a sum of something else: scales of either can't be part of them.
+fn shares(stream: &Stream, c: &Contraction) -> bool {
+    let same = |other: &Contraction| other.b == c.b && other.along == c.along;
+    stream.folds.iter().any(|fold| match fold {
+        Fold::Sum { weight, over: Some(own), .. } if own.out == c.out => sums(stream, weight).any(|c| !same(c)),
+        _ => false,
+    })
 }
 
 /// A run's positions one after the other, of the axes that are not bound outside, or of some. And the elements of all.

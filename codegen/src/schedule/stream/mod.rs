@@ -62,6 +62,8 @@ struct Rows {
     depth: usize,
     format: Format,
     encoded: Buffer,
+    /// Of weights that are encoded: the sum whose stored operand has scales, which multiply the weights.
+    scaled_by: Option<Box<Contraction>>,
 }
 
 impl Rows {
@@ -69,23 +71,38 @@ impl Rows {
         let floats = e.floats(rows * depth);
         let encoded = match format {
             Format::F32 => floats.clone(),
-            format => e.memory(rows * depth, format.elem()),
+            format => e.memory(rows * format.row(depth), format.elem()),
         };
-        Rows { floats, depth, format, encoded }
+        Rows { floats, depth, format, encoded, scaled_by: None }
     }
 
-    /// Turns a row into exponentials of what it has above a shift, in the format of the cores; returns their sum.
+    /// Units from row to row, as the cores take them.
+    fn stride(&self) -> usize {
+        self.format.row(self.depth)
+    }
+
+    /// A row as the cores take it.
+    fn row(&self, row: Expr) -> Address {
+        Address::new(self.encoded.clone(), row * self.stride())
+    }
+
+    /// Turns a row into exponentials of what it has above a shift, in the format of the cores if that is one of floats;
+    /// returns their sum.
     fn exponentials(&self, row: Expr, shift: Expr, e: &mut Emitter) -> loops::Var {
         let total = e.var(Ty::Float);
-        let [from, to] = [&self.floats, &self.encoded].map(|b| Address::new(b.clone(), row.clone() * self.depth));
-        e.push(Stmt::Exps(Exps { total, depth: self.depth, from, shift, to, format: self.format }));
+        let from = Address::new(self.floats.clone(), row.clone() * self.depth);
+        let (to, format) = match self.format.is_coded() {
+            true => (from.clone(), Format::F32),
+            false => (self.row(row), self.format),
+        };
+        e.push(Stmt::Exps(Exps { total, depth: self.depth, from, shift, to, format }));
         total
     }
 
     /// Brings a row into the format of the cores.
     fn encode(&self, row: Expr, e: &mut Emitter) {
         if self.format != Format::F32 {
-            let [from, to] = [&self.floats, &self.encoded].map(|b| Address::new(b.clone(), row.clone() * self.depth));
+            let (from, to) = (Address::new(self.floats.clone(), row.clone() * self.depth), self.row(row));
             e.push(Stmt::Encode(Encode { depth: self.depth, from, to, format: self.format }));
         }
     }
@@ -336,19 +353,26 @@ fn memory(cx: &Context, kernel: &Kernel, shape: &Shape, from: &Expr, e: &mut Emi
         if let Fold::Sum { weight, .. } = fold
             && !weights.iter().any(|(w, _)| w == weight)
         {
-            let mut of_cores = stream.folds.iter().filter_map(|f| match f {
-                Fold::Sum { weight: other, over: Some(c), .. } if other == weight => Some(c),
-                _ => None,
-            });
-            let format = of_cores.next().and_then(|c| wanted(c, &Order::of_sums(c)));
-            let alike = of_cores.all(|c| wanted(c, &Order::of_sums(c)) == format);
-            let format = format.filter(|_| alike).unwrap_or(Format::F32);
-            weights.push((weight.clone(), Rows::new(padded, RUN, format, e)));
+            let mut all = sums(stream, weight);
+            let first = all.next();
+            let format = first.and_then(|c| wanted(c, &Order::of_sums(c)));
+            let alike = all.all(|c| wanted(c, &Order::of_sums(c)) == format);
+            let mut rows = Rows::new(padded, RUN, format.filter(|_| alike).unwrap_or(Format::F32), e);
+            rows.scaled_by = first.filter(|_| rows.format.is_coded()).cloned();
+            weights.push((weight.clone(), rows));
         }
         e.places.insert(out, place.clone());
         stats.push(place);
     }
     Tile { held, weights, queries, stats }
+}
+
+/// The contractions that sum with these weights.
+fn sums<'s>(stream: &'s Stream, weight: &'s Weighted) -> impl Iterator<Item = &'s Box<Contraction>> {
+    stream.folds.iter().filter_map(move |fold| match fold {
+        Fold::Sum { weight: other, over: Some(c), .. } if other == weight => Some(c),
+        _ => None,
+    })
 }
 
 /// Gives the statistics their first values.

@@ -54,14 +54,14 @@ impl Run<'_> {
             let stored = self.panel_address(c, &order, scope, e);
             let to = flat(&place);
             e.repeat(Expr::Int(0), (RUN / PANEL).into(), 1, |e, panel| {
-                let b = stored.clone().plus(panel.clone() * (queries.depth * PANEL));
+                let b = stored.clone().plus(panel.clone() * format.panel(queries.depth));
                 cover(cx, &self.rows, format, e, |rows, row| {
                     Stmt::Core(Core {
                         rows,
                         depth: queries.depth.into(),
-                        a: Address::new(queries.encoded.clone(), row.clone() * queries.depth),
+                        a: queries.row(row.clone()),
                         a_format: queries.format,
-                        a_stride: queries.depth.into(),
+                        a_stride: queries.stride().into(),
                         b: b.clone(),
                         b_format: format,
                         c: Address::new(to.clone(), row * RUN + panel.clone() * PANEL),
@@ -127,7 +127,11 @@ impl Run<'_> {
                             let rows = tile.weights.iter().find(|(w, _)| w == weight).map(|(_, rows)| rows);
                             let total = match (rows, shift) {
                                 (Some(rows), Some((m, new, _))) if self.keeps(weight, m) => {
-                                    rows.exponentials(number.clone(), new.into(), e)
+                                    let total = rows.exponentials(number.clone(), new.into(), e);
+                                    if rows.format.is_coded() {
+                                        self.encode(rows, &number, scope, e);
+                                    }
+                                    total
                                 }
                                 _ => {
                                     let total = e.bind(Ty::Floats, Expr::Float(0.0).splat());
@@ -140,7 +144,7 @@ impl Run<'_> {
                                         e.push(Stmt::Set(total, Expr::from(total) + value));
                                     });
                                     if let Some(rows) = rows {
-                                        rows.encode(number.clone(), e);
+                                        self.encode(rows, &number, scope, e);
                                     }
                                     e.bind(Ty::Float, Expr::from(total).fold(loops::Fold::Sum))
                                 }
@@ -196,6 +200,23 @@ impl Run<'_> {
         let column = scope.at[&self.shape.stream.positions].clone() - self.first.clone();
         let at = Address::new(rows.floats.clone(), number.clone() * RUN + column);
         e.push(Stmt::Store { elem: Elem::F32, at, value: value.into() });
+    }
+
+    /// Brings a row of weights into the format of the cores, each multiplied with the scale of its position, if it has one.
+    fn encode(&self, rows: &Rows, number: &Expr, scope: &Scope, e: &mut Emitter) {
+        if let Some(c) = &rows.scaled_by {
+            let place = e.places[&c.b].clone();
+            let index = self.home_index(c, scope);
+            let scales = place.coded.as_ref().map(|coded| place.address_in(&coded.scales, &index));
+            let first = e.int(number.clone() * RUN);
+            e.repeat(Expr::Int(0), RUN.into(), LANES, |e, at| {
+                let to = Address::new(rows.floats.clone(), first + at.clone());
+                let scale = scales.map(|scales| scales.plus(at).load4(Elem::Bf16));
+                let value = to.clone().load4(Elem::F32) * scale.unwrap_or(Expr::Float(1.0).splat());
+                e.push(Stmt::Store { elem: Elem::F32, at: to, value });
+            });
+        }
+        rows.encode(number.clone(), e);
     }
 
     /// Visits the positions of the run, four at a time.
@@ -263,14 +284,14 @@ impl Run<'_> {
         let b = self.panel_address(c, &order, scope, e);
         let to = flat(place);
         e.repeat(Expr::Int(0), (width / PANEL).into(), 1, |e, panel| {
-            let b = b.clone().plus(panel.clone() * (RUN * PANEL));
+            let b = b.clone().plus(panel.clone() * format.panel(RUN));
             cover(cx, &self.rows, format, e, |rows, row| {
                 Stmt::Core(Core {
                     rows,
                     depth: RUN.into(),
-                    a: Address::new(weights.encoded.clone(), row.clone() * RUN),
+                    a: weights.row(row.clone()),
                     a_format: weights.format,
-                    a_stride: RUN.into(),
+                    a_stride: weights.stride().into(),
                     b: b.clone(),
                     b_format: format,
                     c: Address::new(to.clone(), row * width + panel.clone() * PANEL),
@@ -285,15 +306,14 @@ impl Run<'_> {
     fn panel_address(&self, c: &Contraction, order: &Order, scope: &Scope, e: &mut Emitter) -> Address {
         match self.tile.held.place(c.b, order) {
             Some(place) => Address::new(flat(place), 0),
-            None => self.home_address(c, scope, e),
+            None => e.places[&c.b].address(&self.home_index(c, scope)),
         }
     }
 
-    /// The same where a state lies.
-    fn home_address(&self, c: &Contraction, scope: &Scope, e: &mut Emitter) -> Address {
+    /// The coordinates of a state's first element in the run, at the scope's outer coordinates.
+    fn home_index(&self, c: &Contraction, scope: &Scope) -> Vec<Expr> {
         let axes = &self.cx.plan.graph.tensor(c.b).axes;
-        let index: Vec<Expr> = axes
-            .iter()
+        axes.iter()
             .zip(&c.along)
             .enumerate()
             .map(|(dim, (a, along))| match (dim, along) {
@@ -301,7 +321,6 @@ impl Run<'_> {
                 (_, Along::Fixed(at)) => Expr::from(*at),
                 _ => scope.at.get(a).filter(|_| c.batch.contains(a)).cloned().unwrap_or(Expr::Int(0)),
             })
-            .collect();
-        e.places[&c.b].address(&index)
+            .collect()
     }
 }
