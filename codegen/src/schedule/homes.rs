@@ -492,6 +492,7 @@ pub(crate) fn expansion(eq: EqId, c: &Contraction) -> Task {
 /// A format in which a contraction's panels can be: as wanted, if the rows that then lie together, or share a scale, are there.
 pub(super) fn fitting(graph: &Graph, c: &Contraction, wanted: Format) -> Format {
     let rows = c.depth.last().and_then(|&a| graph.size(a)).unwrap_or(1);
+    let wanted = wanted.fitting(rows);
     match (rows.is_multiple_of(wanted.block()), rows.is_multiple_of(Format::Bf16.block())) {
         (true, _) => wanted,
         (false, true) => Format::Bf16,

@@ -5,7 +5,7 @@ use einfuse_graph::{AxisId, Kind, TensorId};
 
 use super::super::Context;
 use super::super::contract::{columns, flat};
-use super::super::cores::cover;
+use super::super::cores::{Matrix, multiply};
 use super::super::emit::{Emitter, Scope, Span};
 use super::super::homes::{RUN, Units, expansion, streams_scores};
 use super::super::layout::Layout;
@@ -14,7 +14,7 @@ use super::super::place::Place;
 use super::run::Run;
 use super::{Shape, sums};
 use crate::fuse::{Contraction, Fold, Kernel, Operand, Stream};
-use crate::loops::{Address, Buffer, Core, Elem, Encode, Expr, Format, LANES, PANEL, Stmt};
+use crate::loops::{Address, Buffer, Elem, Encode, Expr, Format, LANES, PANEL, Stmt};
 
 /// The order of a stored operand in a run.
 #[derive(Clone, Debug, PartialEq)]
@@ -236,7 +236,9 @@ impl Held {
         let graph = &cx.plan.graph;
         let panels = &cx.homes.panels[&operand.eq];
         let wanted = |source: &&Source| {
-            source.of == c.a && source.depth == c.depth && (source.format == panels.format || !panels.format.is_coded())
+            source.of == c.a
+                && source.depth == c.depth
+                && (!panels.format.is_coded() || [panels.format, panels.format.unpacked()].contains(&source.format))
         };
         let (Some(source), Some(expanded)) = (self.sources.iter().find(wanted), &self.expanded) else { return };
         let units = Units::of(graph, &expansion(operand.eq, c));
@@ -247,24 +249,12 @@ impl Held {
         let width = units.panels * PANEL;
         let (buffer, row, panel_apart) =
             if direct { (flat(to), PANEL, RUN * PANEL) } else { (expanded.clone(), width, PANEL) };
+        let rows = Matrix { at: Address::new(source.rows.clone(), 0), format: source.format, stride: source.stride };
         e.note(format!("{} by cores", super::super::emit::graph_name(graph, c.out)));
         e.repeat(Expr::Int(0), units.panels.into(), 1, |e, panel| {
             let b = Address::new(panels.buffer.clone(), unit.clone() + panel.clone() * panels.panel);
-            let c_at = Address::new(buffer.clone(), panel * panel_apart);
-            cover(cx, &RUN.into(), panels.format, e, |rows, at| {
-                Stmt::Core(Core {
-                    rows,
-                    depth: panels.depth.into(),
-                    a: Address::new(source.rows.clone(), at.clone() * source.stride),
-                    a_format: source.format,
-                    a_stride: source.stride.into(),
-                    b: b.clone(),
-                    b_format: panels.format,
-                    c: c_at.clone().plus(at * row),
-                    c_stride: row.into(),
-                    accumulate: false,
-                })
-            });
+            let to = Matrix::floats(Address::new(buffer.clone(), panel * panel_apart), row);
+            multiply(cx, &RUN.into(), &rows, panels, &b, &to, e);
         });
         if !direct {
             let mut layout = columns(cx, c.out, &units);
