@@ -248,8 +248,9 @@ impl Homes {
                         }
                     }
                     Shape::Stream(stream) => {
+                        let outer = super::stream::outer(&plan.graph, stream);
                         for (eq, c) in stream.expansions() {
-                            self.pack_task(plan, storage, scope, &expansion(eq, c));
+                            self.pack_task(plan, storage, scope, &expansion(eq, c, &outer));
                         }
                     }
                 }
@@ -484,9 +485,12 @@ impl Homes {
     }
 }
 
-/// The contraction of a stream's operand as a task: its columns are computed together.
-pub(crate) fn expansion(eq: EqId, c: &Contraction) -> Task {
-    Task { contractions: vec![(eq, c.clone())], epilogue: Vec::new(), whole: c.cols.clone() }
+/// The contraction of a stream's operand as a task: the columns that a tile reads, at its coordinates of the outer axes, are
+/// computed together.
+pub(crate) fn expansion(eq: EqId, c: &Contraction, outer: &[AxisId]) -> Task {
+    let lane = c.cols.last();
+    let whole = c.cols.iter().filter(|&a| !outer.contains(a) || Some(a) == lane).copied().collect();
+    Task { contractions: vec![(eq, c.clone())], epilogue: Vec::new(), whole }
 }
 
 /// A format in which a contraction's panels can be: as wanted, if the rows that then lie together, or share a scale, are there.

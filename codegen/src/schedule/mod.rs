@@ -22,7 +22,7 @@ mod rows;
 mod segments;
 mod select;
 mod stream;
-mod tiling;
+pub(crate) mod tiling;
 
 use crate::fuse::{Contraction, EqId, Fold, Kernel, Plan, Shape};
 use crate::loops::{self, Arg, Cores, Expr};

@@ -135,7 +135,8 @@ impl Held {
                 held.sources.push(Source { of: c.a, depth: c.depth.clone(), floats, len, format, rows, stride });
             }
         }
-        let widths = stream.expansions().map(|(_, c)| super::columns(cx, c));
+        let units = stream.expansions().map(|(eq, c)| Units::of(graph, &expansion(eq, c, &shape.outer)));
+        let widths = units.map(|units| units.panels * PANEL);
         held.expanded = widths.max().map(|width| e.floats(width * RUN));
         held
     }
@@ -241,11 +242,12 @@ impl Held {
                 && (!panels.format.is_coded() || [panels.format, panels.format.unpacked()].contains(&source.format))
         };
         let (Some(source), Some(expanded)) = (self.sources.iter().find(wanted), &self.expanded) else { return };
-        let units = Units::of(graph, &expansion(operand.eq, c));
+        let units = Units::of(graph, &expansion(operand.eq, c, &shape.outer));
         let unit = units.digits.iter().fold(Expr::Int(0), |unit, &(a, count)| unit * count + scope.at[&a].clone());
         let unit = e.int(unit * panels.unit_stride + panels.base);
         // Panels over the same columns are what a core writes.
-        let direct = *order == Order::Columns(c.cols.clone());
+        let own: Vec<AxisId> = c.cols.iter().filter(|a| !shape.outer.contains(a)).copied().collect();
+        let direct = *order == Order::Columns(own);
         let width = units.panels * PANEL;
         let (buffer, row, panel_apart) =
             if direct { (flat(to), PANEL, RUN * PANEL) } else { (expanded.clone(), width, PANEL) };
