@@ -14,7 +14,7 @@ fn graph(name: &str) -> Graph {
 }
 
 fn compile(graph: &Graph, options: &Options) -> Program {
-    Program::compile(graph, &|_| Format::F32.into(), options).unwrap()
+    Program::compile(graph, &|_, _| Format::F32.into(), options).unwrap()
 }
 
 /// The folders of golden models, by name.

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use einfuse_graph::{AxisId, Extent, Graph, Kind, TensorId, Type};
+use einfuse_graph::{AxisId, Extent, Graph, Kind, Type};
 
 use crate::checks::Checks;
 use crate::choices::{Watched, watched};
@@ -11,7 +11,8 @@ use crate::loops::{self, Format, MAX_ROWS};
 use crate::lower::{Code, LowerError, Lowering, Target};
 use crate::pack::Packed;
 use crate::schedule::homes::{Entry, Extents, Homes};
-use crate::schedule::{Context, FEW, Kept, Mode, Prepared, Sizes, Tiling, schedule};
+use crate::schedule::weights::Variant;
+use crate::schedule::{Context, FEW, Mode, Prepared, Sizes, Storage, Tiling, schedule};
 
 /// What a program is made for.
 #[derive(Clone, Debug)]
@@ -93,6 +94,10 @@ pub struct Compiled {
     pub scope: usize,
     /// The kernel's place in its stretch.
     pub index: usize,
+    /// Which it is of the kernels that differ in how the layers that run them keep weights.
+    pub variant: usize,
+    /// How many layers run it; 1 without layers.
+    pub runs: usize,
     /// For how many tokens it is.
     pub batch: Batch,
     /// Its loops.
@@ -109,6 +114,8 @@ pub struct Scheduled {
     pub scope: usize,
     /// The kernel's place in its stretch.
     pub index: usize,
+    /// Which it is of the kernels that differ in how the layers that run them keep weights.
+    pub variant: usize,
     /// For how many tokens it is.
     pub batch: Batch,
     /// Everything that its schedule depends on: for how many tokens it is, its equations, its axes' sizes, how weights and
@@ -140,6 +147,8 @@ pub(crate) struct Call {
 pub(crate) enum Slot {
     Weights(usize),
     State(usize),
+    /// The layer runs no kernel that reads it.
+    Unread,
 }
 
 /// What a program has whatever its schedules are.
@@ -181,11 +190,7 @@ pub(crate) struct Kernels {
 }
 
 impl Base {
-    pub(crate) fn of(
-        graph: &Graph,
-        storage: &dyn Fn(TensorId) -> Kept,
-        options: &Options,
-    ) -> Result<Base, CompileError> {
+    pub(crate) fn of(graph: &Graph, storage: &Storage, options: &Options) -> Result<Base, CompileError> {
         einfuse_graph::verify(graph)?;
         supported(graph)?;
         if options.cache == Format::Q4 {
@@ -260,20 +265,32 @@ impl Base {
                         made.extend(numbered.filter(|(_, c)| same(c)).map(|(number, _)| number));
                         continue;
                     }
-                    let identity = identity(plan, homes, scope, kernel, batch);
-                    let sizes = Sizes::of(plan, homes, scope, kernel);
-                    let default = Tiling::by_default(&sizes, cores, options.workers);
-                    let tiling = options.schedules.get(&identity).map_or(default, |tiling| tiling.within(cores));
-                    let staged = BTreeMap::new();
-                    let cx = Context { plan, homes, prepared, scope, mode: mode.clone(), cores, tiling, staged };
-                    let (loops, partial) = schedule(&cx, kernel, homes.arena);
-                    arena_bytes = arena_bytes.max(homes.arena + partial);
-                    for loops in loops {
-                        made.push(compiled.len());
-                        compiled.push(Compiled { scope, index, batch, loops });
+                    for (variant, own) in homes.variants[scope][index].iter().enumerate() {
+                        let identity = identity(plan, homes, scope, kernel, own, batch);
+                        let sizes = Sizes::of(plan, homes, scope, kernel, own);
+                        let default = Tiling::by_default(&sizes, cores, options.workers);
+                        let tiling = options.schedules.get(&identity).map_or(default, |tiling| tiling.within(cores));
+                        let (mode, staged) = (mode.clone(), BTreeMap::new());
+                        let alternatives = default.alternatives(kernel, &mode, cores);
+                        let cx = Context { plan, homes, prepared, scope, variant: own, mode, cores, tiling, staged };
+                        let (loops, partial) = schedule(&cx, kernel, homes.arena);
+                        arena_bytes = arena_bytes.max(homes.arena + partial);
+                        for loops in loops {
+                            made.push(compiled.len());
+                            compiled.push(Compiled { scope, index, variant, runs: own.layers.len(), batch, loops });
+                        }
+                        scheduled.push(Scheduled {
+                            scope,
+                            index,
+                            variant,
+                            batch,
+                            identity,
+                            sizes,
+                            default,
+                            tiling,
+                            alternatives,
+                        });
                     }
-                    let alternatives = default.alternatives(kernel, &mode, cores);
-                    scheduled.push(Scheduled { scope, index, batch, identity, sizes, default, tiling, alternatives });
                 }
                 of_scopes.push(made);
             }
@@ -283,8 +300,12 @@ impl Base {
         let loops: Vec<loops::Kernel> = compiled.iter().map(|c| c.loops.clone()).collect();
         let code = crate::lower::compile(&loops, target, &how)?;
         let [decode, prefill, few] = [(Batch::One, 0), (Batch::Many, 1), (Batch::Few, 2)].map(|(batch, at)| {
-            let Planned { plan, numbers, .. } = self.planned(batch);
-            sequence(plan, &calls[at], numbers)
+            let Planned { plan, homes, numbers, .. } = self.planned(batch);
+            let runs = |kernel: usize, layer| {
+                let Compiled { scope, index, variant, .. } = compiled[kernel];
+                homes.variants[scope][index][variant].layers.contains(&layer)
+            };
+            sequence(plan, &calls[at], numbers, &runs)
         });
         let watched = watched(self, &compiled);
         Ok(Kernels { code, compiled, scheduled, decode, few, prefill, arena_bytes, watched })
@@ -292,7 +313,7 @@ impl Base {
 }
 
 /// What the schedule of a kernel depends on, as text.
-fn identity(plan: &Plan, homes: &Homes, scope: usize, kernel: &Kernel, batch: Batch) -> String {
+fn identity(plan: &Plan, homes: &Homes, scope: usize, kernel: &Kernel, variant: &Variant, batch: Batch) -> String {
     let graph = &plan.graph;
     let batch = match batch {
         Batch::One => "one",
@@ -316,7 +337,7 @@ fn identity(plan: &Plan, homes: &Homes, scope: usize, kernel: &Kernel, batch: Ba
     }
     if let Shape::Contract(contract) = &kernel.shape {
         for (eq, c) in contract.tasks.iter().flat_map(|task| &task.contractions) {
-            let format = homes.panels.get(eq).map(|panels| panels.format);
+            let format = variant.panels.get(eq).map(|panels| panels.format);
             stored.extend(format.map(|format| format!("{} {format}", graph.tensor(c.b).name)));
         }
     }
@@ -393,15 +414,17 @@ impl Weights {
                         Slot::State(own.map_or(0, |(_, at)| *at))
                     }
                     Entry::Region(region) => {
-                        let whose = if homes.regions[*region].layered { layer } else { None };
-                        let at = *self.places.entry((*region, whose)).or_insert_with(|| {
-                            let one = Packed::of(&plan.graph, &homes.regions[*region], whose, self.bytes);
-                            let at = self.bytes;
-                            self.bytes += one.bytes.next_multiple_of(64);
-                            self.packed.push(one);
-                            at
-                        });
-                        Slot::Weights(at)
+                        let layers = &homes.regions[*region].layers;
+                        match layers.get(&layer).or_else(|| layers.get(&None)) {
+                            None => Slot::Unread,
+                            Some(&whose) => Slot::Weights(*self.places.entry((*region, whose)).or_insert_with(|| {
+                                let one = Packed::of(&plan.graph, &homes.regions[*region], whose, self.bytes);
+                                let at = self.bytes;
+                                self.bytes += one.bytes.next_multiple_of(64);
+                                self.packed.push(one);
+                                at
+                            })),
+                        }
                     }
                 });
             }
@@ -412,13 +435,19 @@ impl Weights {
     }
 }
 
-/// The kernel calls of a step, in order.
-fn sequence(plan: &Plan, kernels: &[Vec<usize>], numbers: &HashMap<(usize, Option<usize>), usize>) -> Vec<Call> {
+/// The kernel calls of a step, in order: in each layer those that it runs.
+fn sequence(
+    plan: &Plan,
+    kernels: &[Vec<usize>],
+    numbers: &HashMap<(usize, Option<usize>), usize>,
+    runs: &dyn Fn(usize, Option<usize>) -> bool,
+) -> Vec<Call> {
     let mut calls = Vec::new();
     let mut scope = 0;
     let stretch = |scope: usize, layer: Option<usize>, calls: &mut Vec<Call>| {
         let table = numbers.get(&(scope, layer)).copied().unwrap_or(0);
-        for (i, &kernel) in kernels[scope].iter().enumerate() {
+        let own = kernels[scope].iter().filter(|&&kernel| runs(kernel, layer));
+        for (i, &kernel) in own.enumerate() {
             calls.push(Call { kernel, table, begins: layer.filter(|_| i == 0), ends: None });
         }
     };

@@ -88,7 +88,7 @@ fn no_kernel_keeps_scores() {
     }
     let arena = |tokens: usize, without: &[Rule]| {
         let options = Options { without: without.to_vec(), chunk: tokens, positions: tokens, ..Options::default() };
-        Program::compile(&graph, &|_| Format::F32.into(), &options).expect("a program").arena_bytes()
+        Program::compile(&graph, &|_, _| Format::F32.into(), &options).expect("a program").arena_bytes()
     };
     let (short, long) = (arena(4096, &[]), arena(8192, &[]));
     assert!(short <= 4096 * PER_TOKEN, "{short} bytes for 4096 tokens, {} each", short / 4096);

@@ -123,7 +123,7 @@ struct Group {
     identity: String,
     shape: &'static str,
     sizes: Sizes,
-    members: Vec<(usize, usize)>,
+    members: Vec<(usize, usize, usize)>,
     default: Tiling,
     alternatives: Vec<Tiling>,
 }
@@ -196,7 +196,7 @@ fn groups(program: &Program, batch: Batch) -> Vec<Group> {
     let scopes = program.plan(batch).scopes();
     let mut groups: Vec<Group> = Vec::new();
     for kernel in program.schedules().iter().filter(|k| k.batch == batch && !k.alternatives.is_empty()) {
-        let member = (kernel.scope, kernel.index);
+        let member = (kernel.scope, kernel.index, kernel.variant);
         match groups.iter_mut().find(|group| group.identity == kernel.identity) {
             Some(group) => group.members.push(member),
             None => groups.push(Group {
@@ -263,7 +263,8 @@ impl<'m> Tester<'m> {
         let times = session.workspace().times();
         let of = |group: &Group| -> f64 {
             let kernels = runner.program.kernels().iter().zip(times);
-            let own = kernels.filter(|(k, _)| k.batch == batch && group.members.contains(&(k.scope, k.index)));
+            let own =
+                kernels.filter(|(k, _)| k.batch == batch && group.members.contains(&(k.scope, k.index, k.variant)));
             own.map(|(_, time)| time.as_secs_f64()).sum::<f64>() / steps
         };
         let groups = self.groups.iter().map(of).collect();

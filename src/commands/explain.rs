@@ -1,15 +1,16 @@
 //! `einfuse explain`: what the model became: kernels, the rules that made them, their costs, their code.
 
+use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::num::NonZeroUsize;
 
 use clap::{Args, ValueEnum};
 use einfuse::codegen::cost::Cost;
 use einfuse::codegen::fuse::{Kernel, Plan, Remark};
-use einfuse::codegen::{Batch, Scheduled};
+use einfuse::codegen::{Batch, KeptWeight, Scheduled};
 use einfuse::runtime::Chosen;
 use einfuse::{Model, Rule, Settings};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::options::{ModelOptions, OutputOptions, at_least_one};
 use super::output::{print, print_json};
@@ -177,12 +178,20 @@ impl Explain {
                 _ => writeln!(text, "{}\n{:<30} {}", kernel.name, "", row.trim_end())?,
             }
             text += &details(plan, kernel);
-            for (weight, format) in program.weights_of(self.batch(), kernel) {
-                let weight = &plan.graph.tensor(weight);
+            let weights = program.weights_of(self.batch(), kernel);
+            for kept in &weights {
+                let (format, weight) = (kept.format, plan.graph.tensor(kept.tensor));
                 let axes = weight.axes.iter().map(|&axis| plan.graph.axis(axis).name.as_str());
-                if let Some(codes) = format.codes() {
-                    let (name, axes) = (&weight.name, axes.collect::<Vec<_>>());
-                    writeln!(text, "  · {format}, {} bits: {}", 8.0 * format.bytes(), codes.equation(name, &axes))?;
+                let is_mixed = weights.iter().any(|other| other.tensor == kept.tensor && other.format != format);
+                let layers = if is_mixed { format!(", {}", layers(&kept.layers)) } else { String::new() };
+                let name = &weight.name;
+                match format.codes() {
+                    Some(codes) => {
+                        let equation = codes.equation(name, &axes.collect::<Vec<_>>());
+                        writeln!(text, "  · {format}, {} bits{layers}: {equation}", 8.0 * format.bytes())?;
+                    }
+                    None if is_mixed => writeln!(text, "  · {format}{layers}: {name}")?,
+                    None => {}
                 }
             }
             if let Some(tuned) = self.tuned(model, kernel) {
@@ -224,7 +233,9 @@ impl Explain {
     /// What the calls do that one run of a kernel takes.
     fn parts(&self, model: &Model, kernel: &Kernel) -> Vec<&'static str> {
         let numbers = step::parts(model, kernel, self.batch());
-        let names: Vec<&str> = numbers.map(|n| model.program().kernels()[n].loops.name.as_str()).collect();
+        // Those of the first variant: the others differ in their weights' formats.
+        let compiled = numbers.map(|number| &model.program().kernels()[number]).filter(|kernel| kernel.variant == 0);
+        let names: Vec<&str> = compiled.map(|kernel| kernel.loops.name.as_str()).collect();
         let is_merged = names.iter().any(|name| name.ends_with("_merge"));
         let does = |name: &&str| match () {
             () if name.ends_with("_rows") => "its rows are prepared",
@@ -244,9 +255,14 @@ impl Explain {
 
     /// What the table has, as one object: operations and bytes are of one run of a kernel.
     fn object(&self, model: &Model) -> Result<Value, Box<dyn std::error::Error>> {
-        let plan = model.program().plan(self.batch());
+        let program = model.program();
+        let plan = program.plan(self.batch());
         let peaks = Peaks::measure(1, step::storages(model))?;
         let cost_of = step::costs(model, self.tokens.get(), self.past);
+        let weight = |kept: &KeptWeight| {
+            let layers: Vec<usize> = kept.layers.iter().copied().flatten().collect();
+            json!({ "name": plan.graph.tensor(kept.tensor).name, "format": kept.format.to_string(), "layers": layers })
+        };
         let remarks = |all: &[Remark]| -> Vec<Value> {
             all.iter().map(|remark| json!({ "rule": remark.rule.name(), "text": remark.text })).collect()
         };
@@ -256,12 +272,7 @@ impl Explain {
             .map(|(kernel, runs)| {
                 let cost = cost_of(kernel);
                 let equations: Vec<String> = kernel.equations.iter().map(|&eq| plan.equation_text(eq)).collect();
-                let weights: Map<String, Value> = model
-                    .program()
-                    .weights_of(self.batch(), kernel)
-                    .into_iter()
-                    .map(|(weight, format)| (plan.graph.tensor(weight).name.clone(), json!(format.to_string())))
-                    .collect();
+                let weights: Vec<Value> = program.weights_of(self.batch(), kernel).iter().map(weight).collect();
                 json!({
                     "name": kernel.name,
                     "runs": runs,
@@ -346,6 +357,20 @@ fn rules(kernel: &Kernel) -> String {
     names.sort();
     names.dedup();
     names.iter().map(|rule| rule.name()).collect::<Vec<_>>().join(", ")
+}
+
+/// `layers 0-2, 5`.
+fn layers(layers: &BTreeSet<Option<usize>>) -> String {
+    let mut runs: Vec<(usize, usize)> = Vec::new();
+    for layer in layers.iter().copied().flatten() {
+        match runs.last_mut() {
+            Some((_, last)) if *last + 1 == layer => *last = layer,
+            _ => runs.push((layer, layer)),
+        }
+    }
+    let text = |&(first, last): &_| if first == last { format!("{first}") } else { format!("{first}-{last}") };
+    let runs: Vec<String> = runs.iter().map(text).collect();
+    format!("{} {}", if layers.len() == 1 { "layer" } else { "layers" }, runs.join(", "))
 }
 
 /// A kernel's equations and remarks.

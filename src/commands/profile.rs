@@ -58,7 +58,8 @@ impl Profile {
         let share = |(kernel, runs): (&_, usize)| {
             let cost = costs.iter().map(|cost| cost(kernel) * runs).fold(Cost::default(), |a, b| a + b);
             let parts = |batch| step::parts(model, kernel, batch);
-            let calls = steps.iter().map(|step| parts(Batch::of(step.0)).count() * runs).sum();
+            let calls = |batch| parts(batch).map(|number| model.program().kernels()[number].runs).sum::<usize>();
+            let calls = steps.iter().map(|step| calls(Batch::of(step.0))).sum();
             // a prompt's last step may be of a single token, which has code of its own; what was not called took no time
             let mut numbers: Vec<usize> = [Batch::One, Batch::Few, Batch::Many].into_iter().flat_map(parts).collect();
             numbers.sort_unstable();

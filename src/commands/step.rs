@@ -18,12 +18,15 @@ pub(crate) fn cost(model: &Model, tokens: usize, past: usize) -> Cost {
 /// What one run of each kernel takes in such a step.
 pub(crate) fn costs(model: &Model, tokens: usize, past: usize) -> impl Fn(&Kernel) -> Cost {
     let program = model.program();
+    let batch = Batch::of(tokens);
     move |kernel| {
-        program.plan(Batch::of(tokens)).cost(kernel, &Work { tokens, past, element: &|tensor| program.element(tensor) })
+        let element = |tensor| program.element(batch, kernel, tensor);
+        program.plan(batch).cost(kernel, &Work { tokens, past, element: &element })
     }
 }
 
-/// The numbers, among the program's kernels, of the calls that one run of a kernel takes for so many tokens.
+/// The numbers, among the program's kernels, of those that run a kernel for so many tokens: in each layer those of the variant
+/// that its weights want.
 pub(crate) fn parts(model: &Model, kernel: &Kernel, batch: Batch) -> impl Iterator<Item = usize> {
     let program = model.program();
     let numbered = program.kernels().iter().enumerate();

@@ -138,7 +138,7 @@ impl Runner {
         options: &Options,
         positions: usize,
     ) -> Result<Runner, String> {
-        let program = Program::compile(graph, &|_| storage.into(), options).map_err(|e| e.to_string())?;
+        let program = Program::compile(graph, &|_, _| storage.into(), options).map_err(|e| e.to_string())?;
         let mut memory = Aligned::new(program.weight_bytes());
         for packed in program.weights() {
             let bytes: Vec<Vec<u8>> = packed

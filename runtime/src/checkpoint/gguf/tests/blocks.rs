@@ -1,6 +1,6 @@
 //! A small model of each type of blocks, computed on as they are, beside itself in 32-bit floats.
 
-use einfuse_codegen::Wanted;
+use einfuse_codegen::{Batch, Program, Wanted};
 use einfuse_graph::{Binary, Builder, Graph, Reduction};
 use half::f16;
 
@@ -147,16 +147,44 @@ fn every_type_of_blocks_is_computed_on_as_it_is() {
 }
 
 #[test]
-fn layers_of_different_types_share_a_format_that_holds_both() {
+fn layers_of_different_types_keep_their_own_blocks() {
     for (dtypes, formats) in [
-        ([Dtype::Q4K, Dtype::Q6K], ["q4_min", "q6_16_min"]),
+        ([Dtype::Q4K, Dtype::Q6K], ["q4_min", "q6_16"]),
         ([Dtype::Q5_0, Dtype::Q8_0], ["q5", "q8_32"]),
-        ([Dtype::Iq4Nl, Dtype::Q2K], ["iq4", "q8_16_min"]),
+        ([Dtype::Iq4Nl, Dtype::Q2K], ["iq4", "q2_16_min"]),
     ] {
         let (_, wanted) = logits(dtypes, Precision::F32);
         let (kept, found) = logits(dtypes, Precision::Stored);
         assert_eq!(kept, formats, "{dtypes:?}");
         let distance = distance(&found, &wanted);
         assert!(distance < 0.02, "{dtypes:?}: {distance}");
+    }
+}
+
+#[test]
+fn kernels_differ_only_where_their_weights_do() {
+    let settings = || Settings { threads: Some(1), chunk: 16, ..Settings::default() };
+    let load = |dtypes| Model::load(&Checkpoint::of_gguf(open(file(dtypes)).unwrap()).unwrap(), &graph(), settings());
+    let (mixed, plain) = (load([Dtype::Q4K, Dtype::Q6K]).unwrap(), load([Dtype::Q4K; 2]).unwrap());
+    let (mixed, plain) = (mixed.program(), plain.program());
+    for batch in [Batch::One, Batch::Many] {
+        // Each kernel of the layers reads one of the weights that differ; there are as many calls as ever.
+        assert_eq!(mixed.calls(batch), plain.calls(batch));
+        let plan = mixed.plan(batch);
+        let scopes = plan.scopes();
+        let formats: Vec<Vec<(String, String)>> = scopes[1]
+            .iter()
+            .map(|kernel| {
+                let kept = mixed.weights_of(batch, kernel).into_iter();
+                kept.map(|kept| (kept.format.to_string(), format!("{:?}", kept.layers))).collect()
+            })
+            .collect();
+        let own = [("q4_min".to_owned(), "{Some(0)}".to_owned()), ("q6_16".to_owned(), "{Some(1)}".to_owned())];
+        assert_eq!(formats, [own.clone(), own]);
+        let number = |program: &Program, scope| {
+            program.kernels().iter().filter(|kernel| kernel.batch == batch && kernel.scope == scope).count()
+        };
+        assert_eq!(number(mixed, 1), 2 * number(plain, 1));
+        assert_eq!([0, 2].map(|scope| number(mixed, scope)), [0, 2].map(|scope| number(plain, scope)));
     }
 }
