@@ -6,11 +6,12 @@ use einfuse_graph::{AxisId, Extent, Graph, Kind, Type};
 
 use crate::checks::Checks;
 use crate::choices::{Watched, watched};
-use crate::fuse::{Kernel, Plan, Rule, Segment, Shape, Typical, Wanted, differ, fuse};
+use crate::fuse::{Kernel, Multiplications, Plan, Rule, Segment, Shape, Typical, Wanted, fuse, orders};
 use crate::loops::{self, Format, MAX_ROWS};
 use crate::lower::{Code, LowerError, Lowering, Target};
 use crate::pack::Packed;
 use crate::schedule::homes::{Entry, Extents, Homes};
+use crate::schedule::tiling::EXPANDING;
 use crate::schedule::weights::Variant;
 use crate::schedule::{Context, FEW, Mode, Prepared, Sizes, Storage, Tiling, schedule};
 
@@ -74,17 +75,13 @@ pub enum Batch {
     Few,
     /// More, as in a prompt.
     Many,
+    /// More, with so many positions before them that the plan of a single token is cheaper; where there are two plans.
+    Deep,
 }
 
 impl Batch {
-    /// For so many tokens.
-    pub fn of(tokens: usize) -> Batch {
-        match tokens {
-            0 | 1 => Batch::One,
-            2..=FEW => Batch::Few,
-            _ => Batch::Many,
-        }
-    }
+    /// All of them.
+    pub const ALL: [Batch; 4] = [Batch::One, Batch::Few, Batch::Many, Batch::Deep];
 }
 
 /// A kernel of a program, for who wants to look at it.
@@ -155,8 +152,8 @@ pub(crate) enum Slot {
 pub(crate) struct Base {
     /// For one token and a few, and for many where no other plan is better for them.
     one: Planned,
-    /// For many tokens.
-    many: Option<Planned>,
+    /// For many tokens, with what it and the other take.
+    many: Option<(Planned, [Multiplications; 2])>,
     pub(crate) packed: Vec<Packed>,
     pub(crate) weight_bytes: usize,
     pub(crate) tables: Vec<Vec<Slot>>,
@@ -184,6 +181,7 @@ pub(crate) struct Kernels {
     pub(crate) decode: Vec<Call>,
     pub(crate) few: Vec<Call>,
     pub(crate) prefill: Vec<Call>,
+    pub(crate) deep: Vec<Call>,
     pub(crate) arena_bytes: usize,
     /// What tokens choose, by kernel.
     pub(crate) watched: HashMap<usize, Vec<Watched>>,
@@ -208,7 +206,7 @@ impl Base {
         let few = Typical { tokens: 1, positions: options.positions };
         let chunk = Typical { tokens: options.chunk, positions: options.positions.max(options.chunk) };
         let one = planned(few, None);
-        let many = differ(graph, &options.without, few, chunk).then(|| planned(chunk, Some(&one.homes)));
+        let many = orders(graph, &options.without, few, chunk).map(|costs| (planned(chunk, Some(&one.homes)), costs));
         let constants = one
             .homes
             .constants
@@ -219,23 +217,44 @@ impl Base {
             })
             .collect();
         let keeps_positions =
-            keeps_positions(&one.plan) || many.as_ref().is_some_and(|many| keeps_positions(&many.plan));
+            keeps_positions(&one.plan) || many.as_ref().is_some_and(|(many, _)| keeps_positions(&many.plan));
         let Weights { packed, bytes: weight_bytes, tables, .. } = weights;
         let checks = Checks::of(graph);
         Ok(Base { one, many, packed, weight_bytes, tables, constants, checks, keeps_positions })
     }
 
-    /// What is planned for so many tokens.
+    /// For so many tokens after so many positions: of two plans, where either may be better, the one that multiplies less.
+    pub(crate) fn batch(&self, tokens: usize, past: usize) -> Batch {
+        match tokens {
+            0 | 1 => Batch::One,
+            2..=FEW => Batch::Few,
+            _ => {
+                let step = Typical { tokens, positions: past + tokens };
+                let costs = self.many.as_ref().map(|(_, costs)| costs.map(|cost| cost.in_step(step, EXPANDING)));
+                match costs {
+                    Some([one, many]) if one < many => Batch::Deep,
+                    _ => Batch::Many,
+                }
+            }
+        }
+    }
+
+    /// The batch whose kernels a few tokens have too, where they have none of their own.
+    pub(crate) fn like_few(&self) -> Batch {
+        if self.many.is_some() { Batch::Deep } else { Batch::Many }
+    }
+
+    /// What is planned for such a batch.
     pub(crate) fn planned(&self, batch: Batch) -> &Planned {
         match (batch, &self.many) {
-            (Batch::Many, Some(many)) => many,
+            (Batch::Many, Some((many, _))) => many,
             _ => &self.one,
         }
     }
 
     /// The plans, each once.
     pub(crate) fn all(&self) -> impl Iterator<Item = &Planned> {
-        std::iter::once(&self.one).chain(&self.many)
+        std::iter::once(&self.one).chain(self.many.iter().map(|(many, _)| many))
     }
 
     /// Schedules and compiles all kernels.
@@ -244,11 +263,14 @@ impl Base {
         let (mut compiled, mut scheduled, mut calls) = (Vec::new(), Vec::new(), Vec::new());
         let mut arena_bytes = 0;
         // Those for many come before those for a few, which may be the same.
-        for mode in [Mode::One(loops::Expr::Int(0)), Mode::Many, Mode::Few] {
-            let batch = match mode {
-                Mode::One(_) => Batch::One,
-                Mode::Few => Batch::Few,
-                Mode::Many => Batch::Many,
+        for batch in [Batch::One, Batch::Many, Batch::Deep, Batch::Few] {
+            if batch == Batch::Deep && self.many.is_none() {
+                continue;
+            }
+            let mode = match batch {
+                Batch::One => Mode::One(loops::Expr::Int(0)),
+                Batch::Few => Mode::Few,
+                Batch::Many | Batch::Deep => Mode::Many,
             };
             let Planned { plan, homes, prepared, .. } = self.planned(batch);
             arena_bytes = arena_bytes.max(homes.arena);
@@ -259,9 +281,9 @@ impl Base {
                     // Only what streams is made for a few: the rest is the same for all numbers above one.
                     let as_many = mode == Mode::Few && !matches!(kernel.shape, Shape::Stream(_));
                     let mode = if as_many { Mode::Many } else { mode.clone() };
-                    if as_many && self.many.is_none() {
+                    if as_many {
                         let numbered = compiled.iter().enumerate();
-                        let same = |c: &Compiled| c.batch == Batch::Many && (c.scope, c.index) == (scope, index);
+                        let same = |c: &Compiled| c.batch == self.like_few() && (c.scope, c.index) == (scope, index);
                         made.extend(numbered.filter(|(_, c)| same(c)).map(|(number, _)| number));
                         continue;
                     }
@@ -294,21 +316,22 @@ impl Base {
                 }
                 of_scopes.push(made);
             }
-            calls.push(of_scopes);
+            calls.push((batch, of_scopes));
         }
         let how = Lowering { verify: cfg!(debug_assertions), keep_text: options.keep_text };
         let loops: Vec<loops::Kernel> = compiled.iter().map(|c| c.loops.clone()).collect();
         let code = crate::lower::compile(&loops, target, &how)?;
-        let [decode, prefill, few] = [(Batch::One, 0), (Batch::Many, 1), (Batch::Few, 2)].map(|(batch, at)| {
+        let [decode, few, prefill, deep] = Batch::ALL.map(|batch| {
             let Planned { plan, homes, numbers, .. } = self.planned(batch);
             let runs = |kernel: usize, layer| {
                 let Compiled { scope, index, variant, .. } = compiled[kernel];
                 homes.variants[scope][index][variant].layers.contains(&layer)
             };
-            sequence(plan, &calls[at], numbers, &runs)
+            let calls = calls.iter().find(|(own, _)| *own == batch);
+            calls.map_or_else(Vec::new, |(_, calls)| sequence(plan, calls, numbers, &runs))
         });
         let watched = watched(self, &compiled);
-        Ok(Kernels { code, compiled, scheduled, decode, few, prefill, arena_bytes, watched })
+        Ok(Kernels { code, compiled, scheduled, decode, few, prefill, deep, arena_bytes, watched })
     }
 }
 
@@ -319,6 +342,7 @@ fn identity(plan: &Plan, homes: &Homes, scope: usize, kernel: &Kernel, variant: 
         Batch::One => "one",
         Batch::Few => "few",
         Batch::Many => "many",
+        Batch::Deep => "deep",
     };
     let (mut axes, mut stored) = (BTreeSet::new(), BTreeSet::new());
     let mut equations = Vec::new();

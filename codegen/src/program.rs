@@ -192,7 +192,17 @@ impl Program {
         Ok(Program { base, options: options.clone(), scratch_bytes, compile_time: started.elapsed(), kernels })
     }
 
-    /// The plan for so many tokens: the graph's equations, grouped into kernels. One token and a few have the same; many may
+    /// How a step of so many tokens is run, after so many positions.
+    pub fn batch(&self, tokens: usize, past: usize) -> Batch {
+        self.base.batch(tokens, past)
+    }
+
+    /// The batch whose kernels a few tokens have too, where they have none of their own.
+    pub fn like_few(&self) -> Batch {
+        self.base.like_few()
+    }
+
+    /// The plan of a batch: the graph's equations, grouped into kernels. One token and a few have the same; many may
     /// have another, whose orders of contraction are those that are cheaper for many.
     pub fn plan(&self, batch: Batch) -> &Plan {
         &self.base.planned(batch).plan
@@ -327,6 +337,7 @@ impl Program {
             Batch::One => &self.kernels.decode,
             Batch::Few => &self.kernels.few,
             Batch::Many => &self.kernels.prefill,
+            Batch::Deep => &self.kernels.deep,
         }
     }
 
@@ -366,11 +377,12 @@ impl Program {
         team: &dyn Team,
     ) -> Result<(), StepError> {
         self.prepare(weights, workspace, &step, team)?;
-        let calls = self.sequence(Batch::of(step.tokens.len()));
         let tokens = step.tokens.len();
+        let batch = self.batch(tokens, step.past);
+        let calls = self.sequence(batch);
         let observe = step.observe.map(Mutex::new);
         let choices = step.choices.map(Mutex::new);
-        let carry = self.carry(Batch::of(tokens));
+        let carry = self.carry(batch);
         let workers = team.workers();
         let scratch: Vec<usize> = workspace.scratch.iter_mut().map(|s| s.as_mut_ptr().expose_provenance()).collect();
         let tables: Vec<usize> = workspace.tables.iter().map(|t| t.as_ptr().expose_provenance()).collect();
@@ -552,13 +564,13 @@ impl Program {
         for (group, addresses) in self.homes().groups.iter().zip(&workspace.pages) {
             frame[group.slot] = addresses.as_ptr().expose_provenance() as u64;
         }
-        workspace.output = self.locate_output(tokens, step.first);
+        workspace.output = self.locate_output(self.batch(tokens, step.past), tokens, step.first);
         Ok(())
     }
 
     /// Where in the arena the wanted rows of the output lie, in floats.
-    fn locate_output(&self, tokens: usize, first: usize) -> (usize, usize) {
-        let Planned { plan, homes, .. } = self.base.planned(Batch::of(tokens));
+    fn locate_output(&self, batch: Batch, tokens: usize, first: usize) -> (usize, usize) {
+        let Planned { plan, homes, .. } = self.base.planned(batch);
         let graph = &plan.graph;
         let axes = &graph.tensor(graph.output).axes;
         let row: usize = axes.iter().filter_map(|&a| graph.size(a)).product();

@@ -172,7 +172,8 @@ pub fn tune(model: &Model, tuning: Tuning, mut progress: impl FnMut(usize, usize
         Test { tokens: FEW, steps: STEPS, past },
     ];
     let works = tests.into_iter().filter(|test| test.past + test.tokens * test.steps <= room);
-    let works: Vec<(Test, Vec<Group>)> = works.map(|test| (test, groups(&default, Batch::of(test.tokens)))).collect();
+    let works: Vec<(Test, Vec<Group>)> =
+        works.map(|test| (test, groups(&default, default.batch(test.tokens, test.past)))).collect();
     let runs = |groups: &[Group]| tuning.repeat * (2 + count(groups) + 4);
     let total = works.iter().filter(|(_, groups)| !groups.is_empty()).map(|(_, groups)| runs(groups)).sum();
     let mut done = 0;
@@ -259,7 +260,7 @@ impl<'m> Tester<'m> {
         }
         let steps = self.test.steps as f64;
         let whole = start.elapsed().as_secs_f64() / steps;
-        let batch = Batch::of(self.test.tokens);
+        let batch = self.default.batch(self.test.tokens, self.test.past);
         let times = session.workspace().times();
         let of = |group: &Group| -> f64 {
             let kernels = runner.program.kernels().iter().zip(times);
@@ -320,7 +321,7 @@ impl<'m> Tester<'m> {
             let unchanged = Ratio { median: 1.0, noise: itself.noise };
             for &(tiling, ratio) in std::iter::once(&(group.default, unchanged)).chain(&ratios) {
                 trials.push(Trial {
-                    batch: Batch::of(self.test.tokens),
+                    batch: self.default.batch(self.test.tokens, self.test.past),
                     shape: group.shape,
                     sizes: group.sizes,
                     tokens: self.test.tokens,
@@ -335,7 +336,7 @@ impl<'m> Tester<'m> {
             let (best, ratio) = best.unwrap_or((group.default, unchanged));
             Finding {
                 name: group.name.clone(),
-                batch: Batch::of(self.test.tokens),
+                batch: self.default.batch(self.test.tokens, self.test.past),
                 identity: group.identity.clone(),
                 default: group.default,
                 best,

@@ -91,7 +91,7 @@ impl Explain {
         }
         let text = match self.dump {
             None => self.table(&model)? + &choices(&self.chosen_by_prompt(&model)?)?,
-            Some(Stage::Plan) => self.plan(model.program().plan(self.batch()))?,
+            Some(Stage::Plan) => self.plan(model.program().plan(self.batch(&model)))?,
             Some(stage) => self.code(&model, stage)?,
         };
         print(text)?;
@@ -99,8 +99,8 @@ impl Explain {
     }
 
     /// The batch of the step that is asked for.
-    fn batch(&self) -> Batch {
-        Batch::of(self.tokens.get())
+    fn batch(&self, model: &Model) -> Batch {
+        model.program().batch(self.tokens.get(), self.past)
     }
 
     /// Whether there can be such a step.
@@ -142,7 +142,7 @@ impl Explain {
     /// The kernels with what they cost on this machine.
     fn table(&self, model: &Model) -> Result<String, Box<dyn std::error::Error>> {
         let program = model.program();
-        let plan = program.plan(self.batch());
+        let plan = program.plan(self.batch(model));
         let chosen = self.chosen(plan)?;
         let peaks = Peaks::measure(1, step::storages(model))?;
         let balance = peaks.weights.flops / peaks.bytes;
@@ -178,7 +178,7 @@ impl Explain {
                 _ => writeln!(text, "{}\n{:<30} {}", kernel.name, "", row.trim_end())?,
             }
             text += &details(plan, kernel);
-            let weights = program.weights_of(self.batch(), kernel);
+            let weights = program.weights_of(self.batch(model), kernel);
             for kept in &weights {
                 let (format, weight) = (kept.format, plan.graph.tensor(kept.tensor));
                 let axes = weight.axes.iter().map(|&axis| plan.graph.axis(axis).name.as_str());
@@ -232,7 +232,7 @@ impl Explain {
 
     /// What the calls do that one run of a kernel takes.
     fn parts(&self, model: &Model, kernel: &Kernel) -> Vec<&'static str> {
-        let numbers = step::parts(model, kernel, self.batch());
+        let numbers = step::parts(model, kernel, self.batch(model));
         // Those of the first variant: the others differ in their weights' formats.
         let compiled = numbers.map(|number| &model.program().kernels()[number]).filter(|kernel| kernel.variant == 0);
         let names: Vec<&str> = compiled.map(|kernel| kernel.loops.name.as_str()).collect();
@@ -249,14 +249,14 @@ impl Explain {
 
     /// The kernel's schedule, if it is one that was found by measuring.
     fn tuned<'m>(&self, model: &'m Model, kernel: &Kernel) -> Option<&'m Scheduled> {
-        let schedule = step::schedule(model, kernel, self.batch());
+        let schedule = step::schedule(model, kernel, self.batch(model));
         schedule.filter(|schedule| schedule.tiling != schedule.default)
     }
 
     /// What the table has, as one object: operations and bytes are of one run of a kernel.
     fn object(&self, model: &Model) -> Result<Value, Box<dyn std::error::Error>> {
         let program = model.program();
-        let plan = program.plan(self.batch());
+        let plan = program.plan(self.batch(model));
         let peaks = Peaks::measure(1, step::storages(model))?;
         let cost_of = step::costs(model, self.tokens.get(), self.past);
         let weight = |kept: &KeptWeight| {
@@ -272,7 +272,7 @@ impl Explain {
             .map(|(kernel, runs)| {
                 let cost = cost_of(kernel);
                 let equations: Vec<String> = kernel.equations.iter().map(|&eq| plan.equation_text(eq)).collect();
-                let weights: Vec<Value> = program.weights_of(self.batch(), kernel).iter().map(weight).collect();
+                let weights: Vec<Value> = program.weights_of(self.batch(model), kernel).iter().map(weight).collect();
                 json!({
                     "name": kernel.name,
                     "runs": runs,
@@ -320,6 +320,7 @@ impl Explain {
                 Batch::One => "one token",
                 Batch::Few => "a few tokens",
                 Batch::Many => "many tokens",
+                Batch::Deep => "many tokens, deep in a sequence",
             };
             let bytes = program.code().bytes(number);
             writeln!(text, "// {}, for {tokens}: {bytes} bytes of machine code", kernel.name)?;

@@ -113,6 +113,7 @@ fn name(batch: Batch) -> &'static str {
         Batch::One => "one",
         Batch::Few => "few",
         Batch::Many => "many",
+        Batch::Deep => "deep",
     }
 }
 

@@ -34,7 +34,7 @@ pub use contraction::{Along, Contraction};
 pub(crate) use contraction::{is_positions, is_tokens};
 pub(crate) use edit::{Edit, is_identity, loads, loads_of};
 pub use online_softmax::{Fold, Operand, Stream, Weighted};
-pub use path::Typical;
+pub use path::{Multiplications, Typical};
 pub(crate) use rows::common_rows;
 
 macro_rules! rules {
@@ -235,10 +235,12 @@ pub enum Wanted {
     All,
 }
 
-/// Whether the plans for two steps differ.
-pub fn differ(graph: &Graph, without: &[Rule], a: Typical, b: Typical) -> bool {
+/// The multiplications of the plans for two steps, where their sums are in different orders.
+pub fn orders(graph: &Graph, without: &[Rule], a: Typical, b: Typical) -> Option<[Multiplications; 2]> {
     let ordered = |step: Typical| path::apply(graph, step, &mut Vec::new());
-    !without.contains(&Rule::Path) && ordered(a) != ordered(b)
+    let (a, b) = (ordered(a), ordered(b));
+    let differ = !without.contains(&Rule::Path) && a != b;
+    differ.then(|| [Multiplications::of(&a), Multiplications::of(&b)])
 }
 
 /// Makes the plan of a graph for steps of some size, with some rules switched off.

@@ -89,7 +89,7 @@ impl Sizes {
 
 /// Rows of a tile that computes operands: so many that these cost less than what is done with them, and that private memory stays
 /// in the second cache.
-const EXPANDING: usize = 384;
+pub(crate) const EXPANDING: usize = 384;
 
 /// Tiles that each worker should have, at least, where there is one token or a few.
 const TILES: usize = 2;
