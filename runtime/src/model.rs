@@ -375,17 +375,13 @@ fn storage(graph: &Graph, found: &HashMap<Place, Stored<'_>>, settings: &Setting
         match (settings.precision, own) {
             (Precision::Stored, Some(format)) => Kept { format, own: true },
             (Precision::Bf16, _) if stored.rank >= 2 => Format::Bf16.into(),
-            (Precision::Stored | Precision::Bf16, _) if stored.parts.iter().all(is_narrow) => Format::Bf16.into(),
+            (Precision::Stored | Precision::Bf16, _) if stored.parts.iter().all(Numbers::is_narrow) => {
+                Format::Bf16.into()
+            }
             _ => Format::F32.into(),
         }
     };
     found.iter().map(|(&(tensor, layer), stored)| ((tensor, layer), kept(tensor, stored))).collect()
-}
-
-/// Whether numbers are stored as BF16, or in fewer bits.
-fn is_narrow(numbers: &Numbers<'_>) -> bool {
-    let is_bf16 = numbers.blocks().is_some_and(|blocks| blocks.dtype == Dtype::Bf16);
-    is_bf16 || numbers.bits() < 16.0
 }
 
 /// So many bytes of packed weights are one thread's at a time: a huge page of the usual size, so that one thread alone is
