@@ -447,7 +447,7 @@ impl<'m> Tester<'m> {
         if difference <= self.rounding {
             return Ok(None);
         }
-        let batch = Batch::of(self.test.tokens);
+        let batch = program.batch(self.test.tokens, self.test.past);
         let changed: Vec<_> = program.schedules().iter().filter(|k| k.tiling != k.default).collect();
         let of = |group: &&Group| changed.iter().any(|k| k.batch == batch && k.identity == group.identity);
         let kernels: Vec<&str> = self.groups.iter().filter(of).map(|group| group.name.as_str()).collect();
