@@ -195,6 +195,38 @@ fn q4_by_q4() {
     all_shapes((format, format));
 }
 
+/// Whether this machine adds products of four bytes at once, in vectors of 128 bits.
+fn adds_products_of_bytes() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return is_x86_feature_detected!("avxvnni")
+        || is_x86_feature_detected!("avx512vnni") && is_x86_feature_detected!("avx512vl");
+    #[cfg(not(target_arch = "x86_64"))]
+    false
+}
+
+#[test]
+fn products_of_bytes_are_one_instruction_where_there_is_one() {
+    for format in Format::ALL.into_iter().filter(|format| format.is_coded()) {
+        let core = Core {
+            rows: 1,
+            depth: format.block().into(),
+            a: Address::new(Buffer::Frame(4), 0),
+            a_format: format,
+            a_stride: 0.into(),
+            b: Address::new(Buffer::Layer(1), 0),
+            b_format: format,
+            c: Address::new(Buffer::Arena(0), 0),
+            c_stride: 0.into(),
+            accumulate: false,
+        };
+        let target = host().clone().with_cores(Cores::PORTABLE);
+        let how = Lowering { verify: true, keep_text: true };
+        let code = compile(&[kernel(Stmt::Core(core))], &target, &how).unwrap_or_else(|e| panic!("{e}"));
+        let asm = code.asm(0).unwrap_or_default();
+        assert_eq!(asm.contains("vpdpbusd"), adds_products_of_bytes(), "{format}: {asm}");
+    }
+}
+
 #[test]
 fn panels_are_unpacked_bit_for_bit() {
     let mut random = Random(7);
