@@ -18,7 +18,7 @@ fn all_cores() -> Vec<Cores> {
     let host = *host().cores();
     let mut all = vec![Cores::PORTABLE];
     if host.bits > 256 {
-        all.push(Cores { bits: 256, bf16: false, bytes: false });
+        all.push(Cores { bits: 256, bf16: false, bytes: host.bytes });
     }
     if host.bits > 128 {
         all.push(host);
@@ -44,7 +44,7 @@ fn is_wide(cores: Cores, a: Format) -> bool {
     let multiplies = match a {
         Format::F32 => true,
         Format::Bf16 => cores.bf16,
-        Format::Codes(_) => cores.bytes,
+        Format::Codes(_) => cores.bytes.is_some(),
     };
     cores.bits > 128 && multiplies
 }
