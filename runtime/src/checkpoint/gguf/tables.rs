@@ -504,7 +504,7 @@ pub(super) static ARCHITECTURES: &[Architecture] = &[
         name: "deepseek2",
         class: "DeepseekV2ForCausalLM",
         keys: DEEPSEEK,
-        more: deepseek,
+        more: deepseek_v2,
         inner: LATENT,
         ..KIN
     },
@@ -585,18 +585,25 @@ const LATENT: &[(&str, &str, Differs)] = &[
     ("ffn_down_shexp", "mlp.shared_experts.down_proj", Not),
 ];
 
-/// The part of a head without rotary positions, and how groups of experts are chosen.
+/// The part of a head without rotary positions.
 fn deepseek(gguf: &Gguf, config: &mut Map<String, Value>) -> Result<(), Error> {
     let number = |key: &str| config.get(key).and_then(Value::as_u64);
     let key = "deepseek2.attention.key_length_mla";
     let head = number("qk_head_dim").ok_or_else(|| gguf.missing(key))?;
-    let (rotated, groups) = (number("qk_rope_head_dim").unwrap_or(0), number("n_group").unwrap_or(1));
+    let rotated = number("qk_rope_head_dim").unwrap_or(0);
     let others = head.checked_sub(rotated).ok_or_else(|| {
         gguf.wrong(key, &format!("is {head}; no less than the {rotated} of rotary positions was expected"))
     })?;
     config.insert("qk_nope_head_dim".into(), json!(others));
     // The rotated share of a head is what `qk_rope_head_dim` says.
     config.remove("partial_rotary_factor");
+    Ok(())
+}
+
+/// The same, and how groups of experts are chosen.
+fn deepseek_v2(gguf: &Gguf, config: &mut Map<String, Value>) -> Result<(), Error> {
+    deepseek(gguf, config)?;
+    let groups = config.get("n_group").and_then(Value::as_u64).unwrap_or(1);
     config.insert("topk_method".into(), json!(if groups > 1 { "group_limited_greedy" } else { "greedy" }));
     Ok(())
 }
