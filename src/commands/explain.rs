@@ -178,11 +178,9 @@ impl Explain {
             }
             text += &details(plan, kernel);
             for (weight, format) in program.weights_of(self.batch(), kernel) {
-                let weight = &plan.graph.tensor(weight);
-                let axes = weight.axes.iter().map(|&axis| plan.graph.axis(axis).name.as_str());
-                if let Some(codes) = format.codes() {
-                    let (name, axes) = (&weight.name, axes.collect::<Vec<_>>());
-                    writeln!(text, "  · {format}, {} bits: {}", 8.0 * format.bytes(), codes.equation(name, &axes))?;
+                if format.is_coded() {
+                    let name = &plan.graph.tensor(weight).name;
+                    writeln!(text, "  · `{name}` is kept as {format}, {} bits", 8.0 * format.bytes())?;
                 }
             }
             if let Some(tuned) = self.tuned(model, kernel) {
@@ -255,7 +253,8 @@ impl Explain {
             .into_iter()
             .map(|(kernel, runs)| {
                 let cost = cost_of(kernel);
-                let equations: Vec<String> = kernel.equations.iter().map(|&eq| plan.equation_text(eq)).collect();
+                let equations: Vec<String> =
+                    kernel.equations.iter().chain(&kernel.weights).map(|&eq| plan.equation_text(eq)).collect();
                 let weights: Map<String, Value> = model
                     .program()
                     .weights_of(self.batch(), kernel)
@@ -351,7 +350,7 @@ fn rules(kernel: &Kernel) -> String {
 /// A kernel's equations and remarks.
 fn details(plan: &Plan, kernel: &Kernel) -> String {
     let mut text = String::new();
-    for &equation in &kernel.equations {
+    for &equation in kernel.equations.iter().chain(&kernel.weights) {
         text += &format!("    {}\n", plan.equation_text(equation));
     }
     let remarks = |sign: char, remarks: &[Remark]| -> String {

@@ -31,8 +31,9 @@ pub enum Format {
 /// w[k, n] = scale[k / block, n] * (level[code[k, n]] - offset) + minimum[k / block, n]
 /// ```
 ///
-/// where `level` is the identity if there are no `levels`, and `minimum` is 0 if there are none. The cores, the packing, the
-/// meaning in the interpreter and the cost follow from this declaration.
+/// where `level` is the identity if there are no `levels`, and `minimum` is 0 if there are none. This is an equation of the graph,
+/// which the rule `prologue` takes into the kernels that read the weight. The cores, the packing and the cost follow from this
+/// declaration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Codes {
     /// The format's name in texts.
@@ -47,6 +48,17 @@ pub struct Codes {
     pub minimum: bool,
     /// What the codes, of four bits, stand for. Level and `offset` together are at least 0 and fit into a byte.
     pub levels: Option<&'static [i8; 16]>,
+}
+
+/// An element in codes.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Element {
+    /// Its code.
+    pub code: u8,
+    /// The scale of its block.
+    pub scale: f32,
+    /// The minimum of its block; 0 where there are none.
+    pub minimum: f32,
 }
 
 /// Some bits of each code: two planes of 4 and 2 bits have the lower and the upper bits of codes of 6.
@@ -232,19 +244,24 @@ impl Codes {
         self.planes().iter().map(|plane| plane.steps()).max().unwrap_or(1)
     }
 
-    /// The declaration for a weight over these axes, along the last of which its blocks are:
-    /// `w[d, f] = w.scale[d, f / 32] * (w.code[d, f] - 8)`.
-    pub fn equation(self, weight: &str, axes: &[&str]) -> String {
-        let index = axes.join(", ");
-        let block = format!("{index} / {}", self.block);
-        let code = format!("{weight}.code[{index}]");
-        let value = match (self.levels, self.offset) {
-            (Some(_), _) => format!("level[{code}]"),
-            (None, 0) => code,
-            (None, offset) => format!("({code} - {offset})"),
+    /// An element of a block of a panel: its row in the block, its column.
+    pub fn read(self, block: &[u8], k: usize, n: usize) -> Element {
+        let mut code = 0;
+        for plane in self.planes() {
+            let (at, shift) = plane.place(k, n);
+            code |= (block[at] >> shift & plane.mask()) << plane.shift;
+        }
+        let beside = |nth: usize| {
+            let at = Format::Codes(self).values() + (nth * PANEL + n) * 2;
+            f32::from_bits(u32::from_le_bytes([0, 0, block[at], block[at + 1]]))
         };
-        let minimum = if self.minimum { format!(" + {weight}.minimum[{block}]") } else { String::new() };
-        format!("{weight}[{index}] = {weight}.scale[{block}] * {value}{minimum}")
+        Element { code, scale: beside(0), minimum: if self.minimum { beside(1) } else { 0.0 } }
+    }
+
+    /// The number that an element is.
+    pub fn number(self, element: Element) -> f64 {
+        let Element { code, scale, minimum } = element;
+        f64::from(scale) * f64::from(self.value(code)) + f64::from(minimum)
     }
 
     /// What a code stands for.

@@ -195,24 +195,12 @@ impl Machine<'_> {
 
     /// An element of a panel of codes that begins at byte `b`.
     fn decoded(&mut self, core: &Core, b: i64, k: i64, n: i64) -> Ran<f64> {
-        let (format, panel) = (core.b_format, PANEL as i64);
+        let format = core.b_format;
         let length = format.block() as i64;
         let block = b.wrapping_add(k / length * format.rows(format.block()) as i64);
         let Some(codes) = format.codes() else { return Err(format!("a panel of {format} has no codes")) };
-        let mut code = 0;
-        for plane in codes.planes() {
-            let (byte, shift) = plane.place((k % length) as usize, n as usize);
-            let byte = self.memory_at(&core.b, block.wrapping_add(byte as i64), 1, 1)?[0];
-            code |= (byte >> shift & plane.mask()) << plane.shift;
-        }
-        let mut beside = |nth: i64| -> Ran<f64> {
-            let at = block.wrapping_add(format.values() as i64 + (nth * panel + n) * 2);
-            let bytes = self.memory_at(&core.b, at, 1, 2)?;
-            Ok(f64::from(f32::from_bits(u32::from_le_bytes([0, 0, bytes[0], bytes[1]]))))
-        };
-        let scale = beside(0)?;
-        let minimum = if codes.minimum { beside(1)? } else { 0.0 };
-        Ok(scale * f64::from(codes.value(code)) + minimum)
+        let bytes = self.memory_at(&core.b, block, 1, format.rows(format.block()))?;
+        Ok(codes.number(codes.read(bytes, (k % length) as usize, n as usize)))
     }
 
     /// An element of a row of codes that begins at byte `a`. The sums are checked: they are part of the row.

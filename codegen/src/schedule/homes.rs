@@ -11,8 +11,8 @@ use einfuse_graph::{AxisId, Extent, Graph, Kind, TensorId, Type};
 use super::layout::Layout;
 use super::panels::{self, Part, Stored, Strides};
 use super::place::{Coded, Place};
-use crate::fuse::{Along, Contraction, EqId, Plan, Segment, Shape, Task};
-use crate::loops::{Arg, Buffer, Elem, Format, MAX_ROWS, PANEL};
+use crate::fuse::{Along, Blocks, Contraction, EqId, Kernel, Plan, Segment, Shape, Task};
+use crate::loops::{Arg, Buffer, Codes, Elem, Format, MAX_ROWS, PANEL};
 
 /// How many positions a stream visits at once.
 pub(crate) const RUN: usize = 64;
@@ -87,6 +87,8 @@ pub(crate) struct View {
     pub(crate) layout: Layout,
     /// Where all of codes is.
     pub(crate) coded: Option<Coded>,
+    /// What the numbers are made of, where they are computed from codes when they are packed.
+    pub(crate) made: Option<Blocks>,
 }
 
 /// How a weight is to be kept.
@@ -244,12 +246,12 @@ impl Homes {
                     Shape::Rows => {}
                     Shape::Contract(contract) => {
                         for task in &contract.tasks {
-                            self.pack_task(plan, storage, scope, task);
+                            self.pack_task(plan, kernel, storage, scope, task);
                         }
                     }
                     Shape::Stream(stream) => {
                         for (eq, c) in stream.expansions() {
-                            self.pack_task(plan, storage, scope, &expansion(eq, c));
+                            self.pack_task(plan, kernel, storage, scope, &expansion(eq, c));
                         }
                     }
                 }
@@ -257,13 +259,25 @@ impl Homes {
         }
     }
 
-    fn pack_task(&mut self, plan: &Plan, storage: &dyn Fn(TensorId) -> Kept, scope: usize, task: &Task) {
+    fn pack_task(
+        &mut self,
+        plan: &Plan,
+        kernel: &Kernel,
+        storage: &dyn Fn(TensorId) -> Kept,
+        scope: usize,
+        task: &Task,
+    ) {
         let graph = &plan.graph;
         let units = Units::of(graph, task);
-        let storage = |c: &Contraction| {
-            let Kept { format, own } = storage(c.b);
-            let along = !own || c.depth.last() == graph.tensor(c.b).axes.last();
-            fitting(graph, c, if along { format } else { Format::Bf16 })
+        let kept = storage;
+        let storage = |c: &Contraction| match plan.made.get(&c.b) {
+            Some((_, blocks)) if plan.reads_codes(kernel, c.b) => Format::Codes(blocks.codes),
+            Some((_, blocks)) if blocks.suit(c) => Format::F32,
+            Some(_) => fitting(graph, c, Format::Bf16),
+            None => {
+                let Kept { format, own } = storage(c.b);
+                fitting(graph, c, if own && format.is_coded() { Format::Bf16 } else { format })
+            }
         };
         let alike = |a: &Contraction, b: &Contraction| {
             storage(a) == storage(b) && graph.is_layered(a.b) == graph.is_layered(b.b) && a.chosen == b.chosen
@@ -295,7 +309,8 @@ impl Homes {
                         Some(coded) => coded.planes[0].clone(),
                         None => panels::layout(graph, &stored, &units, &strides, storage, Part::Floats),
                     };
-                    View { tensor: c.b, along: c.along.clone(), layout, coded }
+                    let made = made(plan, kept(c.b), c.b, storage);
+                    View { tensor: c.b, along: c.along.clone(), layout, coded, made }
                 })
                 .collect();
             let layered = graph.is_layered(group[0].1.b);
@@ -322,10 +337,9 @@ impl Homes {
             r.storage == region.storage
                 && r.len == region.len
                 && r.views.len() == region.views.len()
-                && r.views
-                    .iter()
-                    .zip(&region.views)
-                    .all(|(a, b)| a.tensor == b.tensor && a.along == b.along && a.layout == b.layout)
+                && r.views.iter().zip(&region.views).all(|(a, b)| {
+                    a.tensor == b.tensor && a.along == b.along && a.layout == b.layout && a.made == b.made
+                })
         };
         self.regions.iter().position(same).unwrap_or_else(|| {
             self.regions.push(region);
@@ -338,6 +352,7 @@ impl Homes {
         let graph = &plan.graph;
         for (scope, kernels) in plan.scopes().into_iter().enumerate() {
             let mut wanted: Vec<TensorId> = Vec::new();
+            let in_codes = |tensor: TensorId| kernels.iter().any(|kernel| plan.reads_codes(kernel, tensor));
             for kernel in kernels {
                 for &e in &kernel.equations {
                     let stored = match &kernel.shape {
@@ -349,10 +364,7 @@ impl Homes {
                         Shape::Rows => None,
                     };
                     for tensor in crate::fuse::loads(graph, plan.equations[e].body) {
-                        if Some(tensor) != stored
-                            && matches!(graph.tensor(tensor).kind, Kind::Weight(_))
-                            && !wanted.contains(&tensor)
-                        {
+                        if Some(tensor) != stored && graph.is_weight(tensor) && !wanted.contains(&tensor) {
                             wanted.push(tensor);
                         }
                     }
@@ -362,16 +374,22 @@ impl Homes {
                 let axes = &graph.tensor(tensor).axes;
                 let sizes: Vec<usize> = axes.iter().map(|&a| graph.size(a).unwrap_or(1)).collect();
                 let all = |v: &View| v.along.iter().zip(axes).all(|(along, &axis)| along.is_all(axis));
-                let whole = self.regions.iter().position(|r| r.views.iter().any(|v| v.tensor == tensor && all(v)));
-                let region = whole.or_else(|| self.looked_up(graph, tensor, storage(tensor))).unwrap_or_else(|| {
+                let codes = plan.made.get(&tensor).map(|(_, blocks)| blocks.codes).filter(|_| in_codes(tensor));
+                let serves = |r: &Region| r.storage.codes() == codes || !plan.made.contains_key(&tensor);
+                let holds = |r: &Region| serves(r) && r.views.iter().any(|v| v.tensor == tensor && all(v));
+                let whole = self.regions.iter().position(holds);
+                let looked_up = |homes: &mut Homes| Some(homes.looked_up(graph, tensor, codes?));
+                let region = whole.or_else(|| looked_up(self)).unwrap_or_else(|| {
                     let len = sizes.iter().product::<usize>();
                     let small = len <= 1 << 16;
-                    let storage = match storage(tensor).format {
-                        _ if small => Format::F32,
+                    let kept = storage(tensor);
+                    let storage = match kept.format {
+                        _ if small || plan.made.contains_key(&tensor) => Format::F32,
                         // Scales are those of panels.
                         coded if coded.is_coded() => Format::Bf16,
                         plain => plain,
                     };
+                    let made = made(plan, kept, tensor, storage);
                     let along = axes.iter().map(|&axis| Along::Axis { axis, from: 0 }).collect();
                     let layout = Layout::row_major(&sizes);
                     let layered = graph.is_layered(tensor);
@@ -379,7 +397,7 @@ impl Homes {
                         storage,
                         len,
                         depth: 0,
-                        views: vec![View { tensor, along, layout, coded: None }],
+                        views: vec![View { tensor, along, layout, coded: None, made }],
                         layered,
                     })
                 });
@@ -395,16 +413,14 @@ impl Homes {
         }
     }
 
-    /// Gives a weight whose own codes are kept a home in panels, though no core reads them. `None` if it has no whole blocks.
-    fn looked_up(&mut self, graph: &Graph, tensor: TensorId, kept: Kept) -> Option<usize> {
-        let codes = kept.format.codes().filter(|_| kept.own)?;
-        let [outer @ .., lane, last] = &graph.tensor(tensor).axes[..] else { return None };
+    /// Gives a weight of which elements are read one by one a home in panels of codes, whose rows are along its last axis.
+    fn looked_up(&mut self, graph: &Graph, tensor: TensorId, codes: Codes) -> usize {
+        let storage = Format::Codes(codes);
+        let axes = &graph.tensor(tensor).axes;
+        let (outer, [lane, last]) = axes.split_at(axes.len() - 2) else { return 0 };
         let size = |a: AxisId| graph.size(a).unwrap_or(1);
         let (lane_size, depth) = (size(*lane), size(*last));
-        if !depth.is_multiple_of(codes.block) {
-            return None;
-        }
-        let panel = kept.format.panel(depth);
+        let panel = storage.panel(depth);
         let digits: Vec<(AxisId, usize)> =
             outer.iter().map(|&a| (a, size(a))).chain([(*lane, lane_size.div_ceil(PANEL))]).collect();
         let count = digits.iter().map(|(_, n)| n).product();
@@ -412,9 +428,9 @@ impl Homes {
         let along: Vec<Along> = graph.tensor(tensor).axes.iter().map(|&axis| Along::Axis { axis, from: 0 }).collect();
         let stored = Stored { along: &along, depth: std::slice::from_ref(last) };
         let coded = panels::coded(graph, &stored, &units, &Strides { base: 0, panel, unit: panel }, codes);
-        let view = View { tensor, along, layout: coded.planes[0].clone(), coded: Some(coded) };
+        let view = View { tensor, along, layout: coded.planes[0].clone(), coded: Some(coded), made: None };
         let layered = graph.is_layered(tensor);
-        Some(self.region(Region { storage: kept.format, len: panel * count, depth, views: vec![view], layered }))
+        self.region(Region { storage, len: panel * count, depth, views: vec![view], layered })
     }
 
     // ---- values
@@ -482,6 +498,13 @@ impl Homes {
             self.everywhere(tensor, place);
         }
     }
+}
+
+/// What a weight's numbers are made of where they are stored as such: those of a checkpoint that has them in codes are what they
+/// are, of others the codes are the compiler's.
+fn made(plan: &Plan, kept: Kept, weight: TensorId, storage: Format) -> Option<Blocks> {
+    let (_, blocks) = plan.made.get(&weight)?;
+    (!kept.own && !storage.is_coded()).then_some(*blocks)
 }
 
 /// The contraction of a stream's operand as a task: its columns are computed together.

@@ -1,0 +1,218 @@
+//! Weights in codes: what a weight is that is kept in fewer bits, as an equation over its parts.
+//!
+//! `w[d, f] = w.scale[d, f / 32] * (w.code[d, f] - 8)`, as its [`Codes`] declare it. [`apply`] writes these equations into a
+//! graph whose weights' formats are known, where any interpreter of the graph may evaluate them; [`recognised`] finds the
+//! declaration that an equation has the form of, by which rule prologue lets cores multiply the codes.
+
+use std::collections::HashMap;
+
+use einfuse_graph::{Axis, AxisId, Binary, Expr, ExprId, Extent, Graph, Kind, Node, Tensor, TensorId, Type, Unary};
+
+use super::Contraction;
+use super::edit::Edit;
+use crate::loops::{Codes, Format};
+use crate::schedule::Kept;
+
+/// What a weight's equation was found to be: codes in blocks along one of its axes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Blocks {
+    /// How the weight is made of its parts.
+    pub codes: Codes,
+    /// The place of the axis among the weight's.
+    pub dim: usize,
+}
+
+impl Blocks {
+    /// Whether the rows that a contraction sums last are those of the blocks.
+    pub(crate) fn suit(self, c: &Contraction) -> bool {
+        c.along[self.dim].axis().is_some_and(|axis| c.depth.last() == Some(&axis))
+    }
+}
+
+/// The tensors that a weight is made of, each over the weight's axes, of blocks in place of elements where `blocks` says.
+struct Parts {
+    code: TensorId,
+    scale: TensorId,
+    minimum: Option<TensorId>,
+    levels: Option<TensorId>,
+}
+
+/// Makes each weight that is kept in codes an equation over its parts. Blocks are along the axis along which the checkpoint
+/// has them, else along the one that contractions sum. A weight that is summed along several axes has codes for each, and
+/// no one equation; what has no whole blocks is not kept in codes.
+pub(super) fn apply(graph: Graph, kept: &dyn Fn(TensorId) -> Kept) -> Graph {
+    let coded = |&tensor: &TensorId| graph.is_weight(tensor) && kept(tensor).format.is_coded();
+    let all: Vec<TensorId> = (0..graph.tensors.len()).map(|at| TensorId(at as u32)).filter(coded).collect();
+    if all.is_empty() {
+        return graph;
+    }
+    let summed = summed(&graph);
+    let mut edit = Edit::new(graph);
+    for weight in all {
+        let Kept { format, own } = kept(weight);
+        let (Some(codes), of) = (format.codes(), edit.graph.tensor(weight)) else { continue };
+        let dim = match summed.get(&weight) {
+            _ if own => of.axes.len().checked_sub(1),
+            Some(contractions) => one_dim(&edit.graph, contractions, codes),
+            None => None,
+        };
+        let Some(dim) = dim else { continue };
+        let axis = of.axes[dim];
+        if edit.graph.size(axis).is_some_and(|size| size.is_multiple_of(codes.block)) {
+            let parts = parts(&mut edit, weight, codes, dim);
+            let body = equation(&mut edit, codes, &parts, axis);
+            edit.graph.tensors[weight.index()].kind = Kind::Made(body);
+        }
+    }
+    edit.graph
+}
+
+/// The contractions of each weight.
+fn summed(graph: &Graph) -> HashMap<TensorId, Vec<Contraction>> {
+    let nodes = graph.nodes.iter().flat_map(|node| match node {
+        Node::Layers(layers) => layers.bodies.iter().flat_map(|body| &body.nodes).collect(),
+        node => vec![node],
+    });
+    let mut all: HashMap<TensorId, Vec<Contraction>> = HashMap::new();
+    for node in nodes {
+        if let Node::Equation { out, body } = node
+            && let Some(contraction) = Contraction::of(graph, *out, *body)
+        {
+            all.entry(contraction.b).or_default().push(contraction);
+        }
+    }
+    all
+}
+
+/// The dimension of a weight that all its contractions sum last, in whole blocks.
+fn one_dim(graph: &Graph, contractions: &[Contraction], codes: Codes) -> Option<usize> {
+    let dim_of = |c: &Contraction| {
+        let last = *c.depth.last()?;
+        let dim = c.along.iter().position(|along| along.axis() == Some(last))?;
+        let whole = c.along[dim].first().is_multiple_of(codes.block) && graph.size(last)?.is_multiple_of(codes.block);
+        whole.then_some(dim)
+    };
+    let dim = dim_of(contractions.first()?)?;
+    contractions.iter().all(|c| dim_of(c) == Some(dim)).then_some(dim)
+}
+
+/// Declares the parts of a weight, which come from where it comes from.
+fn parts(edit: &mut Edit, weight: TensorId, codes: Codes, dim: usize) -> Parts {
+    let of = edit.graph.tensor(weight).clone();
+    let axis = edit.graph.axis(of.axes[dim]).clone();
+    let blocks = edit.graph.size(of.axes[dim]).unwrap_or(1) / codes.block;
+    let block = axis_named(edit, format!("{}.{}", axis.name, codes.block), blocks);
+    let mut in_blocks = of.axes.clone();
+    in_blocks[dim] = block;
+    let part = |edit: &mut Edit, name: &str, axes: &[AxisId], ty: Type| {
+        let id = edit.value(&format!("{}.{name}", of.name), axes.to_vec(), ty);
+        let tensor = &mut edit.graph.tensors[id.index()];
+        (tensor.kind, tensor.location) = (of.kind.clone(), of.location.clone());
+        id
+    };
+    let code = part(edit, "code", &of.axes, Type::Int);
+    let scale = part(edit, "scale", &in_blocks, Type::Float);
+    let minimum = codes.minimum.then(|| part(edit, "minimum", &in_blocks, Type::Float));
+    let levels = codes.levels.map(|levels| {
+        let axis = axis_named(edit, format!("{}.code", codes.name), levels.len());
+        let name = format!("{}.level", codes.name);
+        let known = edit.graph.tensors.iter().position(|tensor| tensor.name == name);
+        known.map_or_else(
+            || {
+                let kind = Kind::Constant(levels.iter().map(|&level| level.into()).collect());
+                edit.graph.tensors.push(Tensor { name, axes: vec![axis], ty: Type::Float, kind, location: None });
+                TensorId(edit.graph.tensors.len() as u32 - 1)
+            },
+            |at| TensorId(at as u32),
+        )
+    });
+    Parts { code, scale, minimum, levels }
+}
+
+fn axis_named(edit: &mut Edit, name: String, size: usize) -> AxisId {
+    let axes = &mut edit.graph.axes;
+    let at = axes.iter().position(|axis| axis.name == name).unwrap_or_else(|| {
+        axes.push(Axis { name, extent: Extent::Fixed(size) });
+        axes.len() - 1
+    });
+    AxisId(at as u32)
+}
+
+/// What a weight is whose blocks lie along an axis: the one place that says what codes mean.
+fn equation(edit: &mut Edit, codes: Codes, parts: &Parts, axis: AxisId) -> ExprId {
+    let coordinate = edit.intern(Expr::Coordinate(axis));
+    let length = edit.intern(Expr::Int(codes.block as i64));
+    let block = edit.intern(Expr::Binary(Binary::Div, coordinate, length));
+    let code = edit.load(parts.code);
+    let own = edit.graph.tensor(parts.code).axes.clone();
+    let index: Vec<ExprId> =
+        own.iter().map(|&a| if a == axis { block } else { edit.intern(Expr::Coordinate(a)) }).collect();
+    let scale = edit.intern(Expr::Load { tensor: parts.scale, index: index.clone() });
+    let value = match parts.levels {
+        Some(levels) => edit.intern(Expr::Load { tensor: levels, index: vec![code] }),
+        None => {
+            let offset = edit.intern(Expr::Int(codes.offset.into()));
+            let value = if codes.offset == 0 { code } else { edit.intern(Expr::Binary(Binary::Sub, code, offset)) };
+            edit.intern(Expr::Unary(Unary::ToFloat, value))
+        }
+    };
+    let scaled = edit.intern(Expr::Binary(Binary::Mul, scale, value));
+    match parts.minimum {
+        Some(minimum) => {
+            let minimum = edit.intern(Expr::Load { tensor: minimum, index });
+            edit.intern(Expr::Binary(Binary::Add, scaled, minimum))
+        }
+        None => scaled,
+    }
+}
+
+/// The weights whose equations are those of codes, of as many bits as their codes are kept in.
+pub(super) fn recognised(graph: &mut Graph, kept: &dyn Fn(TensorId) -> Kept) -> HashMap<TensorId, Blocks> {
+    let made = |(at, tensor): (usize, &Tensor)| match tensor.kind {
+        Kind::Made(body) => Some((TensorId(at as u32), body)),
+        _ => None,
+    };
+    let all: Vec<(TensorId, ExprId)> = graph.tensors.iter().enumerate().filter_map(made).collect();
+    if all.is_empty() {
+        return HashMap::new();
+    }
+    let mut edit = Edit::new(std::mem::replace(graph, graph.clone()));
+    let found = all.into_iter().filter_map(|(weight, body)| {
+        let bits = kept(weight).format.bits();
+        Some((weight, blocks(&mut edit, weight, body, bits)?))
+    });
+    let found = found.collect();
+    *graph = edit.graph;
+    found
+}
+
+/// The declaration that the equation of a weight has the form of.
+fn blocks(edit: &mut Edit, weight: TensorId, body: ExprId, bits: usize) -> Option<Blocks> {
+    let graph = &edit.graph;
+    let own = graph.tensor(weight).axes.clone();
+    let (mut code, mut levels, mut in_blocks) = (None, None, Vec::new());
+    for part in graph.loaded(body) {
+        let tensor = graph.tensor(part);
+        match tensor.kind {
+            Kind::Constant(_) => levels = Some(part),
+            _ if tensor.ty == Type::Int => code = Some(part),
+            _ => in_blocks.push(part),
+        }
+    }
+    let (&scale, minimum) = (in_blocks.first()?, in_blocks.get(1).copied());
+    let parts = Parts { code: code?, scale, minimum, levels };
+    let dim = own.iter().zip(&graph.tensor(scale).axes).position(|(a, b)| a != b)?;
+    let values = levels.and_then(|levels| match &graph.tensor(levels).kind {
+        Kind::Constant(values) => Some(values.clone()),
+        _ => None,
+    });
+    let alike = |codes: &Codes| {
+        codes.bits == bits
+            && codes.minimum == minimum.is_some()
+            && codes.levels.map(|levels| levels.map(f32::from).to_vec()) == values
+    };
+    let all = Format::ALL.into_iter().filter_map(Format::codes).filter(alike);
+    let all: Vec<Codes> = all.collect();
+    let codes = all.into_iter().find(|&codes| equation(edit, codes, &parts, own[dim]) == body)?;
+    Some(Blocks { codes, dim })
+}
