@@ -1,11 +1,11 @@
 //! A small model of each type of blocks, computed on as they are, beside itself in 32-bit floats.
 
-use einfuse_codegen::Wanted;
+use einfuse_codegen::{Rule, Wanted};
 use einfuse_graph::{Binary, Builder, Graph, Reduction};
 use half::f16;
 
 use super::*;
-use crate::{Model, Precision, Settings};
+use crate::{Model, Precision, Quant, Settings};
 
 const TOKENS: u64 = 40;
 const SIZE: u64 = 256;
@@ -98,8 +98,12 @@ fn file(dtypes: [Dtype; 2]) -> Vec<u8> {
 
 /// What a model's weights are kept as, in their order, and its logits.
 fn logits(dtypes: [Dtype; 2], precision: Precision) -> (Vec<String>, Vec<f32>) {
+    logits_by(dtypes, Settings { precision, ..Settings::default() })
+}
+
+fn logits_by(dtypes: [Dtype; 2], settings: Settings) -> (Vec<String>, Vec<f32>) {
     let checkpoint = Checkpoint::of_gguf(open(file(dtypes)).unwrap()).unwrap();
-    let settings = Settings { threads: Some(1), precision, rows: Wanted::All, chunk: 16, ..Settings::default() };
+    let settings = Settings { threads: Some(1), rows: Wanted::All, chunk: 16, ..settings };
     let model = Model::load(&checkpoint, &graph(), settings).unwrap();
     let mut session = model.session();
     // Many rows, a few, one.
@@ -158,5 +162,27 @@ fn layers_of_different_types_share_a_format_that_holds_both() {
         assert_eq!(kept, formats, "{dtypes:?}");
         let distance = distance(&found, &wanted);
         assert!(distance < 0.02, "{dtypes:?}: {distance}");
+    }
+}
+
+/// Blocks with minima, blocks of levels, and codes that are made when weights are packed: with each rule off, and with all.
+#[test]
+fn codes_mean_the_same_whatever_rules_are_off() {
+    let each_off = Rule::ALL.iter().map(std::slice::from_ref);
+    for (dtype, quant) in
+        [(Dtype::Q4K, None), (Dtype::Iq4Nl, None), (Dtype::Q8_0, Some(Quant::Q8)), (Dtype::Q8_0, Some(Quant::Q4))]
+    {
+        let by = |without: &[Rule]| {
+            logits_by([dtype; 2], Settings { quant, without: without.to_vec(), ..Settings::default() })
+        };
+        // Numbers that codes stand for, computed when they are packed.
+        let (kept, wanted) = by(&[Rule::Prologue]);
+        assert_eq!(kept, ["f32"], "{dtype:?} {quant:?}");
+        for without in [&[], Rule::ALL].into_iter().chain(each_off.clone()) {
+            let (kept, found) = by(without);
+            assert_eq!(kept == ["f32"], without.contains(&Rule::Prologue), "{dtype:?} {quant:?}: {kept:?}");
+            let distance = distance(&found, &wanted);
+            assert!(distance < 0.02, "{dtype:?} {quant:?} without {without:?}: {distance}");
+        }
     }
 }
