@@ -186,21 +186,14 @@ pub(super) fn recognised(graph: &mut Graph, kept: &dyn Fn(TensorId) -> Kept) -> 
     found
 }
 
-/// The declaration that the equation of a weight has the form of.
+/// The declaration that the equation of a weight has the form of: of its parts, in their order, it makes the same expression.
 fn blocks(edit: &mut Edit, weight: TensorId, body: ExprId, bits: usize) -> Option<Blocks> {
     let graph = &edit.graph;
     let own = graph.tensor(weight).axes.clone();
-    let (mut code, mut levels, mut in_blocks) = (None, None, Vec::new());
-    for part in graph.loaded(body) {
-        let tensor = graph.tensor(part);
-        match tensor.kind {
-            Kind::Constant(_) => levels = Some(part),
-            _ if tensor.ty == Type::Int => code = Some(part),
-            _ => in_blocks.push(part),
-        }
-    }
-    let (&scale, minimum) = (in_blocks.first()?, in_blocks.get(1).copied());
-    let parts = Parts { code: code?, scale, minimum, levels };
+    let is_constant = |part: &TensorId| matches!(graph.tensor(*part).kind, Kind::Constant(_));
+    let (constants, parts): (Vec<TensorId>, Vec<TensorId>) = graph.loaded(body).into_iter().partition(is_constant);
+    let (&[code, scale, ref more @ ..], levels) = (&parts[..], constants.first().copied()) else { return None };
+    let parts = Parts { code, scale, minimum: more.first().copied(), levels };
     let dim = own.iter().zip(&graph.tensor(scale).axes).position(|(a, b)| a != b)?;
     let values = levels.and_then(|levels| match &graph.tensor(levels).kind {
         Kind::Constant(values) => Some(values.clone()),
@@ -208,11 +201,10 @@ fn blocks(edit: &mut Edit, weight: TensorId, body: ExprId, bits: usize) -> Optio
     });
     let alike = |codes: &Codes| {
         codes.bits == bits
-            && codes.minimum == minimum.is_some()
+            && codes.minimum == parts.minimum.is_some()
             && codes.levels.map(|levels| levels.map(f32::from).to_vec()) == values
     };
-    let all = Format::ALL.into_iter().filter_map(Format::codes).filter(alike);
-    let all: Vec<Codes> = all.collect();
-    let codes = all.into_iter().find(|&codes| equation(edit, codes, &parts, own[dim]) == body)?;
+    let all = Format::ALL.into_iter().filter_map(Format::codes);
+    let codes = all.filter(alike).find(|&codes| equation(edit, codes, &parts, own[dim]) == body)?;
     Some(Blocks { codes, dim })
 }
