@@ -16,6 +16,12 @@ from pathlib import Path
 
 CHECKED = 24  # tokens of the greedy continuation
 PROMPT, GENERATE = 512, 64
+PROMPTS, SHORT = f"pp{PROMPT}", f"tg{GENERATE}"
+
+
+def deep(depth):
+    """The test that generates after so many tokens."""
+    return f"{SHORT} @ d{depth}"
 
 
 class Folder:
@@ -90,6 +96,9 @@ def to_gguf(options):
     writer.add_rope_freq_base(config["rope_theta"])
     writer.add_rope_dimension_count(width)
     writer.add_vocab_size(config["vocab_size"])
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    file = gguf.LlamaFileType
+    writer.add_file_type({"f32": file.ALL_F32, "f16": file.MOSTLY_F16, "bf16": file.MOSTLY_BF16}[options.type])
     names, control, merges = folder.tokens()
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(options.pre)
@@ -99,6 +108,7 @@ def to_gguf(options):
     writer.add_token_merges(merges)
     writer.add_bos_token_id(config["bos_token_id"])
     writer.add_eos_token_id(config["eos_token_id"])
+    writer.add_pad_token_id(config.get("pad_token_id") or config["eos_token_id"])
     writer.add_add_bos_token(False)
 
     def add(name, values):
@@ -222,11 +232,16 @@ def measure(options):
     if options.ids:
         print(json.dumps(go([int(i) for i in options.ids.split(",")], CHECKED)[1]))
         return
+    def generate(depth):
+        """The time of so many tokens and one more, less that of one."""
+        more = go(tokens(depth), GENERATE + 1)[0]
+        return GENERATE / max(more - go(tokens(depth), 1)[0], 1e-9)
+
     go(tokens(PROMPT), 2)
-    prompt = go(tokens(PROMPT), 1)[0]
-    short = tokens(1)
-    generated = go(short, GENERATE + 1)[0] - go(tokens(1), 1)[0]
-    print(json.dumps({"pp": PROMPT / prompt, "tg": GENERATE / max(generated, 1e-9)}))
+    rates = {PROMPTS: PROMPT / go(tokens(PROMPT), 1)[0], SHORT: generate(1)}
+    if options.depth:
+        rates[deep(options.depth)] = generate(options.depth)
+    print(json.dumps(rates))
 
 
 def output(command, **settings):
@@ -240,10 +255,11 @@ def output(command, **settings):
 class Einfuse:
     name = "einfuse"
 
-    def __init__(self, options):
+    def __init__(self, options, threads):
         kept = {"f32": ["--precision", "f32"], "bf16": ["--precision", "bf16"]}
         self.kept = kept.get(options.precision) or ["--quant", options.precision]
-        self.binary, self.model, self.threads = options.einfuse, str(options.model), str(options.threads)
+        self.binary, self.model, self.threads = options.einfuse, str(options.model), str(threads)
+        self.depth = options.depth
 
     def version(self):
         return output([self.binary, "--version"]).split()[-1]
@@ -254,17 +270,20 @@ class Einfuse:
 
     def measure(self):
         made = [self.binary, "bench", "-m", self.model, *self.kept, "-t", self.threads, "-r", "1", "--json"]
-        prompt, generated = json.loads(output([*made, "-p", str(PROMPT), "-n", str(GENERATE)]))
-        return {"pp": prompt["tokens_per_second"], "tg": generated["tokens_per_second"]}
+        rows = lambda *tests: [row["tokens_per_second"] for row in json.loads(output([*made, *tests]))]
+        rates = dict(zip([PROMPTS, SHORT], rows("-p", str(PROMPT), "-n", str(GENERATE))))
+        if self.depth:
+            (rates[deep(self.depth)],) = rows("-p", "0", "-n", str(GENERATE), "-d", str(self.depth))
+        return rates
 
 
 class Llama:
     name = "llama.cpp"
 
-    def __init__(self, options):
+    def __init__(self, options, threads):
         kind = {"q8": "q8_0", "q4": "q4_0"}.get(options.precision, options.precision)
         self.bin, self.file = options.folder / "llama-build/bin", str(options.files / f"{kind}.gguf")
-        self.threads = str(options.threads)
+        self.threads, self.depth = str(threads), options.depth
 
     def version(self):
         file = self.bin.parent / "version"
@@ -272,24 +291,26 @@ class Llama:
 
     def rows(self, tests):
         made = [self.bin / "llama-bench", "-m", self.file, "-t", self.threads, "-r", "1", "-o", "json"]
-        return json.loads(output([*map(str, made), *tests]))
+        return [row["avg_ts"] for row in json.loads(output([*map(str, made), *tests]))]
 
     def greedy(self, text):
         made = [self.bin / "llama-completion", "-m", self.file, "-t", self.threads, "--temp", "0", "-n", CHECKED, "-p", text]
         return output([*map(str, made), "-no-cnv", "--no-display-prompt", "--simple-io"]).rstrip("\n")
 
     def measure(self):
-        prompt, generated = self.rows(["-p", str(PROMPT), "-n", str(GENERATE)])
-        return {"pp": prompt["avg_ts"], "tg": generated["avg_ts"]}
+        rates = dict(zip([PROMPTS, SHORT], self.rows(["-p", str(PROMPT), "-n", str(GENERATE)])))
+        if self.depth:
+            (rates[deep(self.depth)],) = self.rows(["-p", "0", "-n", str(GENERATE), "-d", str(self.depth)])
+        return rates
 
 
 class InPython:
-    def __init__(self, options, engine, package, file, compute):
+    def __init__(self, options, threads, engine, package, file, compute):
         self.python, self.package = options.folder / f"venv-{engine}/bin/python", package
-        self.file, self.threads = file, str(options.threads)
+        self.threads = str(threads)
         self.made = [str(self.python), __file__, "measure", engine, str(file), "--compute", compute]
-        self.made += ["--threads", self.threads]
-        self.ours = Einfuse(options)
+        self.made += ["--threads", self.threads, "--depth", str(options.depth)]
+        self.ours = Einfuse(options, threads)
 
     def version(self):
         code = f"from importlib.metadata import version; print(version('{self.package}'))"
@@ -310,16 +331,17 @@ class InPython:
         return self.run()
 
 
-def engines(options):
+def engines(options, threads):
     """Those that have the precision."""
-    all_of = {"llama.cpp": lambda: Llama(options)}
+    all_of = {"llama.cpp": lambda: Llama(options, threads)}
     if compute := {"f32": "float32", "q8": "int8"}.get(options.precision):
-        all_of["ctranslate2"] = lambda: InPython(options, "ct2", "ctranslate2", options.files / "ct2", compute)
+        all_of["ctranslate2"] = lambda: InPython(options, threads, "ct2", "ctranslate2", options.files / "ct2", compute)
     kind = {"q8": "q8_0", "q4": "q4_0"}.get(options.precision, "f16")
     hint = "bf16" if options.precision == "bf16" else "f32"
-    all_of["openvino"] = lambda: InPython(options, "ov", "openvino-genai", options.files / f"{kind}.gguf", hint)
+    file = options.files / f"{kind}.gguf"
+    all_of["openvino"] = lambda: InPython(options, threads, "ov", "openvino-genai", file, hint)
     chosen = options.peers.split(",") if options.peers else list(all_of)
-    made = [Einfuse(options)]
+    made = [Einfuse(options, threads)]
     for name in chosen:
         if name not in all_of:
             sys.exit(f"error: no peer `{name}` has {options.precision}; there are {', '.join(all_of)}")
@@ -329,8 +351,14 @@ def engines(options):
 
 
 def run(options):
+    for threads in options.threads:
+        compare(options, threads)
+
+
+def compare(options, threads):
+    """Measures all engines with so many threads, and prints their table."""
     measured = {}
-    for engine in engines(options):
+    for engine in engines(options, threads):
         try:
             print(f"{engine.name} {engine.version()}: {engine.greedy(options.text)!r}", flush=True)
             measured[engine.name] = (engine, [])
@@ -343,16 +371,26 @@ def run(options):
         for engine, runs in order if number % 2 == 0 else reversed(order):
             runs.append(engine.measure())
             print(f"round {number + 1} of {options.rounds}: {engine.name}", file=sys.stderr, flush=True)
+    tests = [PROMPTS, SHORT] + ([deep(options.depth)] if options.depth else [])
     middle = lambda name, test: statistics.median(one[test] for one in measured[name][1])
-    print(f"\n{options.model.name}, {options.precision}, threads: {options.threads}, medians of {options.rounds} rounds\n")
-    print(f"| engine | pp{PROMPT} | of ours | tg{GENERATE} | of ours |")
-    print("| --- | --: | --: | --: | --: |")
+    print(f"\n{options.model.name}, {options.precision}, threads: {threads}, medians of {options.rounds} rounds\n")
+    print(f"| engine | {' | '.join(f'{test} | of ours' for test in tests)} |")
+    print(f"| --- |{' --: | --: |' * len(tests)}")
     for name in measured:
         cells = []
-        for test in ("pp", "tg"):
+        for test in tests:
             rate = middle(name, test)
             cells += [f"{rate:.1f}", f"{rate / middle('einfuse', test):.2f}"]
         print(f"| {name} | {' | '.join(cells)} |")
+    print(flush=True)
+
+
+def counts(text):
+    """Positive numbers, separated by commas."""
+    numbers = [int(part) for part in text.split(",")]
+    if min(numbers) < 1:
+        raise ValueError(text)
+    return numbers
 
 
 def main():
@@ -376,6 +414,7 @@ def main():
     command.add_argument("file")
     command.add_argument("--compute", required=True)
     command.add_argument("--threads", type=int, default=1)
+    command.add_argument("--depth", type=int, default=0)
     command.add_argument("--ids")
     command.set_defaults(do=measure)
 
@@ -383,7 +422,8 @@ def main():
     for name in ("folder", "model", "files"):
         command.add_argument(name, type=Path)
     command.add_argument("--precision", choices=["f32", "bf16", "q8", "q4"], default="bf16")
-    command.add_argument("--threads", type=int, default=os.cpu_count())
+    command.add_argument("--threads", type=counts, default=[os.cpu_count()], help="numbers of them, separated by commas")
+    command.add_argument("--depth", type=int, default=0, help="generate after so many tokens too")
     command.add_argument("--rounds", type=int, default=5)
     command.add_argument("--peers", help="separated by commas [default: all that have the precision]")
     command.add_argument("--einfuse", default="target/release/einfuse", help="the binary [default: %(default)s]")

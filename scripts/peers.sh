@@ -5,8 +5,8 @@
 #   scripts/peers.sh run FOLDER MODEL [OPTION ...] measure; the options are those of `scripts/peers.py run --help`
 #
 # MODEL is a Llama-shaped Hugging Face folder with one model.safetensors and tied embeddings, as scripts/fetch-smollm2
-# makes it. Setting up needs pip, cmake and a C++ compiler, some 3 GB, and half an hour on two cores; what is there is not
-# made again. docs/benchmarks.md says how to read the table.
+# makes it. Setting up needs Python with pip and venv, a C++ compiler and make, some 3 GB, and half an hour on two cores; what is
+# there is not made again. docs/benchmarks.md says how to read the table.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
@@ -26,15 +26,16 @@ install() { # a name, then packages: into a Python of their own
 }
 
 setup() {
-  local build=$folder/llama-build kind
-  if [ ! -x "$build/bin/llama-bench" ]; then
+  local build=$folder/llama-build cmake kind
+  if [ ! -e "$build/version" ]; then
+    cmake=$(command -v cmake) || { install build cmake; cmake=$folder/venv-build/bin/cmake; }
     mkdir -p "$folder/source"
-    python3 -m pip download --quiet --disable-pip-version-check --no-deps --no-binary :all: \
+    python3 -m pip download --quiet --disable-pip-version-check --no-deps --no-binary llama-cpp-python \
       --dest "$folder/source" "llama-cpp-python==$LLAMA"
     tar -xzf "$folder/source/llama_cpp_python-$LLAMA.tar.gz" -C "$folder/source"
-    cmake -S "$folder/source/llama_cpp_python-$LLAMA/vendor/llama.cpp" -B "$build" -DCMAKE_BUILD_TYPE=Release \
+    "$cmake" -S "$folder/source/llama_cpp_python-$LLAMA/vendor/llama.cpp" -B "$build" -DCMAKE_BUILD_TYPE=Release \
       -DGGML_NATIVE=ON -DBUILD_SHARED_LIBS=OFF -DLLAMA_CURL=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF
-    cmake --build "$build" -j "$(nproc)" --target llama-bench llama-quantize llama-completion
+    "$cmake" --build "$build" -j "$(nproc)" --target llama-bench llama-quantize llama-completion
     echo "of llama-cpp-python $LLAMA" > "$build/version"
   fi
   install ct2 "ctranslate2==$CT2" numpy gguf

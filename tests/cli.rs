@@ -684,7 +684,9 @@ fn bench_holds_a_model_against_f32() {
     assert!(number(&coded, "largest_divergence") > 0.0, "{coded}");
     let kept: Vec<Value> = [&["--precision", "bf16"][..], &["--quant", "q8"], &["--quant", "q4"]].map(check).into();
     for (check, weights) in kept.iter().zip(["bf16", "q8", "q4"]) {
-        assert_eq!((&check["weights"], &check["cache"]), (&json!(weights), &json!("bf16")));
+        // of codes in steps the length of the blocks behind it
+        assert!(check["weights"].as_str().is_some_and(|stored| stored.starts_with(weights)), "{check}");
+        assert_eq!(check["cache"], "bf16");
         assert!(number(check, "largest_divergence") > number(check, "mean_divergence"), "{check}");
     }
     assert!(kept.is_sorted_by(|a, b| number(a, "mean_divergence") < number(b, "mean_divergence")), "{kept:?}");

@@ -17,8 +17,8 @@ use crate::schedule::homes::{Region, View};
 /// columns of a panel don't evict each other from the nearest cache.
 const RUN: usize = 768;
 
-/// How many rows of a panel are written at once; whole blocks of every format.
-const ROWS: usize = 64;
+/// How many rows of a panel are written at once: whole blocks, at most as many as the longest has. Runs have whole ones too.
+const ROWS: usize = 256;
 
 /// The most scales of a run.
 const SCALES: usize = RUN / 16;
@@ -173,7 +173,7 @@ impl Packed {
     /// storage rounds to nearest, ties to even.
     ///
     /// Blocks that codes can hold become codes of the same values, their scales and minima rounded as bf16. Of other elements
-    /// `Q8` and `Q4` are the nearest.
+    /// `Q8` and `Q4` (in blocks of any length) are the nearest.
     ///
     /// # Errors
     /// A tensor with another number of elements than its axes have, or without the blocks that are to be kept.
@@ -195,7 +195,7 @@ impl Packed {
             let of_codes = Values::Read { elements: one.elements, read: &read, blocks: None };
             let values = if one.made.is_some() { &of_codes } else { values };
             let blocks = one.blocks(values, self.storage);
-            if blocks.is_none() && self.storage.is_coded() && ![Format::Q8, Format::Q4].contains(&self.storage) {
+            if blocks.is_none() && self.storage.is_coded() && !self.storage.is_nearest() {
                 return Err(PackError::Blocks { tensor, format: self.storage.to_string() });
             }
             let mut part = Part {
@@ -389,6 +389,8 @@ impl Part<'_> {
 
     /// Writes a piece; a panel has so many columns.
     fn write(&mut self, piece: Piece, source: usize, place: usize, columns: usize) {
+        let mut block = [[0.0; PANEL]; ROWS];
+        let at_once = self.storage.block().next_multiple_of(64);
         match piece {
             Piece::Row(len) => {
                 let bytes = self.storage.elem().bytes();
@@ -415,17 +417,16 @@ impl Part<'_> {
                     for (column, run) in self.runs[..columns].iter_mut().enumerate() {
                         self.values.read(source + column * column_stride + first, &mut run[..read]);
                     }
-                    for from in (0..read).step_by(ROWS) {
-                        let block = turned(&self.runs, from);
-                        let place = place + self.storage.rows(first + from);
-                        self.write_rows(place, &block[..ROWS.min(read - from)]);
+                    for from in (0..read).step_by(at_once) {
+                        let block = &mut block[..at_once.min(read - from)];
+                        turn(&self.runs, from, block);
+                        self.write_rows(place + self.storage.rows(first + from), block);
                     }
                 }
             }
             Piece::Panel { row_stride, column_stride, rows } => {
-                let mut block = [[0.0; PANEL]; ROWS];
-                for first in (0..rows).step_by(ROWS) {
-                    let block = &mut block[..ROWS.min(rows - first)];
+                for first in (0..rows).step_by(at_once) {
+                    let block = &mut block[..at_once.min(rows - first)];
                     for (row, elements) in block.iter_mut().enumerate() {
                         let source = source + (first + row) * row_stride;
                         match column_stride {
@@ -456,21 +457,19 @@ impl Part<'_> {
 }
 
 /// Rows of a panel out of its columns, from row `first` on. In squares of four by four, which stay in registers.
-fn turned(columns: &[[f32; RUN]; PANEL], first: usize) -> [[f32; PANEL]; ROWS] {
+fn turn(columns: &[[f32; RUN]; PANEL], first: usize, rows: &mut [[f32; PANEL]]) {
     const SIDE: usize = 4;
-    let mut rows = [[0.0; PANEL]; ROWS];
-    for row in (0..ROWS).step_by(SIDE) {
+    for (nth, rows) in rows.chunks_mut(SIDE).enumerate() {
+        let first = first + nth * SIDE;
         for column in (0..PANEL).step_by(SIDE) {
-            let square: [[f32; SIDE]; SIDE] =
-                array::from_fn(|c| array::from_fn(|r| columns[column + c][first + row + r]));
-            for r in 0..SIDE {
+            let square: [[f32; SIDE]; SIDE] = array::from_fn(|c| array::from_fn(|r| columns[column + c][first + r]));
+            for (r, row) in rows.iter_mut().enumerate() {
                 for c in 0..SIDE {
-                    rows[row + r][column + c] = square[c][r];
+                    row[column + c] = square[c][r];
                 }
             }
         }
     }
-    rows
 }
 
 /// Stores elements one after the other.

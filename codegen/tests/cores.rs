@@ -3,8 +3,8 @@
 mod support;
 
 use einfuse_codegen::loops::{
-    Address, Arg, Buffer, Core, Cores, Elem, Encode, Expr, Exps, Format, Kernel, Memory, PANEL, Slot, Stmt, Ty, Var,
-    interpret, parse,
+    Address, Arg, Buffer, Core, Cores, Elem, Encode, Expr, Exps, Format, Kernel, Memory, PANEL, Slot, Stmt, Ty, Unpack,
+    Var, interpret, parse,
 };
 use einfuse_codegen::lower::{Lowering, compile};
 use support::{Random, both, bytes, floats, host, run};
@@ -80,7 +80,12 @@ fn panel(random: &mut Random, depth: usize, format: Format) -> Vec<u8> {
     let beside = format.rows(format.block()) - format.values();
     for _ in 0..depth / format.block() {
         panel.extend((0..format.values()).map(|_| (random.float() * 128.0 + 128.0) as u8));
-        panel.extend(values(random, beside / 2, Format::Bf16));
+        let parts = format.codes().and_then(|codes| codes.steps).map_or(0, |rows| format.block() / rows * PANEL);
+        panel.extend(values(random, (beside - parts) / 2, Format::Bf16));
+        // A step of at most 8 goes with any zero.
+        panel.extend(
+            (0..parts).map(|_| (random.float() * 4.5 + 4.5).min(8.0) as u8 | ((random.float() * 8.0 + 8.0) as u8) << 4),
+        );
     }
     panel
 }
@@ -180,20 +185,43 @@ fn bf16_by_bf16() {
 #[test]
 fn codes_by_codes() {
     for format in Format::ALL.into_iter().filter(|format| format.is_coded()) {
-        shapes((format, format), &[1, 2, 3, 8, 13], &[0, format.block(), 192]);
+        shapes((format, format), &[1, 2, 3, 8, 13], &[0, format.block(), 192, 256]);
     }
 }
 
 #[test]
 fn q4_by_q4() {
-    all_shapes((Format::Q4, Format::Q4));
+    let format = Format::Q4.fitting(64);
+    all_shapes((format, format));
+}
+
+#[test]
+fn panels_are_unpacked_bit_for_bit() {
+    let mut random = Random(7);
+    for cores in all_cores() {
+        for format in Format::ALL.into_iter().filter(|format| format.unpacked() != *format) {
+            for depth in [0, format.block(), 3 * format.block()] {
+                let (from, to) = (Address::new(Buffer::Layer(1), 64), Address::new(Buffer::Arena(0), 32));
+                let kernel = kernel(Stmt::Unpack(Unpack { depth, from, format, to }));
+                let panel = [vec![0; 64], panel(&mut random, depth, format)].concat();
+                let memory = Memory {
+                    arena: vec![0xaa; 64 + format.unpacked().rows(depth)],
+                    layer: [(1, Slot::Bytes(panel))].into(),
+                    ..Memory::default()
+                };
+                let (expected, actual, called) = both_with(cores, &kernel, memory);
+                assert_eq!(called, is_wide(cores, format), "{cores:?}: {kernel}");
+                assert!(expected == actual, "{cores:?}: {kernel}");
+            }
+        }
+    }
 }
 
 #[test]
 fn rows_are_encoded_bit_for_bit() {
     for cores in all_cores() {
         for format in Format::ALL.into_iter().filter(|format| *format != Format::F32) {
-            for depth in [2, 6, 32, 64, 96, 576] {
+            for depth in [2, 6, 32, 64, 96, 256, 576] {
                 if depth % format.block() != 0 {
                     continue;
                 }

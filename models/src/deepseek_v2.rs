@@ -17,6 +17,7 @@ einfuse_macros::model! {
             rope: crate::rope::Rope = {..}; tied: bool = "tie_word_embeddings" else false;
             eps: f32 = "rms_norm_eps" else 1e-6; positions: option<size> = "max_position_embeddings";
             require "hidden_act" == "silu"; require "attention_bias" == false; require "moe_layer_freq" == 1;
+            require "mlp_bias" == false; require "scoring_func" == "softmax";
             require "norm_topk_prob" == false; require "topk_method" == "greedy" | "group_limited_greedy";
         }
         context = positions;

@@ -10,13 +10,13 @@ einfuse_macros::model! {
             k: size = "q_lora_rank"; z: size = "kv_lora_rank";
             f: size = "intermediate_size"; n: size = "moe_intermediate_size";
             e: size = "n_routed_experts"; j: size = "num_experts_per_tok";
-            a: size = "n_group" else 1; b: size = "topk_group" else 1;
-            shared: count = "n_shared_experts"; first: count = "first_k_dense_replace" else 0;
-            v: size = "vocab_size"; layers: count = "num_hidden_layers";
-            normed: bool = "norm_topk_prob" else true; weight: f32 = "routed_scaling_factor" else 1.0;
-            rope: crate::rope::Rope = {..}; tied: bool = "tie_word_embeddings" else false;
-            eps: f32 = "rms_norm_eps" else 1e-6; positions: option<size> = "max_position_embeddings";
+            a: size = "n_group" else 8; b: size = "topk_group" else 4;
+            shared: count = "n_shared_experts"; first: count = "first_k_dense_replace" else 3;
+            v: size = "vocab_size"; layers: count = "num_hidden_layers"; normed: bool = "norm_topk_prob" else true;
+            weight: f32 = "routed_scaling_factor" else 2.5; rope: crate::rope::Rope = {..};
+            tied: bool = "tie_word_embeddings" else false; eps: f32 = "rms_norm_eps" else 1e-6; positions: option<size> = "max_position_embeddings";
             require "hidden_act" == "silu"; require "attention_bias" == false; require "rope_interleave" == true;
+            require "moe_layer_freq" == 1; require "scoring_func" == "sigmoid"; require "topk_method" == "noaux_tc";
         }
         context = positions;
         axis m = e / a;                        // experts of a group

@@ -8,7 +8,7 @@ einfuse_macros::model! {
             d: size = "hidden_size";
             h: size = "num_attention_heads";
             n: size = "num_key_value_heads" else h;
-            c: size = "head_dim" else d / h;
+            c: size = "head_dim" else 64;
             f: size = "intermediate_size";
             e: size = "num_local_experts", "num_experts";
             j: size = "num_experts_per_tok";

@@ -20,7 +20,7 @@ einfuse_macros::model! {
             residual_scale: f32 = "residual_multiplier" else 1.0;
             logits_scale: f32 = "logits_scaling" else 1.0;
             rope: crate::rope::Rope = {..};
-            tied: bool = "tie_word_embeddings" else true;
+            tied: bool = "tie_word_embeddings" else false;
             positions: option<size> = "max_position_embeddings";
             require "hidden_act" == "silu";
             require "attention_bias" == false;

@@ -14,7 +14,7 @@ einfuse_macros::model! {
             j: size = "num_experts_per_tok";
             v: size = "vocab_size";
             layers: count = "num_hidden_layers";
-            eps: f32 = "rms_norm_eps" else 1e-6;
+            eps: f32 = "rms_norm_eps" else 1e-5;
             window: option<size> = "sliding_window";
             rope: crate::rope::Rope = {..};
             tied: bool = "tie_word_embeddings" else false;

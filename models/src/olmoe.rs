@@ -13,7 +13,7 @@ einfuse_macros::model! {
             j: size = "num_experts_per_tok";
             v: size = "vocab_size";
             layers: count = "num_hidden_layers";
-            eps: f32 = "rms_norm_eps" else 1e-6;
+            eps: f32 = "rms_norm_eps" else 1e-5;
             clip: f32 = "clip_qkv" else 0;
             normed: bool = "norm_topk_prob" else false;
             rope: crate::rope::Rope = {..};

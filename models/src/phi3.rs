@@ -11,7 +11,7 @@ einfuse_macros::model! {
             f: size = "intermediate_size";
             v: size = "vocab_size";
             layers: count = "num_hidden_layers";
-            eps: f32 = "rms_norm_eps" else 1e-6;
+            eps: f32 = "rms_norm_eps" else 1e-5;
             window: option<size> = "sliding_window";
             rope: crate::rope::Rope = {..};
             tied: bool = "tie_word_embeddings" else false;

@@ -4,7 +4,8 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 /// The rotary parameters of a config, in either style: `rope_theta` beside `rope_scaling`, or all of it in
-/// `rope_parameters`. GPT-NeoX says `rotary_emb_base` and `rotary_pct`.
+/// `rope_parameters`. GPT-NeoX says `rotary_emb_base` and `rotary_pct`, older files of StableLM
+/// `rope_pct`.
 ///
 /// Two scalings depend on how long a text is, and their frequencies are chosen once, for the context with which the model
 /// is loaded, so that what is cached stays right while a text grows: `longrope` has long factors for contexts above
@@ -160,7 +161,7 @@ impl LayerRopes {
 impl Rope {
     fn new(keys: &Keys, parameters: Parameters, theta: f32) -> Result<Rope, String> {
         let theta = positive("rope_theta", Some(parameters.rope_theta.unwrap_or(theta)))?;
-        let share = keys.number(&["partial_rotary_factor", "rotary_pct"])?;
+        let share = keys.number(&["partial_rotary_factor", "rotary_pct", "rope_pct"])?;
         let share = parameters.partial_rotary_factor.or(share);
         if let Some(share) = share.filter(|share| !(*share > 0.0 && *share <= 1.0)) {
             return Err(format!("`partial_rotary_factor` is {share}, expected a share of a head, from 0 to 1"));
@@ -355,6 +356,7 @@ mod tests {
         assert_eq!(read(json!({})).unwrap().pairs(64), 32);
         assert_eq!(read(json!({})).unwrap().partial_pairs(64, 0.25), 8);
         assert_eq!(read(json!({"rotary_pct": 0.3})).unwrap().partial_pairs(20, 0.25), 3);
+        assert_eq!(read(json!({"rope_pct": 0.3})).unwrap().partial_pairs(20, 0.25), 3);
         assert_eq!(read(json!({"rope_parameters": {"partial_rotary_factor": 0.75}})).unwrap().pairs(16), 6);
     }
 

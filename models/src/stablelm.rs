@@ -12,7 +12,7 @@ einfuse_macros::model! {
             f: size = "intermediate_size";
             v: size = "vocab_size";
             layers: count = "num_hidden_layers";
-            eps: f32 = "layer_norm_eps" else 1e-5;
+            eps: f32 = "layer_norm_eps", "norm_eps" else 1e-5;
             rope: crate::rope::Rope = {..};
             biased: bool = "use_qkv_bias" else false;
             normed: bool = "qk_layernorm" else false;

@@ -44,7 +44,7 @@ impl TryFrom<Keys> for Windows {
             window: positive("sliding_window", keys.sliding_window)?,
             local: local.transpose()?,
             period: positive("sliding_window_pattern", keys.sliding_window_pattern.or(keys._sliding_window_pattern))?,
-            first: keys.max_window_layers.unwrap_or(0),
+            first: keys.max_window_layers.unwrap_or(28),
             used: keys.use_sliding_window.unwrap_or(false),
         })
     }
@@ -101,6 +101,8 @@ mod tests {
         let config = json!({"sliding_window": 16, "max_window_layers": 1, "use_sliding_window": true});
         let windows = read(config.clone()).unwrap();
         assert_eq!([windows.late(0), windows.late(1)], [None, Some(16)]);
+        let rest = read(json!({"sliding_window": 16, "use_sliding_window": true})).unwrap();
+        assert_eq!([rest.late(27), rest.late(28)], [None, Some(16)]);
         let mut off = config;
         off["use_sliding_window"] = json!(false);
         assert_eq!(read(off).unwrap().late(1), None);

@@ -81,6 +81,18 @@ fn every_tensor_of_the_file_is_asked_for() {
 }
 
 #[test]
+fn numbers_are_truth_values() {
+    let with = |tuning: Value| {
+        let mut config = config(&folder("llama4"), "config.json");
+        config["attn_temperature_tuning"] = tuning;
+        graph_from_config(&config, None).unwrap()
+    };
+    assert_eq!(with(json!(4)), with(json!(true)));
+    assert_eq!(with(json!(0)), with(json!(false)));
+    assert_ne!(with(json!(4)), with(json!(0)));
+}
+
+#[test]
 fn the_output_is_over_the_vocabulary() {
     for model in models() {
         let config = config(&folder(&model), "config.json");
@@ -151,6 +163,11 @@ fn what_an_architecture_does_not_describe_is_refused() {
         ("mistral", json!({"sliding_window": 0}), "the config's `sliding_window`: expected a size from 1"),
         ("qwen3", json!({"use_sliding_window": true}), "`use_sliding_window` is true, Qwen3 supports only false"),
         ("qwen3", json!({"attention_bias": true}), "`attention_bias` is true, Qwen3 supports only false"),
+        ("deepseek_v2", json!({"mlp_bias": true}), "`mlp_bias` is true, DeepseekV2 supports only false"),
+        ("deepseek_v2", json!({"scoring_func": "sigmoid"}), "`scoring_func` is \"sigmoid\""),
+        ("deepseek_v3", json!({"scoring_func": "softmax"}), "`scoring_func` is \"softmax\""),
+        ("deepseek_v3", json!({"topk_method": "greedy"}), "`topk_method` is \"greedy\", DeepseekV3 supports only"),
+        ("deepseek_v3", json!({"moe_layer_freq": 2}), "`moe_layer_freq` is 2, DeepseekV3 supports only 1"),
     ];
     for (model, changes, expected) in cases {
         let mut config = config(&folder(model), "config.json");

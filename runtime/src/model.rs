@@ -53,7 +53,7 @@ pub enum CacheType {
 pub enum Quant {
     /// 8 bits, with scales 8.25 bits a weight.
     Q8,
-    /// 4 bits, with scales 4.5 bits a weight; 8 where the output's axis is, on which the choice of a token depends most.
+    /// 4 bits, with steps and scales 4.31 to 4.5 bits a weight; 8 where the output's axis is, on which the choice of a token depends most.
     Q4,
 }
 
@@ -77,7 +77,7 @@ pub struct Settings {
     pub threads: Option<usize>,
     /// How weights lie in memory.
     pub precision: Precision,
-    /// What replaces the weights of matrices, where their inputs are a multiple of 64 (`Q8`) or 32 (`Q4`); others are bf16.
+    /// What replaces the weights of matrices, where their inputs are a multiple of 64; others are bf16.
     pub quant: Option<Quant>,
     /// How the cache lies in memory. `None`: as bf16 if some weights take 16 bits or fewer.
     pub cache: Option<CacheType>,

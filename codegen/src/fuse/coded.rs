@@ -34,6 +34,8 @@ struct Parts {
     code: TensorId,
     scale: TensorId,
     minimum: Option<TensorId>,
+    /// Step and zero.
+    steps: Option<[TensorId; 2]>,
     levels: Option<TensorId>,
 }
 
@@ -50,11 +52,13 @@ pub(super) fn apply(graph: Graph, kept: &dyn Fn(TensorId) -> Kept) -> Graph {
     let mut edit = Edit::new(graph);
     for weight in all {
         let Kept { format, own } = kept(weight);
-        let (Some(codes), of) = (format.codes(), edit.graph.tensor(weight)) else { continue };
-        let dim = match summed.get(&weight) {
-            _ if own => of.axes.len().checked_sub(1),
-            Some(contractions) => one_dim(&edit.graph, contractions, codes),
-            None => None,
+        let of = edit.graph.tensor(weight);
+        let contractions = summed.get(&weight).map_or(&[][..], Vec::as_slice);
+        let rows = contractions.first().and_then(|c| edit.graph.size(*c.depth.last()?));
+        let Some(codes) = format.fitting(rows.unwrap_or(1)).codes() else { continue };
+        let dim = match own {
+            true => of.axes.len().checked_sub(1),
+            false => one_dim(&edit.graph, contractions, codes),
         };
         let Some(dim) = dim else { continue };
         let axis = of.axes[dim];
@@ -100,10 +104,13 @@ fn one_dim(graph: &Graph, contractions: &[Contraction], codes: Codes) -> Option<
 fn parts(edit: &mut Edit, weight: TensorId, codes: Codes, dim: usize) -> Parts {
     let of = edit.graph.tensor(weight).clone();
     let axis = edit.graph.axis(of.axes[dim]).clone();
-    let blocks = edit.graph.size(of.axes[dim]).unwrap_or(1) / codes.block;
-    let block = axis_named(edit, format!("{}.{}", axis.name, codes.block), blocks);
-    let mut in_blocks = of.axes.clone();
-    in_blocks[dim] = block;
+    let size = edit.graph.size(of.axes[dim]).unwrap_or(1);
+    let in_blocks_of = |edit: &mut Edit, rows: usize| {
+        let mut axes = of.axes.clone();
+        axes[dim] = axis_named(edit, format!("{}.{rows}", axis.name), size / rows);
+        axes
+    };
+    let in_blocks = in_blocks_of(edit, codes.block);
     let part = |edit: &mut Edit, name: &str, axes: &[AxisId], ty: Type| {
         let id = edit.value(&format!("{}.{name}", of.name), axes.to_vec(), ty);
         let tensor = &mut edit.graph.tensors[id.index()];
@@ -113,6 +120,10 @@ fn parts(edit: &mut Edit, weight: TensorId, codes: Codes, dim: usize) -> Parts {
     let code = part(edit, "code", &of.axes, Type::Int);
     let scale = part(edit, "scale", &in_blocks, Type::Float);
     let minimum = codes.minimum.then(|| part(edit, "minimum", &in_blocks, Type::Float));
+    let steps = codes.steps.map(|rows| {
+        let axes = in_blocks_of(edit, rows);
+        ["step", "zero"].map(|name| part(edit, name, &axes, Type::Int))
+    });
     let levels = codes.levels.map(|levels| {
         let axis = axis_named(edit, format!("{}.code", codes.name), levels.len());
         let name = format!("{}.level", codes.name);
@@ -126,7 +137,7 @@ fn parts(edit: &mut Edit, weight: TensorId, codes: Codes, dim: usize) -> Parts {
             |at| TensorId(at as u32),
         )
     });
-    Parts { code, scale, minimum, levels }
+    Parts { code, scale, minimum, steps, levels }
 }
 
 fn axis_named(edit: &mut Edit, name: String, size: usize) -> AxisId {
@@ -141,14 +152,23 @@ fn axis_named(edit: &mut Edit, name: String, size: usize) -> AxisId {
 /// What a weight is whose blocks lie along an axis: the one place that says what codes mean.
 fn equation(edit: &mut Edit, codes: Codes, parts: &Parts, axis: AxisId) -> ExprId {
     let coordinate = edit.intern(Expr::Coordinate(axis));
-    let length = edit.intern(Expr::Int(codes.block as i64));
-    let block = edit.intern(Expr::Binary(Binary::Div, coordinate, length));
     let code = edit.load(parts.code);
     let own = edit.graph.tensor(parts.code).axes.clone();
-    let index: Vec<ExprId> =
-        own.iter().map(|&a| if a == axis { block } else { edit.intern(Expr::Coordinate(a)) }).collect();
-    let scale = edit.intern(Expr::Load { tensor: parts.scale, index: index.clone() });
+    let in_blocks = |edit: &mut Edit, tensor: TensorId, rows: usize| {
+        let length = edit.intern(Expr::Int(rows as i64));
+        let block = edit.intern(Expr::Binary(Binary::Div, coordinate, length));
+        let of = |&a: &AxisId| if a == axis { block } else { edit.intern(Expr::Coordinate(a)) };
+        let index = own.iter().map(of).collect();
+        edit.intern(Expr::Load { tensor, index })
+    };
+    let scale = in_blocks(edit, parts.scale, codes.block);
     let value = match parts.levels {
+        _ if let (Some([step, zero]), Some(rows)) = (parts.steps, codes.steps) => {
+            let [step, zero] = [step, zero].map(|part| in_blocks(edit, part, rows));
+            let above = edit.intern(Expr::Binary(Binary::Sub, code, zero));
+            let value = edit.intern(Expr::Binary(Binary::Mul, step, above));
+            edit.intern(Expr::Unary(Unary::ToFloat, value))
+        }
         Some(levels) => edit.intern(Expr::Load { tensor: levels, index: vec![code] }),
         None => {
             let offset = edit.intern(Expr::Int(codes.offset.into()));
@@ -159,7 +179,7 @@ fn equation(edit: &mut Edit, codes: Codes, parts: &Parts, axis: AxisId) -> ExprI
     let scaled = edit.intern(Expr::Binary(Binary::Mul, scale, value));
     match parts.minimum {
         Some(minimum) => {
-            let minimum = edit.intern(Expr::Load { tensor: minimum, index });
+            let minimum = in_blocks(edit, minimum, codes.block);
             edit.intern(Expr::Binary(Binary::Add, scaled, minimum))
         }
         None => scaled,
@@ -192,8 +212,14 @@ fn blocks(edit: &mut Edit, weight: TensorId, body: ExprId, bits: usize) -> Optio
     let own = graph.tensor(weight).axes.clone();
     let is_constant = |part: &TensorId| matches!(graph.tensor(*part).kind, Kind::Constant(_));
     let (constants, parts): (Vec<TensorId>, Vec<TensorId>) = graph.loaded(body).into_iter().partition(is_constant);
-    let (&[code, scale, ref more @ ..], levels) = (&parts[..], constants.first().copied()) else { return None };
-    let parts = Parts { code, scale, minimum: more.first().copied(), levels };
+    let levels = constants.first().copied();
+    let (code, scale, minimum, steps) = match parts[..] {
+        [code, scale] => (code, scale, None, None),
+        [code, scale, minimum] => (code, scale, Some(minimum), None),
+        [code, scale, step, zero] => (code, scale, None, Some([step, zero])),
+        _ => return None,
+    };
+    let parts = Parts { code, scale, minimum, steps, levels };
     let dim = own.iter().zip(&graph.tensor(scale).axes).position(|(a, b)| a != b)?;
     let values = levels.and_then(|levels| match &graph.tensor(levels).kind {
         Kind::Constant(values) => Some(values.clone()),
@@ -202,6 +228,7 @@ fn blocks(edit: &mut Edit, weight: TensorId, body: ExprId, bits: usize) -> Optio
     let alike = |codes: &Codes| {
         codes.bits == bits
             && codes.minimum == parts.minimum.is_some()
+            && codes.steps.is_some() == parts.steps.is_some()
             && codes.levels.map(|levels| levels.map(f32::from).to_vec()) == values
     };
     let all = Format::ALL.into_iter().filter_map(Format::codes);

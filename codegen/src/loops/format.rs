@@ -9,12 +9,14 @@ use super::{Elem, PANEL};
 /// `(k / T * PANEL + n) * T + k % T`).
 ///
 /// A panel of codes has blocks of [`Format::block`] rows: of each first the codes, plane by plane (see [`Codes::planes`]), then
-/// as bf16 the scales of the columns, then, where there are, their minima. So memory is read in one stretch, whose continuation
+/// as bf16 the scales of the columns, then, where there are, their minima, then, where there are, the steps and zeros of the
+/// columns, a byte for both: part by part, the step in the lower half. So memory is read in one stretch, whose continuation
 /// the machine guesses. Behind the last block, up to a multiple of 64 bytes, is nothing.
 ///
 /// A row of the other operand has `depth` floats (`F32`, or `Bf16` where the panel is), or where the panel is of codes:
 /// `depth` signed bytes, for each block a scale as `F32`, then for each block the sum of its bytes: times `-offset` as `I32`, or
-/// where there are minima times the row's scale as `F32`.
+/// where there are minima times the row's scale as `F32`. Where there are steps, for each of their parts in place of the blocks:
+/// the sum of its bytes, times -1, as `I32`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Format {
     /// 32-bit floats.
@@ -31,16 +33,21 @@ pub enum Format {
 /// w[k, n] = scale[k / block, n] * (level[code[k, n]] - offset) + minimum[k / block, n]
 /// ```
 ///
-/// where `level` is the identity if there are no `levels`, and `minimum` is 0 if there are none. This is an equation of the graph,
-/// which the rule `prologue` takes into the kernels that read the weight. The cores, the packing and the cost follow from this
-/// declaration.
+/// where `level` is the identity if there are no `levels`, and `minimum` is 0 if there are none. With `steps` it is
+///
+/// ```text
+/// w[k, n] = scale[k / block, n] * step[k / steps, n] * (code[k, n] - zero[k / steps, n])
+/// ```
+///
+/// This is an equation of the graph, which the rule `prologue` takes into the kernels that read the weight. The cores, the packing
+/// and the cost follow from this declaration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Codes {
     /// The format's name in texts.
     pub name: &'static str,
     /// Bits of a code: a power of two, or a sum of two.
     pub bits: usize,
-    /// How many neighbouring rows of a column share a scale: 16, 32 or 64.
+    /// How many neighbouring rows of a column share a scale: a multiple of 16, at most 256.
     pub block: usize,
     /// What is taken from a level. A power of two; 0 where there are minima.
     pub offset: i32,
@@ -48,6 +55,9 @@ pub struct Codes {
     pub minimum: bool,
     /// What the codes, of four bits, stand for. Level and `offset` together are at least 0 and fit into a byte.
     pub levels: Option<&'static [i8; 16]>,
+    /// How many neighbouring rows of a column share a step and a zero, two numbers of four bits, if they do: a part of a block.
+    /// `step * (code - zero)` is at least -128 and at most 127.
+    pub steps: Option<usize>,
 }
 
 /// An element in codes.
@@ -55,6 +65,8 @@ pub struct Codes {
 pub struct Element {
     /// Its code.
     pub code: u8,
+    /// The byte of its step and zero, the step in the lower half; 0 where there are none.
+    pub part: u8,
     /// The scale of its block.
     pub scale: f32,
     /// The minimum of its block; 0 where there are none.
@@ -97,29 +109,49 @@ pub const IQ4: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 
 pub const E2M1: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
 
 const fn codes(name: &'static str, bits: usize, block: usize, offset: i32) -> Format {
-    Format::Codes(Codes { name, bits, block, offset, minimum: false, levels: None })
+    Format::Codes(Codes { name, bits, block, offset, minimum: false, levels: None, steps: None })
 }
 
 const fn with_minima(name: &'static str, bits: usize, block: usize) -> Format {
-    Format::Codes(Codes { name, bits, block, offset: 0, minimum: true, levels: None })
+    Format::Codes(Codes { name, bits, block, offset: 0, minimum: true, levels: None, steps: None })
 }
 
 const fn of_levels(name: &'static str, levels: &'static [i8; 16], offset: i32) -> Format {
-    Format::Codes(Codes { name, bits: 4, block: 32, offset, minimum: false, levels: Some(levels) })
+    Format::Codes(Codes { name, bits: 4, block: 32, offset, minimum: false, levels: Some(levels), steps: None })
+}
+
+const fn in_steps(name: &'static str, block: usize) -> Format {
+    Format::Codes(Codes { name, bits: 4, block, offset: 0, minimum: false, levels: None, steps: Some(32) })
 }
 
 impl Format {
     /// 8-bit codes, a scale for 64 of them: 8.25 bits.
     pub const Q8: Format = codes("q8", 8, 64, 128);
-    /// 4-bit codes, a scale for 32 of them: 4.5 bits.
-    pub const Q4: Format = codes("q4", 4, 32, 8);
+    /// 4-bit codes, a step and a zero for 32 of them, a scale for as many as there can be (see [`Format::fitting`]): 4.31 bits,
+    /// with 256 of them.
+    pub const Q4: Format = Self::IN_STEPS[0].0;
+
+    /// Codes in steps, the longest blocks first; and what they are unpacked to.
+    const IN_STEPS: [(Format, Format); 4] = [
+        (in_steps("q4", 256), codes("q8_256", 8, 256, 128)),
+        (in_steps("q4_192", 192), codes("q8_192", 8, 192, 128)),
+        (in_steps("q4_128", 128), codes("q8_128", 8, 128, 128)),
+        (in_steps("q4_64", 64), Self::Q8),
+    ];
 
     /// All of them.
-    pub const ALL: [Format; 15] = [
+    pub const ALL: [Format; 22] = [
         Format::F32,
         Format::Bf16,
         Format::Q8,
         Format::Q4,
+        Self::IN_STEPS[1].0,
+        Self::IN_STEPS[2].0,
+        Self::IN_STEPS[3].0,
+        Self::IN_STEPS[0].1,
+        Self::IN_STEPS[1].1,
+        Self::IN_STEPS[2].1,
+        codes("q4_32", 4, 32, 8),
         of_levels("iq4", &IQ4, 128),
         of_levels("mxfp4", &E2M1, 16),
         with_minima("q2_16_min", 2, 16),
@@ -137,6 +169,23 @@ impl Format {
     pub fn holding(grids: &[Grid]) -> Option<Format> {
         let holds = |format: &&Format| format.codes().is_some_and(|codes| grids.iter().all(|grid| codes.holds(grid)));
         Self::ALL.iter().filter(holds).min_by(|a, b| a.bytes().total_cmp(&b.bytes())).copied()
+    }
+
+    /// The same with other blocks, where that serves so many rows: the longest that they are a multiple of.
+    pub fn fitting(self, rows: usize) -> Format {
+        let in_steps = self.codes().is_some_and(|codes| codes.steps.is_some());
+        let fits = |format: &Format| in_steps && rows.is_multiple_of(format.block());
+        Self::IN_STEPS.into_iter().map(|(format, _)| format).find(fits).unwrap_or(self)
+    }
+
+    /// Whether any numbers can be stored so, as the nearest: `Q8`, and `Q4` in blocks of any length.
+    pub fn is_nearest(self) -> bool {
+        self == Self::Q8 || self != self.unpacked()
+    }
+
+    /// What panels are unpacked to, see [`Unpack`](super::Unpack): those of codes in steps to bytes, others not.
+    pub fn unpacked(self) -> Format {
+        Self::IN_STEPS.into_iter().find(|(format, _)| *format == self).map_or(self, |(_, unpacked)| unpacked)
     }
 
     /// The unit of addresses in a panel and in the rows it is multiplied with. Of codes: bytes.
@@ -200,12 +249,11 @@ impl Format {
 
     /// Units of so many rows of a panel, whole blocks.
     pub const fn rows(self, depth: usize) -> usize {
-        let scales = match self {
-            Format::Codes(codes) if codes.minimum => 4 * PANEL,
-            Format::Codes(_) => 2 * PANEL,
-            Format::F32 | Format::Bf16 => 0,
+        let block = match self {
+            Format::Codes(codes) => codes.bytes(),
+            Format::F32 | Format::Bf16 => self.values(),
         };
-        depth / self.block() * (self.values() + scales)
+        depth / self.block() * block
     }
 
     /// Units of a panel.
@@ -222,12 +270,28 @@ impl Format {
     }
 
     /// Units of a row that such a panel is multiplied with.
-    pub const fn row(self, depth: usize) -> usize {
-        if self.is_coded() { depth + depth / self.block() * 8 } else { depth }
+    pub fn row(self, depth: usize) -> usize {
+        let beside = |codes: Codes| (depth / codes.block + depth / codes.summed()) * 4;
+        depth + self.codes().map_or(0, beside)
     }
 }
 
 impl Codes {
+    /// Bytes of a block of all columns.
+    const fn bytes(self) -> usize {
+        let parts = match self.steps {
+            Some(rows) => self.block / rows,
+            None => 0,
+        };
+        self.parts_at() + parts * PANEL
+    }
+
+    /// Where the steps and zeros of a block begin, in bytes: behind codes, scales and minima.
+    pub const fn parts_at(self) -> usize {
+        let numbers = if self.minimum { 2 } else { 1 };
+        self.block * PANEL * self.bits / 8 + numbers * 2 * PANEL
+    }
+
     /// The planes of the codes: one for each power of two that `bits` is the sum of, the largest first.
     pub fn planes(self) -> Vec<Plane> {
         let mut planes = Vec::new();
@@ -237,6 +301,19 @@ impl Codes {
             shift += bits;
         }
         planes
+    }
+
+    /// Of how many neighbouring rows the products are summed as whole numbers: those of a block, or of a part with a step.
+    pub const fn summed(self) -> usize {
+        match self.steps {
+            Some(rows) => rows,
+            None => self.block,
+        }
+    }
+
+    /// What the sum of a row's bytes is taken times, less than 0: without minima.
+    pub const fn summed_as(self) -> i32 {
+        if self.steps.is_some() { 1 } else { self.offset }
     }
 
     /// How many times four rows it takes until all planes begin a new word.
@@ -255,21 +332,25 @@ impl Codes {
             let at = Format::Codes(self).values() + (nth * PANEL + n) * 2;
             f32::from_bits(u32::from_le_bytes([0, 0, block[at], block[at + 1]]))
         };
-        Element { code, scale: beside(0), minimum: if self.minimum { beside(1) } else { 0.0 } }
+        let part = self.steps.map_or(0, |rows| block[self.parts_at() + k / rows * PANEL + n]);
+        Element { code, part, scale: beside(0), minimum: if self.minimum { beside(1) } else { 0.0 } }
     }
 
     /// The number that an element is.
     pub fn number(self, element: Element) -> f64 {
-        let Element { code, scale, minimum } = element;
-        f64::from(scale) * f64::from(self.value(code)) + f64::from(minimum)
+        let Element { code, part, scale, minimum } = element;
+        f64::from(scale) * f64::from(self.value(code, part)) + f64::from(minimum)
     }
 
-    /// What a code stands for.
-    pub fn value(self, code: u8) -> i32 {
-        self.byte(code) - self.offset
+    /// What a code stands for, with the byte of its step and zero if it has them.
+    pub fn value(self, code: u8, part: u8) -> i32 {
+        match self.steps {
+            Some(_) => i32::from(part & 15) * (i32::from(code) - i32::from(part >> 4)),
+            None => self.byte(code) - self.offset,
+        }
     }
 
-    /// What a code is multiplied as: no negative number.
+    /// What a code without a step is multiplied as: no negative number.
     pub fn byte(self, code: u8) -> i32 {
         self.levels.map_or(i32::from(code), |levels| i32::from(levels[usize::from(code & 15)]) + self.offset)
     }
@@ -291,7 +372,8 @@ impl Codes {
             Some(_) => self.levels == grid.levels,
             None => codes.contains(&grid.least.into()) && codes.contains(&grid.most.into()),
         };
-        grid.block.is_multiple_of(self.block) && values && (self.minimum || !grid.minimum)
+        let alike = grid.block.is_multiple_of(self.block) && self.block <= 64 && self.steps.is_none();
+        alike && values && (self.minimum || !grid.minimum)
     }
 }
 

@@ -6,8 +6,8 @@ use einfuse_graph::erf;
 use half::bf16;
 
 use super::{
-    Address, Arg, Binary, Buffer, Core, Elem, Encode, Expr, Exps, Fold, Format, Invalid, Kernel, LANES, PANEL,
-    SMALLEST, Share, Stmt, Unary, Var, verify,
+    Address, Arg, Binary, Buffer, Codes, Core, Elem, Element, Encode, Expr, Exps, Fold, Format, Invalid, Kernel, LANES,
+    PANEL, SMALLEST, Share, Stmt, Unary, Unpack, Var, verify,
 };
 
 /// What a kernel is called with, as plain data.
@@ -141,6 +141,7 @@ impl Machine<'_> {
                 }
             }
             Stmt::Core(core) => self.core(core),
+            Stmt::Unpack(unpack) => self.unpack(unpack),
             Stmt::Encode(encode) => self.encode(encode),
             Stmt::Exps(exps) => self.exps(exps),
             Stmt::Note(_) => Ok(()),
@@ -174,7 +175,7 @@ impl Machine<'_> {
                 let mut sum = 0.0;
                 for k in 0..depth {
                     sum += if format.is_coded() {
-                        self.decoded_row(core, a, k, depth)? * self.decoded(core, b, k, n)?
+                        self.decoded_row(core, a, k, depth)? * self.decoded(&core.b, format, b, k, n)?
                     } else {
                         let x = self.float_at(&core.a, a.wrapping_add(k), core.a_format.elem())?;
                         let together = format.together() as i64;
@@ -194,13 +195,37 @@ impl Machine<'_> {
     }
 
     /// An element of a panel of codes that begins at byte `b`.
-    fn decoded(&mut self, core: &Core, b: i64, k: i64, n: i64) -> Ran<f64> {
-        let format = core.b_format;
-        let length = format.block() as i64;
-        let block = b.wrapping_add(k / length * format.rows(format.block()) as i64);
+    fn decoded(&mut self, panel: &Address, format: Format, b: i64, k: i64, n: i64) -> Ran<f64> {
+        let (codes, element) = self.element(panel, format, b, k, n)?;
+        Ok(codes.number(element))
+    }
+
+    /// The same in codes.
+    fn element(&mut self, panel: &Address, format: Format, b: i64, k: i64, n: i64) -> Ran<(Codes, Element)> {
         let Some(codes) = format.codes() else { return Err(format!("a panel of {format} has no codes")) };
-        let bytes = self.memory_at(&core.b, block, 1, format.rows(format.block()))?;
-        Ok(codes.number(codes.read(bytes, (k % length) as usize, n as usize)))
+        let length = codes.block as i64;
+        let block = b.wrapping_add(k / length * format.rows(codes.block) as i64);
+        let bytes = self.memory_at(panel, block, 1, format.rows(codes.block))?;
+        Ok((codes, codes.read(bytes, (k % length) as usize, n as usize)))
+    }
+
+    fn unpack(&mut self, unpack: &Unpack) -> Ran<()> {
+        let Unpack { depth, from, format, to } = unpack;
+        let (b, start) = (self.int(&from.offset)?, self.int(&to.offset)?);
+        let unpacked = format.unpacked();
+        let Some(codes) = unpacked.codes() else { return Err(format!("{unpacked} has no codes")) };
+        for k in 0..*depth as i64 {
+            let block = start.wrapping_add((k as usize / codes.block * unpacked.rows(codes.block)) as i64);
+            for (n, plane) in (0..PANEL).flat_map(|n| codes.planes().into_iter().map(move |plane| (n, plane))) {
+                let (of, element) = self.element(from, *format, b, k, n as i64)?;
+                let (at, _) = plane.place(k as usize % codes.block, n);
+                let byte = (of.value(element.code, element.part) + codes.offset) as u8;
+                self.memory_at(to, block.wrapping_add(at as i64), 1, 1)?[0] = byte;
+                let at = block.wrapping_add((unpacked.values() + 2 * n) as i64);
+                self.memory_at(to, at, 1, 2)?.copy_from_slice(&bf16::from_f32(element.scale).to_le_bytes());
+            }
+        }
+        Ok(())
     }
 
     /// An element of a row of codes that begins at byte `a`. The sums are checked: they are part of the row.
@@ -209,9 +234,10 @@ impl Machine<'_> {
         let code = self.memory_at(&core.a, a.wrapping_add(k), 1, 1)?[0] as i8;
         let at = a.wrapping_add(depth + k / block * 4);
         let scale = f32::from_bits(word(self.memory_at(&core.a, at, 1, 4)?));
-        let codes = self.memory_at(&core.a, a.wrapping_add(k / block * block), 1, block as usize)?;
+        let summed = core.b_format.codes().map_or(block, |codes| codes.summed() as i64);
+        let codes = self.memory_at(&core.a, a.wrapping_add(k / summed * summed), 1, summed as usize)?;
         let sum: i32 = codes.iter().map(|code| i32::from(*code as i8)).sum();
-        let at = a.wrapping_add(depth + depth / block * 4 + k / block * 4);
+        let at = a.wrapping_add(depth + depth / block * 4 + k / summed * 4);
         let stored = word(self.memory_at(&core.a, at, 1, 4)?);
         let wanted = sum_of_row(core.b_format, sum, scale);
         if stored != wanted {
@@ -253,11 +279,13 @@ impl Machine<'_> {
                 let largest = block.iter().fold(SMALLEST, |largest, x| x.abs().max(largest));
                 let factor = 127.0 / largest;
                 let block: Vec<i8> = block.iter().map(|x| (x * factor).round_ties_even() as i8).collect();
-                let sum: i32 = block.iter().map(|code| i32::from(*code)).sum();
                 codes.extend(block.iter().map(|code| *code as u8));
                 let scale = largest * (1.0 / 127.0);
                 scales.extend(scale.to_le_bytes());
-                sums.extend(sum_of_row(*format, sum, scale).to_le_bytes());
+                for part in block.chunks(format.codes().map_or(block.len(), Codes::summed)) {
+                    let sum: i32 = part.iter().map(|code| i32::from(*code)).sum();
+                    sums.extend(sum_of_row(*format, sum, scale).to_le_bytes());
+                }
             }
             [codes, scales, sums].concat()
         };
@@ -402,11 +430,11 @@ impl Machine<'_> {
     }
 }
 
-/// What a row of codes has of the sum of a block's codes (see [`Format`]), as bits.
+/// What a row of codes has of the sum of some of its codes (see [`Format`]), as bits.
 fn sum_of_row(format: Format, sum: i32, scale: f32) -> u32 {
     match format.codes() {
         Some(codes) if codes.minimum => (scale * sum as f32).to_bits(),
-        Some(codes) => (-codes.offset * sum) as u32,
+        Some(codes) => (-codes.summed_as() * sum) as u32,
         None => 0,
     }
 }

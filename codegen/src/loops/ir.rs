@@ -232,6 +232,8 @@ pub enum Stmt {
     },
     /// A contraction core.
     Core(Core),
+    /// A panel for cores of many rows.
+    Unpack(Unpack),
     /// A row of floats as the first operand of a core.
     Encode(Encode),
     /// Exponentials of a row, and their sum.
@@ -302,6 +304,19 @@ pub struct Core {
     pub c_stride: Expr,
     /// Whether to add to what `c` holds.
     pub accumulate: bool,
+}
+
+/// Rewrites a panel as [`Format::unpacked`] of its format, which is another: each code becomes the byte that it is multiplied as.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Unpack {
+    /// How many rows the panel has, whole blocks.
+    pub depth: usize,
+    /// The panel.
+    pub from: Address,
+    /// How it is stored.
+    pub format: Format,
+    /// Where the other is written, which does not overlap `from`.
+    pub to: Address,
 }
 
 /// Rewrites a row of `F32` as the row of a [`Core`]'s first operand in another format.

@@ -2,7 +2,7 @@
 
 use super::{
     Address, Arg, Binary, Buffer, Core, Elem, Encode, Expr, Exps, Fold, Format, Kernel, LANES, MAX_DEPTH, Share, Stmt,
-    Ty, Unary, Var,
+    Ty, Unary, Unpack, Var,
 };
 
 /// Why a text is not a kernel, and where.
@@ -216,6 +216,8 @@ impl Parser {
             Stmt::Let(var, self.expr()?)
         } else if self.take_word("core") {
             Stmt::Core(self.core()?)
+        } else if self.take_word("unpack") {
+            Stmt::Unpack(self.unpack()?)
         } else if self.take_word("encode") {
             Stmt::Encode(self.encode()?)
         } else if self.take_word("exps") {
@@ -270,6 +272,15 @@ impl Parser {
         let shift = self.expr()?;
         self.word("depth")?;
         Ok(Exps { total, depth: self.size()?, from, shift, to, format })
+    }
+
+    fn unpack(&mut self) -> Parsed<Unpack> {
+        let to = self.address()?;
+        self.symbol("=")?;
+        let format = self.one_of(&Format::ALL, "how the panel is stored")?;
+        let from = self.address()?;
+        self.word("depth")?;
+        Ok(Unpack { depth: self.size()?, from, format, to })
     }
 
     fn encode(&mut self) -> Parsed<Encode> {

@@ -3,7 +3,7 @@
 use std::fmt::{self, Display, Formatter, Write};
 
 use super::{
-    Address, Arg, Binary, Buffer, Core, Elem, Encode, Expr, Exps, Fold, Format, Kernel, LANES, Share, Stmt, Var,
+    Address, Arg, Binary, Buffer, Core, Elem, Encode, Expr, Exps, Fold, Format, Kernel, LANES, Share, Stmt, Unpack, Var,
 };
 
 impl Display for Kernel {
@@ -60,6 +60,7 @@ fn statement(f: &mut Formatter<'_>, stmt: &Stmt, depth: usize) -> fmt::Result {
             writeln!(f)
         }
         Stmt::Core(core) => writeln!(f, "{core};"),
+        Stmt::Unpack(unpack) => writeln!(f, "{unpack};"),
         Stmt::Encode(encode) => writeln!(f, "{encode};"),
         Stmt::Exps(exps) => writeln!(f, "{exps};"),
         Stmt::Note(text) => {
@@ -90,6 +91,12 @@ impl Display for Core {
         write!(f, "core {} rows: {} stride {} {sign} ", self.rows, self.c, self.c_stride)?;
         write!(f, "{} {} stride {} ", self.a_format, self.a, self.a_stride)?;
         write!(f, "by {} {} depth {}", self.b_format, self.b, self.depth)
+    }
+}
+
+impl Display for Unpack {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        write!(f, "unpack {} = {} {} depth {}", self.to, self.format, self.from, self.depth)
     }
 }
 

@@ -4,7 +4,7 @@ use std::fmt;
 
 use super::{
     Address, Binary, Buffer, Core, Elem, Encode, Expr, Exps, Fold, Format, Kernel, LANES, MAX_ROWS, PANEL, Stmt, Ty,
-    Unary, Var,
+    Unary, Unpack, Var,
 };
 
 /// How deep expressions and statements may nest.
@@ -175,6 +175,7 @@ impl Verifier<'_> {
                 Ok(())
             }
             Stmt::Core(core) => self.core(core),
+            Stmt::Unpack(unpack) => self.unpack(unpack),
             Stmt::Encode(encode) => self.encode(encode),
             Stmt::Exps(exps) => self.exps(exps),
             Stmt::Note(_) => Ok(()),
@@ -218,6 +219,15 @@ impl Verifier<'_> {
         self.address(from)?;
         self.address(to)?;
         self.define(*total, Ty::Float)
+    }
+
+    fn unpack(&mut self, unpack: &Unpack) -> Checked<()> {
+        let Unpack { depth, from, format, to } = unpack;
+        let block = format.block();
+        check(format.unpacked() != *format, || format!("a panel of {format} is unpacked"))?;
+        check(depth % block == 0, || format!("{depth} rows of {format} are unpacked: no multiple of {block}"))?;
+        self.address(from)?;
+        self.address(to)
     }
 
     fn encode(&mut self, encode: &Encode) -> Checked<()> {

@@ -4,18 +4,169 @@ use std::array;
 use std::cmp::Ordering;
 
 use cranelift::codegen::ir::condcodes::FloatCC;
-use cranelift::codegen::ir::types::{F32, F32X4, I8X16, I32, I32X4};
+use cranelift::codegen::ir::types::{F32, F32X4, I8X16, I16X8, I32, I32X4};
 use cranelift::codegen::ir::{Endianness, InstBuilder, MemFlagsData, Value};
 
 use super::core::Operands;
 use super::emit::{Emitter, Range, memory, repeat};
 use crate::loops::{Codes, Format, LANES, PANEL, Plane, SMALLEST};
 
+/// What bytes are taken to be more than they stand for, where codes in steps are unpacked.
+const OFFSET: i32 = 128;
+
 /// Rows that are taken at once.
 const ROWS: usize = 2;
 
 /// Vectors of the panel's columns.
 const VECTORS: usize = PANEL / LANES;
+
+/// Emits the unpacking of a panel, here.
+pub(super) fn unpack(e: &mut Emitter, from: (Value, i32), to: (Value, i32), depth: usize, format: Format) {
+    let (Some(codes), unpacked) = (format.codes(), format.unpacked()) else { return };
+    let length = format.block();
+    let (start, end, step) = (e.int(0), e.int((depth / length) as i64), e.int(1));
+    repeat(e, Range { start, end, step, runs: depth > 0 }, &[], |e, block, _| {
+        let within = |e: &mut Emitter, (pointer, offset): (Value, i32), format: Format| {
+            let each = e.int(format.rows(length) as i64);
+            let further = e.ins().imul(block, each);
+            (e.ins().iadd(pointer, further), offset)
+        };
+        let (from, to) = (within(e, from, format), within(e, to, unpacked));
+        let panel = Panel { at: from, codes };
+        for part in 0..length / codes.summed() {
+            let parts: Vec<Option<(Value, Value)>> =
+                (0..VECTORS).map(|vector| panel.as_bytes(e, part, vector)).collect();
+            panel.each(e, part, &[], |e, at, vector, nth, mut bytes, _| {
+                if let Some((steps, zeros)) = parts[vector] {
+                    // Two products of four bits each fit into a half: the bytes don't meet.
+                    let halves = e.ins().bitcast(I16X8, little(), bytes);
+                    let halves = e.ins().imul(halves, steps);
+                    bytes = e.ins().bitcast(I8X16, little(), halves);
+                    bytes = e.ins().iadd(bytes, zeros);
+                }
+                let wide = e.int(PANEL as i64);
+                let further = e.ins().imul(at, wide);
+                let target = e.ins().iadd(to.0, further);
+                e.ins().store(memory(), bytes, target, to.1 + (nth * 4 * PANEL + vector * 16) as i32);
+            });
+        }
+        for vector in 0..2 {
+            let scales = e.ins().load(I8X16, memory(), from.0, from.1 + (format.values() + 16 * vector) as i32);
+            e.ins().store(memory(), scales, to.0, to.1 + (unpacked.values() + 16 * vector) as i32);
+        }
+        Vec::new()
+    });
+}
+
+/// A block of a panel.
+struct Panel {
+    at: (Value, i32),
+    codes: Codes,
+}
+
+impl Panel {
+    /// Does something with the codes of a part, four rows after the other, of each vector of columns: from which row on (of a
+    /// group of steps), of which vector, which of the group, and the codes. Sums are carried along.
+    fn each(
+        &self,
+        e: &mut Emitter,
+        part: usize,
+        sums: &[Value],
+        mut with: impl FnMut(&mut Emitter, Value, usize, usize, Value, &mut [Value]),
+    ) -> Vec<Value> {
+        let Panel { at: panel, codes } = self;
+        let (planes, rows) = (codes.planes(), codes.summed());
+        let together = 4 * codes.group();
+        let [start, end, step] = [part * rows, (part + 1) * rows, together].map(|row| e.int(row as i64));
+        let range = Range { start, end, step, runs: true };
+        repeat(e, range, sums, |e, at, sums| {
+            let mut sums = sums.to_vec();
+            // Of each plane four rows take so many bytes more.
+            let pointers: Vec<Value> = planes
+                .iter()
+                .map(|plane| {
+                    let wide = e.int((PANEL / plane.steps()) as i64);
+                    let further = e.ins().imul(at, wide);
+                    e.ins().iadd(panel.0, further)
+                })
+                .collect();
+            for vector in 0..VECTORS {
+                let first = panel.1 + vector as i32 * 16;
+                let mut words = vec![at; planes.len()];
+                for nth in 0..codes.group() {
+                    let each = words.iter_mut().zip(&planes).zip(&pointers);
+                    for ((word, plane), pointer) in each.filter(|((_, plane), _)| nth % plane.steps() == 0) {
+                        let at = first + (plane.at + nth / plane.steps() * 4 * PANEL) as i32;
+                        *word = e.ins().load(I8X16, memory(), *pointer, at);
+                    }
+                    let bytes = self.step(e, &planes, &words, nth);
+                    with(e, at, vector, nth, bytes, &mut sums);
+                }
+            }
+            sums
+        })
+    }
+
+    /// The steps and the zeros of four columns of a part.
+    fn steps(&self, e: &mut Emitter, part: usize, vector: usize) -> Option<(Value, Value)> {
+        self.codes.steps?;
+        let at = self.at.1 + (self.codes.parts_at() + part * PANEL + vector * LANES) as i32;
+        let four = e.ins().load(I32, memory(), self.at.0, at);
+        let four = e.ins().splat(I32X4, four);
+        let four = e.ins().bitcast(I8X16, little(), four);
+        // Each column's byte in its lane; 0 where there is no byte of that number.
+        let lanes = e.vector(I32X4, [0x8080_8000, 0x8080_8001, 0x8080_8002, 0x8080_8003]);
+        let lanes = e.ins().bitcast(I8X16, little(), lanes);
+        let bytes = e.ins().swizzle(four, lanes);
+        let bytes = e.ins().bitcast(I32X4, little(), bytes);
+        let lower = e.int_of(I32X4, 15);
+        let steps = e.ins().band(bytes, lower);
+        Some((steps, e.ushr(bytes, 4)))
+    }
+
+    /// The steps in both halves of each lane, and what the zeros add to a byte, in each byte.
+    fn as_bytes(&self, e: &mut Emitter, part: usize, vector: usize) -> Option<(Value, Value)> {
+        let (steps, zeros) = self.steps(e, part, vector)?;
+        let twice = e.int_of(I32X4, 0x0001_0001);
+        let halves = e.ins().imul(steps, twice);
+        // offset - step * zero, of which a byte is enough.
+        let product = e.ins().imul(steps, zeros);
+        let offset = e.int_of(I32X4, OFFSET);
+        let added = e.ins().isub(offset, product);
+        let byte = e.int_of(I32X4, 0xff);
+        let added = e.ins().band(added, byte);
+        let four = e.int_of(I32X4, 0x0101_0101);
+        let added = e.ins().imul(added, four);
+        Some((e.ins().bitcast(I16X8, little(), halves), e.ins().bitcast(I8X16, little(), added)))
+    }
+
+    /// What four rows are multiplied as, a byte each, out of the words of the planes; `nth` of a group.
+    fn step(&self, e: &mut Emitter, planes: &[Plane], words: &[Value], nth: usize) -> Value {
+        let mut word = None;
+        for (plane, bytes) in planes.iter().zip(words) {
+            if plane.bits == 8 {
+                return *bytes;
+            }
+            let bits = e.ins().bitcast(I32X4, little(), *bytes);
+            let (from, to) = (nth % plane.steps() * plane.bits, plane.shift);
+            let bits = match from.cmp(&to) {
+                Ordering::Greater => e.ushr(bits, (from - to) as u32),
+                Ordering::Less => e.shl(bits, (to - from) as u32),
+                Ordering::Equal => bits,
+            };
+            let mask = e.int_of(I32X4, i32::from_le_bytes([plane.mask() << to; 4]));
+            let bits = e.ins().band(bits, mask);
+            word = Some(word.map_or(bits, |word| e.ins().bor(word, bits)));
+        }
+        let word = word.unwrap_or_else(|| e.int_of(I32X4, 0));
+        let codes = e.ins().bitcast(I8X16, little(), word);
+        let Some(_) = self.codes.levels else { return codes };
+        let levels: [u8; 16] = array::from_fn(|code| self.codes.byte(code as u8) as u8);
+        let levels = e.vector(I32X4, array::from_fn(|i| u32::from_le_bytes(array::from_fn(|j| levels[4 * i + j]))));
+        let levels = e.ins().bitcast(I8X16, little(), levels);
+        e.ins().swizzle(levels, codes)
+    }
+}
 
 /// Emits a core of codes, here.
 pub(super) fn emit(e: &mut Emitter, operands: &Operands, codes: Codes, depth: usize) {
@@ -59,118 +210,101 @@ impl Rows<'_> {
     /// Adds the products of a block to the sums.
     fn block(&self, e: &mut Emitter, block: Value, sums: &[Value]) -> Vec<Value> {
         let length = self.format.block();
-        let blocks = self.depth / length;
         let within = |e: &mut Emitter, (pointer, offset): (Value, i32), each: usize| {
             let each = e.int(each as i64);
             let further = e.ins().imul(block, each);
             (e.ins().iadd(pointer, further), offset)
         };
-        let mut products = Vec::new();
-        for row in self.a {
-            let start = match self.codes.minimum {
-                true => e.int_of(I32X4, 0),
-                false => {
-                    let (pointer, offset) = within(e, *row, 4);
-                    let start = e.ins().load(I32, memory(), pointer, offset + (self.depth + blocks * 4) as i32);
-                    e.ins().splat(I32X4, start)
-                }
-            };
-            products.extend([start; VECTORS]);
-        }
         let codes: Vec<(Value, i32)> = self.a.iter().map(|row| within(e, *row, length)).collect();
-        let panel = within(e, self.b, self.format.rows(length));
-        let planes = self.codes.planes();
-        let together = self.format.together() * self.codes.group();
-        let (start, end, step) = (e.int(0), e.int(length as i64), e.int(together as i64));
-        let range = Range { start, end, step, runs: true };
-        let products = repeat(e, range, &products, |e, at, products| {
-            let mut products = products.to_vec();
-            // Of each plane four rows take so many bytes more.
-            let pointers: Vec<Value> = planes
-                .iter()
-                .map(|plane| {
-                    let wide = e.int((PANEL / plane.steps()) as i64);
-                    let further = e.ins().imul(at, wide);
-                    e.ins().iadd(panel.0, further)
-                })
-                .collect();
-            for vector in 0..VECTORS {
-                let first = panel.1 + vector as i32 * 16;
-                let mut words = vec![products[0]; planes.len()];
-                for nth in 0..self.codes.group() {
-                    let parts = words.iter_mut().zip(&planes).zip(&pointers);
-                    for ((word, plane), pointer) in parts.filter(|((_, plane), _)| nth % plane.steps() == 0) {
-                        let at = first + (plane.at + nth / plane.steps() * 4 * PANEL) as i32;
-                        *word = e.ins().load(I8X16, memory(), *pointer, at);
-                    }
-                    let weights = self.step(e, &planes, &words, nth);
-                    for (row, (pointer, offset)) in codes.iter().enumerate() {
-                        let pointer = e.ins().iadd(*pointer, at);
-                        let four = e.ins().load(I32, memory(), pointer, offset + 4 * nth as i32);
-                        let four = e.ins().splat(I32X4, four);
-                        let four = e.ins().bitcast(I8X16, little(), four);
-                        let sum = &mut products[row * VECTORS + vector];
-                        *sum = dot(e, *sum, four, weights);
-                    }
-                }
-            }
-            products
-        });
-        let (scales, offset) = (panel.0, panel.1 + self.format.values() as i32);
+        let panel = Panel { at: within(e, self.b, self.format.rows(length)), codes: self.codes };
         let mut results = sums.to_vec();
-        for (row, (result, products)) in results.chunks_mut(VECTORS).zip(products.chunks(VECTORS)).enumerate() {
-            let (pointer, at) = within(e, self.a[row], 4);
-            let of_row = e.ins().load(F32, memory(), pointer, at + self.depth as i32);
-            let of_row = e.ins().splat(F32X4, of_row);
-            let sum = self.codes.minimum.then(|| {
-                let sum = e.ins().load(F32, memory(), pointer, at + (self.depth + blocks * 4) as i32);
-                e.ins().splat(F32X4, sum)
-            });
-            let halves = |e: &mut Emitter, at: i32| {
-                let bits = e.ins().uload16x4(memory(), scales, at);
-                let bits = e.shl(bits, 16);
-                e.as_floats(bits)
-            };
-            for (vector, (result, product)) in result.iter_mut().zip(products).enumerate() {
-                let offset = offset + vector as i32 * 8;
-                let scale = halves(e, offset);
-                let scale = e.ins().fmul(scale, of_row);
-                let product = e.ins().fcvt_from_sint(F32X4, *product);
-                *result = e.ins().fma(scale, product, *result);
-                if let Some(sum) = sum {
-                    let minimum = halves(e, offset + 2 * PANEL as i32);
-                    *result = e.ins().fma(minimum, sum, *result);
-                }
-            }
+        for part in 0..length / self.codes.summed() {
+            self.part(e, block, part, &panel, &codes, &mut results);
         }
         results
     }
 
-    /// What four rows are multiplied as, a byte each, out of the words of the planes; `nth` of a group.
-    fn step(&self, e: &mut Emitter, planes: &[Plane], words: &[Value], nth: usize) -> Value {
-        let mut word = None;
-        for (plane, bytes) in planes.iter().zip(words) {
-            if plane.bits == 8 {
-                return *bytes;
-            }
-            let bits = e.ins().bitcast(I32X4, little(), *bytes);
-            let (from, to) = (nth % plane.steps() * plane.bits, plane.shift);
-            let bits = match from.cmp(&to) {
-                Ordering::Greater => e.ushr(bits, (from - to) as u32),
-                Ordering::Less => e.shl(bits, (to - from) as u32),
-                Ordering::Equal => bits,
+    /// Adds the products of a part of a block.
+    fn part(
+        &self,
+        e: &mut Emitter,
+        block: Value,
+        part: usize,
+        panel: &Panel,
+        codes: &[(Value, i32)],
+        results: &mut [Value],
+    ) {
+        let length = self.format.block();
+        let (blocks, parts) = (self.depth / length, length / self.codes.summed());
+        let beside = |e: &mut Emitter, (pointer, offset): (Value, i32), each: usize| {
+            let each = e.int(4 * each as i64);
+            let further = e.ins().imul(block, each);
+            (e.ins().iadd(pointer, further), offset + self.depth as i32)
+        };
+        let sums: Vec<(Value, i32)> = self
+            .a
+            .iter()
+            .map(|row| {
+                let (pointer, at) = beside(e, *row, parts);
+                (pointer, at + 4 * (blocks + part) as i32)
+            })
+            .collect();
+        let steps: Vec<Option<(Value, Value)>> = (0..VECTORS).map(|vector| panel.steps(e, part, vector)).collect();
+        let mut products = Vec::new();
+        for (pointer, at) in &sums {
+            let start = match self.codes.minimum {
+                true => e.int_of(I32X4, 0),
+                false => {
+                    let start = e.ins().load(I32, memory(), *pointer, *at);
+                    e.ins().splat(I32X4, start)
+                }
             };
-            let mask = e.int_of(I32X4, i32::from_le_bytes([plane.mask() << to; 4]));
-            let bits = e.ins().band(bits, mask);
-            word = Some(word.map_or(bits, |word| e.ins().bor(word, bits)));
+            for steps in &steps {
+                products.push(match steps {
+                    Some((_, zeros)) => e.ins().imul(start, *zeros),
+                    None => start,
+                });
+            }
         }
-        let word = word.unwrap_or_else(|| e.int_of(I32X4, 0));
-        let codes = e.ins().bitcast(I8X16, little(), word);
-        let Some(_) = self.codes.levels else { return codes };
-        let levels: [u8; 16] = array::from_fn(|code| self.codes.byte(code as u8) as u8);
-        let levels = e.vector(I32X4, array::from_fn(|i| u32::from_le_bytes(array::from_fn(|j| levels[4 * i + j]))));
-        let levels = e.ins().bitcast(I8X16, little(), levels);
-        e.ins().swizzle(levels, codes)
+        let products = panel.each(e, part, &products, |e, at, vector, nth, weights, products| {
+            for (row, (pointer, offset)) in codes.iter().enumerate() {
+                let pointer = e.ins().iadd(*pointer, at);
+                let four = e.ins().load(I32, memory(), pointer, offset + 4 * nth as i32);
+                let four = e.ins().splat(I32X4, four);
+                let four = e.ins().bitcast(I8X16, little(), four);
+                let sum = &mut products[row * VECTORS + vector];
+                *sum = dot(e, *sum, four, weights);
+            }
+        });
+        let halves = |e: &mut Emitter, at: usize| {
+            let bits = e.ins().uload16x4(memory(), panel.at.0, panel.at.1 + (self.format.values() + at) as i32);
+            let bits = e.shl(bits, 16);
+            e.as_floats(bits)
+        };
+        let rows = results.chunks_mut(VECTORS).zip(products.chunks(VECTORS)).zip(self.a).zip(&sums);
+        for (((result, products), row), sum) in rows {
+            let (pointer, at) = beside(e, *row, 1);
+            let of_row = e.ins().load(F32, memory(), pointer, at);
+            let of_row = e.ins().splat(F32X4, of_row);
+            let sum = self.codes.minimum.then(|| {
+                let sum = e.ins().load(F32, memory(), sum.0, sum.1);
+                e.ins().splat(F32X4, sum)
+            });
+            for (vector, (result, product)) in result.iter_mut().zip(products).enumerate() {
+                let mut scale = halves(e, 2 * LANES * vector);
+                if let Some((steps, _)) = steps[vector] {
+                    let steps = e.ins().fcvt_from_sint(F32X4, steps);
+                    scale = e.ins().fmul(scale, steps);
+                }
+                let scale = e.ins().fmul(scale, of_row);
+                let product = e.ins().fcvt_from_sint(F32X4, *product);
+                *result = e.ins().fma(scale, product, *result);
+                if let Some(sum) = sum {
+                    let minimum = halves(e, 2 * LANES * vector + 2 * PANEL);
+                    *result = e.ins().fma(minimum, sum, *result);
+                }
+            }
+        }
     }
 }
 
@@ -205,11 +339,11 @@ pub(super) fn encode(e: &mut Emitter, from: (Value, i32), to: (Value, i32), dept
             e.ins().iadd(pointer, further)
         };
         let source = within(e, from.0, 4 * length);
-        let row: Vec<Value> =
-            (0..length / LANES).map(|i| e.ins().load(F32X4, memory(), source, from.1 + 16 * i as i32)).collect();
+        let number = |e: &mut Emitter, i: usize| e.ins().load(F32X4, memory(), source, from.1 + 16 * i as i32);
         let mut largest = e.float_of(F32X4, SMALLEST);
-        for x in &row {
-            let x = e.ins().fabs(*x);
+        for i in 0..length / LANES {
+            let x = number(e, i);
+            let x = e.ins().fabs(x);
             largest = larger(e, x, largest);
         }
         for lanes in [[2, 3, 0, 1], [1, 0, 3, 2]] {
@@ -224,39 +358,41 @@ pub(super) fn encode(e: &mut Emitter, from: (Value, i32), to: (Value, i32), dept
         // Added to this number, a smaller one is rounded to a whole one, which its last bits then are.
         let magic = e.float_of(F32X4, 12_582_912.0);
         let magic_bits = e.bits(magic);
-        let mut sum = e.int_of(I32X4, 0);
-        let bytes: Vec<Value> = row
-            .iter()
-            .map(|x| {
-                let x = e.ins().fmul(*x, factor);
-                let x = e.ins().fadd(x, magic);
-                let x = e.bits(x);
-                let code = e.ins().isub(x, magic_bits);
-                sum = e.ins().iadd(sum, code);
-                code
-            })
-            .collect();
         let target = within(e, to.0, length);
-        for (i, four) in bytes.chunks(4).enumerate() {
-            let (a, b) = (e.ins().snarrow(four[0], four[1]), e.ins().snarrow(four[2], four[3]));
-            let bytes = e.ins().snarrow(a, b);
-            e.ins().store(memory(), bytes, target, to.1 + 16 * i as i32);
-        }
-        for lanes in [[2, 3, 0, 1], [1, 0, 3, 2]] {
-            let other = e.swizzle(sum, lanes);
-            sum = e.ins().iadd(sum, other);
-        }
-        let sum = e.ins().extractlane(sum, 0);
-        let sum = match codes.minimum {
-            true => {
-                let sum = e.ins().fcvt_from_sint(F32, sum);
-                e.ins().fmul(scale, sum)
+        let (parts, summed) = (length / codes.summed(), codes.summed());
+        let sums = within(e, to.0, 4 * parts);
+        for part in 0..parts {
+            let mut sum = e.int_of(I32X4, 0);
+            for i in part * summed / 16..(part + 1) * summed / 16 {
+                let four = [0, 1, 2, 3].map(|nth| {
+                    let x = number(e, 4 * i + nth);
+                    let x = e.ins().fmul(x, factor);
+                    let x = e.ins().fadd(x, magic);
+                    let x = e.bits(x);
+                    let code = e.ins().isub(x, magic_bits);
+                    sum = e.ins().iadd(sum, code);
+                    code
+                });
+                let (a, b) = (e.ins().snarrow(four[0], four[1]), e.ins().snarrow(four[2], four[3]));
+                let bytes = e.ins().snarrow(a, b);
+                e.ins().store(memory(), bytes, target, to.1 + 16 * i as i32);
             }
-            false => e.ins().imul_imm_s(sum, i64::from(-codes.offset)),
-        };
+            for lanes in [[2, 3, 0, 1], [1, 0, 3, 2]] {
+                let other = e.swizzle(sum, lanes);
+                sum = e.ins().iadd(sum, other);
+            }
+            let sum = e.ins().extractlane(sum, 0);
+            let sum = match codes.minimum {
+                true => {
+                    let sum = e.ins().fcvt_from_sint(F32, sum);
+                    e.ins().fmul(scale, sum)
+                }
+                false => e.ins().imul_imm_s(sum, i64::from(-codes.summed_as())),
+            };
+            e.ins().store(memory(), sum, sums, to.1 + depth as i32 + 4 * (blocks as i32 + part as i32));
+        }
         let target = within(e, to.0, 4);
         e.ins().store(memory(), scale, target, to.1 + depth as i32);
-        e.ins().store(memory(), sum, target, to.1 + depth as i32 + 4 * blocks as i32);
         Vec::new()
     });
 }

@@ -15,7 +15,7 @@ use super::expr::Yield;
 use super::math;
 use super::written::{Written, counted};
 use super::x86;
-use crate::loops::{Address, Core, Elem, Encode, Expr, Exps, Fold, Format, Kernel, LANES, Share, Stmt, Var};
+use crate::loops::{Address, Core, Elem, Encode, Expr, Exps, Fold, Format, Kernel, LANES, Share, Stmt, Unpack, Var};
 
 /// The lowering of one kernel.
 pub(super) struct Lowerer<'c> {
@@ -104,6 +104,7 @@ impl Lowerer<'_> {
             Stmt::If { mask, then, otherwise } => self.condition(mask, then, otherwise),
             Stmt::Parallel { var, count, share, body } => self.parallel(*var, count, *share, body),
             Stmt::Core(core) => self.core(core),
+            Stmt::Unpack(unpack) => self.unpack(unpack),
             Stmt::Encode(encode) => self.encode(encode),
             Stmt::Exps(exps) => self.exps(exps),
             Stmt::Note(_) => {}
@@ -316,6 +317,15 @@ impl Lowerer<'_> {
         }
     }
 
+    fn unpack(&mut self, unpack: &Unpack) {
+        let Unpack { depth, from, format, to } = unpack;
+        if let Some(callee) = self.cores.unpack(&mut self.e.func, unpack) {
+            return self.call(callee, &[(to, format.elem()), (from, format.elem())]);
+        }
+        let (from, to) = (self.address(from, format.elem()), self.address(to, format.elem()));
+        codes::unpack(&mut self.e, from, to, *depth, *format);
+    }
+
     fn encode(&mut self, encode: &Encode) {
         let Encode { depth, from, to, format } = encode;
         if let Some(callee) = self.cores.encode(&mut self.e.func, encode) {
@@ -402,7 +412,13 @@ fn collect_set(body: &[Stmt], set: &mut Vec<Var>) {
                 collect_set(then, set);
                 collect_set(otherwise, set);
             }
-            Stmt::Let(..) | Stmt::Store { .. } | Stmt::Core(_) | Stmt::Encode(_) | Stmt::Exps(_) | Stmt::Note(_) => {}
+            Stmt::Let(..)
+            | Stmt::Store { .. }
+            | Stmt::Core(_)
+            | Stmt::Unpack(_)
+            | Stmt::Encode(_)
+            | Stmt::Exps(_)
+            | Stmt::Note(_) => {}
         }
     }
 }
@@ -419,7 +435,7 @@ fn collect_defined(body: &[Stmt], defined: &mut Vec<Var>) {
                 collect_defined(then, defined);
                 collect_defined(otherwise, defined);
             }
-            Stmt::Set(..) | Stmt::Store { .. } | Stmt::Core(_) | Stmt::Encode(_) | Stmt::Note(_) => {}
+            Stmt::Set(..) | Stmt::Store { .. } | Stmt::Core(_) | Stmt::Unpack(_) | Stmt::Encode(_) | Stmt::Note(_) => {}
         }
     }
 }

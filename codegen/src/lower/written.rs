@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use super::affine::Affine;
 use super::expr::Yield;
-use crate::loops::{Address, Binary, Buffer, Elem, Encode, Expr, Exps, PANEL, Stmt, Unary, Var};
+use crate::loops::{Address, Binary, Buffer, Elem, Encode, Expr, Exps, PANEL, Stmt, Unary, Unpack, Var};
 
 /// The kinds of buffers, which do not overlap; and where one begins, as those do not that begin elsewhere.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -139,6 +139,9 @@ impl Walk<'_> {
                 Stmt::Exps(Exps { to, depth, format, .. }) => {
                     let elem = format.elem();
                     self.write(to, elem, Some((0, (depth * elem.bytes()) as i64)));
+                }
+                Stmt::Unpack(Unpack { to, depth, format, .. }) => {
+                    self.write(to, Elem::U8, Some((0, format.unpacked().rows(*depth) as i64)));
                 }
                 Stmt::Encode(Encode { to, depth, format, .. }) => {
                     let elem = format.elem();

@@ -62,23 +62,9 @@ fn code_of(codes: Codes, base: i32) -> [u8; 256] {
 
 /// Stores a block of a panel as the nearest codes, and its scales. What is there is zero.
 pub(super) fn write_block(codes: Codes, rows: &[[f32; PANEL]], out: &mut [u8]) {
-    let best = if codes.bits == 4 { scale_of_few_codes(rows) } else { scale_of_many_codes(rows) };
-    let best = best.map(bf16::from_f32);
-    let scales = &mut out[Format::Codes(codes).values()..];
-    for (scale, out) in best.iter().zip(scales.as_chunks_mut().0) {
-        *out = scale.to_le_bytes();
-    }
-    let inverse = best.map(|scale| if scale == bf16::ZERO { 0.0 } else { 1.0 / scale.to_f32() });
-    let least = -codes.offset as f32;
-    let planes = codes.planes();
-    for (k, row) in rows.iter().enumerate() {
-        for (n, (x, inverse)) in row.iter().zip(&inverse).enumerate() {
-            let code = (rounded(x * inverse).clamp(least, -least - 1.0) - least) as u8;
-            for plane in &planes {
-                let (at, shift) = plane.place(k, n);
-                out[at] |= (code >> plane.shift & plane.mask()) << shift;
-            }
-        }
+    match codes.steps {
+        Some(part) => write_steps(codes, part, rows, out),
+        None => write_bytes(codes, rows, out),
     }
 }
 
@@ -141,53 +127,185 @@ pub fn nearest(codes: Codes, floats: &[f32], sizes: &[usize], dim: usize) -> Vec
     all
 }
 
-/// The nearest whole number to a small one, ties to even.
-fn rounded(x: f32) -> f32 {
-    const MAGIC: f32 = 12_582_912.0;
-    (x + MAGIC) - MAGIC
-}
-
-/// The largest magnitude of each column has the largest code.
-fn scale_of_many_codes(rows: &[[f32; PANEL]]) -> [f32; PANEL] {
+/// The same of bytes: the largest magnitude of each column has the largest code.
+fn write_bytes(codes: Codes, rows: &[[f32; PANEL]], out: &mut [u8]) {
     let mut largest = [0.0f32; PANEL];
     for row in rows {
         for (largest, x) in largest.iter_mut().zip(row) {
             *largest = largest.max(x.abs());
         }
     }
-    largest.map(|largest| largest / 127.0)
+    let scales = largest.map(|largest| bf16::from_f32(largest / 127.0));
+    write_scales(codes, scales, out);
+    let inverse = scales.map(inverse);
+    let least = -codes.offset as f32;
+    for (step, four) in rows.as_chunks::<4>().0.iter().enumerate() {
+        for (k, row) in four.iter().enumerate() {
+            for n in 0..PANEL {
+                let code = rounded(row[n] * inverse[n]).clamp(least, -least - 1.0) - least;
+                out[(step * PANEL + n) * 4 + k] = code as u8;
+            }
+        }
+    }
 }
 
-/// The scale with the least sum of squared errors, of those that give the largest magnitude some code near the ends, each
-/// with the scale that is best for the codes that follow.
-fn scale_of_few_codes(rows: &[[f32; PANEL]]) -> [f32; PANEL] {
-    const ENDS: [f32; 8] = [-8.5, -8.0, -7.5, -7.0, -6.5, 7.0, 7.5, 6.5];
-    let mut extreme = [0.0f32; PANEL];
-    for row in rows {
-        for (extreme, x) in extreme.iter_mut().zip(row) {
-            *extreme = if x.abs() > extreme.abs() { *x } else { *extreme };
+fn write_scales(codes: Codes, scales: [bf16; PANEL], out: &mut [u8]) {
+    for (scale, out) in scales.iter().zip(out[Format::Codes(codes).values()..].as_chunks_mut().0) {
+        *out = scale.to_le_bytes();
+    }
+}
+
+/// What numbers are multiplied with in place of a division.
+fn inverse(scale: bf16) -> f32 {
+    if scale == bf16::ZERO { 0.0 } else { 1.0 / scale.to_f32() }
+}
+
+/// The largest code in steps, and the largest step.
+const MOST: f32 = 15.0;
+
+/// The largest product of a step with a code less its zero.
+const REACH: f32 = 127.0;
+
+/// What is best for a part's columns, each for itself.
+#[derive(Clone, Copy)]
+struct Best {
+    /// The distance of neighbouring codes.
+    distance: [f32; PANEL],
+    /// The code of 0.
+    zero: [f32; PANEL],
+}
+
+/// The same of codes in steps. First the best distances of neighbouring codes are found, part by part; then the scale is the
+/// least one of which all are multiples by a step, about; then codes and zeros are those that are best with these steps, and the
+/// scale the one that is best with these codes.
+fn write_steps(codes: Codes, part: usize, rows: &[[f32; PANEL]], out: &mut [u8]) {
+    let parts = rows.chunks(part);
+    let best: Vec<Best> = parts.clone().map(Best::of).collect();
+    let mut scales = [0.0f32; PANEL];
+    for best in &best {
+        for (scale, (distance, zero)) in scales.iter_mut().zip(best.distance.iter().zip(best.zero)) {
+            *scale = scale.max(distance / largest_step(zero));
         }
     }
-    let (mut best, mut least) = ([0.0f32; PANEL], [0.0f32; PANEL]);
-    for end in ENDS {
-        let inverse = extreme.map(|x| if x == 0.0 { 0.0 } else { end / x });
-        let (mut with, mut squares) = ([0.0f32; PANEL], [0.0f32; PANEL]);
+    let mut fitted = [[0.0f32; PANEL]; 2];
+    let mut steps: Vec<[[f32; PANEL]; 2]> = Vec::with_capacity(best.len());
+    for (rows, best) in parts.clone().zip(&best) {
+        steps.push(best.in_steps(rows, &scales, &mut fitted));
+    }
+    let [with, squares] = fitted;
+    let of_codes: [bf16; PANEL] =
+        array::from_fn(|n| bf16::from_f32(if squares[n] > 0.0 { with[n] / squares[n] } else { 0.0 }));
+    write_scales(codes, of_codes, out);
+    let inverse = of_codes.map(inverse);
+    let (plane, parts_at) = (codes.planes()[0], codes.parts_at());
+    for (nth, (rows, [steps, zeros])) in parts.zip(&steps).enumerate() {
+        for n in 0..PANEL {
+            out[parts_at + nth * PANEL + n] = steps[n] as u8 | (zeros[n] as u8) << 4;
+        }
+        let factors: [f32; PANEL] = array::from_fn(|n| inverse[n] / steps[n].max(1.0));
+        for (k, row) in rows.iter().enumerate() {
+            for n in 0..PANEL {
+                let code = rounded(row[n] * factors[n] + zeros[n]).clamp(0.0, MOST);
+                let (at, shift) = plane.place(nth * part + k, n);
+                out[at] |= (code as u8) << shift;
+            }
+        }
+    }
+}
+
+/// The largest step with which all codes are bytes.
+fn largest_step(zero: f32) -> f32 {
+    (REACH / zero.max(MOST - zero)).floor().min(MOST)
+}
+
+impl Best {
+    /// Tries what the numbers, and 0, span, and a little more. Less makes the sum of squared errors smaller, but cuts the ends
+    /// off, and a model's perplexity is worse for it.
+    fn of(rows: &[[f32; PANEL]]) -> Best {
+        const SHARES: [f32; 2] = [1.0, 1.04];
+        let (mut least, mut most) = ([0.0f32; PANEL], [0.0f32; PANEL]);
         for row in rows {
             for n in 0..PANEL {
-                let code = rounded(row[n] * inverse[n]).clamp(-8.0, 7.0);
-                with[n] += row[n] * code;
-                squares[n] += code * code;
+                least[n] = least[n].min(row[n]);
+                most[n] = most[n].max(row[n]);
             }
         }
-        for n in 0..PANEL {
-            // The error falls by what the best scale explains.
-            let explained = with[n] * with[n] / squares[n].max(f32::MIN_POSITIVE);
-            if explained > least[n] {
-                (least[n], best[n]) = (explained, with[n] / squares[n]);
+        let mut best = Best { distance: [0.0; PANEL], zero: [0.0; PANEL] };
+        let mut explained = [0.0f32; PANEL];
+        for share in SHARES {
+            let distance: [f32; PANEL] = array::from_fn(|n| share / MOST * (most[n] - least[n]));
+            let inverse = distance.map(|distance| if distance > 0.0 { 1.0 / distance } else { 0.0 });
+            let down: [f32; PANEL] = array::from_fn(|n| (-least[n] * share * inverse[n]).floor().clamp(0.0, MOST));
+            for zero in [down, down.map(|zero| (zero + 1.0).min(MOST))] {
+                let fitted = fit(rows, &inverse, &zero);
+                for n in 0..PANEL {
+                    // The error falls by what the best distance explains.
+                    let [with, squares] = [fitted[0][n], fitted[1][n].max(f32::MIN_POSITIVE)];
+                    if with * with / squares > explained[n] {
+                        explained[n] = with * with / squares;
+                        (best.distance[n], best.zero[n]) = (with / squares, zero[n]);
+                    }
+                }
             }
+        }
+        best
+    }
+
+    /// The step and the zero of each column, with these scales. Adds up what the scale that is best with the codes follows
+    /// from.
+    fn in_steps(
+        &self,
+        rows: &[[f32; PANEL]],
+        scales: &[f32; PANEL],
+        fitted: &mut [[f32; PANEL]; 2],
+    ) -> [[f32; PANEL]; 2] {
+        let steps: [f32; PANEL] = array::from_fn(|n| {
+            let step = if scales[n] > 0.0 { rounded(self.distance[n] / scales[n]) } else { 0.0 };
+            step.clamp(1.0, largest_step(self.zero[n]))
+        });
+        let inverse: [f32; PANEL] =
+            array::from_fn(|n| if scales[n] > 0.0 { 1.0 / (steps[n] * scales[n]) } else { 0.0 });
+        let mut best = self.zero;
+        let mut least = [f32::INFINITY; PANEL];
+        let mut of_best = [[0.0f32; PANEL]; 2];
+        for by in [0.0, -1.0, 1.0] {
+            let zero = self.zero.map(|zero| zero + by);
+            let [with, squares] = fit(rows, &inverse, &zero);
+            for n in 0..PANEL {
+                // The error, but for the sum of the numbers' squares.
+                let distance = steps[n] * scales[n];
+                let error = distance * (distance * squares[n] - 2.0 * with[n]);
+                let can = (0.0..=MOST).contains(&zero[n]) && steps[n] <= largest_step(zero[n]);
+                if can && error < least[n] {
+                    (least[n], best[n]) = (error, zero[n]);
+                    (of_best[0][n], of_best[1][n]) = (with[n] * steps[n], squares[n] * steps[n] * steps[n]);
+                }
+            }
+        }
+        for (sum, part) in fitted.as_flattened_mut().iter_mut().zip(of_best.as_flattened()) {
+            *sum += part;
+        }
+        [steps, best]
+    }
+}
+
+/// Of each column the sum of the products of numbers and their codes, less the zero, and the sum of the codes' squares.
+fn fit(rows: &[[f32; PANEL]], inverse: &[f32; PANEL], zero: &[f32; PANEL]) -> [[f32; PANEL]; 2] {
+    let (mut with, mut squares) = ([0.0f32; PANEL], [0.0f32; PANEL]);
+    for row in rows {
+        for n in 0..PANEL {
+            let code = rounded(row[n] * inverse[n] + zero[n]).clamp(0.0, MOST) - zero[n];
+            with[n] += row[n] * code;
+            squares[n] += code * code;
         }
     }
-    best
+    [with, squares]
+}
+
+/// The nearest whole number to a small one, ties to even.
+fn rounded(x: f32) -> f32 {
+    const MAGIC: f32 = 12_582_912.0;
+    (x + MAGIC) - MAGIC
 }
 
 #[cfg(test)]
@@ -250,7 +368,7 @@ mod tests {
 
     #[test]
     fn codes_are_within_half_a_step() {
-        for format in [Format::Q8, Format::Q4] {
+        for format in [Format::Q8, Format::Q4, Format::Q4.fitting(64)] {
             let rows: Vec<[f32; PANEL]> = (0..format.block())
                 .map(|k| {
                     array::from_fn(|n| {
@@ -269,12 +387,14 @@ mod tests {
                     squares[0] += error * error;
                     squares[1] += x * x;
                     // Only what lies beyond the codes' ends may be farther off.
-                    let ends = element.code == 0 || i32::from(element.code) == 2 * codes.offset - 1;
-                    assert!(ends || error.abs() <= element.scale.abs() * 0.501, "{format}: {x} is off by {error}");
+                    let ends = element.code == 0 || usize::from(element.code) == (1 << codes.bits) - 1;
+                    let step = if codes.steps.is_some() { element.part & 15 } else { 1 };
+                    let distance = element.scale * f32::from(step);
+                    assert!(ends || error.abs() <= distance.abs() * 0.501, "{format}: {x} is off by {error}");
                 }
             }
             let relative = (squares[0] / squares[1]).sqrt();
-            assert!(relative < if format == Format::Q4 { 0.09 } else { 0.006 }, "{format}: {relative}");
+            assert!(relative < if codes.bits == 4 { 0.09 } else { 0.006 }, "{format}: {relative}");
         }
     }
 }

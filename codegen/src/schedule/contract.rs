@@ -9,7 +9,7 @@ use std::collections::HashMap;
 
 use einfuse_graph::{AxisId, TensorId};
 
-use super::cores::cover;
+use super::cores::{Matrix, multiply};
 use super::emit::{Emitter, Scope, Span};
 use super::homes::{Panels, Units};
 use super::layout::Layout;
@@ -18,7 +18,7 @@ use super::place::Place;
 use super::select;
 use super::{Context, Mode};
 use crate::fuse::{Contract, Contraction, Kernel, Task, is_tokens};
-use crate::loops::{self, Address, Arg, Buffer, Core, Cores, Elem, Expr, Format, PANEL, Share, Stmt};
+use crate::loops::{self, Address, Arg, Buffer, Cores, Elem, Expr, Format, PANEL, Share, Stmt};
 
 /// The rows at hand.
 pub(super) struct Block<'a> {
@@ -300,23 +300,11 @@ fn cores(
     if c.chosen.is_some() {
         return select::row_by_row(cx, c, panels, units, block, a, &at, &b, &c_at, e);
     }
+    let rows = Matrix { at, format: a.format, stride: a.stride };
     e.repeat(Expr::Int(0), units.panels.into(), 1, |e, panel| {
         let b = b.clone().plus(panel.clone() * panels.panel);
-        let c_at = c_at.clone().plus(panel * PANEL);
-        cover(cx, &block.rows(), panels.format, e, |rows, row| {
-            Stmt::Core(Core {
-                rows,
-                depth: panels.depth.into(),
-                a: at.clone().plus(row.clone() * a.stride),
-                a_format: a.format,
-                a_stride: a.stride.into(),
-                b: b.clone(),
-                b_format: panels.format,
-                c: c_at.clone().plus(row * width),
-                c_stride: width.into(),
-                accumulate: false,
-            })
-        });
+        let tile = Matrix::floats(c_at.clone().plus(panel * PANEL), width);
+        multiply(cx, &block.rows(), &rows, panels, &b, &tile, e);
     });
 }
 

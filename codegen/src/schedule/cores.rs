@@ -1,8 +1,9 @@
 //! Cores for any number of rows.
 
 use super::emit::Emitter;
+use super::homes::Panels;
 use super::{Context, Mode};
-use crate::loops::{Expr, Format, Stmt};
+use crate::loops::{Address, Core, Elem, Expr, Format, Stmt, Unpack};
 
 /// Covers so many rows with cores: as many as there can be of the most rows, then a smaller one for the rest. Where the
 /// number is known at run time only, the last core may take rows beyond, fewer than [`Cores::rows`](crate::loops::Cores)
@@ -30,6 +31,59 @@ pub(super) fn cover(cx: &Context, rows: &Expr, format: Format, e: &mut Emitter, 
     }
 }
 
+/// Rows of an operand or of the result: the first, and units from one to the next.
+#[derive(Clone)]
+pub(super) struct Matrix {
+    pub(super) at: Address,
+    pub(super) format: Format,
+    pub(super) stride: usize,
+}
+
+impl Matrix {
+    /// Floats.
+    pub(super) fn floats(at: Address, stride: usize) -> Matrix {
+        Matrix { at, format: Format::F32, stride }
+    }
+
+    fn row(&self, row: Expr) -> Address {
+        self.at.clone().plus(row * self.stride)
+    }
+}
+
+/// The products of so many rows with one of the panels of a weight, at `b`. Where the rows are in the format that it is unpacked
+/// to, it is unpacked once for all cores.
+pub(super) fn multiply(
+    cx: &Context,
+    count: &Expr,
+    a: &Matrix,
+    panels: &Panels,
+    b: &Address,
+    c: &Matrix,
+    e: &mut Emitter,
+) {
+    let (mut b, mut format, before) = (b.clone(), panels.format, e.scratch);
+    if a.format != format && a.format == format.unpacked() {
+        let to = Address::new(e.memory(a.format.panel(panels.depth), Elem::U8), 0);
+        e.push(Stmt::Unpack(Unpack { depth: panels.depth, from: b, format, to: to.clone() }));
+        (b, format) = (to, a.format);
+    }
+    cover(cx, count, format, e, |rows, row| {
+        Stmt::Core(Core {
+            rows,
+            depth: panels.depth.into(),
+            a: a.row(row.clone()),
+            a_format: a.format,
+            a_stride: a.stride.into(),
+            b: b.clone(),
+            b_format: format,
+            c: c.row(row),
+            c_stride: c.stride.into(),
+            accumulate: false,
+        })
+    });
+    e.release(before);
+}
+
 /// The smallest core that takes what is left, at most `most` rows.
 fn rest(most: usize, left: &Expr, from: &Expr, e: &mut Emitter, core: &impl Fn(usize, Expr) -> Stmt) {
     let Some(fewer) = (1..=8usize).chain([12]).rev().find(|n| *n < most) else {
@@ -53,7 +107,8 @@ impl Context<'_> {
     pub(super) fn multiplied(&self, panel: Format, mode: &Mode) -> Format {
         match panel {
             Format::Bf16 if !self.cores.bf16 || matches!(mode, Mode::One(_)) => Format::F32,
-            panel => panel,
+            panel if matches!(mode, Mode::One(_)) => panel,
+            panel => panel.unpacked(),
         }
     }
 }

@@ -250,8 +250,9 @@ impl Homes {
                         }
                     }
                     Shape::Stream(stream) => {
+                        let outer = super::stream::outer(&plan.graph, stream);
                         for (eq, c) in stream.expansions() {
-                            self.pack_task(plan, kernel, storage, scope, &expansion(eq, c));
+                            self.pack_task(plan, kernel, storage, scope, &expansion(eq, c, &outer));
                         }
                     }
                 }
@@ -507,14 +508,18 @@ fn made(plan: &Plan, kept: Kept, weight: TensorId, storage: Format) -> Option<Bl
     (!kept.own && !storage.is_coded()).then_some(*blocks)
 }
 
-/// The contraction of a stream's operand as a task: its columns are computed together.
-pub(crate) fn expansion(eq: EqId, c: &Contraction) -> Task {
-    Task { contractions: vec![(eq, c.clone())], epilogue: Vec::new(), whole: c.cols.clone() }
+/// The contraction of a stream's operand as a task: the columns that a tile reads, at its coordinates of the outer axes, are
+/// computed together.
+pub(crate) fn expansion(eq: EqId, c: &Contraction, outer: &[AxisId]) -> Task {
+    let lane = c.cols.last();
+    let whole = c.cols.iter().filter(|&a| !outer.contains(a) || Some(a) == lane).copied().collect();
+    Task { contractions: vec![(eq, c.clone())], epilogue: Vec::new(), whole }
 }
 
 /// A format in which a contraction's panels can be: as wanted, if the rows that then lie together, or share a scale, are there.
 pub(super) fn fitting(graph: &Graph, c: &Contraction, wanted: Format) -> Format {
     let rows = c.depth.last().and_then(|&a| graph.size(a)).unwrap_or(1);
+    let wanted = wanted.fitting(rows);
     match (rows.is_multiple_of(wanted.block()), rows.is_multiple_of(Format::Bf16.block())) {
         (true, _) => wanted,
         (false, true) => Format::Bf16,

@@ -81,6 +81,13 @@ impl Layout {
         self.terms.push(Term { dim, div: block, modulo: None, stride: format.rows(block) / Elem::Bf16.bytes() });
     }
 
+    /// The same for parts of blocks, of so many rows, in bytes.
+    pub(crate) fn push_parts(&mut self, dim: usize, format: Format, rows: usize) {
+        let block = format.block();
+        self.terms.push(Term { dim, div: block, modulo: None, stride: format.rows(block) });
+        self.terms.push(Term { dim, div: rows, modulo: Some(block / rows), stride: PANEL });
+    }
+
     /// Whether a dimension is the columns of panels.
     pub(crate) fn has_panels(&self, dim: usize) -> bool {
         self.terms.iter().any(|t| t.dim == dim && t.div == 1 && t.modulo == Some(PANEL))
@@ -156,15 +163,16 @@ mod tests {
     #[test]
     fn codes_of_half_a_byte_interleave_eight_rows() {
         let mut layout = Layout::default();
-        let codes = Format::Q4.codes().unwrap();
-        layout.push_panels(0, Format::Q4.panel(64), Format::Q4);
+        let format = Format::Q4.fitting(64);
+        let codes = format.codes().unwrap();
+        layout.push_panels(0, format.panel(128), format);
         layout.push_plane(1, codes, codes.planes()[0]);
         // Row 0 and row 4 share a byte; the next column follows after four bytes.
         let at = |column: usize, row: usize| layout.offset_of(&[column, row]);
         assert_eq!([0, 4, 1, 5, 7, 8].map(|row| at(0, row)), [0, 0, 1, 1, 3, 64]);
         assert_eq!([at(1, 0), at(15, 7)], [4, 63]);
-        // Each 32 rows are followed by their scales, of 32 bytes.
-        assert_eq!([at(0, 31), at(0, 32), at(16, 0)], [195, 288, 576]);
+        // Each 64 rows are followed by their scales, of 32 bytes, and their steps, of 32 bytes.
+        assert_eq!([at(0, 63), at(0, 64), at(16, 0)], [451, 576, 1152]);
     }
 
     #[test]

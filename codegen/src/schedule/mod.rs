@@ -22,7 +22,7 @@ mod rows;
 mod segments;
 mod select;
 mod stream;
-mod tiling;
+pub(crate) mod tiling;
 
 use crate::fuse::{Contraction, EqId, Fold, Kernel, Plan, Shape};
 use crate::loops::{self, Arg, Cores, Expr};
@@ -33,7 +33,7 @@ use place::Place;
 pub use tiling::{Sizes, Tiling};
 
 /// The number of this way to write kernels: another one where a kernel's best tiling may be another than it was.
-pub const REVISION: u32 = 5;
+pub const REVISION: u32 = 6;
 
 /// The most tokens that count as few: all of them together share the positions of a cache among the workers.
 pub(crate) const FEW: usize = 8;

@@ -23,7 +23,7 @@ pub(super) struct Operand {
 #[derive(Clone)]
 enum Memory {
     /// Floats where a tensor's elements are.
-    Place(Place),
+    Place(Box<Place>),
     /// Rows in another format, one after the other: for each row, one for each coordinate of the batch, of so many units.
     Encoded {
         buffer: Buffer,
@@ -132,11 +132,11 @@ pub(super) fn operands(
         let computed = contract.prologue.iter().any(|&q| cx.plan.equations[q].out == c.a);
         let stride = if computed { apart(row, Format::F32) } else { row };
         let place = e.places[&c.a].clone();
-        let mut floats = Operand { memory: Memory::Place(place), format: Format::F32, stride };
+        let mut floats = Operand { memory: Memory::Place(place.into()), format: Format::F32, stride };
         if !computed && format == Format::F32 && mode == Mode::Many && apart(row, format) != row {
             let (place, stride) = block_place(cx, c.a, Some(c), block, &mut room, e);
             e.equation(&Scope::default(), c.a, cx.load(c.a), &place);
-            floats = Operand { memory: Memory::Place(place), stride, ..floats };
+            floats = Operand { memory: Memory::Place(place.into()), stride, ..floats };
         }
         let operand = match format {
             Format::F32 => floats,

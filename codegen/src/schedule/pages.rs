@@ -140,7 +140,7 @@ fn over_positions(graph: &Graph, axes: &[AxisId], c: &Contraction, format: Forma
     scales.push_panels(positions_dim(graph, axes), format.panel(rows) / 2, Format::F32);
     push_rest(graph, axes, &mut scales, page / 2);
     let depth = c.depth.last().and_then(|&a| axes.iter().position(|&d| d == a)).unwrap_or(0);
-    let coded = Coded { codes, depth, planes: vec![layout.clone()], scales, ones: None };
+    let coded = Coded { codes, depth, planes: vec![layout.clone()], scales, parts: None, ones: None };
     Stored { elem: format.elem(), layout, coded: Some(coded), len }
 }
 
@@ -170,7 +170,7 @@ fn over_columns(graph: &Graph, axes: &[AxisId], c: &Contraction, format: Format)
         stride *= size(a);
     }
     let depth = positions_dim(graph, axes);
-    let coded = Coded { codes, depth, planes: vec![layout.clone()], scales, ones: Some(ones) };
+    let coded = Coded { codes, depth, planes: vec![layout.clone()], scales, parts: None, ones: Some(ones) };
     Stored { elem: format.elem(), layout, coded: Some(coded), len: len + 2 * stride }
 }
 

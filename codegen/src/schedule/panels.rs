@@ -22,6 +22,8 @@ pub(super) enum Part {
     Floats,
     Plane(Plane),
     Scales,
+    /// Steps and zeros, of so many rows each.
+    Parts(usize),
 }
 
 /// A weight in panels.
@@ -48,10 +50,15 @@ pub(super) fn coded(graph: &Graph, stored: &Stored, units: &Units, strides: &Str
         layout(graph, stored, units, &strides, format, Part::Plane(plane))
     });
     let planes = planes.collect();
+    let parts = codes.steps.map(|rows| {
+        let strides = Strides { base: strides.base + codes.parts_at(), ..*strides };
+        layout(graph, stored, units, &strides, format, Part::Parts(rows))
+    });
     let half = |bytes: usize| bytes / Elem::Bf16.bytes();
     let strides =
         Strides { base: half(strides.base + format.values()), panel: half(strides.panel), unit: half(strides.unit) };
-    Coded { codes, depth, planes, scales: layout(graph, stored, units, &strides, format, Part::Scales), ones: None }
+    let scales = layout(graph, stored, units, &strides, format, Part::Scales);
+    Coded { codes, depth, planes, scales, parts, ones: None }
 }
 
 /// The layout of a weight in panels: choice, unit, panel within the unit, depth, column.
@@ -71,6 +78,7 @@ pub(super) fn layout(
         if let Some(dim) = dim(a) {
             match (i, part, format) {
                 (0, Part::Scales, _) => out.push_blocks(dim, format),
+                (0, Part::Parts(rows), _) => out.push_parts(dim, format, rows),
                 (0, Part::Plane(plane), Format::Codes(codes)) => out.push_plane(dim, codes, plane),
                 (0, ..) => out.push_depth(dim, format),
                 (_, Part::Scales, _) => out.push(dim, format.rows(rows) / Elem::Bf16.bytes()),
@@ -82,7 +90,7 @@ pub(super) fn layout(
     let lane_panels = units.lane_size.div_ceil(PANEL);
     let lane_stride = if units.lane_whole { strides.panel } else { strides.unit };
     if let Some(dim) = dim(units.lane) {
-        let format = if matches!(part, Part::Scales) { Format::F32 } else { format };
+        let format = if matches!(part, Part::Scales | Part::Parts(_)) { Format::F32 } else { format };
         out.push_panels(dim, lane_stride, format);
     }
     let mut stride = strides.panel;

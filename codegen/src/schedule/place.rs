@@ -25,6 +25,8 @@ pub(crate) struct Coded {
     pub(crate) planes: Vec<Layout>,
     /// The scales, in scales; minima are [`PANEL`] further on. Coordinates that it does not tell apart share one.
     pub(crate) scales: Layout,
+    /// The bytes of steps and zeros, if there are any.
+    pub(crate) parts: Option<Layout>,
     /// The layout of the scales that belong to the panels, where the codes have others: these are 1.
     pub(crate) ones: Option<Layout>,
 }
@@ -86,9 +88,13 @@ impl Place {
             let bits = if plane.bits == 8 { rest } else { rest.rem(radix) };
             code = code + bits * (1i64 << plane.shift);
         }
-        let value = match coded.codes.levels {
-            None => code - i64::from(coded.codes.offset),
-            Some(levels) => (1..levels.len()).fold(Expr::Int(levels[0].into()), |value, nth| {
+        let value = match (&coded.parts, coded.codes.levels) {
+            (Some(parts), _) => {
+                let part = self.address_in(parts, index).load(Elem::U8);
+                part.clone().rem(16) * (code - part.div(16))
+            }
+            (None, None) => code - i64::from(coded.codes.offset),
+            (None, Some(levels)) => (1..levels.len()).fold(Expr::Int(levels[0].into()), |value, nth| {
                 Expr::from(nth - 1).lt(code.clone()).select(Expr::Int(levels[nth].into()), value)
             }),
         };

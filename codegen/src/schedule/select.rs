@@ -11,7 +11,7 @@ use einfuse_graph::{AxisId, TensorId};
 
 use super::Context;
 use super::contract::{Block, columns, enter};
-use super::cores::{apart, cover};
+use super::cores::{Matrix, apart, multiply};
 use super::emit::{Emitter, Scope, graph_name};
 use super::homes::{Panels, Units};
 use super::layout::Layout;
@@ -405,25 +405,13 @@ fn unit(
             let Some((buffer, stride)) = operands.get(&(c.a, format)) else { continue };
             let tile = e.floats(rows.block.next_multiple_of(cx.cores.rows()) * width);
             let a = Address::new(buffer.clone(), first.clone() * *stride);
+            let a = Matrix { at: a, format, stride: *stride };
             let b = number.clone() * panels.unit_stride + chosen.clone() * panels.choice_stride + panels.base;
             let b = Address::new(panels.buffer.clone(), e.int(b));
             e.repeat(0.into(), units.panels.into(), 1, |e, panel| {
                 let b = b.clone().plus(panel.clone() * panels.panel);
-                let c_at = Address::new(tile.clone(), panel * PANEL);
-                cover(cx, &count, panels.format, e, |some, row| {
-                    Stmt::Core(Core {
-                        rows: some,
-                        depth: panels.depth.into(),
-                        a: a.clone().plus(row.clone() * *stride),
-                        a_format: format,
-                        a_stride: (*stride).into(),
-                        b: b.clone(),
-                        b_format: panels.format,
-                        c: c_at.clone().plus(row * width),
-                        c_stride: width.into(),
-                        accumulate: false,
-                    })
-                });
+                let tile = Matrix::floats(Address::new(tile.clone(), panel * PANEL), width);
+                multiply(cx, &count, &a, panels, &b, &tile, e);
             });
             tiles.insert(c.out, tile);
         }

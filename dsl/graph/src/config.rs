@@ -158,9 +158,10 @@ impl<'a> Source<'a> {
         self.read(keys, "a number", |value| value.as_f64().map(|x| x as f32).filter(|x| x.is_finite()))
     }
 
-    /// A truth value.
+    /// A truth value; a number is true unless it is 0.
     pub fn flag(&self, keys: &[&str]) -> Result<Option<bool>, ModelError> {
-        self.read(keys, "true or false", Value::as_bool)
+        let flag = |value: &Value| value.as_bool().or_else(|| value.as_u64().map(|number| number != 0));
+        self.read(keys, "true or false", flag)
     }
 
     /// A value of any type that serde can read.

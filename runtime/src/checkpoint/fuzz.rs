@@ -132,13 +132,13 @@ pub(super) mod tests {
 
     #[test]
     fn no_gguf_file_is_too_strange() {
-        let (accepted, refused) = run(gguf, "gguf", 4000);
+        let (accepted, refused) = run(gguf, "gguf", 1700);
         assert!(accepted > 500 && refused > 5000, "{accepted} accepted, {refused} refused");
     }
 
     #[test]
     fn no_safetensors_file_is_too_strange() {
-        let (accepted, refused) = run(safetensors, "safetensors", 3000);
+        let (accepted, refused) = run(safetensors, "safetensors", 1700);
         assert!(accepted > 500 && refused > 5000, "{accepted} accepted, {refused} refused");
     }
 }

@@ -8,6 +8,9 @@ use crate::loops::{Codes, Format, PANEL, SMALLEST};
 /// Where the scales go.
 const SCALES: Register = Register::R8;
 
+/// Where the sums go.
+const SUMS: Register = Register::R9;
+
 /// Bytes of a vector of floats.
 const VECTOR: usize = 4 * PANEL;
 
@@ -41,32 +44,37 @@ pub(super) fn write(w: &mut Writer, depth: usize, format: Format) -> Result<(), 
         w.push(Instruction::with2(Code::EVEX_Vmovd_xmm_rm32, register, COUNT))?;
     }
     let blocks = depth / codes.block;
-    w.times(blocks, |w| block(w, codes, blocks))
+    let sums = w.at(B, depth + 4 * blocks);
+    w.push(Instruction::with2(Code::Lea_r64_m, SUMS, sums))?;
+    w.times(blocks, |w| block(w, codes))
 }
 
-fn numbers(i: usize) -> Register {
-    Register::ZMM0 + i as u32
+/// Registers for vectors that pass by.
+fn passing(i: usize) -> Register {
+    Register::ZMM0 + (i % FOLDED) as u32
 }
 
-fn others(i: usize) -> Register {
-    Register::ZMM8 + i as u32
+/// Those that are folded.
+fn folded(i: usize) -> Register {
+    Register::ZMM8 + (i % FOLDED) as u32
 }
 
-fn block(w: &mut Writer, codes: Codes, blocks: usize) -> Result<(), IcedError> {
+/// How many vectors are folded at the end.
+const FOLDED: usize = 8;
+
+fn block(w: &mut Writer, codes: Codes) -> Result<(), IcedError> {
     let vectors = codes.block / PANEL;
+    let [max, add] = [Code::EVEX_Vmaxps_zmm_k1z_zmm_zmmm512b32_sae, Code::EVEX_Vpaddd_zmm_k1z_zmm_zmmm512b32];
     for i in 0..vectors {
+        let magnitude = if i < FOLDED { folded(i) } else { passing(i) };
         let from = w.at(A, i * VECTOR);
-        w.push(Instruction::with2(Code::EVEX_Vmovups_zmm_k1z_zmmm512, numbers(i), from))?;
-        w.push(Instruction::with3(Code::EVEX_Vpandd_zmm_k1z_zmm_zmmm512b32, others(i), numbers(i), MAGNITUDE))?;
+        w.push(Instruction::with3(Code::EVEX_Vpandd_zmm_k1z_zmm_zmmm512b32, magnitude, MAGNITUDE, from))?;
+        if i >= FOLDED {
+            w.push(Instruction::with3(max, folded(i), folded(i), magnitude))?;
+        }
     }
-    let largest = w.fold(
-        vectors,
-        [
-            Code::EVEX_Vmaxps_zmm_k1z_zmm_zmmm512b32_sae,
-            Code::VEX_Vmaxps_ymm_ymm_ymmm256,
-            Code::VEX_Vmaxps_xmm_xmm_xmmm128,
-        ],
-    )?;
+    let largest =
+        w.fold(vectors.min(FOLDED), [max, Code::VEX_Vmaxps_ymm_ymm_ymmm256, Code::VEX_Vmaxps_xmm_xmm_xmmm128])?;
     w.push(Instruction::with3(Code::EVEX_Vmaxss_xmm_k1z_xmm_xmmm32_sae, largest, LEAST, largest))?;
     let (scale, factor) = (Register::XMM16, Register::XMM17);
     w.push(Instruction::with3(Code::EVEX_Vmulss_xmm_k1z_xmm_xmmm32_er, scale, largest, INVERSE))?;
@@ -75,31 +83,44 @@ fn block(w: &mut Writer, codes: Codes, blocks: usize) -> Result<(), IcedError> {
     w.push(Instruction::with3(Code::EVEX_Vdivss_xmm_k1z_xmm_xmmm32_er, factor, MOST, largest))?;
     let factors = Register::ZMM17;
     w.push(Instruction::with2(Code::EVEX_Vbroadcastss_zmm_k1z_xmmm32, factors, factor))?;
-    for i in 0..vectors {
-        let code = others(i);
-        w.push(Instruction::with3(Code::EVEX_Vmulps_zmm_k1z_zmm_zmmm512b32_er, code, numbers(i), factors))?;
-        w.push(Instruction::with2(Code::EVEX_Vcvtps2dq_zmm_k1z_zmmm512b32_er, code, code))?;
-        let to = w.at(B, i * PANEL);
-        w.push(Instruction::with2(Code::EVEX_Vpmovsdb_xmmm128_k1z_zmm, to, code))?;
+    let parts = codes.block / codes.summed();
+    for part in 0..parts {
+        let vectors = codes.summed() / PANEL;
+        for i in 0..vectors {
+            let code = if i < FOLDED { folded(i) } else { passing(i) };
+            let from = w.at(A, (part * vectors + i) * VECTOR);
+            w.push(Instruction::with3(Code::EVEX_Vmulps_zmm_k1z_zmm_zmmm512b32_er, code, factors, from))?;
+            w.push(Instruction::with2(Code::EVEX_Vcvtps2dq_zmm_k1z_zmmm512b32_er, code, code))?;
+            let to = w.at(B, (part * vectors + i) * PANEL);
+            w.push(Instruction::with2(Code::EVEX_Vpmovsdb_xmmm128_k1z_zmm, to, code))?;
+            if i >= FOLDED {
+                w.push(Instruction::with3(add, folded(i), folded(i), code))?;
+            }
+        }
+        let codes_of_add = [add, Code::VEX_Vpaddd_ymm_ymm_ymmm256, Code::VEX_Vpaddd_xmm_xmm_xmmm128];
+        let sum = w.fold(vectors.min(FOLDED), codes_of_add)?;
+        sum_of_row(w, codes, sum, scale)?;
+        let to = w.at(SUMS, 4 * part);
+        w.push(Instruction::with2(Code::VEX_Vmovd_rm32_xmm, to, sum))?;
     }
-    let sum = w.fold(
-        vectors,
-        [Code::EVEX_Vpaddd_zmm_k1z_zmm_zmmm512b32, Code::VEX_Vpaddd_ymm_ymm_ymmm256, Code::VEX_Vpaddd_xmm_xmm_xmmm128],
-    )?;
+    w.advance(A, vectors * VECTOR)?;
+    w.advance(B, codes.block)?;
+    w.advance(SCALES, 4)?;
+    w.advance(SUMS, 4 * parts)
+}
+
+/// Makes what a row has of the sum of some of its codes, in place.
+fn sum_of_row(w: &mut Writer, codes: Codes, sum: Register, scale: Register) -> Result<(), IcedError> {
     if codes.minimum {
         w.push(Instruction::with2(Code::VEX_Vcvtdq2ps_xmm_xmmm128, sum, sum))?;
         w.push(Instruction::with3(Code::EVEX_Vmulss_xmm_k1z_xmm_xmmm32_er, sum, sum, scale))?;
     } else {
         // The offsets are powers of two.
-        let shift = codes.offset.trailing_zeros() as i32;
+        let shift = codes.summed_as().trailing_zeros() as i32;
         w.push(Instruction::with3(Code::VEX_Vpslld_xmm_xmm_imm8, sum, sum, shift))?;
         let zero = Register::XMM9;
         w.push(Instruction::with3(Code::VEX_Vpxor_xmm_xmm_xmmm128, zero, zero, zero))?;
         w.push(Instruction::with3(Code::VEX_Vpsubd_xmm_xmm_xmmm128, sum, zero, sum))?;
     }
-    let to = w.at(SCALES, 4 * blocks);
-    w.push(Instruction::with2(Code::VEX_Vmovd_rm32_xmm, to, sum))?;
-    w.advance(A, vectors * VECTOR)?;
-    w.advance(B, codes.block)?;
-    w.advance(SCALES, 4)
+    Ok(())
 }

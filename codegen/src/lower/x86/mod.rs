@@ -19,7 +19,7 @@ use iced_x86::{Code, FastFormatter, IcedError, Instruction, MemoryOperand, Regis
 
 use self::lanes::Lanes;
 use super::target::serve;
-use crate::loops::{Core, Cores, Encode, Expr, Exps, Format, MAX_ROWS, PANEL};
+use crate::loops::{Core, Cores, Encode, Expr, Exps, Format, MAX_ROWS, PANEL, Unpack};
 
 /// The shape of a core, which its machine code is made for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +50,7 @@ impl Shape {
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Leaf {
     Core(Shape),
+    Unpack { depth: usize, format: Format },
     Encode { depth: usize, format: Format },
     Exps { depth: usize, format: Format },
     Lanes(Box<Lanes>),
@@ -73,6 +74,11 @@ impl Leaf {
             .then_some(Leaf::Core(shape))
     }
 
+    fn unpack(unpack: &Unpack, cores: &Cores) -> Option<Leaf> {
+        let Unpack { depth, format, .. } = *unpack;
+        serve(cores, format, format).then_some(Leaf::Unpack { depth, format })
+    }
+
     fn encode(encode: &Encode, cores: &Cores) -> Option<Leaf> {
         let Encode { depth, format, .. } = *encode;
         let whole = depth.is_multiple_of(PANEL) && depth > 0;
@@ -90,7 +96,7 @@ impl Leaf {
         let mut signature = Signature::new(call_conv);
         let addresses = match self {
             Leaf::Core(_) => 3,
-            Leaf::Encode { .. } | Leaf::Exps { .. } => 2,
+            Leaf::Unpack { .. } | Leaf::Encode { .. } | Leaf::Exps { .. } => 2,
             Leaf::Lanes(lanes) => lanes.pointers.len() + usize::from(lanes.rows),
         };
         signature.params.extend(vec![AbiParam::new(I64); addresses]);
@@ -128,6 +134,12 @@ impl Table {
     /// How a kernel calls a core. `None` if the core is to be emitted in place.
     pub(super) fn core(&mut self, func: &mut Function, core: &Core) -> Option<FuncRef> {
         let leaf = Leaf::core(core, &self.cores)?;
+        Some(self.callee(func, leaf))
+    }
+
+    /// The same for the unpacking of a panel.
+    pub(super) fn unpack(&mut self, func: &mut Function, unpack: &Unpack) -> Option<FuncRef> {
+        let leaf = Leaf::unpack(unpack, &self.cores)?;
         Some(self.callee(func, leaf))
     }
 
@@ -193,6 +205,7 @@ fn assemble(leaf: &Leaf, cores: &Cores, call_conv: CallConv, text: Option<usize>
             Some(codes) => codes::write(&mut w, *shape, codes)?,
             None => floats::write(&mut w, *shape)?,
         },
+        Leaf::Unpack { depth, format } => codes::unpack(&mut w, *depth, *format)?,
         Leaf::Encode { depth, format } => encode::write(&mut w, *depth, *format)?,
         Leaf::Exps { depth, format } => exps::write(&mut w, *depth, *format)?,
         Leaf::Lanes(lanes) => lanes::write(&mut w, lanes)?,
@@ -217,6 +230,7 @@ impl std::fmt::Display for Leaf {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Leaf::Core(Shape { rows, depth, a, b, .. }) => write!(f, "core, {rows} rows {a} by {b}, depth {depth}"),
+            Leaf::Unpack { depth, format } => write!(f, "unpack {format}, depth {depth}"),
             Leaf::Encode { depth, format } => write!(f, "encode {format}, depth {depth}"),
             Leaf::Exps { depth, format } => write!(f, "exponentials as {format}, depth {depth}"),
             Leaf::Lanes(lanes) => write!(f, "{lanes}"),

@@ -5,7 +5,7 @@ use einfuse_graph::{AxisId, Kind, TensorId};
 
 use super::super::Context;
 use super::super::contract::{columns, flat};
-use super::super::cores::cover;
+use super::super::cores::{Matrix, multiply};
 use super::super::emit::{Emitter, Scope, Span};
 use super::super::homes::{RUN, Units, expansion, streams_scores};
 use super::super::layout::Layout;
@@ -14,7 +14,7 @@ use super::super::place::Place;
 use super::run::Run;
 use super::{Shape, sums};
 use crate::fuse::{Contraction, Fold, Kernel, Operand, Stream};
-use crate::loops::{Address, Buffer, Core, Elem, Encode, Expr, Format, LANES, PANEL, Stmt};
+use crate::loops::{Address, Buffer, Elem, Encode, Expr, Format, LANES, PANEL, Stmt};
 
 /// The order of a stored operand in a run.
 #[derive(Clone, Debug, PartialEq)]
@@ -135,7 +135,8 @@ impl Held {
                 held.sources.push(Source { of: c.a, depth: c.depth.clone(), floats, len, format, rows, stride });
             }
         }
-        let widths = stream.expansions().map(|(_, c)| super::columns(cx, c));
+        let units = stream.expansions().map(|(eq, c)| Units::of(graph, &expansion(eq, c, &shape.outer)));
+        let widths = units.map(|units| units.panels * PANEL);
         held.expanded = widths.max().map(|width| e.floats(width * RUN));
         held
     }
@@ -236,35 +237,26 @@ impl Held {
         let graph = &cx.plan.graph;
         let panels = &cx.homes.panels[&operand.eq];
         let wanted = |source: &&Source| {
-            source.of == c.a && source.depth == c.depth && (source.format == panels.format || !panels.format.is_coded())
+            source.of == c.a
+                && source.depth == c.depth
+                && (!panels.format.is_coded() || [panels.format, panels.format.unpacked()].contains(&source.format))
         };
         let (Some(source), Some(expanded)) = (self.sources.iter().find(wanted), &self.expanded) else { return };
-        let units = Units::of(graph, &expansion(operand.eq, c));
+        let units = Units::of(graph, &expansion(operand.eq, c, &shape.outer));
         let unit = units.digits.iter().fold(Expr::Int(0), |unit, &(a, count)| unit * count + scope.at[&a].clone());
         let unit = e.int(unit * panels.unit_stride + panels.base);
         // Panels over the same columns are what a core writes.
-        let direct = *order == Order::Columns(c.cols.clone());
+        let own: Vec<AxisId> = c.cols.iter().filter(|a| !shape.outer.contains(a)).copied().collect();
+        let direct = *order == Order::Columns(own);
         let width = units.panels * PANEL;
         let (buffer, row, panel_apart) =
             if direct { (flat(to), PANEL, RUN * PANEL) } else { (expanded.clone(), width, PANEL) };
+        let rows = Matrix { at: Address::new(source.rows.clone(), 0), format: source.format, stride: source.stride };
         e.note(format!("{} by cores", super::super::emit::graph_name(graph, c.out)));
         e.repeat(Expr::Int(0), units.panels.into(), 1, |e, panel| {
             let b = Address::new(panels.buffer.clone(), unit.clone() + panel.clone() * panels.panel);
-            let c_at = Address::new(buffer.clone(), panel * panel_apart);
-            cover(cx, &RUN.into(), panels.format, e, |rows, at| {
-                Stmt::Core(Core {
-                    rows,
-                    depth: panels.depth.into(),
-                    a: Address::new(source.rows.clone(), at.clone() * source.stride),
-                    a_format: source.format,
-                    a_stride: source.stride.into(),
-                    b: b.clone(),
-                    b_format: panels.format,
-                    c: c_at.clone().plus(at * row),
-                    c_stride: row.into(),
-                    accumulate: false,
-                })
-            });
+            let to = Matrix::floats(Address::new(buffer.clone(), panel * panel_apart), row);
+            multiply(cx, &RUN.into(), &rows, panels, &b, &to, e);
         });
         if !direct {
             let mut layout = columns(cx, c.out, &units);

@@ -126,7 +126,7 @@ fn distance(found: &[f32], wanted: &[f32]) -> f64 {
 #[test]
 fn every_type_of_blocks_is_computed_on_as_it_is() {
     let kinds = [
-        (Dtype::Q4_0, "q4"),
+        (Dtype::Q4_0, "q4_32"),
         (Dtype::Q4_1, "q4_min"),
         (Dtype::Q5_0, "q5"),
         (Dtype::Q5_1, "q5_min"),
