@@ -14,7 +14,7 @@ fn graph(name: &str) -> Graph {
 }
 
 fn compile(graph: &Graph, options: &Options) -> Program {
-    Program::compile(graph, &|_| Format::F32.into(), options).unwrap()
+    Program::compile(graph, &|_, _| Format::F32.into(), options).unwrap()
 }
 
 /// The folders of golden models, by name.
@@ -109,6 +109,11 @@ fn latents_are_expanded_for_many_tokens_alone() {
             assert_eq!(expansions(&[], batch), vec![0; bodies], "{name}");
         }
         assert_eq!(expansions(&[], Batch::Many), vec![2; bodies], "{name}");
+        let program = compile(&graph, &Options::default());
+        let batches = [(1, 0), (8, 0), (16, 0), (512, 0), (16, 1000), (512, 1000)];
+        let batches = batches.map(|(tokens, past)| program.batch(tokens, past));
+        let wanted = [Batch::One, Batch::Few, Batch::Many, Batch::Many, Batch::Deep, Batch::Many];
+        assert_eq!(batches, wanted, "{name}: few tokens deep in a sequence are absorbed too");
         // as it is declared
         assert_eq!(expansions(&[Rule::Path], Batch::One), vec![2; bodies], "{name}");
     }

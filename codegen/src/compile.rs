@@ -2,16 +2,18 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use einfuse_graph::{AxisId, Extent, Graph, Kind, TensorId, Type};
+use einfuse_graph::{AxisId, Extent, Graph, Kind, Type};
 
 use crate::checks::Checks;
 use crate::choices::{Watched, watched};
-use crate::fuse::{Kernel, Plan, Rule, Segment, Shape, Typical, Wanted, differ, fuse};
+use crate::fuse::{Kernel, Multiplications, Plan, Rule, Segment, Shape, Typical, Wanted, fuse, orders};
 use crate::loops::{self, Format, MAX_ROWS};
 use crate::lower::{Code, LowerError, Lowering, Target};
 use crate::pack::Packed;
 use crate::schedule::homes::{Entry, Extents, Homes};
-use crate::schedule::{Context, FEW, Kept, Mode, Prepared, Sizes, Tiling, schedule};
+use crate::schedule::tiling::EXPANDING;
+use crate::schedule::weights::Variant;
+use crate::schedule::{Context, FEW, Mode, Prepared, Sizes, Storage, Tiling, schedule};
 
 /// What a program is made for.
 #[derive(Clone, Debug)]
@@ -73,17 +75,13 @@ pub enum Batch {
     Few,
     /// More, as in a prompt.
     Many,
+    /// More, with so many positions before them that the plan of a single token is cheaper; where there are two plans.
+    Deep,
 }
 
 impl Batch {
-    /// For so many tokens.
-    pub fn of(tokens: usize) -> Batch {
-        match tokens {
-            0 | 1 => Batch::One,
-            2..=FEW => Batch::Few,
-            _ => Batch::Many,
-        }
-    }
+    /// All of them.
+    pub const ALL: [Batch; 4] = [Batch::One, Batch::Few, Batch::Many, Batch::Deep];
 }
 
 /// A kernel of a program, for who wants to look at it.
@@ -93,6 +91,10 @@ pub struct Compiled {
     pub scope: usize,
     /// The kernel's place in its stretch.
     pub index: usize,
+    /// Which it is of the kernels that differ in how the layers that run them keep weights.
+    pub variant: usize,
+    /// How many layers run it; 1 without layers.
+    pub runs: usize,
     /// For how many tokens it is.
     pub batch: Batch,
     /// Its loops.
@@ -109,6 +111,8 @@ pub struct Scheduled {
     pub scope: usize,
     /// The kernel's place in its stretch.
     pub index: usize,
+    /// Which it is of the kernels that differ in how the layers that run them keep weights.
+    pub variant: usize,
     /// For how many tokens it is.
     pub batch: Batch,
     /// Everything that its schedule depends on: for how many tokens it is, its equations, its axes' sizes, how weights and
@@ -140,14 +144,16 @@ pub(crate) struct Call {
 pub(crate) enum Slot {
     Weights(usize),
     State(usize),
+    /// The layer runs no kernel that reads it.
+    Unread,
 }
 
 /// What a program has whatever its schedules are.
 pub(crate) struct Base {
     /// For one token and a few, and for many where no other plan is better for them.
     one: Planned,
-    /// For many tokens.
-    many: Option<Planned>,
+    /// For many tokens, with what it and the other take.
+    many: Option<(Planned, [Multiplications; 2])>,
     pub(crate) packed: Vec<Packed>,
     pub(crate) weight_bytes: usize,
     pub(crate) tables: Vec<Vec<Slot>>,
@@ -175,17 +181,14 @@ pub(crate) struct Kernels {
     pub(crate) decode: Vec<Call>,
     pub(crate) few: Vec<Call>,
     pub(crate) prefill: Vec<Call>,
+    pub(crate) deep: Vec<Call>,
     pub(crate) arena_bytes: usize,
     /// What tokens choose, by kernel.
     pub(crate) watched: HashMap<usize, Vec<Watched>>,
 }
 
 impl Base {
-    pub(crate) fn of(
-        graph: &Graph,
-        storage: &dyn Fn(TensorId) -> Kept,
-        options: &Options,
-    ) -> Result<Base, CompileError> {
+    pub(crate) fn of(graph: &Graph, storage: &Storage, options: &Options) -> Result<Base, CompileError> {
         einfuse_graph::verify(graph)?;
         supported(graph)?;
         if options.cache == Format::Q4 {
@@ -203,7 +206,7 @@ impl Base {
         let few = Typical { tokens: 1, positions: options.positions };
         let chunk = Typical { tokens: options.chunk, positions: options.positions.max(options.chunk) };
         let one = planned(few, None);
-        let many = differ(graph, &options.without, few, chunk).then(|| planned(chunk, Some(&one.homes)));
+        let many = orders(graph, &options.without, few, chunk).map(|costs| (planned(chunk, Some(&one.homes)), costs));
         let constants = one
             .homes
             .constants
@@ -214,23 +217,44 @@ impl Base {
             })
             .collect();
         let keeps_positions =
-            keeps_positions(&one.plan) || many.as_ref().is_some_and(|many| keeps_positions(&many.plan));
+            keeps_positions(&one.plan) || many.as_ref().is_some_and(|(many, _)| keeps_positions(&many.plan));
         let Weights { packed, bytes: weight_bytes, tables, .. } = weights;
         let checks = Checks::of(graph);
         Ok(Base { one, many, packed, weight_bytes, tables, constants, checks, keeps_positions })
     }
 
-    /// What is planned for so many tokens.
+    /// For so many tokens after so many positions: of two plans, where either may be better, the one that multiplies less.
+    pub(crate) fn batch(&self, tokens: usize, past: usize) -> Batch {
+        match tokens {
+            0 | 1 => Batch::One,
+            2..=FEW => Batch::Few,
+            _ => {
+                let step = Typical { tokens, positions: past + tokens };
+                let costs = self.many.as_ref().map(|(_, costs)| costs.map(|cost| cost.in_step(step, EXPANDING)));
+                match costs {
+                    Some([one, many]) if one < many => Batch::Deep,
+                    _ => Batch::Many,
+                }
+            }
+        }
+    }
+
+    /// The batch whose kernels a few tokens have too, where they have none of their own.
+    pub(crate) fn like_few(&self) -> Batch {
+        if self.many.is_some() { Batch::Deep } else { Batch::Many }
+    }
+
+    /// What is planned for such a batch.
     pub(crate) fn planned(&self, batch: Batch) -> &Planned {
         match (batch, &self.many) {
-            (Batch::Many, Some(many)) => many,
+            (Batch::Many, Some((many, _))) => many,
             _ => &self.one,
         }
     }
 
     /// The plans, each once.
     pub(crate) fn all(&self) -> impl Iterator<Item = &Planned> {
-        std::iter::once(&self.one).chain(&self.many)
+        std::iter::once(&self.one).chain(self.many.iter().map(|(many, _)| many))
     }
 
     /// Schedules and compiles all kernels.
@@ -239,11 +263,14 @@ impl Base {
         let (mut compiled, mut scheduled, mut calls) = (Vec::new(), Vec::new(), Vec::new());
         let mut arena_bytes = 0;
         // Those for many come before those for a few, which may be the same.
-        for mode in [Mode::One(loops::Expr::Int(0)), Mode::Many, Mode::Few] {
-            let batch = match mode {
-                Mode::One(_) => Batch::One,
-                Mode::Few => Batch::Few,
-                Mode::Many => Batch::Many,
+        for batch in [Batch::One, Batch::Many, Batch::Deep, Batch::Few] {
+            if batch == Batch::Deep && self.many.is_none() {
+                continue;
+            }
+            let mode = match batch {
+                Batch::One => Mode::One(loops::Expr::Int(0)),
+                Batch::Few => Mode::Few,
+                Batch::Many | Batch::Deep => Mode::Many,
             };
             let Planned { plan, homes, prepared, .. } = self.planned(batch);
             arena_bytes = arena_bytes.max(homes.arena);
@@ -254,50 +281,68 @@ impl Base {
                     // Only what streams is made for a few: the rest is the same for all numbers above one.
                     let as_many = mode == Mode::Few && !matches!(kernel.shape, Shape::Stream(_));
                     let mode = if as_many { Mode::Many } else { mode.clone() };
-                    if as_many && self.many.is_none() {
+                    if as_many {
                         let numbered = compiled.iter().enumerate();
-                        let same = |c: &Compiled| c.batch == Batch::Many && (c.scope, c.index) == (scope, index);
+                        let same = |c: &Compiled| c.batch == self.like_few() && (c.scope, c.index) == (scope, index);
                         made.extend(numbered.filter(|(_, c)| same(c)).map(|(number, _)| number));
                         continue;
                     }
-                    let identity = identity(plan, homes, scope, kernel, batch);
-                    let sizes = Sizes::of(plan, homes, scope, kernel);
-                    let default = Tiling::by_default(&sizes, cores, options.workers);
-                    let tiling = options.schedules.get(&identity).map_or(default, |tiling| tiling.within(cores));
-                    let staged = BTreeMap::new();
-                    let cx = Context { plan, homes, prepared, scope, mode: mode.clone(), cores, tiling, staged };
-                    let (loops, partial) = schedule(&cx, kernel, homes.arena);
-                    arena_bytes = arena_bytes.max(homes.arena + partial);
-                    for loops in loops {
-                        made.push(compiled.len());
-                        compiled.push(Compiled { scope, index, batch, loops });
+                    for (variant, own) in homes.variants[scope][index].iter().enumerate() {
+                        let identity = identity(plan, homes, scope, kernel, own, batch);
+                        let sizes = Sizes::of(plan, homes, scope, kernel, own);
+                        let default = Tiling::by_default(&sizes, cores, options.workers);
+                        let tiling = options.schedules.get(&identity).map_or(default, |tiling| tiling.within(cores));
+                        let (mode, staged) = (mode.clone(), BTreeMap::new());
+                        let alternatives = default.alternatives(kernel, &mode, cores);
+                        let cx = Context { plan, homes, prepared, scope, variant: own, mode, cores, tiling, staged };
+                        let (loops, partial) = schedule(&cx, kernel, homes.arena);
+                        arena_bytes = arena_bytes.max(homes.arena + partial);
+                        for loops in loops {
+                            made.push(compiled.len());
+                            compiled.push(Compiled { scope, index, variant, runs: own.layers.len(), batch, loops });
+                        }
+                        scheduled.push(Scheduled {
+                            scope,
+                            index,
+                            variant,
+                            batch,
+                            identity,
+                            sizes,
+                            default,
+                            tiling,
+                            alternatives,
+                        });
                     }
-                    let alternatives = default.alternatives(kernel, &mode, cores);
-                    scheduled.push(Scheduled { scope, index, batch, identity, sizes, default, tiling, alternatives });
                 }
                 of_scopes.push(made);
             }
-            calls.push(of_scopes);
+            calls.push((batch, of_scopes));
         }
         let how = Lowering { verify: cfg!(debug_assertions), keep_text: options.keep_text };
         let loops: Vec<loops::Kernel> = compiled.iter().map(|c| c.loops.clone()).collect();
         let code = crate::lower::compile(&loops, target, &how)?;
-        let [decode, prefill, few] = [(Batch::One, 0), (Batch::Many, 1), (Batch::Few, 2)].map(|(batch, at)| {
-            let Planned { plan, numbers, .. } = self.planned(batch);
-            sequence(plan, &calls[at], numbers)
+        let [decode, few, prefill, deep] = Batch::ALL.map(|batch| {
+            let Planned { plan, homes, numbers, .. } = self.planned(batch);
+            let runs = |kernel: usize, layer| {
+                let Compiled { scope, index, variant, .. } = compiled[kernel];
+                homes.variants[scope][index][variant].layers.contains(&layer)
+            };
+            let calls = calls.iter().find(|(own, _)| *own == batch);
+            calls.map_or_else(Vec::new, |(_, calls)| sequence(plan, calls, numbers, &runs))
         });
         let watched = watched(self, &compiled);
-        Ok(Kernels { code, compiled, scheduled, decode, few, prefill, arena_bytes, watched })
+        Ok(Kernels { code, compiled, scheduled, decode, few, prefill, deep, arena_bytes, watched })
     }
 }
 
 /// What the schedule of a kernel depends on, as text.
-fn identity(plan: &Plan, homes: &Homes, scope: usize, kernel: &Kernel, batch: Batch) -> String {
+fn identity(plan: &Plan, homes: &Homes, scope: usize, kernel: &Kernel, variant: &Variant, batch: Batch) -> String {
     let graph = &plan.graph;
     let batch = match batch {
         Batch::One => "one",
         Batch::Few => "few",
         Batch::Many => "many",
+        Batch::Deep => "deep",
     };
     let (mut axes, mut stored) = (BTreeSet::new(), BTreeSet::new());
     let mut equations = Vec::new();
@@ -316,7 +361,7 @@ fn identity(plan: &Plan, homes: &Homes, scope: usize, kernel: &Kernel, batch: Ba
     }
     if let Shape::Contract(contract) = &kernel.shape {
         for (eq, c) in contract.tasks.iter().flat_map(|task| &task.contractions) {
-            let format = homes.panels.get(eq).map(|panels| panels.format);
+            let format = variant.panels.get(eq).map(|panels| panels.format);
             stored.extend(format.map(|format| format!("{} {format}", graph.tensor(c.b).name)));
         }
     }
@@ -393,15 +438,17 @@ impl Weights {
                         Slot::State(own.map_or(0, |(_, at)| *at))
                     }
                     Entry::Region(region) => {
-                        let whose = if homes.regions[*region].layered { layer } else { None };
-                        let at = *self.places.entry((*region, whose)).or_insert_with(|| {
-                            let one = Packed::of(&plan.graph, &homes.regions[*region], whose, self.bytes);
-                            let at = self.bytes;
-                            self.bytes += one.bytes.next_multiple_of(64);
-                            self.packed.push(one);
-                            at
-                        });
-                        Slot::Weights(at)
+                        let layers = &homes.regions[*region].layers;
+                        match layers.get(&layer).or_else(|| layers.get(&None)) {
+                            None => Slot::Unread,
+                            Some(&whose) => Slot::Weights(*self.places.entry((*region, whose)).or_insert_with(|| {
+                                let one = Packed::of(&plan.graph, &homes.regions[*region], whose, self.bytes);
+                                let at = self.bytes;
+                                self.bytes += one.bytes.next_multiple_of(64);
+                                self.packed.push(one);
+                                at
+                            })),
+                        }
                     }
                 });
             }
@@ -412,13 +459,19 @@ impl Weights {
     }
 }
 
-/// The kernel calls of a step, in order.
-fn sequence(plan: &Plan, kernels: &[Vec<usize>], numbers: &HashMap<(usize, Option<usize>), usize>) -> Vec<Call> {
+/// The kernel calls of a step, in order: in each layer those that it runs.
+fn sequence(
+    plan: &Plan,
+    kernels: &[Vec<usize>],
+    numbers: &HashMap<(usize, Option<usize>), usize>,
+    runs: &dyn Fn(usize, Option<usize>) -> bool,
+) -> Vec<Call> {
     let mut calls = Vec::new();
     let mut scope = 0;
     let stretch = |scope: usize, layer: Option<usize>, calls: &mut Vec<Call>| {
         let table = numbers.get(&(scope, layer)).copied().unwrap_or(0);
-        for (i, &kernel) in kernels[scope].iter().enumerate() {
+        let own = kernels[scope].iter().filter(|&&kernel| runs(kernel, layer));
+        for (i, &kernel) in own.enumerate() {
             calls.push(Call { kernel, table, begins: layer.filter(|_| i == 0), ends: None });
         }
     };

@@ -28,5 +28,5 @@ pub use fuse::{Plan, Rule, Wanted};
 pub use loops::Format;
 pub use pack::{Blocks, PackError, Packed, ReadBlocks, Values, nearest};
 pub use program::*;
-pub use schedule::{Kept, REVISION, Sizes, Tiling};
+pub use schedule::{Kept, REVISION, Sizes, Storage, Tiling};
 pub use team::{Alone, Team};

@@ -11,7 +11,7 @@ pub use self::codes::nearest;
 use self::codes::{Made, write_block, write_codes};
 use crate::fuse::Along;
 use crate::loops::{Codes, Element, Format, Grid, PANEL};
-use crate::schedule::homes::{Region, View};
+use crate::schedule::weights::{Region, View};
 
 /// How many neighbours in a checkpoint are read at once: long enough to stream, and not a multiple of a page, so that the
 /// columns of a panel don't evict each other from the nearest cache.
@@ -570,7 +570,7 @@ mod tests {
             }
         }
         let len = wanted.iter().map(|(at, _)| at + 1).max().unwrap_or(0).next_multiple_of(2 * PANEL);
-        let region = Region { storage, len, views, depth: 0, layered: false };
+        let region = Region { storage, len, views, depth: 0, layers: [None].into() };
         let packed = Packed::of(b.graph(), &region, None, 0);
         assert!(packed.bytes == len * storage.elem().bytes() && packed.grain > 0);
 
@@ -670,7 +670,7 @@ mod tests {
             coded: None,
             made: None,
         };
-        let region = Region { storage: Format::F32, len: 32, views: vec![view], depth: 0, layered: false };
+        let region = Region { storage: Format::F32, len: 32, views: vec![view], depth: 0, layers: [None].into() };
         let error = Packed::of(b.graph(), &region, None, 0).pack(&[Values::Bf16(&[0; 62])], 0, &mut [0; 128]);
         assert_eq!(error.unwrap_err().to_string(), "`w` wants 32 elements for its axes [f, d], there are 31");
     }

@@ -1,5 +1,6 @@
 //! Programs: a graph as machine code, with everything that is needed to run a step.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -9,13 +10,13 @@ use crate::choices::{ChoiceObserver, Watched};
 use crate::compile::{
     Base, Batch, Call, CompileError, Compiled, Kernels, Options, Planned, Scheduled, Schedules, Slot,
 };
-use crate::fuse::{EqId, Kernel, Plan, Segment, Shape, Wanted};
+use crate::fuse::{Kernel, Plan, Segment, Wanted};
 use crate::loops::{self, Buffer, Format};
 use crate::lower::{Code, Target};
 use crate::pack::Packed;
-use crate::schedule::Kept;
+use crate::schedule::Storage;
 use crate::schedule::homes::{Homes, PAGE};
-use crate::schedule::place::Memory;
+use crate::schedule::place::{Memory, Place};
 use crate::team::Team;
 
 /// A step can't be run.
@@ -76,6 +77,17 @@ pub struct PageTable<'a> {
     pub memory: &'a mut [u8],
     /// For each page of the sequence its number in the pool. Pages that no token of the step sees may name any.
     pub pages: &'a [u32],
+}
+
+/// How a kernel finds a weight.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeptWeight {
+    /// The weight.
+    pub tensor: TensorId,
+    /// How it is kept.
+    pub format: Format,
+    /// The layers that run the kernel and keep it so; `None` alone for a kernel of no layer.
+    pub layers: BTreeSet<Option<usize>>,
 }
 
 /// Is told the activations between layers: the layer that they enter (or the number of layers, at the end), and the
@@ -159,11 +171,7 @@ impl Program {
     ///
     /// # Errors
     /// A graph that is not well-formed, or has something that no kernel can be made of, named in the error.
-    pub fn compile(
-        graph: &Graph,
-        storage: &dyn Fn(TensorId) -> Kept,
-        options: &Options,
-    ) -> Result<Program, CompileError> {
+    pub fn compile(graph: &Graph, storage: &Storage, options: &Options) -> Result<Program, CompileError> {
         let started = Instant::now();
         let target = Target::host()?;
         Self::on(Base::of(graph, storage, options)?.into(), options, &target, started)
@@ -184,7 +192,17 @@ impl Program {
         Ok(Program { base, options: options.clone(), scratch_bytes, compile_time: started.elapsed(), kernels })
     }
 
-    /// The plan for so many tokens: the graph's equations, grouped into kernels. One token and a few have the same; many may
+    /// How a step of so many tokens is run, after so many positions.
+    pub fn batch(&self, tokens: usize, past: usize) -> Batch {
+        self.base.batch(tokens, past)
+    }
+
+    /// The batch whose kernels a few tokens have too, where they have none of their own.
+    pub fn like_few(&self) -> Batch {
+        self.base.like_few()
+    }
+
+    /// The plan of a batch: the graph's equations, grouped into kernels. One token and a few have the same; many may
     /// have another, whose orders of contraction are those that are cheaper for many.
     pub fn plan(&self, batch: Batch) -> &Plan {
         &self.base.planned(batch).plan
@@ -210,13 +228,19 @@ impl Program {
         self.base.weight_bytes
     }
 
-    /// Bytes in which an element of a weight or a cache is kept.
-    pub fn element(&self, tensor: TensorId) -> f64 {
-        if let Some(weight) = self.base.packed.iter().find(|packed| packed.tensors.contains(&tensor)) {
-            return weight.storage.bytes();
+    /// Bytes in which an element of a weight or a cache is kept for a kernel of the plan for so many tokens: the mean over the
+    /// layers that run it.
+    pub fn element(&self, batch: Batch, kernel: &Kernel, tensor: TensorId) -> f64 {
+        let (mut bytes, mut layers) = (0.0, 0);
+        for kept in self.weights_of(batch, kernel).into_iter().filter(|kept| kept.tensor == tensor) {
+            bytes += kept.format.bytes() * kept.layers.len() as f64;
+            layers += kept.layers.len();
         }
         let mut places = self.homes().places.iter().filter_map(|places| places.get(&tensor));
-        places.next().map_or(4.0, |place| place.format().bytes())
+        match layers {
+            0 => places.next().map_or(4.0, |place| place.format().bytes()),
+            _ => bytes / layers as f64,
+        }
     }
 
     /// The states of floats that are not kept as [`Options::cache`] says, since their sizes are no multiples of its blocks, and
@@ -234,27 +258,24 @@ impl Program {
         all
     }
 
-    /// The weights that a kernel of the plan for so many tokens reads, with how they are kept for it.
-    pub fn weights_of(&self, batch: Batch, kernel: &Kernel) -> Vec<(TensorId, Format)> {
+    /// The weights that a kernel of the plan for so many tokens reads, in each way in which they are kept for it.
+    pub fn weights_of(&self, batch: Batch, kernel: &Kernel) -> Vec<KeptWeight> {
         let Planned { plan, homes, .. } = self.base.planned(batch);
-        let stored: Vec<(EqId, TensorId)> = match &kernel.shape {
-            Shape::Contract(contract) => {
-                let all = contract.tasks.iter().flat_map(|task| &task.contractions);
-                all.map(|(eq, c)| (*eq, c.b)).collect()
-            }
-            Shape::Stream(stream) => stream.expansions().map(|(eq, c)| (eq, c.b)).collect(),
-            Shape::Rows => Vec::new(),
-        };
-        let mut weights: Vec<(TensorId, Format)> = Vec::new();
-        for &eq in &kernel.equations {
-            let stored = stored.iter().find(|(contraction, _)| *contraction == eq).map(|(_, b)| *b);
-            for tensor in crate::fuse::loads(&plan.graph, plan.equations[eq].body) {
-                let in_panels = homes.panels.get(&eq).filter(|_| stored == Some(tensor)).map(|panels| panels.format);
-                let packed = || self.base.packed.iter().find(|packed| packed.tensors.contains(&tensor));
-                if let Some(format) = in_panels.or_else(|| packed().map(|packed| packed.storage))
-                    && !weights.contains(&(tensor, format))
-                {
-                    weights.push((tensor, format));
+        let mut kernels = plan.scopes().into_iter().flatten().zip(homes.variants.iter().flatten());
+        let Some((_, variants)) = kernels.find(|(other, _)| std::ptr::eq(*other, kernel)) else { return Vec::new() };
+        let mut weights: Vec<KeptWeight> = Vec::new();
+        for (tensor, stored) in crate::schedule::weights::weights(plan, kernel) {
+            for variant in variants {
+                let format = match stored {
+                    Some(eq) => variant.panels.get(&eq).map(|panels| panels.format),
+                    None => variant.places.get(&tensor).map(Place::format),
+                };
+                let Some(format) = format else { continue };
+                match weights.iter_mut().find(|kept| (kept.tensor, kept.format) == (tensor, format)) {
+                    Some(kept) => kept.layers.extend(&variant.layers),
+                    None => {
+                        weights.push(KeptWeight { tensor, format, layers: variant.layers.iter().copied().collect() })
+                    }
                 }
             }
         }
@@ -316,6 +337,7 @@ impl Program {
             Batch::One => &self.kernels.decode,
             Batch::Few => &self.kernels.few,
             Batch::Many => &self.kernels.prefill,
+            Batch::Deep => &self.kernels.deep,
         }
     }
 
@@ -355,11 +377,12 @@ impl Program {
         team: &dyn Team,
     ) -> Result<(), StepError> {
         self.prepare(weights, workspace, &step, team)?;
-        let calls = self.sequence(Batch::of(step.tokens.len()));
         let tokens = step.tokens.len();
+        let batch = self.batch(tokens, step.past);
+        let calls = self.sequence(batch);
         let observe = step.observe.map(Mutex::new);
         let choices = step.choices.map(Mutex::new);
-        let carry = self.carry(Batch::of(tokens));
+        let carry = self.carry(batch);
         let workers = team.workers();
         let scratch: Vec<usize> = workspace.scratch.iter_mut().map(|s| s.as_mut_ptr().expose_provenance()).collect();
         let tables: Vec<usize> = workspace.tables.iter().map(|t| t.as_ptr().expose_provenance()).collect();
@@ -522,6 +545,7 @@ impl Program {
                     *entry = match slot {
                         Slot::Weights(offset) => (base + offset) as u64,
                         Slot::State(offset) => *offset as u64,
+                        Slot::Unread => 0,
                     };
                 }
             }
@@ -540,13 +564,13 @@ impl Program {
         for (group, addresses) in self.homes().groups.iter().zip(&workspace.pages) {
             frame[group.slot] = addresses.as_ptr().expose_provenance() as u64;
         }
-        workspace.output = self.locate_output(tokens, step.first);
+        workspace.output = self.locate_output(self.batch(tokens, step.past), tokens, step.first);
         Ok(())
     }
 
     /// Where in the arena the wanted rows of the output lie, in floats.
-    fn locate_output(&self, tokens: usize, first: usize) -> (usize, usize) {
-        let Planned { plan, homes, .. } = self.base.planned(Batch::of(tokens));
+    fn locate_output(&self, batch: Batch, tokens: usize, first: usize) -> (usize, usize) {
+        let Planned { plan, homes, .. } = self.base.planned(batch);
         let graph = &plan.graph;
         let axes = &graph.tensor(graph.output).axes;
         let row: usize = axes.iter().filter_map(|&a| graph.size(a)).product();

@@ -38,7 +38,7 @@ fn plan(graph: &Graph, kind: &str) -> Result<String, String> {
     };
     let names = names.split(", ").filter(|name| !name.is_empty());
     let without = names.map(|name| name.parse::<Rule>().map_err(|e| e.to_string())).collect::<Result<Vec<_>, _>>()?;
-    Ok(fuse(graph, &without, Wanted::Last, step, &|_| Format::F32.into()).to_string())
+    Ok(fuse(graph, &without, Wanted::Last, step, &|_, _| Format::F32.into()).to_string())
 }
 
 fn means_what_the_interpreter_says(graph: &Graph) -> Result<(), String> {
@@ -88,7 +88,7 @@ fn no_kernel_keeps_scores() {
     }
     let arena = |tokens: usize, without: &[Rule]| {
         let options = Options { without: without.to_vec(), chunk: tokens, positions: tokens, ..Options::default() };
-        Program::compile(&graph, &|_| Format::F32.into(), &options).expect("a program").arena_bytes()
+        Program::compile(&graph, &|_, _| Format::F32.into(), &options).expect("a program").arena_bytes()
     };
     let (short, long) = (arena(4096, &[]), arena(8192, &[]));
     assert!(short <= 4096 * PER_TOKEN, "{short} bytes for 4096 tokens, {} each", short / 4096);

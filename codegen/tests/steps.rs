@@ -51,8 +51,8 @@ fn run(
 #[test]
 fn refuses_in_words() {
     let options = Options { chunk: 8, ..Options::default() };
-    let program = Program::compile(&graph(), &|_| Format::F32.into(), &options).unwrap();
-    let other = Program::compile(&graph(), &|_| Format::F32.into(), &Options { chunk: 4, ..options }).unwrap();
+    let program = Program::compile(&graph(), &|_, _| Format::F32.into(), &options).unwrap();
+    let other = Program::compile(&graph(), &|_, _| Format::F32.into(), &Options { chunk: 4, ..options }).unwrap();
     let mut own = program.workspace(1);
     assert_eq!(program.context(), Some(98));
     assert_eq!(run(&program, &mut own, &[1, 2, 3], 0, &[1, 0], 0), Ok(()));

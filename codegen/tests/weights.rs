@@ -114,7 +114,7 @@ fn part(tensor: &Tensor, elements: &[Element], sizes: &[usize], graph: &Graph) -
 /// Holds programs without these rules against the interpreter of the graph in parts.
 fn check(graph: &Graph, format: Format, own: bool, rules: &[&[Rule]]) {
     let codes = format.codes().unwrap();
-    let kept = |_| Kept { format, own };
+    let kept = |_, _| Kept { format, own };
     let stored = Stored::of(codes);
     let parts = in_parts(graph, &kept);
     let made = |tensor: &&Tensor| matches!(tensor.kind, Kind::Made(_));

@@ -93,16 +93,6 @@ pub enum Error {
     /// A step could not be run.
     #[error(transparent)]
     Step(#[from] StepError),
-    /// A kernel that was scheduled in another way gave another answer: a mistake of the compiler.
-    #[error(
-        "scheduled with {tiling}, the answer is off by {difference:.1e} of what it is, which rounding does not explain"
-    )]
-    Answer {
-        /// The numbers of the schedules.
-        tiling: String,
-        /// The root of the mean square of the logits' differences, relative to that of the logits.
-        difference: f64,
-    },
     /// The tokenizer does not know a token.
     #[error("token {id} is not in the tokenizer's vocabulary of {size} tokens")]
     UnknownToken {

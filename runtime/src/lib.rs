@@ -50,7 +50,7 @@ pub use sample::{Sampler, Sampling};
 pub use session::{Chosen, Perplexity, Session, Trace};
 pub use threads::{MOST_THREADS, Threads, default_threads};
 pub use tokens::{Stream, Tokenizer};
-pub use tune::{Finding, Findings, StepTimes, Trial, Tuning, tune};
+pub use tune::{Finding, Findings, LeftOut, StepTimes, Trial, Tuning, tune};
 pub use tuned::{Tuned, Winner};
 
 #[cfg(test)]

@@ -6,7 +6,6 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use einfuse_codegen::loops::Grid;
 use einfuse_codegen::{
     Batch, Blocks as InBlocks, Format, Kept, Options, Packed, Program, Rule, Schedules, Values, Wanted,
 };
@@ -205,7 +204,7 @@ impl Model {
             schedules: settings.schedules.clone(),
             keep_text: settings.keep_text,
         };
-        let storage = |tensor| storage.get(&tensor).copied().unwrap_or(Format::F32.into());
+        let storage = |tensor, layer| storage.get(&(tensor, layer)).copied().unwrap_or(Format::F32.into());
         let compile_and_pack = |failed: &AtomicBool| {
             progress(Progress::Compiling);
             let program = Program::compile(graph, &storage, &options)?;
@@ -363,44 +362,26 @@ fn weights_in(graph: &Graph, nodes: &[Node]) -> Vec<TensorId> {
     weights
 }
 
-/// How each weight is to be kept: the same way in all layers.
-fn storage(graph: &Graph, found: &HashMap<Place, Stored<'_>>, settings: &Settings) -> HashMap<TensorId, Kept> {
+/// How each weight is to be kept, in each layer as its file tensors there allow it.
+fn storage(graph: &Graph, found: &HashMap<Place, Stored<'_>>, settings: &Settings) -> HashMap<Place, Kept> {
     let outputs = &graph.tensor(graph.output).axes;
     let is_last = |tensor: TensorId| graph.tensor(tensor).axes.iter().any(|axis| outputs.contains(axis));
-    let mut storage: HashMap<TensorId, Kept> = HashMap::new();
-    let mut grids: HashMap<TensorId, Vec<Option<Grid>>> = HashMap::new();
-    for ((tensor, _), stored) in found {
+    let kept = |tensor: TensorId, stored: &Stored<'_>| -> Kept {
         if let Some(quant) = settings.quant.filter(|_| stored.rank >= 2) {
-            let few = quant == Quant::Q4 && !is_last(*tensor);
-            storage.insert(*tensor, if few { Format::Q4 } else { Format::Q8 }.into());
-            continue;
+            let few = quant == Quant::Q4 && !is_last(tensor);
+            return if few { Format::Q4 } else { Format::Q8 }.into();
         }
-        let narrow = match settings.precision {
-            Precision::F32 => false,
-            Precision::Bf16 if stored.rank >= 2 => true,
-            Precision::Stored | Precision::Bf16 => stored.parts.iter().all(is_narrow),
-        };
-        let kept = storage.entry(*tensor).or_insert(Format::Bf16.into());
-        if !narrow {
-            *kept = Format::F32.into();
+        let own = stored.grid().and_then(|grid| Format::holding(&grid));
+        match (settings.precision, own) {
+            (Precision::Stored, Some(format)) => Kept { format, own: true },
+            (Precision::Bf16, _) if stored.rank >= 2 => Format::Bf16.into(),
+            (Precision::Stored | Precision::Bf16, _) if stored.parts.iter().all(Numbers::is_narrow) => {
+                Format::Bf16.into()
+            }
+            _ => Format::F32.into(),
         }
-        if settings.precision == Precision::Stored {
-            grids.entry(*tensor).or_default().push(stored.grid());
-        }
-    }
-    for (tensor, grids) in grids {
-        let grids: Option<Vec<Grid>> = grids.into_iter().collect();
-        if let Some(format) = grids.and_then(|grids| Format::holding(&grids)) {
-            storage.insert(tensor, Kept { format, own: true });
-        }
-    }
-    storage
-}
-
-/// Whether numbers are stored as BF16, or in fewer bits.
-fn is_narrow(numbers: &Numbers<'_>) -> bool {
-    let is_bf16 = numbers.blocks().is_some_and(|blocks| blocks.dtype == Dtype::Bf16);
-    is_bf16 || numbers.bits() < 16.0
+    };
+    found.iter().map(|(&(tensor, layer), stored)| ((tensor, layer), kept(tensor, stored))).collect()
 }
 
 /// So many bytes of packed weights are one thread's at a time: a huge page of the usual size, so that one thread alone is

@@ -12,7 +12,7 @@ use tempfile::TempDir;
 use crate::*;
 
 /// More than the tokenizer's 384, as some models have.
-const VOCABULARY: usize = 400;
+pub(crate) const VOCABULARY: usize = 400;
 
 /// `x[t, v] = table[tokens, v]`; twice `x[t, v] += Σ_s x[s, v] · w[v] where s <= t`, from the cache; the logits are `x`.
 fn graph() -> Graph {
@@ -48,14 +48,14 @@ fn graph_within(window: Option<usize>) -> Graph {
 
 /// The weights of [`graph`].
 #[derive(Clone)]
-struct Numbers {
+pub(crate) struct Numbers {
     table: Vec<f32>,
     w: [Vec<f32>; 2],
 }
 
 impl Numbers {
     /// Any numbers.
-    fn random() -> Numbers {
+    pub(crate) fn random() -> Numbers {
         let mut state = 1u32;
         let mut next = || {
             state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
@@ -99,7 +99,7 @@ impl Numbers {
         all
     }
 
-    fn safetensors(&self, dtype: Dtype) -> Vec<u8> {
+    pub(crate) fn safetensors(&self, dtype: Dtype) -> Vec<u8> {
         let bytes = |numbers: &[f32]| -> Vec<u8> {
             match dtype {
                 Dtype::F32 => numbers.iter().flat_map(|x| x.to_le_bytes()).collect(),
@@ -141,7 +141,7 @@ fn nearest_byte(x: f32) -> (u8, f32) {
 const CONFIG: &str = r#"{"architectures": ["Test"], "eos_token_id": 0}"#;
 const TOKENIZER: &[u8] = include_bytes!("../../tests/golden/gpt2/tokenizer.json");
 
-fn folder(weights: &[u8], tokenizer: bool) -> TempDir {
+pub(crate) fn folder(weights: &[u8], tokenizer: bool) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("config.json"), CONFIG).unwrap();
     std::fs::write(folder.path().join("model.safetensors"), weights).unwrap();

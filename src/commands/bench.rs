@@ -4,7 +4,6 @@ use std::num::NonZeroUsize;
 use std::time::Instant;
 
 use clap::{Args, ValueEnum};
-use einfuse::codegen::Batch;
 use einfuse::{Model, Settings, runtime};
 use serde::Serialize;
 
@@ -328,7 +327,7 @@ impl Bench {
         let (mut flops, mut least) = (0.0, 0.0);
         for &(tokens, past) in &steps {
             let cost = step::costs(model, tokens, past);
-            for (kernel, times) in model.program().plan(Batch::of(tokens)).runs() {
+            for (kernel, times) in model.program().plan(model.program().batch(tokens, past)).runs() {
                 let own = (cost(kernel) * times).flops;
                 flops += own;
                 least += own / peaks.arithmetic(kernel).flops;

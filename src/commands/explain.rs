@@ -1,15 +1,16 @@
 //! `einfuse explain`: what the model became: kernels, the rules that made them, their costs, their code.
 
+use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::num::NonZeroUsize;
 
 use clap::{Args, ValueEnum};
 use einfuse::codegen::cost::Cost;
 use einfuse::codegen::fuse::{Kernel, Plan, Remark};
-use einfuse::codegen::{Batch, Scheduled};
+use einfuse::codegen::{Batch, KeptWeight, Scheduled};
 use einfuse::runtime::Chosen;
 use einfuse::{Model, Rule, Settings};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::options::{ModelOptions, OutputOptions, at_least_one};
 use super::output::{print, print_json};
@@ -90,7 +91,7 @@ impl Explain {
         }
         let text = match self.dump {
             None => self.table(&model)? + &choices(&self.chosen_by_prompt(&model)?)?,
-            Some(Stage::Plan) => self.plan(model.program().plan(self.batch()))?,
+            Some(Stage::Plan) => self.plan(model.program().plan(self.batch(&model)))?,
             Some(stage) => self.code(&model, stage)?,
         };
         print(text)?;
@@ -98,8 +99,8 @@ impl Explain {
     }
 
     /// The batch of the step that is asked for.
-    fn batch(&self) -> Batch {
-        Batch::of(self.tokens.get())
+    fn batch(&self, model: &Model) -> Batch {
+        model.program().batch(self.tokens.get(), self.past)
     }
 
     /// Whether there can be such a step.
@@ -141,7 +142,7 @@ impl Explain {
     /// The kernels with what they cost on this machine.
     fn table(&self, model: &Model) -> Result<String, Box<dyn std::error::Error>> {
         let program = model.program();
-        let plan = program.plan(self.batch());
+        let plan = program.plan(self.batch(model));
         let chosen = self.chosen(plan)?;
         let peaks = Peaks::measure(1, step::storages(model))?;
         let balance = peaks.weights.flops / peaks.bytes;
@@ -177,10 +178,13 @@ impl Explain {
                 _ => writeln!(text, "{}\n{:<30} {}", kernel.name, "", row.trim_end())?,
             }
             text += &details(plan, kernel);
-            for (weight, format) in program.weights_of(self.batch(), kernel) {
-                if format.is_coded() {
-                    let name = &plan.graph.tensor(weight).name;
-                    writeln!(text, "  · `{name}` is kept as {format}, {} bits", 8.0 * format.bytes())?;
+            let weights = program.weights_of(self.batch(model), kernel);
+            for kept in &weights {
+                let (format, name) = (kept.format, &plan.graph.tensor(kept.tensor).name);
+                let is_mixed = weights.iter().any(|other| other.tensor == kept.tensor && other.format != format);
+                let layers = if is_mixed { format!(", {}", layers(&kept.layers)) } else { String::new() };
+                if format.is_coded() || is_mixed {
+                    writeln!(text, "  · `{name}` is kept as {format}, {} bits{layers}", 8.0 * format.bytes())?;
                 }
             }
             if let Some(tuned) = self.tuned(model, kernel) {
@@ -221,8 +225,10 @@ impl Explain {
 
     /// What the calls do that one run of a kernel takes.
     fn parts(&self, model: &Model, kernel: &Kernel) -> Vec<&'static str> {
-        let numbers = step::parts(model, kernel, self.batch());
-        let names: Vec<&str> = numbers.map(|n| model.program().kernels()[n].loops.name.as_str()).collect();
+        let numbers = step::parts(model, kernel, self.batch(model));
+        // Those of the first variant: the others differ in their weights' formats.
+        let compiled = numbers.map(|number| &model.program().kernels()[number]).filter(|kernel| kernel.variant == 0);
+        let names: Vec<&str> = compiled.map(|kernel| kernel.loops.name.as_str()).collect();
         let is_merged = names.iter().any(|name| name.ends_with("_merge"));
         let does = |name: &&str| match () {
             () if name.ends_with("_rows") => "its rows are prepared",
@@ -236,15 +242,20 @@ impl Explain {
 
     /// The kernel's schedule, if it is one that was found by measuring.
     fn tuned<'m>(&self, model: &'m Model, kernel: &Kernel) -> Option<&'m Scheduled> {
-        let schedule = step::schedule(model, kernel, self.batch());
+        let schedule = step::schedule(model, kernel, self.batch(model));
         schedule.filter(|schedule| schedule.tiling != schedule.default)
     }
 
     /// What the table has, as one object: operations and bytes are of one run of a kernel.
     fn object(&self, model: &Model) -> Result<Value, Box<dyn std::error::Error>> {
-        let plan = model.program().plan(self.batch());
+        let program = model.program();
+        let plan = program.plan(self.batch(model));
         let peaks = Peaks::measure(1, step::storages(model))?;
         let cost_of = step::costs(model, self.tokens.get(), self.past);
+        let weight = |kept: &KeptWeight| {
+            let layers: Vec<usize> = kept.layers.iter().copied().flatten().collect();
+            json!({ "name": plan.graph.tensor(kept.tensor).name, "format": kept.format.to_string(), "layers": layers })
+        };
         let remarks = |all: &[Remark]| -> Vec<Value> {
             all.iter().map(|remark| json!({ "rule": remark.rule.name(), "text": remark.text })).collect()
         };
@@ -255,12 +266,7 @@ impl Explain {
                 let cost = cost_of(kernel);
                 let equations: Vec<String> =
                     kernel.equations.iter().chain(&kernel.weights).map(|&eq| plan.equation_text(eq)).collect();
-                let weights: Map<String, Value> = model
-                    .program()
-                    .weights_of(self.batch(), kernel)
-                    .into_iter()
-                    .map(|(weight, format)| (plan.graph.tensor(weight).name.clone(), json!(format.to_string())))
-                    .collect();
+                let weights: Vec<Value> = program.weights_of(self.batch(model), kernel).iter().map(weight).collect();
                 json!({
                     "name": kernel.name,
                     "runs": runs,
@@ -308,6 +314,7 @@ impl Explain {
                 Batch::One => "one token",
                 Batch::Few => "a few tokens",
                 Batch::Many => "many tokens",
+                Batch::Deep => "many tokens, deep in a sequence",
             };
             let bytes = program.code().bytes(number);
             writeln!(text, "// {}, for {tokens}: {bytes} bytes of machine code", kernel.name)?;
@@ -345,6 +352,20 @@ fn rules(kernel: &Kernel) -> String {
     names.sort();
     names.dedup();
     names.iter().map(|rule| rule.name()).collect::<Vec<_>>().join(", ")
+}
+
+/// `layers 0-2, 5`.
+fn layers(layers: &BTreeSet<Option<usize>>) -> String {
+    let mut runs: Vec<(usize, usize)> = Vec::new();
+    for layer in layers.iter().copied().flatten() {
+        match runs.last_mut() {
+            Some((_, last)) if *last + 1 == layer => *last = layer,
+            _ => runs.push((layer, layer)),
+        }
+    }
+    let text = |&(first, last): &_| if first == last { format!("{first}") } else { format!("{first}-{last}") };
+    let runs: Vec<String> = runs.iter().map(text).collect();
+    format!("{} {}", if layers.len() == 1 { "layer" } else { "layers" }, runs.join(", "))
 }
 
 /// A kernel's equations and remarks.

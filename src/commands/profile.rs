@@ -58,9 +58,10 @@ impl Profile {
         let share = |(kernel, runs): (&_, usize)| {
             let cost = costs.iter().map(|cost| cost(kernel) * runs).fold(Cost::default(), |a, b| a + b);
             let parts = |batch| step::parts(model, kernel, batch);
-            let calls = steps.iter().map(|step| parts(Batch::of(step.0)).count() * runs).sum();
+            let calls = |batch| parts(batch).map(|number| model.program().kernels()[number].runs).sum::<usize>();
+            let calls = steps.iter().map(|step| calls(model.program().batch(step.0, step.1))).sum();
             // a prompt's last step may be of a single token, which has code of its own; what was not called took no time
-            let mut numbers: Vec<usize> = [Batch::One, Batch::Few, Batch::Many].into_iter().flat_map(parts).collect();
+            let mut numbers: Vec<usize> = Batch::ALL.into_iter().flat_map(parts).collect();
             numbers.sort_unstable();
             numbers.dedup();
             let seconds: f64 = numbers.into_iter().map(took).sum();
@@ -72,7 +73,8 @@ impl Profile {
             Share { name, calls, time: seconds, share_of_time: seconds / time, bound, unit, achieved, peak }
         };
         // the kernels of the longest step
-        let batch = Batch::of(steps.iter().map(|step| step.0).max().unwrap_or(1));
+        let longest = steps.iter().copied().max_by_key(|step| step.0).unwrap_or((1, 0));
+        let batch = model.program().batch(longest.0, longest.1);
         let kernels: Vec<Share> = model.program().plan(batch).runs().into_iter().map(share).collect();
         let calls = kernels.iter().map(|kernel| kernel.calls).sum();
         let within: f64 = kernels.iter().map(|kernel| kernel.time).sum();

@@ -11,28 +11,34 @@ use einfuse::graph::TensorId;
 /// What a step of so many tokens takes, after so many positions.
 pub(crate) fn cost(model: &Model, tokens: usize, past: usize) -> Cost {
     let of = costs(model, tokens, past);
-    let kernels = model.program().plan(Batch::of(tokens)).runs().into_iter();
+    let program = model.program();
+    let kernels = program.plan(program.batch(tokens, past)).runs().into_iter();
     kernels.map(|(kernel, times)| of(kernel) * times).fold(Cost::default(), |a, b| a + b)
 }
 
-/// What one run of each kernel takes in such a step.
+/// What one run of each kernel takes in such a step; nothing, if it is of another plan.
 pub(crate) fn costs(model: &Model, tokens: usize, past: usize) -> impl Fn(&Kernel) -> Cost {
     let program = model.program();
+    let batch = program.batch(tokens, past);
+    let plan = program.plan(batch);
     move |kernel| {
-        program.plan(Batch::of(tokens)).cost(kernel, &Work { tokens, past, element: &|tensor| program.element(tensor) })
+        let element = |tensor| program.element(batch, kernel, tensor);
+        let own = plan.scopes().into_iter().flatten().any(|of_plan| std::ptr::eq(of_plan, kernel));
+        if own { plan.cost(kernel, &Work { tokens, past, element: &element }) } else { Cost::default() }
     }
 }
 
-/// The numbers, among the program's kernels, of the calls that one run of a kernel takes for so many tokens.
+/// The numbers, among the program's kernels, of those that run a kernel for so many tokens: in each layer those of the variant
+/// that its weights want.
 pub(crate) fn parts(model: &Model, kernel: &Kernel, batch: Batch) -> impl Iterator<Item = usize> {
     let program = model.program();
     let numbered = program.kernels().iter().enumerate();
     let of = move |c: &Compiled, batch| {
         c.batch == batch && std::ptr::eq(&program.plan(batch).scopes()[c.scope][c.index], kernel)
     };
-    // What has no kernels of its own for a few has those for many.
+    // What has no kernels of its own for a few has others'.
     let own = program.kernels().iter().any(|compiled| of(compiled, batch));
-    let batch = if own { batch } else { Batch::Many };
+    let batch = if own { batch } else { program.like_few() };
     numbered.filter(move |(_, compiled)| of(compiled, batch)).map(|(number, _)| number)
 }
 
@@ -43,8 +49,8 @@ pub(crate) fn schedule<'m>(model: &'m Model, kernel: &Kernel, batch: Batch) -> O
         let mut all = model.program().schedules().iter();
         all.find(|s| s.batch == batch && std::ptr::eq(&scopes[s.scope][s.index], kernel))
     };
-    // What has no schedule of its own for a few has that for many.
-    of(batch).or_else(|| of(Batch::Many))
+    // What has no schedule of its own for a few has another's.
+    of(batch).or_else(|| of(model.program().like_few()))
 }
 
 /// How many numbers the model has learnt.

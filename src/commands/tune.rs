@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use einfuse::Settings;
 use einfuse::codegen::{Batch, Cpu, Tiling};
-use einfuse::runtime::{Finding, Findings, StepTimes, Tuned, Tuning, tune};
+use einfuse::runtime::{Finding, Findings, LeftOut, StepTimes, Tuned, Tuning, tune};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
@@ -113,6 +113,7 @@ fn name(batch: Batch) -> &'static str {
         Batch::One => "one",
         Batch::Few => "few",
         Batch::Many => "many",
+        Batch::Deep => "deep",
     }
 }
 
@@ -149,6 +150,13 @@ fn text(findings: &Findings, kept: Option<&Path>) -> String {
         // writing to a string does not fail
         let _ = writeln!(text, "  {what} after {past}: {default:.3} ms, with what won {found:.3} ms");
     }
+    for LeftOut { kernels, batch, tilings, difference } in &findings.left_out {
+        let tokens = name(*batch);
+        let _ = writeln!(
+            text,
+            "\nLeft out: {kernels} ({tokens}) with {tilings}: the answer is off by {difference:.1e}, a mistake of the compiler"
+        );
+    }
     let count = findings.winners().len();
     match kept {
         Some(path) => text += &format!("\n{count} kept in {}\n", path.display()),
@@ -171,12 +179,17 @@ fn object(model: &str, threads: usize, findings: &Findings, kept: Option<&Path>)
             "wins": k.wins,
         })
     };
+    let left_out = |off: &LeftOut| {
+        let LeftOut { kernels, batch, tilings, difference } = off;
+        json!({ "kernels": kernels, "tokens": name(*batch), "tilings": tilings, "difference": difference })
+    };
     let step = |s: &StepTimes| json!({ "tokens": s.tokens, "past": s.past, "default": s.default, "found": s.found });
     json!({
         "model": model,
         "threads": threads,
         "kernels": findings.kernels.iter().map(kernel).collect::<Vec<_>>(),
         "steps": findings.steps.iter().map(step).collect::<Vec<_>>(),
+        "left_out": findings.left_out.iter().map(left_out).collect::<Vec<_>>(),
         "kept": kept.map(|path| path.display().to_string()),
     })
 }

@@ -4,14 +4,14 @@
 //! graph whose weights' formats are known, where any interpreter of the graph may evaluate them; [`recognised`] finds the
 //! declaration that an equation has the form of, by which rule prologue lets cores multiply the codes.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use einfuse_graph::{Axis, AxisId, Binary, Expr, ExprId, Extent, Graph, Kind, Node, Tensor, TensorId, Type, Unary};
 
 use super::Contraction;
 use super::edit::Edit;
 use crate::loops::{Codes, Format};
-use crate::schedule::Kept;
+use crate::schedule::{Kept, Storage};
 
 /// What a weight's equation was found to be: codes in blocks along one of its axes.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -39,36 +39,80 @@ struct Parts {
     levels: Option<TensorId>,
 }
 
+/// The ways in which the layers that read a weight keep it, each once, by weight.
+pub(super) type Ways = BTreeMap<TensorId, Vec<Kept>>;
+
+/// In which ways the weights of a graph are kept.
+pub(super) fn ways(graph: &Graph, kept: &Storage) -> Ways {
+    let mut ways = Ways::new();
+    let mut read = |node: &Node, layer: Option<usize>| {
+        let Node::Equation { body, .. } = node else { return };
+        for weight in graph.loaded(*body).into_iter().filter(|&tensor| graph.is_weight(tensor)) {
+            let own = kept(weight, layer.filter(|_| graph.is_layered(weight)));
+            let all = ways.entry(weight).or_default();
+            if !all.contains(&own) {
+                all.push(own);
+            }
+        }
+    };
+    for node in &graph.nodes {
+        match node {
+            Node::Layers(layers) => {
+                for (layer, &body) in layers.order.iter().enumerate() {
+                    layers.bodies[body].nodes.iter().for_each(|node| read(node, Some(layer)));
+                }
+            }
+            node => read(node, None),
+        }
+    }
+    ways
+}
+
+/// An equation of a weight: what it is where it is kept so.
+pub(super) struct Way {
+    weight: TensorId,
+    kept: Kept,
+    body: ExprId,
+}
+
 /// Makes each weight that is kept in codes an equation over its parts. Blocks are along the axis along which the checkpoint
 /// has them, else along the one that contractions sum. A weight that is summed along several axes has codes for each, and
-/// no one equation; what has no whole blocks is not kept in codes.
-pub(super) fn apply(graph: Graph, kept: &dyn Fn(TensorId) -> Kept) -> Graph {
-    let coded = |&tensor: &TensorId| graph.is_weight(tensor) && kept(tensor).format.is_coded();
-    let all: Vec<TensorId> = (0..graph.tensors.len()).map(|at| TensorId(at as u32)).filter(coded).collect();
-    if all.is_empty() {
-        return graph;
+/// no one equation; what has no whole blocks is not kept in codes. A weight that layers keep in several ways stays what it is in
+/// the graph, which has one equation for all layers: its equations, one for each way in codes, are beside it.
+pub(super) fn apply(graph: Graph, ways: &Ways) -> (Graph, Vec<Way>) {
+    let mut several = Vec::new();
+    if !ways.values().flatten().any(|kept| kept.format.is_coded()) {
+        return (graph, several);
     }
     let summed = summed(&graph);
     let mut edit = Edit::new(graph);
-    for weight in all {
-        let Kept { format, own } = kept(weight);
-        let of = edit.graph.tensor(weight);
+    for (&weight, all) in ways {
         let contractions = summed.get(&weight).map_or(&[][..], Vec::as_slice);
-        let rows = contractions.first().and_then(|c| edit.graph.size(*c.depth.last()?));
-        let Some(codes) = format.fitting(rows.unwrap_or(1)).codes() else { continue };
-        let dim = match own {
-            true => of.axes.len().checked_sub(1),
-            false => one_dim(&edit.graph, contractions, codes),
-        };
-        let Some(dim) = dim else { continue };
-        let axis = of.axes[dim];
-        if edit.graph.size(axis).is_some_and(|size| size.is_multiple_of(codes.block)) {
-            let parts = parts(&mut edit, weight, codes, dim);
+        for &kept in all {
+            let Some(Blocks { codes, dim }) = blocks_of(&edit.graph, weight, kept, contractions) else { continue };
+            let axis = edit.graph.tensor(weight).axes[dim];
+            let prefix = if all.len() > 1 { format!("{}.", codes.name) } else { String::new() };
+            let parts = parts(&mut edit, weight, codes, dim, &prefix);
             let body = equation(&mut edit, codes, &parts, axis);
-            edit.graph.tensors[weight.index()].kind = Kind::Made(body);
+            match all.len() {
+                1 => edit.graph.tensors[weight.index()].kind = Kind::Made(body),
+                _ => several.push(Way { weight, kept, body }),
+            }
         }
     }
-    edit.graph
+    (edit.graph, several)
+}
+
+/// The blocks of a weight that is kept so. `None` if it is in no codes, or has no whole blocks along one axis.
+fn blocks_of(graph: &Graph, weight: TensorId, kept: Kept, contractions: &[Contraction]) -> Option<Blocks> {
+    let axes = &graph.tensor(weight).axes;
+    let rows = contractions.first().and_then(|c| graph.size(*c.depth.last()?));
+    let codes = kept.format.fitting(rows.unwrap_or(1)).codes()?;
+    let dim = match kept.own {
+        true => axes.len().checked_sub(1)?,
+        false => one_dim(graph, contractions, codes)?,
+    };
+    graph.size(axes[dim])?.is_multiple_of(codes.block).then_some(Blocks { codes, dim })
 }
 
 /// The contractions of each weight.
@@ -100,8 +144,8 @@ fn one_dim(graph: &Graph, contractions: &[Contraction], codes: Codes) -> Option<
     contractions.iter().all(|c| dim_of(c) == Some(dim)).then_some(dim)
 }
 
-/// Declares the parts of a weight, which come from where it comes from.
-fn parts(edit: &mut Edit, weight: TensorId, codes: Codes, dim: usize) -> Parts {
+/// Declares the parts of a weight, which come from where it comes from, with a prefix to the name of each.
+fn parts(edit: &mut Edit, weight: TensorId, codes: Codes, dim: usize, prefix: &str) -> Parts {
     let of = edit.graph.tensor(weight).clone();
     let axis = edit.graph.axis(of.axes[dim]).clone();
     let size = edit.graph.size(of.axes[dim]).unwrap_or(1);
@@ -112,7 +156,7 @@ fn parts(edit: &mut Edit, weight: TensorId, codes: Codes, dim: usize) -> Parts {
     };
     let in_blocks = in_blocks_of(edit, codes.block);
     let part = |edit: &mut Edit, name: &str, axes: &[AxisId], ty: Type| {
-        let id = edit.value(&format!("{}.{name}", of.name), axes.to_vec(), ty);
+        let id = edit.value(&format!("{}.{prefix}{name}", of.name), axes.to_vec(), ty);
         let tensor = &mut edit.graph.tensors[id.index()];
         (tensor.kind, tensor.location) = (of.kind.clone(), of.location.clone());
         id
@@ -186,20 +230,21 @@ fn equation(edit: &mut Edit, codes: Codes, parts: &Parts, axis: AxisId) -> ExprI
     }
 }
 
-/// The weights whose equations are those of codes, of as many bits as their codes are kept in.
-pub(super) fn recognised(graph: &mut Graph, kept: &dyn Fn(TensorId) -> Kept) -> HashMap<TensorId, Blocks> {
-    let made = |(at, tensor): (usize, &Tensor)| match tensor.kind {
-        Kind::Made(body) => Some((TensorId(at as u32), body)),
-        _ => None,
-    };
-    let all: Vec<(TensorId, ExprId)> = graph.tensors.iter().enumerate().filter_map(made).collect();
+/// The weights whose equations are those of codes, of as many bits as their codes are kept in: for each way that has such an
+/// equation the right side, and what it is.
+pub(super) fn recognised(graph: &mut Graph, ways: &Ways, several: Vec<Way>) -> Vec<(TensorId, Kept, ExprId, Blocks)> {
+    let made = ways.iter().flat_map(|(&weight, all)| match graph.tensor(weight).kind {
+        Kind::Made(body) => all.iter().map(|&kept| Way { weight, kept, body }).collect(),
+        _ => Vec::new(),
+    });
+    let all: Vec<Way> = made.chain(several).collect();
     if all.is_empty() {
-        return HashMap::new();
+        return Vec::new();
     }
     let mut edit = Edit::new(std::mem::replace(graph, graph.clone()));
-    let found = all.into_iter().filter_map(|(weight, body)| {
-        let bits = kept(weight).format.bits();
-        Some((weight, blocks(&mut edit, weight, body, bits)?))
+    let found = all.into_iter().filter_map(|Way { weight, kept, body }| {
+        let blocks = blocks(&mut edit, weight, body, kept.format.bits())?;
+        Some((weight, kept, body, blocks))
     });
     let found = found.collect();
     *graph = edit.graph;

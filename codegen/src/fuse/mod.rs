@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::str::FromStr;
 
-use crate::schedule::Kept;
+use crate::schedule::{Kept, Storage};
 use einfuse_graph::{AxisId, ExprId, Graph, Kind, Node, TensorId};
 
 mod carry;
@@ -37,7 +37,7 @@ pub use contraction::{Along, Contraction};
 pub(crate) use contraction::{is_positions, is_tokens};
 pub(crate) use edit::{Edit, is_identity, loads, loads_of};
 pub use online_softmax::{Fold, Operand, Stream, Weighted};
-pub use path::Typical;
+pub use path::{Multiplications, Typical};
 pub(crate) use rows::common_rows;
 
 macro_rules! rules {
@@ -226,9 +226,9 @@ pub struct Plan {
     pub segments: Vec<Segment>,
     /// For each appended tensor the state it is appended to. Its elements live there.
     pub states: HashMap<TensorId, TensorId>,
-    /// For each weight that is made of codes: its equation, and what it was found to be. It depends on nothing that a step
-    /// computes: where no kernel takes it in, it is computed when weights are packed.
-    pub made: HashMap<TensorId, (EqId, Blocks)>,
+    /// For each weight that is made of codes, and each way in which layers keep it so: its equation, and what it was found to be.
+    /// It depends on nothing that a step computes: where no kernel takes it in, it is computed when weights are packed.
+    pub made: HashMap<(TensorId, Kept), (EqId, Blocks)>,
     /// What rules said of the graph as a whole, where they applied or declined outside of a kernel.
     pub remarks: Vec<Remark>,
 }
@@ -243,27 +243,33 @@ pub enum Wanted {
     All,
 }
 
-/// Whether the plans for two steps differ.
-pub fn differ(graph: &Graph, without: &[Rule], a: Typical, b: Typical) -> bool {
+/// The multiplications of the plans for two steps, where their sums are in different orders.
+pub fn orders(graph: &Graph, without: &[Rule], a: Typical, b: Typical) -> Option<[Multiplications; 2]> {
     let ordered = |step: Typical| path::apply(graph, step, &mut Vec::new());
-    !without.contains(&Rule::Path) && ordered(a) != ordered(b)
+    let (a, b) = (ordered(a), ordered(b));
+    let differ = !without.contains(&Rule::Path) && a != b;
+    differ.then(|| [Multiplications::of(&a), Multiplications::of(&b)])
 }
 
-/// A graph in which each weight that is kept in codes is an equation over its parts, `NAME.code`, `NAME.scale`, `NAME.minimum`,
-/// along the axis that the plans of all rules sum.
-pub fn in_parts(graph: &Graph, kept: &dyn Fn(TensorId) -> Kept) -> Graph {
-    coded::apply(split::split(graph), kept)
+/// A graph in which each weight that all its layers keep in the same codes is an equation over its parts, `NAME.code`,
+/// `NAME.scale`, `NAME.minimum`, along the axis that the plans of all rules sum.
+pub fn in_parts(graph: &Graph, kept: &Storage) -> Graph {
+    let graph = split::split(graph);
+    let ways = coded::ways(&graph, kept);
+    coded::apply(graph, &ways).0
 }
 
 /// Makes the plan of a graph for steps of some size, with some rules switched off. `kept` says how weights are kept.
-pub fn fuse(graph: &Graph, without: &[Rule], wanted: Wanted, step: Typical, kept: &dyn Fn(TensorId) -> Kept) -> Plan {
+pub fn fuse(graph: &Graph, without: &[Rule], wanted: Wanted, step: Typical, kept: &Storage) -> Plan {
     let on = |rule: Rule| !without.contains(&rule);
     let mut remarks = Vec::new();
     let mut graph = match on(Rule::Path) {
         true => split::split(&path::apply(graph, step, &mut remarks)),
         false => split::split(graph),
     };
-    graph = coded::apply(graph, kept);
+    let ways = coded::ways(&graph, kept);
+    let several;
+    (graph, several) = coded::apply(graph, &ways);
     if on(Rule::Hoist) {
         graph = hoist::apply(graph, &mut remarks);
     }
@@ -272,7 +278,10 @@ pub fn fuse(graph: &Graph, without: &[Rule], wanted: Wanted, step: Typical, kept
         (graph, stay) = inline::apply(graph, &mut remarks);
     }
     let mut plan = Plan::of(graph, remarks);
-    plan.recognise(kept);
+    for (weight, kept, body, blocks) in coded::recognised(&mut plan.graph, &ways, several) {
+        plan.made.insert((weight, kept), (plan.equations.len(), blocks));
+        plan.equations.push(Equation { out: weight, body });
+    }
     if on(Rule::OnlineSoftmax) {
         online_softmax::apply(&mut plan);
     }
@@ -343,18 +352,6 @@ impl Plan {
         }
         plan.segments.push(Segment::Once(once));
         plan
-    }
-
-    /// Finds what weights are made of.
-    fn recognise(&mut self, kept: &dyn Fn(TensorId) -> Kept) {
-        let mut found: Vec<(TensorId, Blocks)> = coded::recognised(&mut self.graph, kept).into_iter().collect();
-        found.sort_by_key(|(weight, _)| *weight);
-        for (weight, blocks) in found {
-            if let Kind::Made(body) = self.graph.tensor(weight).kind {
-                self.made.insert(weight, (self.equations.len(), blocks));
-                self.equations.push(Equation { out: weight, body });
-            }
-        }
     }
 
     fn push(&mut self, node: Node, kernels: &mut Vec<Kernel>) {
@@ -478,9 +475,9 @@ impl Plan {
         between.into_iter().all(|k| !self.depends(&kernels[second], &kernels[k])).then_some(first)
     }
 
-    /// Whether a kernel reads a weight in parts: its codes and scales.
-    pub(crate) fn reads_codes(&self, kernel: &Kernel, weight: TensorId) -> bool {
-        self.made.get(&weight).is_some_and(|(eq, _)| kernel.weights.contains(eq))
+    /// Whether a kernel reads a weight in parts where it is kept so: its codes and scales.
+    pub(crate) fn reads_codes(&self, kernel: &Kernel, weight: TensorId, kept: Kept) -> bool {
+        self.made.get(&(weight, kept)).is_some_and(|(eq, _)| kernel.weights.contains(eq))
     }
 
     /// The name of a tensor, quoted.

@@ -45,6 +45,68 @@ pub(super) fn apply(graph: &Graph, step: Typical, remarks: &mut Vec<Remark>) -> 
     Graph { nodes, ..path.edit.graph }
 }
 
+/// The multiplications of a graph's sums, by whether their number grows with a step's tokens and with its positions.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Multiplications {
+    /// Of each token.
+    tokens: f64,
+    /// Of each position.
+    positions: f64,
+    /// Of each token at each position.
+    both: f64,
+}
+
+impl Multiplications {
+    /// What a graph takes whose sums are in such an order: all that something needs.
+    pub fn of(graph: &Graph) -> Multiplications {
+        fn bodies(nodes: &[Node], times: f64, all: &mut Vec<(ExprId, TensorId, f64)>) {
+            for node in nodes {
+                match node {
+                    Node::Equation { out, body } => all.push((*body, *out, times)),
+                    Node::Append { .. } => {}
+                    Node::Layers(layers) => {
+                        for (at, body) in layers.bodies.iter().enumerate() {
+                            let layers = layers.order.iter().filter(|&&own| own == at).count();
+                            bodies(&body.nodes, times * layers as f64, all);
+                        }
+                    }
+                }
+            }
+        }
+        let mut all = Vec::new();
+        bodies(&graph.nodes, 1.0, &mut all);
+        let mut sum = Multiplications::default();
+        let uses = uses(graph);
+        for (body, out, times) in all.into_iter().filter(|(_, out, _)| uses.tensors.contains_key(out)) {
+            for expr in graph.reachable(body) {
+                let Expr::Reduce { op: Reduction::Sum, body: inner, .. } = graph.expr(expr) else { continue };
+                let mut axes = graph.free_axes(*inner);
+                if expr == body {
+                    axes.extend(&graph.tensor(out).axes);
+                }
+                axes.sort_unstable();
+                axes.dedup();
+                let each = axes.iter().filter_map(|&axis| graph.size(axis)).product::<usize>() as f64 * times;
+                let has = |extent| axes.iter().any(|&axis| graph.axis(axis).extent == extent);
+                match (has(Extent::Tokens), has(Extent::Positions)) {
+                    (true, true) => sum.both += each,
+                    (true, false) => sum.tokens += each,
+                    (false, true) => sum.positions += each,
+                    (false, false) => {}
+                }
+            }
+        }
+        sum
+    }
+
+    /// Those of a step, of which what is computed of each position is computed anew for so many tokens.
+    pub fn in_step(&self, step: Typical, anew: usize) -> f64 {
+        let (tokens, positions) = (step.tokens as f64, step.positions as f64);
+        let times = step.tokens.div_ceil(anew) as f64;
+        self.tokens * tokens + self.positions * positions * times + self.both * tokens * positions
+    }
+}
+
 /// How often each expression is part of another or an equation's right side, and each tensor is needed.
 struct Uses {
     exprs: HashMap<ExprId, usize>,

@@ -3,7 +3,7 @@
 
 use einfuse_graph::{Expr, TensorId};
 
-use super::{Contraction, EqId, Kernel, Plan, Remark, Rule, Shape, is_tokens, loads, loads_of};
+use super::{Blocks, Contraction, EqId, Kernel, Plan, Remark, Rule, Shape, is_tokens, loads, loads_of};
 
 /// A row that a kernel computes for itself has at most this many elements.
 const LONGEST: usize = 1 << 15;
@@ -60,23 +60,30 @@ fn take_weights(plan: &Plan, kernel: &mut Kernel) {
     read.dedup();
     let mut made: Vec<(EqId, TensorId)> = Vec::new();
     for weight in read {
-        let Some(&(eq, blocks)) = plan.made.get(&weight) else { continue };
-        // Element by element, codes are read out of panels along the weight's last axis.
-        let is_last = blocks.dim > 0 && blocks.dim + 1 == plan.graph.tensor(weight).axes.len();
-        let mut of = contractions.iter().filter(|c| c.b == weight).peekable();
-        match if of.peek().is_some() { of.all(|c| blocks.suit(c)) } else { is_last } {
-            true => made.push((eq, weight)),
-            false => {
-                let along = plan.graph.axis(plan.graph.tensor(weight).axes[blocks.dim]).name.clone();
-                let text = format!("{} has its blocks along `{along}`, which is not summed", plan.quoted(weight));
-                kernel.declined.push(Remark { rule: Rule::Prologue, text });
+        let mut ways: Vec<(EqId, Blocks)> =
+            plan.made.iter().filter(|((of, _), _)| *of == weight).map(|(_, way)| *way).collect();
+        ways.sort_by_key(|(eq, _)| *eq);
+        for (eq, blocks) in ways {
+            // Element by element, codes are read out of panels along the weight's last axis.
+            let is_last = blocks.dim > 0 && blocks.dim + 1 == plan.graph.tensor(weight).axes.len();
+            let mut of = contractions.iter().filter(|c| c.b == weight).peekable();
+            match if of.peek().is_some() { of.all(|c| blocks.suit(c)) } else { is_last } {
+                true => made.push((eq, weight)),
+                false => {
+                    let along = plan.graph.axis(plan.graph.tensor(weight).axes[blocks.dim]).name.clone();
+                    let text = format!("{} has its blocks along `{along}`, which is not summed", plan.quoted(weight));
+                    if !kernel.declined.iter().any(|remark| remark.text == text) {
+                        kernel.declined.push(Remark { rule: Rule::Prologue, text });
+                    }
+                }
             }
         }
     }
     if made.is_empty() {
         return;
     }
-    let names: Vec<String> = made.iter().map(|(_, weight)| plan.quoted(*weight)).collect();
+    let mut names: Vec<String> = made.iter().map(|(_, weight)| plan.quoted(*weight)).collect();
+    names.dedup();
     let how = if contractions.is_empty() { "read" } else { "multiplied" };
     let text = format!("{} {how} as codes, scaled block by block", names.join(", "));
     kernel.applied.push(Remark { rule: Rule::Prologue, text });

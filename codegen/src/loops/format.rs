@@ -140,7 +140,7 @@ impl Format {
     ];
 
     /// All of them.
-    pub const ALL: [Format; 22] = [
+    pub const ALL: [Format; 20] = [
         Format::F32,
         Format::Bf16,
         Format::Q8,
@@ -160,14 +160,12 @@ impl Format {
         codes("q5", 5, 32, 16),
         with_minima("q5_min", 5, 32),
         codes("q6_16", 6, 16, 32),
-        with_minima("q6_16_min", 6, 16),
         codes("q8_32", 8, 32, 128),
-        with_minima("q8_16_min", 8, 16),
     ];
 
-    /// The format of the fewest bits whose codes can be the values of all these grids. `None` if there is none.
-    pub fn holding(grids: &[Grid]) -> Option<Format> {
-        let holds = |format: &&Format| format.codes().is_some_and(|codes| grids.iter().all(|grid| codes.holds(grid)));
+    /// The format of the fewest bits whose codes can be the values of this grid. `None` if there is none.
+    pub fn holding(grid: &Grid) -> Option<Format> {
+        let holds = |format: &&Format| format.codes().is_some_and(|codes| codes.holds(grid));
         Self::ALL.iter().filter(holds).min_by(|a, b| a.bytes().total_cmp(&b.bytes())).copied()
     }
 
@@ -355,19 +353,9 @@ impl Codes {
         self.levels.map_or(i32::from(code), |levels| i32::from(levels[usize::from(code & 15)]) + self.offset)
     }
 
-    /// The value of code 0, where there are no levels. Minima take the least value along: a power of two, by which a rounded
-    /// scale is multiplied without another rounding.
-    pub(crate) fn base(self, grid: &Grid) -> i32 {
-        match (self.minimum, grid.least) {
-            (true, 0) => 0,
-            (true, least) => -i32::from(least.unsigned_abs().next_power_of_two()),
-            (false, _) => -self.offset,
-        }
-    }
-
     /// Whether there is a code for each of a grid's values.
     pub(crate) fn holds(self, grid: &Grid) -> bool {
-        let codes = self.base(grid)..self.base(grid) + (1 << self.bits);
+        let codes = -self.offset..(1 << self.bits) - self.offset;
         let values = match self.levels {
             Some(_) => self.levels == grid.levels,
             None => codes.contains(&grid.least.into()) && codes.contains(&grid.most.into()),

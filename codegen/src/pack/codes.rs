@@ -18,8 +18,7 @@ pub(super) fn write_codes(
 ) {
     let (format, planes) = (Format::Codes(codes), codes.planes());
     let (mut values, mut scales) = ([0i8; RUN], [[0.0f32; 2]; SCALES]);
-    let base = codes.base(&blocks.grid);
-    let code_of = code_of(codes, base);
+    let code_of = code_of(codes);
     let each = blocks.grid.block;
     for first in (0..rows).step_by(RUN) {
         let values = &mut values[..RUN.min(rows - first)];
@@ -39,9 +38,7 @@ pub(super) fn write_codes(
                 }
             }
             let [scale, minimum] = scales[nth * codes.block / each];
-            let scale = bf16::from_f32(scale);
-            let minimum = minimum + base as f32 * scale.to_f32();
-            let beside = [scale, bf16::from_f32(minimum)];
+            let beside = [scale, minimum].map(bf16::from_f32);
             for (nth, number) in beside.into_iter().take(1 + usize::from(codes.minimum)).enumerate() {
                 block[format.values() + (nth * PANEL + column) * 2..][..2].copy_from_slice(&number.to_le_bytes());
             }
@@ -50,12 +47,12 @@ pub(super) fn write_codes(
 }
 
 /// The code of each value, by its byte; of those that have none something.
-fn code_of(codes: Codes, base: i32) -> [u8; 256] {
+fn code_of(codes: Codes) -> [u8; 256] {
     array::from_fn(|byte| {
         let value = byte as u8 as i8;
         match codes.levels {
             Some(levels) => levels.iter().position(|level| *level == value).unwrap_or(0) as u8,
-            None => (i32::from(value) - base) as u8,
+            None => (i32::from(value) + codes.offset) as u8,
         }
     })
 }
@@ -359,11 +356,9 @@ mod tests {
                 }
             }
             assert!(holding > 0, "{grid:?}");
-            assert!(Format::holding(&[grid]).is_some_and(|format| format.bytes() <= 8.5 / 8.0), "{grid:?}");
+            assert!(Format::holding(&grid).is_some_and(|format| format.bytes() <= 8.5 / 8.0), "{grid:?}");
         }
-        let mixed = Format::holding(&[Grid { minimum: true, ..plain(32, 0, 15) }, plain(16, -32, 31)]);
-        assert_eq!(mixed.map(|format| format.to_string()).as_deref(), Some("q6_16_min"));
-        assert_eq!(Format::holding(&[plain(8, 0, 1)]), None);
+        assert_eq!(Format::holding(&plain(8, 0, 1)), None);
     }
 
     #[test]

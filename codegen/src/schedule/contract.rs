@@ -11,11 +11,11 @@ use einfuse_graph::{AxisId, TensorId};
 
 use super::cores::{Matrix, multiply};
 use super::emit::{Emitter, Scope, Span};
-use super::homes::{Panels, Units};
 use super::layout::Layout;
 use super::operands::{Operand, Room, are_shared, operands};
 use super::place::Place;
 use super::select;
+use super::weights::{Panels, Units};
 use super::{Context, Mode};
 use crate::fuse::{Contract, Contraction, Kernel, Task, is_tokens};
 use crate::loops::{self, Address, Arg, Buffer, Cores, Elem, Expr, Format, PANEL, Share, Stmt};
@@ -204,7 +204,7 @@ fn tile(cx: &Context, kernel: &Kernel, task: &Task, units: &Units, block: &Block
     let outputs = cx.plan.outputs(kernel);
     for (q, c) in &task.contractions {
         let place = tile_place(cx, c.out, units, block, e);
-        cores(cx, kernel, c, &cx.homes.panels[q], units, block, &unit, &scope, &place, e);
+        cores(cx, kernel, c, &cx.variant.panels[q], units, block, &unit, &scope, &place, e);
         let home = e.places.insert(c.out, place);
         if outputs.contains(&c.out)
             && let Some(home) = home

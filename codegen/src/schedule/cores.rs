@@ -1,7 +1,7 @@
 //! Cores for any number of rows.
 
 use super::emit::Emitter;
-use super::homes::Panels;
+use super::weights::Panels;
 use super::{Context, Mode};
 use crate::loops::{Address, Core, Elem, Expr, Format, Stmt, Unpack};
 

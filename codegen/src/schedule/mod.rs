@@ -23,14 +23,16 @@ mod segments;
 mod select;
 mod stream;
 pub(crate) mod tiling;
+pub(crate) mod weights;
 
 use crate::fuse::{Contraction, EqId, Fold, Kernel, Plan, Shape};
 use crate::loops::{self, Arg, Cores, Expr};
 use emit::{Emitter, Span};
 use homes::Homes;
-pub use homes::Kept;
 use place::Place;
 pub use tiling::{Sizes, Tiling};
+use weights::Variant;
+pub use weights::{Kept, Storage};
 
 /// The number of this way to write kernels: another one where a kernel's best tiling may be another than it was.
 pub const REVISION: u32 = 6;
@@ -93,6 +95,8 @@ pub(crate) struct Context<'a> {
     pub(crate) prepared: &'a Prepared,
     /// The stretch that the kernel stands in.
     pub(crate) scope: usize,
+    /// Where its weights are.
+    pub(crate) variant: &'a Variant,
     pub(crate) mode: Mode,
     /// What cores there are.
     pub(crate) cores: &'a Cores,
@@ -124,12 +128,14 @@ impl<'a> Context<'a> {
 
     /// Where the kernel finds a tensor, or leaves it.
     fn home(&self, tensor: TensorId) -> Place {
-        self.staged.get(&tensor).unwrap_or_else(|| &self.homes.places[self.scope][&tensor]).clone()
+        let own = self.staged.get(&tensor).or_else(|| self.variant.places.get(&tensor));
+        own.unwrap_or_else(|| &self.homes.places[self.scope][&tensor]).clone()
     }
 
     fn emitter(&self) -> Emitter<'a> {
         let mut places = self.homes.places[self.scope].clone();
-        places.extend(self.staged.iter().map(|(&tensor, place)| (tensor, place.clone())));
+        let own = self.variant.places.iter().chain(&self.staged);
+        places.extend(own.map(|(&tensor, place)| (tensor, place.clone())));
         Emitter::new(&self.plan.graph, places)
     }
 

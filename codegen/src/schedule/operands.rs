@@ -91,7 +91,7 @@ pub(super) fn are_shared(cx: &Context, kernel: &Kernel, contract: &Contract) -> 
         .filter(|&&q| !contract.prologue.contains(&q) && !contractions().any(|(contraction, _)| *contraction == q));
     let read = |q: &usize| crate::fuse::loads(graph, cx.plan.equations[*q].body).iter().any(|t| computed.contains(t));
     let copied = |(q, c): &(_, Contraction)| {
-        let format = cx.multiplied(cx.homes.panels[q].format, &mode);
+        let format = cx.multiplied(cx.variant.panels[q].format, &mode);
         let row = product(cx, &c.depth) * product(cx, &c.batch);
         format != Format::F32 || apart(row, format) != row
     };
@@ -113,7 +113,7 @@ pub(super) fn operands(
         let equation = cx.plan.equations[q];
         let of_core = contractions().find(|(_, c)| c.a == equation.out);
         // What is to be encoded is needed in the block alone.
-        let is_last = of_core.is_some_and(|(q, _)| cx.homes.panels[q].format == Format::F32);
+        let is_last = of_core.is_some_and(|(q, _)| cx.variant.panels[q].format == Format::F32);
         let (place, _) = match &mut room {
             Room::Arena(_) if !is_last => {
                 block_place(cx, equation.out, of_core.map(|(_, c)| c), block, &mut Room::Private, e)
@@ -124,7 +124,7 @@ pub(super) fn operands(
         e.equation(&Scope::default(), equation.out, equation.body, &place);
     }
     for (q, c) in contractions() {
-        let format = cx.multiplied(cx.homes.panels[q].format, &mode);
+        let format = cx.multiplied(cx.variant.panels[q].format, &mode);
         if block.operands.contains_key(&(c.a, format)) {
             continue;
         }

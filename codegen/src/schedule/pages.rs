@@ -7,9 +7,10 @@
 
 use einfuse_graph::{AxisId, Graph, Kind, TensorId, Type};
 
-use super::homes::{Entry, Group, Homes, PAGE, RUN, fitting, scope_layers, streams_scores, sums_columns};
+use super::homes::{Entry, Group, Homes, PAGE, RUN, scope_layers, streams_scores, sums_columns};
 use super::layout::{Layout, Term};
 use super::place::{Coded, Memory, Place};
+use super::weights::fitting;
 use crate::fuse::{Contraction, Fold, Kernel, Plan, Shape, is_positions};
 use crate::loops::{Arg, Elem, Expr, Format, LANES, PANEL};
 

@@ -2,9 +2,9 @@
 
 use einfuse_graph::{AxisId, Graph};
 
-use super::homes::Units;
 use super::layout::Layout;
 use super::place::Coded;
+use super::weights::Units;
 use crate::fuse::Along;
 use crate::loops::{Codes, Elem, Format, PANEL, Plane};
 

@@ -4,7 +4,7 @@ use super::layout::{Layout, Step};
 use crate::loops::{Address, Buffer, Codes, Elem, Expr, Format, PANEL, Unary};
 
 /// Where a tensor's elements are.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Place {
     pub(crate) memory: Memory,
     pub(crate) elem: Elem,
@@ -32,7 +32,7 @@ pub(crate) struct Coded {
 }
 
 /// The kinds of memory.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Memory {
     /// One stretch.
     Flat(Buffer),

@@ -13,11 +13,11 @@ use super::Context;
 use super::contract::{Block, columns, enter};
 use super::cores::{Matrix, apart, multiply};
 use super::emit::{Emitter, Scope, graph_name};
-use super::homes::{Panels, Units};
 use super::layout::Layout;
 use super::operands::Operand;
 use super::place::Place;
 use super::rows;
+use super::weights::{Panels, Units};
 use crate::fuse::{Contract, Contraction, EqId, Kernel, Task, is_tokens, loads};
 use crate::loops::{
     self, Address, Arg, Buffer, Core, Elem, Encode, Expr, Format, LANES, MAX_ROWS, PANEL, Share, Stmt, Ty,
@@ -284,7 +284,7 @@ fn gather(
     let mut gathered = Gathered::new();
     let mut copies = Vec::new();
     for (q, c) in contract.tasks.iter().flat_map(|t| &t.contractions) {
-        let format = cx.multiplied(cx.homes.panels[q].format, &cx.mode);
+        let format = cx.multiplied(cx.variant.panels[q].format, &cx.mode);
         if gathered.contains_key(&(c.a, format)) {
             continue;
         }
@@ -400,7 +400,7 @@ fn unit(
         let width = units.panels * PANEL;
         let mut tiles: HashMap<TensorId, Buffer> = HashMap::new();
         for (q, c) in &task.contractions {
-            let panels = &cx.homes.panels[q];
+            let panels = &cx.variant.panels[q];
             let format = cx.multiplied(panels.format, &cx.mode);
             let Some((buffer, stride)) = operands.get(&(c.a, format)) else { continue };
             let tile = e.floats(rows.block.next_multiple_of(cx.cores.rows()) * width);

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Mode;
 use super::homes::Homes;
+use super::weights::Variant;
 use crate::fuse::{Fold, Kernel, Plan, Shape};
 use crate::loops::{Cores, MAX_ROWS};
 
@@ -43,7 +44,7 @@ pub struct Sizes {
 }
 
 impl Sizes {
-    pub(crate) fn of(plan: &Plan, homes: &Homes, scope: usize, kernel: &Kernel) -> Sizes {
+    pub(crate) fn of(plan: &Plan, homes: &Homes, scope: usize, kernel: &Kernel, variant: &Variant) -> Sizes {
         let graph = &plan.graph;
         let product = |axes: &[AxisId]| axes.iter().map(|&a| graph.size(a).unwrap_or(1)).product::<usize>();
         let none = Sizes { rows: 1, depth: 1, columns: 1, outer: 1, operands: 0, bits: 32 };
@@ -58,7 +59,7 @@ impl Sizes {
                     columns: all.iter().map(|(_, c)| product(&c.cols) * product(&c.batch)).sum(),
                     outer: 1,
                     operands: 0,
-                    bits: homes.panels.get(eq).map_or(32, |panels| panels.format.bits()),
+                    bits: variant.panels.get(eq).map_or(32, |panels| panels.format.bits()),
                 }
             }
             Shape::Stream(stream) => {
@@ -88,7 +89,7 @@ impl Sizes {
 
 /// Rows of a tile that computes operands: so many that these cost less than what is done with them, and that private memory stays
 /// in the second cache.
-const EXPANDING: usize = 384;
+pub(crate) const EXPANDING: usize = 384;
 
 /// Tiles that each worker should have, at least, where there is one token or a few.
 const TILES: usize = 2;

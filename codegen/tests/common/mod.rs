@@ -165,7 +165,7 @@ impl Runner {
         options: &Options,
         positions: usize,
     ) -> Result<Runner, String> {
-        let program = Program::compile(graph, &|_| storage.into(), options).map_err(|e| e.to_string())?;
+        let program = Program::compile(graph, &|_, _| storage.into(), options).map_err(|e| e.to_string())?;
         let pack = |packed: &Packed, out: &mut [u8]| {
             let bytes: Vec<Vec<u8>> = packed
                 .tensors

@@ -222,14 +222,7 @@ impl Checkpoint {
     fn find(&self, name: &str) -> Result<Option<Found<'_>>, Error> {
         match &self.weights {
             Weights::Safetensors(tensors, method) => quantised::find(*method, name, |name| tensors.tensor(name)),
-            Weights::Gguf(gguf) => Ok(gguf.tensor(name).map(|(dtype, shape, bytes, change)| {
-                let mut shape = shape.to_vec();
-                if change == Change::Transposed {
-                    shape.reverse();
-                }
-                let numbers = Numbers::Blocks(Blocks { dtype, bytes });
-                Found { file: &gguf.name, shape, numbers, change, beside: Vec::new() }
-            })),
+            Weights::Gguf(gguf) => Ok(gguf.tensor(name)),
         }
     }
 

@@ -1,5 +1,5 @@
-//! The numbers of a tensor, however its file has them: in blocks, with scales in another tensor, or as codes of four bits with
-//! scales and zeros in others.
+//! The numbers of a tensor, however its file has them: in blocks, with scales in another tensor, as codes of four bits with
+//! scales and zeros in others, or row by row in two tensors.
 
 use std::ops::Range;
 
@@ -30,6 +30,32 @@ pub enum Numbers<'a> {
         /// How many numbers.
         len: usize,
     },
+    /// Rows of two tensors.
+    Woven {
+        /// The tensors.
+        rows: Woven<'a>,
+        /// The place of the first number in all rows.
+        first: usize,
+        /// How many numbers.
+        len: usize,
+    },
+}
+
+/// The rows of two tensors in turn: some of one, some of the other, until both are at their end.
+#[derive(Clone, Copy, Debug)]
+pub struct Woven<'a> {
+    pub(super) strands: [Strand<'a>; 2],
+    pub(super) columns: usize,
+}
+
+/// One of two tensors whose rows are woven together.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Strand<'a> {
+    pub(super) blocks: Blocks<'a>,
+    /// How many rows are next to each other.
+    pub(super) rows: usize,
+    /// Whether these are the columns of a matrix in the file.
+    pub(super) turned: bool,
 }
 
 /// Numbers in blocks.
@@ -94,7 +120,7 @@ impl<'a> Numbers<'a> {
     pub fn len(&self) -> usize {
         match self {
             Numbers::Blocks(blocks) | Numbers::Scaled { blocks, .. } => blocks.len(),
-            Numbers::Coded { len, .. } => *len,
+            Numbers::Coded { len, .. } | Numbers::Woven { len, .. } => *len,
         }
     }
 
@@ -107,13 +133,28 @@ impl<'a> Numbers<'a> {
     pub fn blocks(&self) -> Option<Blocks<'a>> {
         match self {
             Numbers::Blocks(blocks) => Some(*blocks),
-            Numbers::Scaled { .. } | Numbers::Coded { .. } => None,
+            Numbers::Scaled { .. } | Numbers::Coded { .. } | Numbers::Woven { .. } => None,
+        }
+    }
+
+    /// Whether BF16 is enough for them: they are stored so, or in fewer bits.
+    pub fn is_narrow(&self) -> bool {
+        match self {
+            Numbers::Blocks(blocks) => blocks.is_narrow(),
+            Numbers::Woven { rows, .. } => rows.strands.iter().all(|strand| strand.blocks.is_narrow()),
+            Numbers::Scaled { .. } | Numbers::Coded { .. } => self.bits() < 16.0,
         }
     }
 
     /// What the blocks hold, if they are blocks of values with scales.
     pub fn grid(&self) -> Option<Grid> {
-        self.blocks()?.dtype.grid()
+        match self {
+            Numbers::Woven { rows: Woven { strands: [one, other], .. }, .. } => {
+                let grid = one.blocks.dtype.grid().filter(|_| !one.turned && !other.turned);
+                grid.filter(|grid| other.blocks.dtype.grid() == Some(*grid))
+            }
+            _ => self.blocks()?.dtype.grid(),
+        }
     }
 
     /// Reads whole blocks of the grid, from the number `at` on: the values, and of each block scale and minimum. Nothing where
@@ -122,18 +163,29 @@ impl<'a> Numbers<'a> {
     /// # Panics
     /// If there are fewer than `values` wants.
     pub fn read_blocks(&self, at: usize, values: &mut [i8], scales: &mut [[f32; 2]]) {
-        if let Some(blocks) = self.blocks() {
-            blocks.read_blocks(at, values, scales);
+        match self {
+            Numbers::Blocks(blocks) => blocks.read_blocks(at, values, scales),
+            Numbers::Woven { rows, first, .. } => {
+                let Some(each) = self.grid().map(|grid| grid.block) else { return };
+                rows.each_row(first + at, values.len(), |strand, place, done| {
+                    let of_row = done.start / each..done.end / each;
+                    strand.blocks.read_blocks(place, &mut values[done], &mut scales[of_row]);
+                });
+            }
+            Numbers::Scaled { .. } | Numbers::Coded { .. } => {}
         }
     }
 
     /// How many bits a number takes, but for scales in other tensors.
     pub fn bits(&self) -> f64 {
         match self {
-            Numbers::Blocks(Blocks { dtype, .. }) | Numbers::Scaled { blocks: Blocks { dtype, .. }, .. } => {
-                8.0 * dtype.block_bytes() as f64 / dtype.block_length() as f64
-            }
+            Numbers::Blocks(blocks) | Numbers::Scaled { blocks, .. } => blocks.bits(),
             Numbers::Coded { .. } => 4.0,
+            Numbers::Woven { rows: Woven { strands, .. }, .. } => {
+                let rows = strands.iter().map(|strand| strand.rows as f64);
+                let bits = strands.iter().map(|strand| strand.rows as f64 * strand.blocks.bits()).sum::<f64>();
+                bits / rows.sum::<f64>()
+            }
         }
     }
 
@@ -147,6 +199,7 @@ impl<'a> Numbers<'a> {
             Numbers::Coded { codes, first, .. } => {
                 Numbers::Coded { codes, first: first + range.start, len: range.len() }
             }
+            Numbers::Woven { rows, first, .. } => Numbers::Woven { rows, first: first + range.start, len: range.len() },
         })
     }
 
@@ -163,11 +216,56 @@ impl<'a> Numbers<'a> {
                 scales.multiply(first + at, out);
             }
             Numbers::Coded { codes, first, .. } => codes.read(first + at, out),
+            Numbers::Woven { rows, first, .. } => rows.read(first + at, out),
+        }
+    }
+}
+
+impl<'a> Woven<'a> {
+    /// How many numbers there are.
+    pub(super) fn len(&self) -> usize {
+        self.strands.iter().map(|strand| strand.blocks.len()).sum()
+    }
+
+    fn read(&self, at: usize, out: &mut [f32]) {
+        self.each_row(at, out.len(), |strand, place, done| match strand.turned {
+            false => strand.blocks.read(place, &mut out[done]),
+            true => {
+                let apart = strand.rows;
+                out[done].iter_mut().enumerate().for_each(|(i, out)| *out = strand.blocks.one(place + i * apart));
+            }
+        });
+    }
+
+    /// Walks through so many numbers from `at` on, row by row: the strand that they are of, where they are there (of columns: the
+    /// first of them), and which of those wanted they are.
+    fn each_row(&self, at: usize, count: usize, mut read: impl FnMut(&Strand<'a>, usize, Range<usize>)) {
+        let [one, other] = &self.strands;
+        let mut done = 0;
+        while done < count {
+            let (row, column) = ((at + done) / self.columns, (at + done) % self.columns);
+            let (turn, within) = (row / (one.rows + other.rows), row % (one.rows + other.rows));
+            let (strand, row) = if within < one.rows { (one, within) } else { (other, within - one.rows) };
+            let some = (self.columns - column).min(count - done);
+            let place = match strand.turned {
+                false => (turn * strand.rows + row) * self.columns + column,
+                true => (turn * self.columns + column) * strand.rows + row,
+            };
+            read(strand, place, done..done + some);
+            done += some;
         }
     }
 }
 
 impl<'a> Blocks<'a> {
+    fn bits(&self) -> f64 {
+        8.0 * self.dtype.block_bytes() as f64 / self.dtype.block_length() as f64
+    }
+
+    fn is_narrow(&self) -> bool {
+        self.dtype == Dtype::Bf16 || self.bits() < 16.0
+    }
+
     fn len(&self) -> usize {
         self.bytes.len() / self.dtype.block_bytes() * self.dtype.block_length()
     }

@@ -7,10 +7,11 @@ use super::super::Context;
 use super::super::contract::{columns, flat};
 use super::super::cores::{Matrix, multiply};
 use super::super::emit::{Emitter, Scope, Span};
-use super::super::homes::{RUN, Units, expansion, streams_scores};
+use super::super::homes::{RUN, streams_scores};
 use super::super::layout::Layout;
 use super::super::pages::{column_panels, score_panels};
 use super::super::place::Place;
+use super::super::weights::{Units, expansion};
 use super::run::Run;
 use super::{Shape, sums};
 use crate::fuse::{Contraction, Fold, Kernel, Operand, Stream};
@@ -119,7 +120,7 @@ impl Held {
             }
         }
         for (eq, c) in stream.expansions() {
-            let format = cx.multiplied(cx.homes.panels[&eq].format, &cx.mode(kernel));
+            let format = cx.multiplied(cx.variant.panels[&eq].format, &cx.mode(kernel));
             if held.source(c, format).is_none() {
                 let (layout, len) = rows(cx, shape, c.a, Some(&c.depth));
                 let depth = len / RUN;
@@ -235,7 +236,7 @@ impl Held {
     ) {
         let Run { cx, shape, .. } = *run;
         let graph = &cx.plan.graph;
-        let panels = &cx.homes.panels[&operand.eq];
+        let panels = &cx.variant.panels[&operand.eq];
         let wanted = |source: &&Source| {
             source.of == c.a
                 && source.depth == c.depth

@@ -4,8 +4,8 @@ use std::collections::HashMap;
 
 use serde_json::{Map, Value, json};
 
-use Differs::{Experts, Fused, KeyPairs, Not, PlusOne, QueryPairs, Transposed};
-use From::{FlagIf, Number, NumberIf, Said, Tensor, Text, Whole, WholeIf};
+use Differs::{Experts, Fused, KeyPairs, Not, Other, PlusOne, QueryPairs, Transposed, Woven};
+use From::{Count, FlagIf, Number, NumberIf, Said, Tensor, Text, Whole, WholeIf};
 
 use super::tables::ARCHITECTURES;
 use super::{Gguf, shortest};
@@ -26,7 +26,7 @@ pub(super) struct Architecture {
     pub(super) rotary: bool,
     /// What else config.json has to say.
     pub(super) more: fn(&Gguf, &mut Map<String, Value>) -> Result<(), Error>,
-    /// The tensors outside of layers, without `.weight` and `.bias`.
+    /// The tensors outside of layers, without `.weight` and `.bias`, or with it where the other name is without.
     pub(super) outer: &'static [(&'static str, &'static str, Differs)],
     /// The reference implementation's name of a layer, to be followed by its number.
     pub(super) layer: &'static str,
@@ -43,6 +43,8 @@ pub(super) enum When {
     Experts(bool),
     /// Those with such a tensor, or those without.
     Tensor(&'static str, bool),
+    /// Those with this number under a key of the architecture.
+    Says(&'static str, u64),
 }
 
 /// Where the value of a key of config.json comes from.
@@ -63,6 +65,8 @@ pub(super) enum From {
     Text(&'static str),
     /// The architecture itself.
     Said(bool),
+    /// The architecture itself.
+    Count(u64),
 }
 
 /// How a tensor differs, by its role.
@@ -76,8 +80,28 @@ pub(super) enum Differs {
     Fused,
     /// A tensor for each expert (`{e}`) in the reference implementation; in the file they are stacked.
     Experts,
+    /// Rows and columns are exchanged, of each matrix if it is a stack of them.
     Transposed,
     PlusOne,
+    /// One tensor in the reference implementation; in the file its rows are in this one and in another one of the layer.
+    Woven(&'static str, Weave),
+    /// The other one.
+    Other,
+}
+
+/// Which rows of two tensors are next to each other in the reference implementation.
+#[derive(Clone, Copy)]
+pub(super) enum Weave {
+    /// Of each matrix in a stack all of one, all of the other.
+    Halves,
+    /// So, and rows and columns of the matrices are exchanged.
+    HalvesTransposed,
+    /// The numbers of two vectors in turn.
+    Numbers,
+    /// Single rows in turn, and rows and columns of the matrices are exchanged.
+    TurnsTransposed,
+    /// Of each head all of one, all of the other; rows and columns of the first one's matrices are exchanged.
+    Heads,
 }
 
 impl Architecture {
@@ -92,6 +116,9 @@ impl Architecture {
                     When::Always => true,
                     When::Experts(wanted) => experts == wanted,
                     When::Tensor(tensor, wanted) => gguf.raw(tensor).is_some() == wanted,
+                    When::Says(key, number) => {
+                        matches!(gguf.whole(&format!("{name}.{key}")), Ok(Some(said)) if said == number)
+                    }
                 }
         };
         ARCHITECTURES.iter().find(alike).ok_or_else(|| {
@@ -121,6 +148,7 @@ impl Architecture {
                 FlagIf(key) => gguf.flag(&self.key(key))?.map(Value::from),
                 Tensor(name) => Some(json!(gguf.raw(name).is_some())),
                 Said(said) => Some(json!(said)),
+                Count(count) => Some(json!(count)),
                 Text(text) => Some(json!(text)),
             };
             match (value, from) {
@@ -203,6 +231,13 @@ impl Architecture {
             say("factor", Some(json!(factor)));
             say("original_max_position_embeddings", original.map(Value::from));
             say("attention_factor", attention);
+            say("beta_fast", number("rope.scaling.yarn_beta_fast")?.map(Value::from));
+            say("beta_slow", number("rope.scaling.yarn_beta_slow")?.map(Value::from));
+            // Files have a tenth of the one, and no other; models have both alike.
+            let tenth = number("rope.scaling.yarn_log_multiplier")?;
+            for key in ["mscale", "mscale_all_dim"] {
+                say(key, tenth.map(|tenth| json!(10.0 * tenth)));
+            }
         }
         if !scaling.is_empty() {
             config.insert("rope_scaling".into(), Value::Object(scaling));
@@ -231,7 +266,9 @@ impl Architecture {
                 })
             };
             let change = match differs {
-                Not | Experts => Change::None,
+                Other => continue,
+                Not | Experts | Woven(_, Weave::Halves | Weave::Numbers | Weave::Heads) => Change::None,
+                Woven(_, Weave::HalvesTransposed | Weave::TurnsTransposed) => Change::Transposed,
                 QueryPairs => Change::Pairs { heads: shared(query, 2)? },
                 KeyPairs => Change::Pairs { heads: shared(key, 2)? },
                 Fused => {
@@ -248,7 +285,7 @@ impl Architecture {
                     }
                     Change::Fused { groups, queries }
                 }
-                Transposed if info.shape.len() == 2 => Change::Transposed,
+                Transposed if info.shape.len() >= 2 => Change::Transposed,
                 Transposed => Change::None,
                 PlusOne => Change::PlusOne,
             };
@@ -264,30 +301,36 @@ impl Architecture {
                     return Err(wrong(format!("has {rows} experts; {key} is {}", experts.unwrap_or(0))));
                 };
                 for expert in 0..count as usize {
-                    add(name.replace("{e}", &expert.to_string()), Part { at, change, expert: Some(expert) })?;
+                    let which = Which::Expert(expert);
+                    add(name.replace("{e}", &expert.to_string()), Part { at, change, which })?;
                 }
+            } else if let Woven(other, weave) = differs {
+                let which = woven(gguf, at, other, weave).map_err(wrong)?;
+                add(name, Part { at, change, which })?;
             } else {
-                add(name, Part { at, change, expert: None })?;
+                add(name, Part { at, change, which: Which::All })?;
             }
         }
         Ok(tensors)
     }
 
     fn translate(&self, name: &str) -> Option<(String, Differs)> {
-        let (stem, suffix) = name.rsplit_once('.').filter(|(_, suffix)| matches!(*suffix, "weight" | "bias"))?;
-        let find = |table: &[(&'static str, &'static str, Differs)], stem: &str| {
-            table.iter().find(|(gguf, ..)| *gguf == stem).map(|(_, reference, differs)| (*reference, *differs))
+        let find = |table: &[(&'static str, &'static str, Differs)], name: &str| {
+            let entry = |name: &str| table.iter().find(|(gguf, ..)| *gguf == name);
+            if let Some((_, reference, differs)) = entry(name) {
+                return Some(((*reference).to_owned(), *differs));
+            }
+            let (stem, suffix) = name.rsplit_once('.').filter(|(_, suffix)| matches!(*suffix, "weight" | "bias"))?;
+            let (_, reference, differs) = entry(stem)?;
+            Some((format!("{reference}.{suffix}"), *differs))
         };
-        match stem.strip_prefix("blk.").and_then(|rest| rest.split_once('.')) {
-            Some((layer, stem)) => {
+        match name.strip_prefix("blk.").and_then(|rest| rest.split_once('.')) {
+            Some((layer, name)) => {
                 let number: usize = layer.parse().ok().filter(|number: &usize| number.to_string() == layer)?;
-                let (reference, differs) = find(self.inner, stem)?;
-                Some((format!("{}{number}.{reference}.{suffix}", self.layer), differs))
+                let (reference, differs) = find(self.inner, name)?;
+                Some((format!("{}{number}.{reference}", self.layer), differs))
             }
-            None => {
-                let (reference, differs) = find(self.outer, stem)?;
-                Some((format!("{reference}.{suffix}"), differs))
-            }
+            None => find(self.outer, name),
         }
     }
 }
@@ -300,15 +343,68 @@ fn decimals(numbers: &[f32]) -> Value {
 /// More experts than this are taken for a mistake.
 const MOST_EXPERTS: u64 = 65_536;
 
+/// How a file's tensor and its other one are one; or what is wrong.
+fn woven(gguf: &Gguf, at: usize, other: &str, weave: Weave) -> Result<Which, String> {
+    let tensors = &gguf.header.tensors;
+    let one = &tensors[at];
+    let layer = one.name.match_indices('.').nth(1).map_or("", |(at, _)| &one.name[..=at]);
+    let name = format!("{layer}{other}");
+    let other = tensors.iter().position(|info| info.name == name);
+    let other = other.ok_or_else(|| format!("has no `{name}` beside it, which was expected"))?;
+    let joined = |stack: &[usize], rest: &[usize]| [stack, rest].concat();
+    let found = match (weave, &one.shape[..], &tensors[other].shape[..]) {
+        (Weave::Numbers, [stack @ .., n], [others @ .., m]) if (stack, n) == (others, m) => {
+            Some((joined(stack, &[2 * n]), [1, 1], 1))
+        }
+        (Weave::TurnsTransposed, [stack @ .., n, columns], [others @ .., m, across])
+            if (stack, n, columns) == (others, m, across) =>
+        {
+            Some((joined(stack, &[2 * n, *columns]), [1, 1], *columns))
+        }
+        (Weave::Halves | Weave::HalvesTransposed, [stack @ .., n, columns], [others @ .., m, across])
+            if (stack, columns) == (others, across) =>
+        {
+            n.checked_add(*m).map(|rows| (joined(stack, &[rows, *columns]), [*n, *m], *columns))
+        }
+        (Weave::Heads, [heads, columns, n], [others, m, across]) if (heads, columns) == (others, across) => {
+            let rows = n.checked_add(*m).and_then(|rows| rows.checked_mul(*heads));
+            rows.map(|rows| (vec![rows, *columns], [*n, *m], *columns))
+        }
+        _ => None,
+    };
+    let (shape, rows, columns) = found.ok_or_else(|| {
+        let (shape, other) = (&one.shape, &tensors[other].shape);
+        format!("has the shape {shape:?}, and `{name}` beside it {other:?}: they do not fit each other")
+    })?;
+    Ok(Which::With { other, rows, turned: matches!(weave, Weave::Heads), shape, columns })
+}
+
 /// A tensor of the reference implementation in a file.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Part {
     /// Which of the file's tensors.
     pub(super) at: usize,
     /// How it differs.
     pub(super) change: Change,
-    /// Which of those that are stacked in it, if it is stacked.
-    pub(super) expert: Option<usize>,
+    /// What of it.
+    pub(super) which: Which,
+}
+
+/// What of a file's tensor is one of the reference implementation's.
+#[derive(Clone, Debug)]
+pub(super) enum Which {
+    All,
+    /// One of those that are stacked in it.
+    Expert(usize),
+    /// All, with another one: so many rows of each in turn, of a matrix of this shape.
+    With {
+        other: usize,
+        rows: [usize; 2],
+        /// Whether the first one's rows are columns in the file.
+        turned: bool,
+        shape: Vec<usize>,
+        columns: usize,
+    },
 }
 
 /// The parameters of Llama 3's scaling that all its models share.

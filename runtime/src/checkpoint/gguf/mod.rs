@@ -13,11 +13,12 @@ use std::path::Path;
 
 use serde_json::{Map, Value as Json};
 
-use architecture::{Architecture, Part};
+use architecture::{Architecture, Part, Which};
 use header::{Cursor, Entry, Header, Kind, Problem, TensorInfo, Value, text_at};
 
 use super::mapped::Bytes;
-use super::{Change, Chat, Dtype};
+use super::numbers::{Blocks, Numbers, Strand, Woven};
+use super::{Change, Chat, Found};
 use crate::Error;
 
 /// A file whose header has been checked.
@@ -98,20 +99,33 @@ impl Gguf {
         self.bytes.release();
     }
 
-    /// A tensor: how its numbers are stored, its dimensions, its bytes, and how it differs from the reference
-    /// implementation's.
-    pub(crate) fn tensor(&self, name: &str) -> Option<(Dtype, &[usize], &[u8], Change)> {
-        let &Part { at, change, expert } = self.tensors.get(name)?;
-        let info = self.header.tensors.get(at)?;
-        let (shape, bytes) = (&info.shape[..], self.bytes.get(info.range.clone())?);
-        match expert {
-            None => Some((info.dtype, shape, bytes, change)),
-            Some(expert) => {
-                let (count, shape) = shape.split_first()?;
-                let part = bytes.chunks_exact(bytes.len() / count).nth(expert)?;
-                Some((info.dtype, shape, part, change))
+    /// A tensor by the reference implementation's name.
+    pub(super) fn tensor(&self, name: &str) -> Option<Found<'_>> {
+        let Part { at, change, which } = self.tensors.get(name)?;
+        let info = self.header.tensors.get(*at)?;
+        let blocks = |info: &TensorInfo| Some(Blocks { dtype: info.dtype, bytes: self.bytes.get(info.range.clone())? });
+        let all = blocks(info)?;
+        let (mut shape, numbers) = match which {
+            Which::All => (info.shape.clone(), Numbers::Blocks(all)),
+            Which::Expert(expert) => {
+                let (count, shape) = info.shape.split_first()?;
+                let bytes = all.bytes.chunks_exact(all.bytes.len() / count).nth(*expert)?;
+                (shape.to_vec(), Numbers::Blocks(Blocks { bytes, ..all }))
             }
+            Which::With { other, rows: [one, two], turned, shape, columns } => {
+                let other = blocks(self.header.tensors.get(*other)?)?;
+                let strands = [
+                    Strand { blocks: all, rows: *one, turned: *turned },
+                    Strand { blocks: other, rows: *two, turned: false },
+                ];
+                let rows = Woven { strands, columns: *columns };
+                (shape.clone(), Numbers::Woven { rows, first: 0, len: rows.len() })
+            }
+        };
+        if let (Change::Transposed, [.., down, across]) = (change, &mut shape[..]) {
+            std::mem::swap(down, across);
         }
+        Some(Found { file: &self.name, shape, numbers, change: *change, beside: Vec::new() })
     }
 
     /// A tensor by its name in the file.

@@ -6,8 +6,11 @@ use serde_json::{Map, Value, json};
 
 use super::Gguf;
 use super::architecture::Architecture;
-use super::architecture::Differs::{self, Experts, Fused, KeyPairs, Not, PlusOne, QueryPairs, Transposed};
-use super::architecture::From::{self, FlagIf, Number, NumberIf, Said, Tensor, Text, Whole, WholeIf};
+use super::architecture::Differs::{
+    self, Experts, Fused, KeyPairs, Not, Other, PlusOne, QueryPairs, Transposed, Woven,
+};
+use super::architecture::From::{self, Count, FlagIf, Number, NumberIf, Said, Tensor, Text, Whole, WholeIf};
+use super::architecture::Weave;
 use super::architecture::When::{self, Always};
 use crate::Error;
 
@@ -59,11 +62,8 @@ pub(super) static ARCHITECTURES: &[Architecture] = &[
         when: When::Experts(false),
         class: "LlamaForCausalLM",
         keys: llama_keys![("sliding_window", WholeIf("attention.sliding_window")), ("hidden_act", Text("silu"))],
-        rotary: true,
-        more: nothing,
-        outer: OUTER,
-        layer: "model.layers.",
         inner: LLAMA,
+        ..KIN
     },
     Architecture {
         name: "llama",
@@ -75,10 +75,6 @@ pub(super) static ARCHITECTURES: &[Architecture] = &[
             ("num_experts_per_tok", Whole("expert_used_count")),
             ("hidden_act", Text("silu")),
         ],
-        rotary: true,
-        more: nothing,
-        outer: OUTER,
-        layer: "model.layers.",
         inner: &[
             ("attn_norm", "input_layernorm", Not),
             ("attn_q", "self_attn.q_proj", QueryPairs),
@@ -91,29 +87,10 @@ pub(super) static ARCHITECTURES: &[Architecture] = &[
             ("ffn_down_exps", "block_sparse_moe.experts.{e}.w2", Experts),
             ("ffn_up_exps", "block_sparse_moe.experts.{e}.w3", Experts),
         ],
+        ..KIN
     },
-    Architecture {
-        name: "qwen2",
-        when: Always,
-        class: "Qwen2ForCausalLM",
-        keys: llama_keys![("hidden_act", Text("silu"))],
-        rotary: true,
-        more: nothing,
-        outer: OUTER,
-        layer: "model.layers.",
-        inner: QWEN,
-    },
-    Architecture {
-        name: "qwen3",
-        when: Always,
-        class: "Qwen3ForCausalLM",
-        keys: llama_keys![("hidden_act", Text("silu"))],
-        rotary: true,
-        more: nothing,
-        outer: OUTER,
-        layer: "model.layers.",
-        inner: QWEN,
-    },
+    Architecture { name: "qwen2", class: "Qwen2ForCausalLM", keys: llama_keys![("hidden_act", Text("silu"))], ..KIN },
+    Architecture { name: "qwen3", class: "Qwen3ForCausalLM", keys: llama_keys![("hidden_act", Text("silu"))], ..KIN },
     Architecture {
         name: "qwen2moe",
         when: When::Experts(true),
@@ -126,11 +103,7 @@ pub(super) static ARCHITECTURES: &[Architecture] = &[
             ("norm_topk_prob", Said(false)),
             ("hidden_act", Text("silu")),
         ],
-        rotary: true,
-        more: nothing,
-        outer: OUTER,
-        layer: "model.layers.",
-        inner: QWEN,
+        ..KIN
     },
     Architecture {
         name: "qwen3moe",
@@ -143,11 +116,7 @@ pub(super) static ARCHITECTURES: &[Architecture] = &[
             ("norm_topk_prob", Said(true)),
             ("hidden_act", Text("silu")),
         ],
-        rotary: true,
-        more: nothing,
-        outer: OUTER,
-        layer: "model.layers.",
-        inner: QWEN,
+        ..KIN
     },
     Architecture {
         name: "olmoe",
@@ -159,21 +128,12 @@ pub(super) static ARCHITECTURES: &[Architecture] = &[
             ("norm_topk_prob", Said(false)),
             ("hidden_act", Text("silu")),
         ],
-        rotary: true,
-        more: nothing,
-        outer: OUTER,
-        layer: "model.layers.",
-        inner: QWEN,
+        ..KIN
     },
     Architecture {
         name: "phi3",
-        when: Always,
         class: "Phi3ForCausalLM",
         keys: llama_keys![("sliding_window", WholeIf("attention.sliding_window")), ("hidden_act", Text("silu"))],
-        rotary: true,
-        more: nothing,
-        outer: OUTER,
-        layer: "model.layers.",
         inner: &[
             ("attn_norm", "input_layernorm", Not),
             ("attn_qkv", "self_attn.qkv_proj", Not),
@@ -182,16 +142,13 @@ pub(super) static ARCHITECTURES: &[Architecture] = &[
             ("ffn_up", "mlp.gate_up_proj", Not),
             ("ffn_down", "mlp.down_proj", Not),
         ],
+        ..KIN
     },
     Architecture {
         name: "gemma",
-        when: Always,
         class: "GemmaForCausalLM",
         keys: llama_keys![("hidden_activation", Text("gelu_pytorch_tanh"))],
-        rotary: true,
-        more: nothing,
         outer: OUTER_GEMMA,
-        layer: "model.layers.",
         inner: &[
             ("attn_norm", "input_layernorm", PlusOne),
             ("attn_q", "self_attn.q_proj", Not),
@@ -203,10 +160,10 @@ pub(super) static ARCHITECTURES: &[Architecture] = &[
             ("ffn_up", "mlp.up_proj", Not),
             ("ffn_down", "mlp.down_proj", Not),
         ],
+        ..KIN
     },
     Architecture {
         name: "gemma2",
-        when: Always,
         class: "Gemma2ForCausalLM",
         keys: llama_keys![
             ("sliding_window", Whole("attention.sliding_window")),
@@ -214,33 +171,29 @@ pub(super) static ARCHITECTURES: &[Architecture] = &[
             ("final_logit_softcapping", Number("final_logit_softcapping")),
             ("hidden_activation", Text("gelu_pytorch_tanh")),
         ],
-        rotary: true,
         more: |gguf, config| gemma_layers(gguf, config, 2),
         outer: OUTER_GEMMA,
-        layer: "model.layers.",
         inner: GEMMA,
+        ..KIN
     },
     Architecture {
         name: "gemma3",
-        when: Always,
         class: "Gemma3ForCausalLM",
         keys: llama_keys![
             ("sliding_window", Whole("attention.sliding_window")),
             ("hidden_activation", Text("gelu_pytorch_tanh")),
         ],
-        rotary: true,
         more: |gguf, config| {
             // Files do not say it; every Gemma 3 has it.
             config.insert("rope_local_base_freq".into(), json!(10_000.0));
             gemma_layers(gguf, config, 6)
         },
         outer: OUTER_GEMMA,
-        layer: "model.layers.",
         inner: GEMMA,
+        ..KIN
     },
     Architecture {
         name: "gpt2",
-        when: Always,
         class: "GPT2LMHeadModel",
         keys: &[
             ("n_embd", Whole("embedding_length")),
@@ -252,7 +205,6 @@ pub(super) static ARCHITECTURES: &[Architecture] = &[
             ("activation_function", Text("gelu_new")),
         ],
         rotary: false,
-        more: nothing,
         outer: &[
             ("token_embd", "transformer.wte", Not),
             ("position_embd", "transformer.wpe", Not),
@@ -268,10 +220,10 @@ pub(super) static ARCHITECTURES: &[Architecture] = &[
             ("ffn_up", "mlp.c_fc", Transposed),
             ("ffn_down", "mlp.c_proj", Transposed),
         ],
+        ..KIN
     },
     Architecture {
         name: "gptneox",
-        when: Always,
         class: "GPTNeoXForCausalLM",
         keys: &[
             ("hidden_size", Whole("embedding_length")),
@@ -284,7 +236,6 @@ pub(super) static ARCHITECTURES: &[Architecture] = &[
             ("use_parallel_residual", FlagIf("use_parallel_residual")),
             ("hidden_act", Text("gelu")),
         ],
-        rotary: true,
         more: |_, config| {
             // The older name of the rotated share of a head, of which all is the other's default.
             let share = config.remove("partial_rotary_factor").unwrap_or(json!(1.0));
@@ -305,10 +256,10 @@ pub(super) static ARCHITECTURES: &[Architecture] = &[
             ("ffn_up", "mlp.dense_h_to_4h", Not),
             ("ffn_down", "mlp.dense_4h_to_h", Not),
         ],
+        ..KIN
     },
     Architecture {
         name: "bloom",
-        when: Always,
         class: "BloomForCausalLM",
         keys: &[
             ("hidden_size", Whole("embedding_length")),
@@ -317,7 +268,6 @@ pub(super) static ARCHITECTURES: &[Architecture] = &[
             ("layer_norm_epsilon", Number("attention.layer_norm_epsilon")),
         ],
         rotary: false,
-        more: nothing,
         outer: &[
             ("token_embd", "transformer.word_embeddings", Not),
             ("token_embd_norm", "transformer.word_embeddings_layernorm", Not),
@@ -333,21 +283,16 @@ pub(super) static ARCHITECTURES: &[Architecture] = &[
             ("ffn_up", "mlp.dense_h_to_4h", Not),
             ("ffn_down", "mlp.dense_4h_to_h", Not),
         ],
+        ..KIN
     },
     Architecture {
         name: "olmo2",
-        when: Always,
         class: "Olmo2ForCausalLM",
         keys: llama_keys![("attention_bias", Tensor("blk.0.attn_q.bias")), ("hidden_act", Text("silu"))],
-        rotary: true,
-        more: nothing,
-        outer: OUTER,
-        layer: "model.layers.",
-        inner: QWEN,
+        ..KIN
     },
     Architecture {
         name: "stablelm",
-        when: Always,
         class: "StableLmForCausalLM",
         keys: layer_norm_keys![
             "layer_norm_eps";
@@ -356,19 +301,15 @@ pub(super) static ARCHITECTURES: &[Architecture] = &[
             ("qk_layernorm", Tensor("blk.0.attn_q_norm.weight")),
             ("hidden_act", Text("silu")),
         ],
-        rotary: true,
         more: |_, config| {
             // All of a head is rotated unless the file says otherwise, which is not the other's default.
             config.entry("partial_rotary_factor").or_insert(json!(1.0));
             Ok(())
         },
-        outer: OUTER,
-        layer: "model.layers.",
-        inner: QWEN,
+        ..KIN
     },
     Architecture {
         name: "starcoder2",
-        when: Always,
         class: "Starcoder2ForCausalLM",
         keys: layer_norm_keys![
             "norm_epsilon";
@@ -376,10 +317,6 @@ pub(super) static ARCHITECTURES: &[Architecture] = &[
             ("use_bias", Tensor("blk.0.attn_q.bias")),
             ("hidden_act", Text("gelu_pytorch_tanh")),
         ],
-        rotary: true,
-        more: nothing,
-        outer: OUTER,
-        layer: "model.layers.",
         inner: &[
             ("attn_norm", "input_layernorm", Not),
             ("attn_q", "self_attn.q_proj", Not),
@@ -390,10 +327,10 @@ pub(super) static ARCHITECTURES: &[Architecture] = &[
             ("ffn_up", "mlp.c_fc", Not),
             ("ffn_down", "mlp.c_proj", Not),
         ],
+        ..KIN
     },
     Architecture {
         name: "command-r",
-        when: Always,
         class: "CohereForCausalLM",
         keys: layer_norm_keys![
             "layer_norm_eps";
@@ -402,11 +339,7 @@ pub(super) static ARCHITECTURES: &[Architecture] = &[
             ("use_qk_norm", Tensor("blk.0.attn_q_norm.weight")),
             ("hidden_act", Text("silu")),
         ],
-        rotary: true,
-        more: nothing,
-        outer: OUTER,
-        layer: "model.layers.",
-        inner: QWEN,
+        ..KIN
     },
     Architecture {
         name: "granite",
@@ -420,18 +353,14 @@ pub(super) static ARCHITECTURES: &[Architecture] = &[
             ("attention_bias", Tensor("blk.0.attn_q.bias")),
             ("hidden_act", Text("silu")),
         ],
-        rotary: true,
-        more: nothing,
-        outer: OUTER,
-        layer: "model.layers.",
         inner: LLAMA,
+        ..KIN
     },
     Architecture {
         name: "falcon",
         when: When::Tensor("blk.0.attn_norm_2.weight", false),
         class: "FalconForCausalLM",
         keys: FALCON,
-        rotary: true,
         more: |_, config| falcon(config, 1),
         outer: OUTER_FALCON,
         layer: "transformer.h.",
@@ -442,13 +371,13 @@ pub(super) static ARCHITECTURES: &[Architecture] = &[
             ("ffn_up", "mlp.dense_h_to_4h", Not),
             ("ffn_down", "mlp.dense_4h_to_h", Not),
         ],
+        ..KIN
     },
     Architecture {
         name: "falcon",
         when: When::Tensor("blk.0.attn_norm_2.weight", true),
         class: "FalconForCausalLM",
         keys: FALCON,
-        rotary: true,
         more: |_, config| falcon(config, 2),
         outer: OUTER_FALCON,
         layer: "transformer.h.",
@@ -460,8 +389,228 @@ pub(super) static ARCHITECTURES: &[Architecture] = &[
             ("ffn_up", "mlp.dense_h_to_4h", Not),
             ("ffn_down", "mlp.dense_4h_to_h", Not),
         ],
+        ..KIN
+    },
+    Architecture {
+        name: "granitemoe",
+        when: When::Experts(true),
+        class: "GraniteMoeForCausalLM",
+        keys: llama_keys![
+            ("embedding_multiplier", NumberIf("embedding_scale")),
+            ("attention_multiplier", NumberIf("attention.scale")),
+            ("residual_multiplier", NumberIf("residual_scale")),
+            ("logits_scaling", NumberIf("logit_scale")),
+            ("num_local_experts", Whole("expert_count")),
+            ("num_experts_per_tok", Whole("expert_used_count")),
+            ("attention_bias", Tensor("blk.0.attn_q.bias")),
+            ("hidden_act", Text("silu")),
+        ],
+        inner: &[
+            ("attn_norm", "input_layernorm", Not),
+            ("attn_q", "self_attn.q_proj", QueryPairs),
+            ("attn_k", "self_attn.k_proj", KeyPairs),
+            ("attn_v", "self_attn.v_proj", Not),
+            ("attn_output", "self_attn.o_proj", Not),
+            ("ffn_norm", "post_attention_layernorm", Not),
+            ("ffn_gate_inp", "block_sparse_moe.router.layer", Not),
+            ("ffn_gate_exps", "block_sparse_moe.input_linear", Woven("ffn_up_exps.weight", Weave::Halves)),
+            ("ffn_up_exps", "", Other),
+            ("ffn_down_exps", "block_sparse_moe.output_linear", Not),
+        ],
+        ..KIN
+    },
+    Architecture {
+        name: "gpt-oss",
+        when: When::Experts(true),
+        class: "GptOssForCausalLM",
+        keys: llama_keys![
+            ("sliding_window", Whole("attention.sliding_window")),
+            ("num_local_experts", Whole("expert_count")),
+            ("num_experts_per_tok", Whole("expert_used_count")),
+            ("attention_bias", Said(true)),
+        ],
+        more: |_, config| {
+            // Files do not say it; the bounds of GPT-OSS's scaling are no whole pairs.
+            if let Some(Value::Object(scaling)) = config.get_mut("rope_scaling") {
+                scaling.insert("truncate".into(), json!(false));
+            }
+            Ok(())
+        },
+        inner: &[
+            ("attn_norm", "input_layernorm", Not),
+            ("attn_q", "self_attn.q_proj", Not),
+            ("attn_k", "self_attn.k_proj", Not),
+            ("attn_v", "self_attn.v_proj", Not),
+            ("attn_output", "self_attn.o_proj", Not),
+            ("attn_sinks.weight", "self_attn.sinks", Not),
+            ("post_attention_norm", "post_attention_layernorm", Not),
+            ("ffn_gate_inp", "mlp.router", Not),
+            ("ffn_gate_exps.weight", "mlp.experts.gate_up_proj", Woven("ffn_up_exps.weight", Weave::TurnsTransposed)),
+            ("ffn_gate_exps.bias", "mlp.experts.gate_up_proj_bias", Woven("ffn_up_exps.bias", Weave::Numbers)),
+            ("ffn_up_exps", "", Other),
+            ("ffn_down_exps.weight", "mlp.experts.down_proj", Transposed),
+            ("ffn_down_exps.bias", "mlp.experts.down_proj_bias", Not),
+        ],
+        ..KIN
+    },
+    Architecture {
+        name: "llama4",
+        when: When::Experts(true),
+        class: "Llama4ForCausalLM",
+        keys: llama_keys![
+            ("intermediate_size", Whole("expert_feed_forward_length")),
+            ("intermediate_size_mlp", Whole("feed_forward_length")),
+            ("interleave_moe_layer_step", Whole("interleave_moe_layer_step")),
+            ("num_local_experts", Whole("expert_count")),
+            ("num_experts_per_tok", Whole("expert_used_count")),
+            ("attention_bias", Said(false)),
+            ("hidden_act", Text("silu")),
+        ],
+        more: llama4,
+        inner: &[
+            ("attn_norm", "input_layernorm", Not),
+            ("attn_q", "self_attn.q_proj", Not),
+            ("attn_k", "self_attn.k_proj", Not),
+            ("attn_v", "self_attn.v_proj", Not),
+            ("attn_output", "self_attn.o_proj", Not),
+            ("ffn_norm", "post_attention_layernorm", Not),
+            ("ffn_gate", "feed_forward.gate_proj", Not),
+            ("ffn_up", "feed_forward.up_proj", Not),
+            ("ffn_down", "feed_forward.down_proj", Not),
+            ("ffn_gate_inp", "feed_forward.router", Not),
+            (
+                "ffn_gate_exps.weight",
+                "feed_forward.experts.gate_up_proj",
+                Woven("ffn_up_exps.weight", Weave::HalvesTransposed),
+            ),
+            ("ffn_up_exps", "", Other),
+            ("ffn_down_exps.weight", "feed_forward.experts.down_proj", Transposed),
+            ("ffn_gate_shexp", "feed_forward.shared_expert.gate_proj", Not),
+            ("ffn_up_shexp", "feed_forward.shared_expert.up_proj", Not),
+            ("ffn_down_shexp", "feed_forward.shared_expert.down_proj", Not),
+        ],
+        ..KIN
+    },
+    Architecture {
+        name: "deepseek2",
+        when: When::Says("expert_gating_func", SIGMOID),
+        class: "DeepseekV3ForCausalLM",
+        keys: DEEPSEEK,
+        more: deepseek,
+        inner: LATENT,
+        ..KIN
+    },
+    Architecture {
+        name: "deepseek2",
+        class: "DeepseekV2ForCausalLM",
+        keys: DEEPSEEK,
+        more: deepseek,
+        inner: LATENT,
+        ..KIN
     },
 ];
+
+/// What most architectures have alike.
+const KIN: Architecture = Architecture {
+    name: "",
+    when: Always,
+    class: "",
+    keys: &[],
+    rotary: true,
+    more: nothing,
+    outer: OUTER,
+    layer: "model.layers.",
+    inner: DECODER,
+};
+
+/// How files say that experts are scored by the sigmoid.
+const SIGMOID: u64 = 2;
+
+/// Sizes of DeepSeek 2 and 3; of two places the later counts. Older files have the sizes of heads under the keys that others use.
+const DEEPSEEK: &[(&str, From)] = &[
+    ("hidden_size", Whole("embedding_length")),
+    ("intermediate_size", Whole("feed_forward_length")),
+    ("moe_intermediate_size", Whole("expert_feed_forward_length")),
+    ("num_hidden_layers", Whole("block_count")),
+    ("num_attention_heads", Whole("attention.head_count")),
+    ("q_lora_rank", WholeIf("attention.q_lora_rank")),
+    ("kv_lora_rank", Whole("attention.kv_lora_rank")),
+    ("qk_head_dim", WholeIf("attention.key_length")),
+    ("qk_head_dim", WholeIf("attention.key_length_mla")),
+    ("v_head_dim", WholeIf("attention.value_length")),
+    ("v_head_dim", WholeIf("attention.value_length_mla")),
+    ("qk_rope_head_dim", Whole("rope.dimension_count")),
+    ("rms_norm_eps", Number("attention.layer_norm_rms_epsilon")),
+    ("rope_theta", NumberIf("rope.freq_base")),
+    ("max_position_embeddings", WholeIf("context_length")),
+    ("n_routed_experts", Whole("expert_count")),
+    ("num_experts_per_tok", Whole("expert_used_count")),
+    ("n_shared_experts", Whole("expert_shared_count")),
+    ("n_group", WholeIf("expert_group_count")),
+    ("topk_group", WholeIf("expert_group_used_count")),
+    ("first_k_dense_replace", WholeIf("leading_dense_block_count")),
+    ("norm_topk_prob", Said(false)),
+    ("norm_topk_prob", FlagIf("expert_weights_norm")),
+    ("routed_scaling_factor", NumberIf("expert_weights_scale")),
+    ("moe_layer_freq", Count(1)),
+    ("attention_bias", Said(false)),
+    ("rope_interleave", Said(true)),
+    ("hidden_act", Text("silu")),
+];
+
+/// Layers of DeepSeek 2 and 3. Older files have keys and values in one tensor, as the reference implementation has.
+const LATENT: &[(&str, &str, Differs)] = &[
+    ("attn_norm", "input_layernorm", Not),
+    ("attn_q", "self_attn.q_proj", Not),
+    ("attn_q_a", "self_attn.q_a_proj", Not),
+    ("attn_q_a_norm", "self_attn.q_a_layernorm", Not),
+    ("attn_q_b", "self_attn.q_b_proj", Not),
+    ("attn_kv_a_mqa", "self_attn.kv_a_proj_with_mqa", Not),
+    ("attn_kv_a_norm", "self_attn.kv_a_layernorm", Not),
+    ("attn_kv_b", "self_attn.kv_b_proj", Not),
+    ("attn_k_b", "self_attn.kv_b_proj", Woven("attn_v_b.weight", Weave::Heads)),
+    ("attn_v_b", "", Other),
+    ("attn_output", "self_attn.o_proj", Not),
+    ("ffn_norm", "post_attention_layernorm", Not),
+    ("ffn_gate", "mlp.gate_proj", Not),
+    ("ffn_up", "mlp.up_proj", Not),
+    ("ffn_down", "mlp.down_proj", Not),
+    ("ffn_gate_inp", "mlp.gate", Not),
+    ("exp_probs_b.bias", "mlp.gate.e_score_correction_bias", Not),
+    ("ffn_gate_exps", "mlp.experts.{e}.gate_proj", Experts),
+    ("ffn_up_exps", "mlp.experts.{e}.up_proj", Experts),
+    ("ffn_down_exps", "mlp.experts.{e}.down_proj", Experts),
+    ("ffn_gate_shexp", "mlp.shared_experts.gate_proj", Not),
+    ("ffn_up_shexp", "mlp.shared_experts.up_proj", Not),
+    ("ffn_down_shexp", "mlp.shared_experts.down_proj", Not),
+];
+
+/// The part of a head without rotary positions, and how groups of experts are chosen.
+fn deepseek(gguf: &Gguf, config: &mut Map<String, Value>) -> Result<(), Error> {
+    let number = |key: &str| config.get(key).and_then(Value::as_u64);
+    let key = "deepseek2.attention.key_length_mla";
+    let head = number("qk_head_dim").ok_or_else(|| gguf.missing(key))?;
+    let (rotated, groups) = (number("qk_rope_head_dim").unwrap_or(0), number("n_group").unwrap_or(1));
+    let others = head.checked_sub(rotated).ok_or_else(|| {
+        gguf.wrong(key, &format!("is {head}; no less than the {rotated} of rotary positions was expected"))
+    })?;
+    config.insert("qk_nope_head_dim".into(), json!(others));
+    // The rotated share of a head is what `qk_rope_head_dim` says.
+    config.remove("partial_rotary_factor");
+    config.insert("topk_method".into(), json!(if groups > 1 { "group_limited_greedy" } else { "greedy" }));
+    Ok(())
+}
+
+/// What files do not say: the larger of the two has no norms of queries and keys.
+fn llama4(gguf: &Gguf, config: &mut Map<String, Value>) -> Result<(), Error> {
+    let key = "llama4.attention.sliding_window";
+    if gguf.whole(key)? == Some(0) {
+        return Err(gguf.wrong(key, "is 0: positions in all layers; Llama 4 has layers without"));
+    }
+    let experts = config.get("num_local_experts").and_then(Value::as_u64);
+    config.insert("use_qk_norm".into(), json!(experts != Some(128)));
+    Ok(())
+}
 
 /// Layers of Llama, and of those that came after it and have rotary pairs as it has.
 const LLAMA: &[(&str, &str, Differs)] = &[
@@ -503,7 +652,7 @@ fn falcon(config: &mut Map<String, Value>, norms: u32) -> Result<(), Error> {
 }
 
 /// Layers of Qwen 2 and 3, OLMo 2, OLMoE, StableLM and Cohere, of which none has all of these.
-const QWEN: &[(&str, &str, Differs)] = &[
+const DECODER: &[(&str, &str, Differs)] = &[
     ("attn_norm", "input_layernorm", Not),
     ("attn_q", "self_attn.q_proj", Not),
     ("attn_k", "self_attn.k_proj", Not),

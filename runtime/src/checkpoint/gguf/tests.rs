@@ -209,10 +209,11 @@ fn a_small_file_is_read() {
         names,
         ["model.embed_tokens.weight", "model.layers.0.self_attn.q_proj.weight", "model.norm.weight", "other"]
     );
-    let (_, shape, bytes, change) = gguf.tensor("model.layers.0.self_attn.q_proj.weight").unwrap();
-    assert_eq!((shape, bytes.len(), change), (&[32, 2][..], 256, Change::Pairs { heads: 2 }));
-    let (dtype, shape, bytes, _) = gguf.tensor("model.embed_tokens.weight").unwrap();
-    assert_eq!((dtype, shape, bytes.len()), (Dtype::Q8_0, &[8, 32][..], 272));
+    let query = gguf.tensor("model.layers.0.self_attn.q_proj.weight").unwrap();
+    assert_eq!((&query.shape[..], query.numbers.len(), query.change), (&[32, 2][..], 64, Change::Pairs { heads: 2 }));
+    let embedding = gguf.tensor("model.embed_tokens.weight").unwrap();
+    let blocks = embedding.numbers.blocks().unwrap();
+    assert_eq!((blocks.dtype, &embedding.shape[..], blocks.bytes.len()), (Dtype::Q8_0, &[8, 32][..], 272));
     let template = small().text("tokenizer.chat_template", "x").file();
     let chat =
         Chat { file: "x.gguf".into(), template: "x".into(), begin: Some("<s>".into()), end: Some("</s>".into()) };
@@ -245,7 +246,7 @@ fn values_of_another_type_are_named() {
             "general.architecture",
             Kind::Text,
             &text("mamba"),
-            "at byte # is `mamba`; known are llama, qwen2, qwen3, qwen2moe, qwen3moe, olmoe, phi3, gemma, gemma2, gemma3, gpt2, gptneox, bloom, olmo2, stablelm, starcoder2, command-r, granite, falcon",
+            "at byte # is `mamba`; known are llama, qwen2, qwen3, qwen2moe, qwen3moe, olmoe, phi3, gemma, gemma2, gemma3, gpt2, gptneox, bloom, olmo2, stablelm, starcoder2, command-r, granite, falcon, granitemoe, gpt-oss, llama4, deepseek2",
         ),
         ("llama.embedding_length", Kind::F32, &[0; 4], "at byte # wants a whole number"),
         ("llama.embedding_length", Kind::I8, &[255], "at byte # wants a whole number"),
@@ -425,9 +426,9 @@ fn every_malformed_field_is_named() {
 /// Reads everything that a file has.
 fn exhaust(gguf: Gguf) -> Result<(), Error> {
     for name in gguf.names() {
-        let (dtype, shape, bytes, _) = gguf.tensor(name).expect("a tensor that is named");
-        let blocks = shape.iter().product::<usize>() / dtype.block_length();
-        assert_eq!(blocks * dtype.block_bytes(), bytes.len());
+        let found = gguf.tensor(name).expect("a tensor that is named");
+        assert_eq!(found.shape.iter().product::<usize>(), found.numbers.len());
+        found.numbers.read(0, &mut vec![0.0; found.numbers.len()]);
     }
     for info in &gguf.header.tensors {
         assert!(gguf.floats(&info.name).is_some());

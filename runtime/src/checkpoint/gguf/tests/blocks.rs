@@ -1,6 +1,6 @@
 //! A small model of each type of blocks, computed on as they are, beside itself in 32-bit floats.
 
-use einfuse_codegen::{Rule, Wanted};
+use einfuse_codegen::{Batch, Program, Rule, Wanted};
 use einfuse_graph::{Binary, Builder, Graph, Reduction};
 use half::f16;
 
@@ -151,11 +151,11 @@ fn every_type_of_blocks_is_computed_on_as_it_is() {
 }
 
 #[test]
-fn layers_of_different_types_share_a_format_that_holds_both() {
+fn layers_of_different_types_keep_their_own_blocks() {
     for (dtypes, formats) in [
-        ([Dtype::Q4K, Dtype::Q6K], ["q4_min", "q6_16_min"]),
+        ([Dtype::Q4K, Dtype::Q6K], ["q4_min", "q6_16"]),
         ([Dtype::Q5_0, Dtype::Q8_0], ["q5", "q8_32"]),
-        ([Dtype::Iq4Nl, Dtype::Q2K], ["iq4", "q8_16_min"]),
+        ([Dtype::Iq4Nl, Dtype::Q2K], ["iq4", "q2_16_min"]),
     ] {
         let (_, wanted) = logits(dtypes, Precision::F32);
         let (kept, found) = logits(dtypes, Precision::Stored);
@@ -169,20 +169,58 @@ fn layers_of_different_types_share_a_format_that_holds_both() {
 #[test]
 fn codes_mean_the_same_whatever_rules_are_off() {
     let each_off = Rule::ALL.iter().map(std::slice::from_ref);
-    for (dtype, quant) in
-        [(Dtype::Q4K, None), (Dtype::Iq4Nl, None), (Dtype::Q8_0, Some(Quant::Q8)), (Dtype::Q8_0, Some(Quant::Q4))]
-    {
-        let by = |without: &[Rule]| {
-            logits_by([dtype; 2], Settings { quant, without: without.to_vec(), ..Settings::default() })
-        };
+    for (dtypes, quant) in [
+        ([Dtype::Q4K; 2], None),
+        ([Dtype::Iq4Nl; 2], None),
+        ([Dtype::Q8_0; 2], Some(Quant::Q8)),
+        ([Dtype::Q8_0; 2], Some(Quant::Q4)),
+        ([Dtype::Q4K, Dtype::Q6K], None),
+    ] {
+        let by =
+            |without: &[Rule]| logits_by(dtypes, Settings { quant, without: without.to_vec(), ..Settings::default() });
         // Numbers that codes stand for, computed when they are packed.
         let (kept, wanted) = by(&[Rule::Prologue]);
-        assert_eq!(kept, ["f32"], "{dtype:?} {quant:?}");
+        assert_eq!(kept, ["f32"], "{dtypes:?} {quant:?}");
         for without in [&[], Rule::ALL].into_iter().chain(each_off.clone()) {
             let (kept, found) = by(without);
-            assert_eq!(kept == ["f32"], without.contains(&Rule::Prologue), "{dtype:?} {quant:?}: {kept:?}");
+            assert_eq!(kept == ["f32"], without.contains(&Rule::Prologue), "{dtypes:?} {quant:?}: {kept:?}");
             let distance = distance(&found, &wanted);
-            assert!(distance < 0.02, "{dtype:?} {quant:?} without {without:?}: {distance}");
+            assert!(distance < 0.02, "{dtypes:?} {quant:?} without {without:?}: {distance}");
         }
+    }
+}
+
+#[test]
+fn kernels_differ_only_where_their_weights_do() {
+    let settings = || Settings { threads: Some(1), chunk: 16, ..Settings::default() };
+    let load = |dtypes| Model::load(&Checkpoint::of_gguf(open(file(dtypes)).unwrap()).unwrap(), &graph(), settings());
+    let (mixed, plain) = (load([Dtype::Q4K, Dtype::Q6K]).unwrap(), load([Dtype::Q4K; 2]).unwrap());
+    let (mixed, plain) = (mixed.program(), plain.program());
+    for batch in [Batch::One, Batch::Many] {
+        // Each kernel of the layers reads one of the weights that differ; there are as many calls as ever.
+        assert_eq!(mixed.calls(batch), plain.calls(batch));
+        let plan = mixed.plan(batch);
+        let scopes = plan.scopes();
+        let formats: Vec<Vec<(String, String)>> = scopes[1]
+            .iter()
+            .map(|kernel| {
+                let kept = mixed.weights_of(batch, kernel).into_iter();
+                kept.map(|kept| (kept.format.to_string(), format!("{:?}", kept.layers))).collect()
+            })
+            .collect();
+        let own = [("q4_min".to_owned(), "{Some(0)}".to_owned()), ("q6_16".to_owned(), "{Some(1)}".to_owned())];
+        assert_eq!(formats, [own.clone(), own]);
+        for (kernel, weight) in scopes[1].iter().zip(["q", "down"]) {
+            // What the weight is made of, in each of its ways.
+            let text = plan.kernel_text(kernel);
+            for equation in ["q4_min.scale", "q4_min.minimum", "q6_16.scale"].map(|part| format!("{weight}.{part}[")) {
+                assert!(text.contains(&equation), "{equation} is not in {text}");
+            }
+        }
+        let number = |program: &Program, scope| {
+            program.kernels().iter().filter(|kernel| kernel.batch == batch && kernel.scope == scope).count()
+        };
+        assert_eq!(number(mixed, 1), 2 * number(plain, 1));
+        assert_eq!([0, 2].map(|scope| number(mixed, scope)), [0, 2].map(|scope| number(plain, scope)));
     }
 }

@@ -104,7 +104,7 @@ fn every_key_of_every_architecture_wants_its_type() {
                 From::Whole(key) | From::WholeIf(key) => Some((*key, Wants::Whole)),
                 From::Number(key) | From::NumberIf(key) => Some((*key, Wants::Number)),
                 From::FlagIf(key) => Some((*key, Wants::Flag)),
-                From::Text(_) | From::Said(_) | From::Tensor(_) => None,
+                From::Text(_) | From::Said(_) | From::Count(_) | From::Tensor(_) => None,
             });
         }
         if architecture.rotary {
@@ -114,6 +114,9 @@ fn every_key_of_every_architecture_wants_its_type() {
                 ("rope.scaling.type", Wants::Text),
                 ("rope.scaling.attn_factor", Wants::Number),
                 ("rope.scaling.factor", Wants::Number),
+                ("rope.scaling.yarn_beta_fast", Wants::Number),
+                ("rope.scaling.yarn_beta_slow", Wants::Number),
+                ("rope.scaling.yarn_log_multiplier", Wants::Number),
             ]);
         }
         let experts = architecture.keys.iter().any(|(_, from)| matches!(from, From::Whole("expert_count")));
@@ -121,6 +124,7 @@ fn every_key_of_every_architecture_wants_its_type() {
         let base = base.tensor("token_embd.weight", &[1, 1], Dtype::F32, vec![0; 4]);
         let base = match architecture.when {
             When::Tensor(name, true) => base.tensor(name, &[1], Dtype::F32, vec![0; 4]),
+            When::Says(name, number) => base.u32(&key(name), number as u32),
             _ => base,
         };
         let mut named = std::collections::HashSet::new();
