@@ -122,13 +122,18 @@ mod tests {
 
     #[test]
     fn sums_are_right() {
-        let target = Target::host().unwrap();
-        for weights in Format::ALL {
-            let kernel = MultiplyAdds::on(weights, &target).unwrap();
-            let Multiplier { format, bits } = kernel.multiplier();
-            assert_eq!(bits, target.cores().bits);
-            let each = if bits == 128 { 2.0 } else { (kernel.steps * format.together()) as f32 };
-            assert_eq!(kernel.run(), vec![each; kernel.sums], "{weights}: {}", kernel.multiplier());
+        let host = Target::host().unwrap();
+        let cores = *host.cores();
+        let narrower = Cores { bits: cores.bits.min(256), bf16: false, ..cores };
+        for target in [host.clone(), host.with_cores(narrower)] {
+            for weights in Format::ALL {
+                let kernel = MultiplyAdds::on(weights, &target).unwrap();
+                let Multiplier { format, bits } = kernel.multiplier();
+                assert_eq!(bits, target.cores().bits);
+                assert_eq!(format.is_coded(), weights.is_coded() && target.cores().bytes.is_some());
+                let each = if bits == 128 { 2.0 } else { (kernel.steps * format.together()) as f32 };
+                assert_eq!(kernel.run(), vec![each; kernel.sums], "{weights}: {}", kernel.multiplier());
+            }
         }
     }
 

@@ -18,7 +18,7 @@ fn all_cores() -> Vec<Cores> {
     let host = *host().cores();
     let mut all = vec![Cores::PORTABLE];
     if host.bits > 256 {
-        all.push(Cores { bits: 256, bf16: false, bytes: false });
+        all.push(Cores { bits: 256, bf16: false, bytes: host.bytes });
     }
     if host.bits > 128 {
         all.push(host);
@@ -44,7 +44,7 @@ fn is_wide(cores: Cores, a: Format) -> bool {
     let multiplies = match a {
         Format::F32 => true,
         Format::Bf16 => cores.bf16,
-        Format::Codes(_) => cores.bytes,
+        Format::Codes(_) => cores.bytes.is_some(),
     };
     cores.bits > 128 && multiplies
 }
@@ -193,6 +193,38 @@ fn codes_by_codes() {
 fn q4_by_q4() {
     let format = Format::Q4.fitting(64);
     all_shapes((format, format));
+}
+
+/// Whether this machine adds products of four bytes at once, in vectors of 128 bits.
+fn adds_products_of_bytes() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return is_x86_feature_detected!("avxvnni")
+        || is_x86_feature_detected!("avx512vnni") && is_x86_feature_detected!("avx512vl");
+    #[cfg(not(target_arch = "x86_64"))]
+    false
+}
+
+#[test]
+fn products_of_bytes_are_one_instruction_where_there_is_one() {
+    for format in Format::ALL.into_iter().filter(|format| format.is_coded()) {
+        let core = Core {
+            rows: 1,
+            depth: format.block().into(),
+            a: Address::new(Buffer::Frame(4), 0),
+            a_format: format,
+            a_stride: 0.into(),
+            b: Address::new(Buffer::Layer(1), 0),
+            b_format: format,
+            c: Address::new(Buffer::Arena(0), 0),
+            c_stride: 0.into(),
+            accumulate: false,
+        };
+        let target = host().clone().with_cores(Cores::PORTABLE);
+        let how = Lowering { verify: true, keep_text: true };
+        let code = compile(&[kernel(Stmt::Core(core))], &target, &how).unwrap_or_else(|e| panic!("{e}"));
+        let asm = code.asm(0).unwrap_or_default();
+        assert_eq!(asm.contains("vpdpbusd"), adds_products_of_bytes(), "{format}: {asm}");
+    }
 }
 
 #[test]

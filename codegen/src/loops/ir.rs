@@ -249,13 +249,22 @@ pub struct Cores {
     pub bits: u32,
     /// Whether pairs of bf16 are multiplied and added at once.
     pub bf16: bool,
-    /// Whether products of four bytes are added at once.
-    pub bytes: bool,
+    /// How products of four bytes are added at once, if they are.
+    pub bytes: Option<Encoding>,
+}
+
+/// How an instruction of x86 is encoded that there is in two ways.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Encoding {
+    /// As those of AVX: at 256 bits (AVX-VNNI).
+    Vex,
+    /// As those of AVX-512: at 256 and 512 bits (AVX-512 VNNI).
+    Evex,
 }
 
 impl Cores {
     /// The portable core alone.
-    pub const PORTABLE: Cores = Cores { bits: 128, bf16: false, bytes: false };
+    pub const PORTABLE: Cores = Cores { bits: 128, bf16: false, bytes: None };
 
     /// The most rows that a core takes at once.
     pub const fn rows(&self) -> usize {

@@ -313,7 +313,7 @@ fn little() -> MemFlagsData {
 }
 
 /// Adds the products of four signed bytes with four unsigned ones to each lane. Written so that it becomes one instruction
-/// where the machine has it.
+/// where the machine has it: Cranelift looks for the products first, then the sum.
 fn dot(e: &mut Emitter, sum: Value, signed: Value, unsigned: Value) -> Value {
     let (a, b) = (e.ins().swiden_low(signed), e.ins().uwiden_low(unsigned));
     let lower = e.ins().imul(a, b);
@@ -324,7 +324,7 @@ fn dot(e: &mut Emitter, sum: Value, signed: Value, unsigned: Value) -> Value {
         e.ins().iadd_pairwise(a, b)
     });
     let all = e.ins().iadd_pairwise(lower, upper);
-    e.ins().iadd(sum, all)
+    e.ins().iadd(all, sum)
 }
 
 /// Emits the encoding of a row of floats as codes, here.

@@ -6,7 +6,7 @@ use cranelift::codegen::isa::{self, TargetIsa};
 use cranelift::codegen::settings::{self, Configurable};
 
 use super::LowerError;
-use crate::loops::{Cores, Format};
+use crate::loops::{Cores, Encoding, Format};
 
 /// The machine that code is generated for.
 #[derive(Clone)]
@@ -25,10 +25,12 @@ fn host_cores() -> Cores {
             && std::is_x86_feature_detected!("avx512vl");
         if has_512 {
             let bytes = std::is_x86_feature_detected!("avx512vnni") && std::is_x86_feature_detected!("avx512bw");
+            let bytes = bytes.then_some(Encoding::Evex);
             return Cores { bits: 512, bf16: std::is_x86_feature_detected!("avx512bf16"), bytes };
         }
         if std::is_x86_feature_detected!("avx2") && std::is_x86_feature_detected!("fma") {
-            return Cores { bits: 256, bf16: false, bytes: false };
+            let bytes = std::is_x86_feature_detected!("avxvnni").then_some(Encoding::Vex);
+            return Cores { bits: 256, bf16: false, bytes };
         }
     }
     Cores::PORTABLE
@@ -39,7 +41,7 @@ pub(super) fn serve(cores: &Cores, a: Format, b: Format) -> bool {
     let multiplies = match a {
         Format::F32 => true,
         Format::Bf16 => cores.bf16,
-        Format::Codes(_) => cores.bytes,
+        Format::Codes(_) => cores.bytes.is_some(),
     };
     cores.bits > 128 && multiplies && (a == b || b == Format::Bf16)
 }

@@ -2,9 +2,9 @@
 
 use std::cmp::Ordering;
 
-use iced_x86::{Code, IcedError, Instruction, Register};
+use iced_x86::{Code, IcedError, Instruction, MemoryOperand, Register};
 
-use super::{A, B, STEP, Shape, Writer};
+use super::{A, B, BYTES, HALVES, STEP, Shape, Writer};
 use crate::loops::{Codes, Format, PANEL};
 
 /// Where the scales of the rows are.
@@ -16,7 +16,8 @@ const ROW_SUMS: Register = Register::R9;
 /// Sums of a block that are carried side by side, at least.
 const CHAINS: usize = 4;
 
-/// Writes the code of a core: at 512 bits only, of at most eight rows.
+/// Writes the code of a core, of at most eight rows at 512 bits and of six at 256. What the blocks before add up to is held in
+/// registers where there are 32 of them, else in the result.
 pub(super) fn write(w: &mut Writer, shape: Shape, codes: Codes) -> Result<(), IcedError> {
     let Shape { rows, depth, .. } = shape;
     let chains = (CHAINS / rows).max(1);
@@ -28,20 +29,28 @@ pub(super) fn write(w: &mut Writer, shape: Shape, codes: Codes) -> Result<(), Ic
     constants(w, codes)?;
     let core = Rows { w, shape, codes, chains };
     for row in 0..rows {
-        let total = core.total(row);
-        match shape.accumulate {
-            true => {
-                let from = core.w.result(&shape, row, 0);
-                core.w.push(Instruction::with2(Code::EVEX_Vmovups_zmm_k1z_zmmm512, total, from))?;
+        for vector in 0..core.w.vectors() {
+            let place = core.w.result(&shape, row, vector);
+            let total = core.total(row);
+            match (shape.accumulate, total) {
+                (true, Some(total)) => core.w.two(MOVE, total, place)?,
+                (true, None) => {}
+                (false, Some(total)) => core.w.zero(total)?,
+                (false, None) => {
+                    let zero = core.w.bytes();
+                    core.w.zero(zero)?;
+                    core.w.store(place, zero)?;
+                }
             }
-            false => core.w.zero(total)?,
         }
     }
     core.w.times(blocks, |w| Rows { w, shape, codes, chains }.block())?;
     let core = Rows { w, shape, codes, chains };
     for row in 0..rows {
-        let to = core.w.result(&shape, row, 0);
-        core.w.push(Instruction::with2(Code::EVEX_Vmovups_zmmm512_k1z_zmm, to, core.total(row)))?;
+        if let Some(total) = core.total(row) {
+            let to = core.w.result(&shape, row, 0);
+            core.w.store(to, total)?;
+        }
     }
     Ok(())
 }
@@ -51,20 +60,24 @@ pub(super) fn unpack(w: &mut Writer, depth: usize, format: Format) -> Result<(),
     let (block, to) = (format.block(), format.unpacked());
     let Some(codes) = format.codes() else { return Ok(()) };
     constants(w, codes)?;
-    for (register, half) in [(LOWER, 15), (OFFSET, 128), (TWICE, 0x0101)] {
+    for (register, half) in [(w.offset(), 128), (w.twice(), 0x0101)] {
         w.constant(register, half << 16 | half)?;
     }
     w.times(depth / block, |w| {
-        for step in 0..block / format.together() {
-            if (step * format.together()).is_multiple_of(codes.summed()) {
-                steps(w, codes.parts_at() + step * format.together() / codes.summed() * PANEL)?;
+        for vector in 0..w.vectors() {
+            for step in 0..block / format.together() {
+                let row = step * format.together();
+                if row.is_multiple_of(codes.summed()) {
+                    as_bytes(w, codes, row / codes.summed(), vector)?;
+                }
+                let bytes = bytes(w, codes, step, vector)?;
+                // Two products of four bits each fit into a half: the bytes don't meet.
+                w.three(TIMES, bytes, bytes, w.steps())?;
+                let add = [Code::EVEX_Vpaddb_zmm_k1z_zmm_zmmm512, Code::VEX_Vpaddb_ymm_ymm_ymmm256];
+                w.three(add, bytes, bytes, w.zeros())?;
+                let at = w.at(A, step * STEP + vector * HALF);
+                w.store(at, bytes)?;
             }
-            let bytes = bytes(w, codes, step)?;
-            // Two products of four bits each fit into a half: the bytes don't meet.
-            w.push(Instruction::with3(Code::EVEX_Vpmullw_zmm_k1z_zmm_zmmm512, bytes, bytes, STEPS))?;
-            w.push(Instruction::with3(Code::EVEX_Vpaddb_zmm_k1z_zmm_zmmm512, bytes, bytes, ZEROS))?;
-            let at = w.at(A, step * STEP);
-            w.push(Instruction::with2(Code::EVEX_Vmovdqu32_zmmm512_k1z_zmm, at, bytes))?;
         }
         let (from, at) = (w.at(B, format.values()), w.at(A, to.values()));
         w.push(Instruction::with2(Code::VEX_Vmovups_ymm_ymmm256, Register::YMM0, from))?;
@@ -74,38 +87,123 @@ pub(super) fn unpack(w: &mut Writer, depth: usize, format: Format) -> Result<(),
     })
 }
 
-/// The steps and zeros of a part's columns: where they are unpacked, steps in each half of a word, and in each byte what the zeros
-/// add to it.
-const STEPS: Register = Register::ZMM16;
-const ZEROS: Register = Register::ZMM17;
+/// Bytes of a step that a vector of 256 bits takes.
+const HALF: usize = STEP / 2;
 
-/// Numbers for these: the lower four bits; what bytes are taken to be more than they stand for; and one in each byte.
-const LOWER: Register = Register::ZMM18;
-const OFFSET: Register = Register::ZMM19;
-const TWICE: Register = Register::ZMM20;
+const MOVE: [Code; 2] = [Code::EVEX_Vmovups_zmm_k1z_zmmm512, Code::VEX_Vmovups_ymm_ymmm256];
+const AND: [Code; 2] = [Code::EVEX_Vpandd_zmm_k1z_zmm_zmmm512b32, Code::VEX_Vpand_ymm_ymm_ymmm256];
+const OR: [Code; 2] = [Code::EVEX_Vpord_zmm_k1z_zmm_zmmm512b32, Code::VEX_Vpor_ymm_ymm_ymmm256];
+const LEFT: [Code; 2] = [Code::EVEX_Vpslld_zmm_k1z_zmmm512b32_imm8, Code::VEX_Vpslld_ymm_ymm_imm8];
+const RIGHT: [Code; 2] = [Code::EVEX_Vpsrld_zmm_k1z_zmmm512b32_imm8, Code::VEX_Vpsrld_ymm_ymm_imm8];
+const TIMES: [Code; 2] = [Code::EVEX_Vpmullw_zmm_k1z_zmm_zmmm512, Code::VEX_Vpmullw_ymm_ymm_ymmm256];
+const SPREAD: [Code; 2] = [Code::EVEX_Vpbroadcastd_zmm_k1z_xmmm32, Code::VEX_Vpbroadcastd_ymm_xmmm32];
+const MULTIPLY_ADD: [Code; 2] =
+    [Code::EVEX_Vfmadd231ps_zmm_k1z_zmm_zmmm512b32_er, Code::VEX_Vfmadd231ps_ymm_ymm_ymmm256];
 
-/// What the codes stand for, in each quarter.
-const LEVELS: Register = Register::ZMM22;
+/// Registers that hold what passes by, and numbers, with 32 registers and with 16. The sums come first.
+impl Writer {
+    fn held(&self, wide: u32, narrow: u32) -> Register {
+        self.first() + if self.wide { wide } else { narrow }
+    }
 
-/// Registers that hold what passes by: the words of the planes, what rows are multiplied with, or are scaled with in turn.
-const WORDS: Register = Register::ZMM24;
-const BYTES: Register = Register::ZMM26;
-const OTHERS: Register = Register::ZMM27;
-const MINIMUM: Register = Register::ZMM28;
-const SCALE: Register = Register::ZMM29;
+    /// The words of a plane.
+    fn word(&self, plane: usize) -> Register {
+        self.held(24, 6) + plane as u32
+    }
 
-/// The bits of a plane, where they are in a code.
-fn mask(plane: usize) -> Register {
-    Register::ZMM30 + plane as u32
+    /// What rows are multiplied with, or are scaled with in turn with the next.
+    fn bytes(&self) -> Register {
+        self.held(26, 8)
+    }
+
+    fn others(&self) -> Register {
+        self.held(27, 9)
+    }
+
+    /// A word of a row in every lane, at 256 bits.
+    fn word_of_row(&self) -> Register {
+        Register::YMM10
+    }
+
+    /// The minima of a block. With 16 registers, they and the scales take the place of words that have passed by.
+    fn minimum(&self) -> Register {
+        self.held(28, 7)
+    }
+
+    fn scale(&self) -> Register {
+        self.held(29, 6)
+    }
+
+    /// The bits of a plane, where they are in a code.
+    fn mask(&self, plane: usize) -> Register {
+        self.held(30, 11) + plane as u32
+    }
+
+    /// What the codes stand for, in each quarter.
+    fn levels(&self) -> Register {
+        self.held(22, 13)
+    }
+
+    /// The steps of a part's columns: where they are unpacked, in each half of their words. Codes with them have one plane and
+    /// no levels.
+    fn steps(&self) -> Register {
+        self.held(16, 13)
+    }
+
+    /// The zeros of a part's columns: where they are unpacked, what they add to a byte, in each byte.
+    fn zeros(&self) -> Register {
+        self.held(17, 14)
+    }
+
+    /// The lower four bits of each half.
+    fn lower(&self) -> Register {
+        self.held(18, 15)
+    }
+
+    /// What unpacked bytes are taken to be more than they stand for, in each half.
+    fn offset(&self) -> Register {
+        self.held(19, 12)
+    }
+
+    /// One in each byte of a half.
+    fn twice(&self) -> Register {
+        self.held(20, 7)
+    }
+
+    fn store(&mut self, to: MemoryOperand, register: Register) -> Result<(), IcedError> {
+        let code = self.of([Code::EVEX_Vmovups_zmmm512_k1z_zmm, Code::VEX_Vmovups_ymmm256_ymm]);
+        self.push(Instruction::with2(code, to, register))
+    }
+
+    /// Adds the products with a word of a row to each lane.
+    fn dot_word(
+        &mut self,
+        code: [Code; 3],
+        sum: Register,
+        by: Register,
+        row: (Register, usize),
+    ) -> Result<(), IcedError> {
+        if self.wide {
+            let word = self.each(row.0, row.1);
+            return self.push(Instruction::with3(code[0], sum, by, word));
+        }
+        let (word, from) = (self.word_of_row(), self.at(row.0, row.1));
+        self.two(SPREAD, word, from)?;
+        self.dot(code, sum, by, word)
+    }
+
+    fn shift(&mut self, code: [Code; 2], to: Register, from: Register, bits: usize) -> Result<(), IcedError> {
+        self.push(Instruction::with3(self.of(code), to, from, bits as i32))
+    }
 }
 
 /// Loads what [`bytes`] reads of registers.
 fn constants(w: &mut Writer, codes: Codes) -> Result<(), IcedError> {
     for (nth, plane) in codes.planes().into_iter().enumerate().filter(|(_, plane)| plane.bits < 8) {
-        w.constant(mask(nth), u32::from_le_bytes([plane.mask() << plane.shift; 4]))?;
+        w.constant(w.mask(nth), u32::from_le_bytes([plane.mask() << plane.shift; 4]))?;
     }
     if codes.steps.is_some() {
-        w.constant(LOWER, 15)?;
+        w.constant(w.lower(), 15 << 16 | 15)?;
     }
     if codes.levels.is_some() {
         levels(w, codes)?;
@@ -115,67 +213,78 @@ fn constants(w: &mut Writer, codes: Codes) -> Result<(), IcedError> {
 
 /// Loads the table of the levels.
 fn levels(w: &mut Writer, codes: Codes) -> Result<(), IcedError> {
-    let table = Register::XMM22;
+    let (all, table) = (w.levels(), w.quarter(w.levels()));
     let bytes: [u8; 16] = std::array::from_fn(|code| codes.byte(code as u8) as u8);
     for (lane, bytes) in bytes.as_chunks::<4>().0.iter().enumerate() {
         w.push(Instruction::with2(Code::Mov_r32_imm32, Register::EAX, u32::from_le_bytes(*bytes)))?;
-        let insert = Code::EVEX_Vpinsrd_xmm_xmm_rm32_imm8;
+        let insert = w.of([Code::EVEX_Vpinsrd_xmm_xmm_rm32_imm8, Code::VEX_Vpinsrd_xmm_xmm_rm32_imm8]);
         w.push(Instruction::with4(insert, table, table, Register::EAX, lane as i32))?;
     }
-    w.push(Instruction::with4(Code::EVEX_Vshufi32x4_zmm_k1z_zmm_zmmm512b32_imm8, LEVELS, LEVELS, LEVELS, 0))
+    w.push(match w.wide {
+        true => Instruction::with4(Code::EVEX_Vshufi32x4_zmm_k1z_zmm_zmmm512b32_imm8, all, all, all, 0),
+        false => Instruction::with4(Code::VEX_Vinserti128_ymm_ymm_xmmm128_imm8, all, all, table, 1),
+    })
 }
 
-/// Makes what a step multiplies out of the block's words. To be called for one step after the other.
-fn bytes(w: &mut Writer, codes: Codes, step: usize) -> Result<Register, IcedError> {
+/// Makes what a step multiplies out of the block's words, of all columns or of half of them. To be called for one step after the
+/// other.
+fn bytes(w: &mut Writer, codes: Codes, step: usize, vector: usize) -> Result<Register, IcedError> {
+    let (bytes, others) = (w.bytes(), w.others());
     for (nth, plane) in codes.planes().iter().enumerate() {
-        let word = WORDS + nth as u32;
+        let (word, mask) = (w.word(nth), w.mask(nth));
         if step.is_multiple_of(plane.steps()) {
-            let from = w.at(B, plane.at + step / plane.steps() * STEP);
-            w.push(Instruction::with2(Code::EVEX_Vmovdqu32_zmm_k1z_zmmm512, word, from))?;
+            let from = w.at(B, plane.at + step / plane.steps() * STEP + vector * HALF);
+            w.two([Code::EVEX_Vmovdqu32_zmm_k1z_zmmm512, Code::VEX_Vmovdqu_ymm_ymmm256], word, from)?;
         }
         if plane.bits == 8 {
             return Ok(word);
         }
         let (from, to) = (step % plane.steps() * plane.bits, plane.shift);
-        let to_place = if nth == 0 { BYTES } else { OTHERS };
+        let to_place = if nth == 0 { bytes } else { others };
         let shifted = match from.cmp(&to) {
             Ordering::Equal => word,
             order => {
-                let shift = match order {
-                    Ordering::Greater => Code::EVEX_Vpsrld_zmm_k1z_zmmm512b32_imm8,
-                    _ => Code::EVEX_Vpslld_zmm_k1z_zmmm512b32_imm8,
-                };
-                w.push(Instruction::with3(shift, to_place, word, from.abs_diff(to) as i32))?;
+                let code = if order == Ordering::Greater { RIGHT } else { LEFT };
+                w.shift(code, to_place, word, from.abs_diff(to))?;
                 to_place
             }
         };
         if nth == 0 {
-            let and = Code::EVEX_Vpandd_zmm_k1z_zmm_zmmm512b32;
-            w.push(Instruction::with3(and, BYTES, shifted, mask(nth)))?;
-        } else {
-            // BYTES | shifted & mask
+            w.three(AND, bytes, shifted, mask)?;
+        } else if w.wide {
+            // bytes | shifted & mask
             let combine = Code::EVEX_Vpternlogd_zmm_k1z_zmm_zmmm512b32_imm8;
-            w.push(Instruction::with4(combine, BYTES, shifted, mask(nth), 0xf8))?;
+            w.push(Instruction::with4(combine, bytes, shifted, mask, 0xf8))?;
+        } else {
+            w.three(AND, others, shifted, mask)?;
+            w.three(OR, bytes, bytes, others)?;
         }
     }
     if codes.levels.is_some() {
-        w.push(Instruction::with3(Code::EVEX_Vpshufb_zmm_k1z_zmm_zmmm512, BYTES, LEVELS, BYTES))?;
+        let code = [Code::EVEX_Vpshufb_zmm_k1z_zmm_zmmm512, Code::VEX_Vpshufb_ymm_ymm_ymmm256];
+        w.three(code, bytes, w.levels(), bytes)?;
     }
-    Ok(BYTES)
+    Ok(bytes)
 }
 
-/// Loads the steps and zeros of a part: its byte of each column, in both halves of the column's word.
-fn steps(w: &mut Writer, at: usize) -> Result<(), IcedError> {
-    let from = w.at(B, at);
-    w.push(Instruction::with2(Code::EVEX_Vpmovzxbd_zmm_k1z_xmmm128, ZEROS, from))?;
-    w.push(Instruction::with3(Code::EVEX_Vpslld_zmm_k1z_zmmm512b32_imm8, STEPS, ZEROS, 16))?;
-    w.push(Instruction::with3(Code::EVEX_Vpord_zmm_k1z_zmm_zmmm512b32, ZEROS, ZEROS, STEPS))?;
-    w.push(Instruction::with3(Code::EVEX_Vpandd_zmm_k1z_zmm_zmmm512b32, STEPS, ZEROS, LOWER))?;
-    w.push(Instruction::with3(Code::EVEX_Vpsrlw_zmm_k1z_zmmm512_imm8, ZEROS, ZEROS, 4))?;
+/// Loads the byte of each column of a part, where its steps and zeros are, into a lane.
+fn both(w: &mut Writer, codes: Codes, part: usize, vector: usize, to: Register) -> Result<(), IcedError> {
+    let from = w.at(B, codes.parts_at() + part * PANEL + vector * PANEL / 2);
+    w.two([Code::EVEX_Vpmovzxbd_zmm_k1z_xmmm128, Code::VEX_Vpmovzxbd_ymm_xmmm64], to, from)
+}
+
+/// Makes of the steps and zeros of a part what unpacks it.
+fn as_bytes(w: &mut Writer, codes: Codes, part: usize, vector: usize) -> Result<(), IcedError> {
+    let (steps, zeros) = (w.steps(), w.zeros());
+    both(w, codes, part, vector, zeros)?;
+    w.shift(LEFT, steps, zeros, 16)?;
+    w.three(OR, zeros, zeros, steps)?;
+    w.three(AND, steps, zeros, w.lower())?;
+    w.shift([Code::EVEX_Vpsrlw_zmm_k1z_zmmm512_imm8, Code::VEX_Vpsrlw_ymm_ymm_imm8], zeros, zeros, 4)?;
     // offset - step * zero, of which a byte is enough, twice.
-    w.push(Instruction::with3(Code::EVEX_Vpmullw_zmm_k1z_zmm_zmmm512, ZEROS, ZEROS, STEPS))?;
-    w.push(Instruction::with3(Code::EVEX_Vpsubb_zmm_k1z_zmm_zmmm512, ZEROS, OFFSET, ZEROS))?;
-    w.push(Instruction::with3(Code::EVEX_Vpmullw_zmm_k1z_zmm_zmmm512, ZEROS, ZEROS, TWICE))
+    w.three(TIMES, zeros, zeros, steps)?;
+    w.three([Code::EVEX_Vpsubb_zmm_k1z_zmm_zmmm512, Code::VEX_Vpsubb_ymm_ymm_ymmm256], zeros, w.offset(), zeros)?;
+    w.three(TIMES, zeros, zeros, w.twice())
 }
 
 struct Rows<'w> {
@@ -190,19 +299,21 @@ impl Rows<'_> {
     fn block(&mut self) -> Result<(), IcedError> {
         let format = self.shape.b;
         let parts = format.block() / self.codes.summed();
+        let steps = self.codes.summed() / format.together();
         for part in 0..parts {
-            if self.codes.steps.is_some() {
-                let from = self.w.at(B, self.codes.parts_at() + part * PANEL);
-                self.w.push(Instruction::with2(Code::EVEX_Vpmovzxbd_zmm_k1z_xmmm128, STEPS, from))?;
-                self.w.push(Instruction::with3(Code::EVEX_Vpsrld_zmm_k1z_zmmm512b32_imm8, ZEROS, STEPS, 4))?;
+            for vector in 0..self.w.vectors() {
+                if self.codes.steps.is_some() {
+                    let (both_of, zeros) = (self.w.steps(), self.w.zeros());
+                    both(self.w, self.codes, part, vector, both_of)?;
+                    self.w.shift(RIGHT, zeros, both_of, 4)?;
+                }
+                self.start(part)?;
+                for step in part * steps..(part + 1) * steps {
+                    let bytes = bytes(self.w, self.codes, step, vector)?;
+                    self.multiply(step, bytes)?;
+                }
+                self.scale(part, vector)?;
             }
-            self.start(part)?;
-            let steps = self.codes.summed() / format.together();
-            for step in part * steps..(part + 1) * steps {
-                let bytes = bytes(self.w, self.codes, step)?;
-                self.multiply(step, bytes)?;
-            }
-            self.scale(part)?;
         }
         self.w.advance(A, format.block())?;
         self.w.advance(B, format.rows(format.block()))?;
@@ -212,13 +323,12 @@ impl Rows<'_> {
 
     /// Begins the sums of a part with what the offset of the codes, or their zeros, take away.
     fn start(&mut self, part: usize) -> Result<(), IcedError> {
-        let Shape { rows, a_stride, .. } = self.shape;
         let from_sum = !self.codes.minimum && self.codes.steps.is_none();
-        for row in 0..rows {
-            let at = row * a_stride + 4 * part;
+        for row in 0..self.shape.rows {
+            let (at, first) = (row * self.shape.a_stride + 4 * part, self.sum(0, row));
             if from_sum {
-                let (start, sum) = (self.w.at(ROW_SUMS, at), self.sum(0, row));
-                self.w.push(Instruction::with2(Code::EVEX_Vpbroadcastd_zmm_k1z_xmmm32, sum, start))?;
+                let start = self.w.at(ROW_SUMS, at);
+                self.w.two(SPREAD, first, start)?;
             }
             for chain in usize::from(from_sum)..self.chains {
                 let sum = self.sum(chain, row);
@@ -226,8 +336,8 @@ impl Rows<'_> {
             }
             if self.codes.steps.is_some() {
                 // The upper halves of the zeros are 0, and the sums fit into the lower ones.
-                let (start, sum) = (self.w.each(ROW_SUMS, at), self.sum(0, row));
-                self.w.push(Instruction::with3(Code::EVEX_Vpdpwssd_zmm_k1z_zmm_zmmm512b32, sum, ZEROS, start))?;
+                let zeros = self.w.zeros();
+                self.w.dot_word(HALVES, first, zeros, (ROW_SUMS, at))?;
             }
         }
         Ok(())
@@ -237,51 +347,119 @@ impl Rows<'_> {
     fn multiply(&mut self, step: usize, codes: Register) -> Result<(), IcedError> {
         for row in 0..self.shape.rows {
             let sum = self.sum(step % self.chains, row);
-            let four = self.w.each(A, row * self.shape.a_stride + 4 * step);
-            self.w.push(Instruction::with3(Code::EVEX_Vpdpbusd_zmm_k1z_zmm_zmmm512b32, sum, codes, four))?;
+            let at = row * self.shape.a_stride + 4 * step;
+            self.w.dot_word(BYTES, sum, codes, (A, at))?;
         }
         Ok(())
     }
 
     /// Adds a part's sums, scaled, to the result.
-    fn scale(&mut self, part: usize) -> Result<(), IcedError> {
-        let halves = [SCALE, MINIMUM].into_iter().enumerate().take(1 + usize::from(self.codes.minimum));
+    fn scale(&mut self, part: usize, vector: usize) -> Result<(), IcedError> {
+        let (scale, minimum, steps) = (self.w.scale(), self.w.minimum(), self.w.steps());
+        let halves = [scale, minimum].into_iter().enumerate().take(1 + usize::from(self.codes.minimum));
         for (nth, register) in halves {
-            let from = self.w.at(B, self.shape.b.values() + nth * 2 * PANEL);
-            self.w.push(Instruction::with2(Code::EVEX_Vpmovzxwd_zmm_k1z_ymmm256, register, from))?;
-            self.w.push(Instruction::with3(Code::EVEX_Vpslld_zmm_k1z_zmmm512b32_imm8, register, register, 16))?;
+            let from = self.w.at(B, self.shape.b.values() + nth * 2 * PANEL + vector * PANEL);
+            self.w.two([Code::EVEX_Vpmovzxwd_zmm_k1z_ymmm256, Code::VEX_Vpmovzxwd_ymm_xmmm128], register, from)?;
+            self.w.shift(LEFT, register, register, 16)?;
         }
+        let convert = self.w.of([Code::EVEX_Vcvtdq2ps_zmm_k1z_zmmm512b32_er, Code::VEX_Vcvtdq2ps_ymm_ymmm256]);
+        let multiply = [Code::EVEX_Vmulps_zmm_k1z_zmm_zmmm512b32_er, Code::VEX_Vmulps_ymm_ymm_ymmm256];
         if self.codes.steps.is_some() {
-            self.w.push(Instruction::with3(Code::EVEX_Vpandd_zmm_k1z_zmm_zmmm512b32, STEPS, STEPS, LOWER))?;
-            self.w.push(Instruction::with2(Code::EVEX_Vcvtdq2ps_zmm_k1z_zmmm512b32_er, STEPS, STEPS))?;
-            self.w.push(Instruction::with3(Code::EVEX_Vmulps_zmm_k1z_zmm_zmmm512b32_er, SCALE, SCALE, STEPS))?;
+            self.w.three(AND, steps, steps, self.w.lower())?;
+            self.w.push(Instruction::with2(convert, steps, steps))?;
+            self.w.three(multiply, scale, scale, steps)?;
         }
         for row in 0..self.shape.rows {
             let sum = self.sum(0, row);
             for chain in 1..self.chains {
                 let other = self.sum(chain, row);
-                self.w.push(Instruction::with3(Code::EVEX_Vpaddd_zmm_k1z_zmm_zmmm512b32, sum, sum, other))?;
+                self.w.three(
+                    [Code::EVEX_Vpaddd_zmm_k1z_zmm_zmmm512b32, Code::VEX_Vpaddd_ymm_ymm_ymmm256],
+                    sum,
+                    sum,
+                    other,
+                )?;
             }
-            self.w.push(Instruction::with2(Code::EVEX_Vcvtdq2ps_zmm_k1z_zmmm512b32_er, sum, sum))?;
-            let factor = if row % 2 == 0 { BYTES } else { OTHERS };
-            let of_row = self.w.each(ROW_SCALES, row * self.shape.a_stride);
-            self.w.push(Instruction::with3(Code::EVEX_Vmulps_zmm_k1z_zmm_zmmm512b32_er, factor, SCALE, of_row))?;
-            let add = Code::EVEX_Vfmadd231ps_zmm_k1z_zmm_zmmm512b32_er;
-            self.w.push(Instruction::with3(add, self.total(row), sum, factor))?;
-            if self.codes.minimum {
-                let sum_of_row = self.w.each(ROW_SUMS, row * self.shape.a_stride + 4 * part);
-                self.w.push(Instruction::with3(add, self.total(row), MINIMUM, sum_of_row))?;
+            self.w.push(Instruction::with2(convert, sum, sum))?;
+            let factor = if row % 2 == 0 { self.w.bytes() } else { self.w.others() };
+            let of_row = row * self.shape.a_stride;
+            let sum_of_row = of_row + 4 * part;
+            if let Some(total) = self.total(row) {
+                let (of_row, sum_of_row) = (self.w.each(ROW_SCALES, of_row), self.w.each(ROW_SUMS, sum_of_row));
+                self.w.push(Instruction::with3(multiply[0], factor, scale, of_row))?;
+                self.w.three(MULTIPLY_ADD, total, sum, factor)?;
+                if self.codes.minimum {
+                    self.w.push(Instruction::with3(MULTIPLY_ADD[0], total, minimum, sum_of_row))?;
+                }
+            } else {
+                let (of_row, sum_of_row) = (self.w.at(ROW_SCALES, of_row), self.w.at(ROW_SUMS, sum_of_row));
+                let place = self.w.result(&self.shape, row, vector);
+                self.w.two(SPREAD, factor, of_row)?;
+                self.w.three(multiply, factor, factor, scale)?;
+                // sum * factor + what is there
+                self.w.push(Instruction::with3(Code::VEX_Vfmadd213ps_ymm_ymm_ymmm256, sum, factor, place))?;
+                if self.codes.minimum {
+                    self.w.two(SPREAD, factor, sum_of_row)?;
+                    self.w.three(MULTIPLY_ADD, sum, minimum, factor)?;
+                }
+                self.w.store(place, sum)?;
             }
         }
         Ok(())
     }
 
     fn sum(&self, chain: usize, row: usize) -> Register {
-        Register::ZMM0 + (chain * self.shape.rows + row) as u32
+        self.w.first() + (chain * self.shape.rows + row) as u32
     }
 
-    /// What the blocks before add up to.
-    fn total(&self, row: usize) -> Register {
-        self.sum(self.chains, row)
+    /// The register of what the blocks before add up to, if there are enough.
+    fn total(&self, row: usize) -> Option<Register> {
+        self.w.wide.then(|| self.sum(self.chains, row))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::loops::{Cores, Encoding};
+
+    /// The instructions of a core at 256 bits, and of the unpacking of its panels: of its products alone, or of all else.
+    fn instructions(rows: usize, format: Format, encoding: Encoding, of_products: bool) -> Vec<String> {
+        let cores = Cores { bits: 256, bf16: false, bytes: Some(encoding) };
+        let mut w = Writer::new(&cores).unwrap();
+        let depth = 2 * format.block();
+        let (a, b, a_stride) = (format, format, format.row(depth));
+        let shape = Shape { rows, depth, a, b, a_stride, c_stride: 4 * PANEL, accumulate: false };
+        write(&mut w, shape, format.codes().unwrap()).unwrap();
+        if format.unpacked() != format {
+            unpack(&mut w, depth, format).unwrap();
+        }
+        let names = w.code.instructions().iter().map(|instruction| format!("{:?}", instruction.code()));
+        names.filter(|name| name.contains("Vpdp") == of_products).collect()
+    }
+
+    #[test]
+    fn a_core_of_256_bits_takes_no_instruction_of_avx512_but_products() {
+        for format in Format::ALL.into_iter().filter(|format| format.is_coded()) {
+            for rows in 1..=6 {
+                let all = instructions(rows, format, Encoding::Vex, false);
+                assert!(all.iter().all(|name| !name.starts_with("EVEX")), "{rows} rows of {format}: {all:?}");
+                assert_eq!(all, instructions(rows, format, Encoding::Evex, false));
+                let [vex, evex] = [Encoding::Vex, Encoding::Evex].map(|e| instructions(rows, format, e, true));
+                let mut products = vec!["Vpdpbusd"];
+                if format.codes().is_some_and(|codes| codes.steps.is_some()) {
+                    products.push("Vpdpwssd");
+                }
+                for product in products {
+                    assert!(
+                        vex.contains(&format!("VEX_{product}_ymm_ymm_ymmm256")),
+                        "{rows} rows of {format}: {vex:?}"
+                    );
+                }
+                let encoded =
+                    |name: &String| name.replace("VEX", "EVEX").replace("ymm_ymm_ymmm256", "ymm_k1z_ymm_ymmm256b32");
+                assert_eq!(vex.iter().map(encoded).collect::<Vec<_>>(), evex, "{rows} rows of {format}");
+            }
+        }
     }
 }

@@ -13,7 +13,7 @@ const UNROLL: usize = 64;
 
 /// Writes the code of a core.
 pub(super) fn write(w: &mut Writer, shape: Shape) -> Result<(), IcedError> {
-    let vectors = if w.wide { 1 } else { 2 };
+    let vectors = w.vectors();
     let registers = if w.wide { 28 } else { 12 };
     let sums = shape.rows * vectors;
     let chains = CHAINS.div_ceil(sums).next_power_of_two().min(registers / sums).max(1);

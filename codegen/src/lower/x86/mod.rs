@@ -19,7 +19,7 @@ use iced_x86::{Code, FastFormatter, IcedError, Instruction, MemoryOperand, Regis
 
 use self::lanes::Lanes;
 use super::target::serve;
-use crate::loops::{Core, Cores, Encode, Expr, Exps, Format, MAX_ROWS, PANEL, Unpack};
+use crate::loops::{Core, Cores, Encode, Encoding, Expr, Exps, Format, MAX_ROWS, PANEL, Unpack};
 
 /// The shape of a core, which its machine code is made for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -199,7 +199,7 @@ pub(super) struct Assembled {
 }
 
 fn assemble(leaf: &Leaf, cores: &Cores, call_conv: CallConv, text: Option<usize>) -> Result<Assembled, IcedError> {
-    let mut w = Writer { code: CodeAssembler::new(64)?, wide: cores.bits == 512 };
+    let mut w = Writer::new(cores)?;
     match leaf {
         Leaf::Core(shape) => match shape.b.codes() {
             Some(codes) => codes::write(&mut w, *shape, codes)?,
@@ -246,14 +246,43 @@ const COUNT: Register = Register::ECX;
 /// Bytes of the panel that a step takes.
 const STEP: usize = 4 * PANEL;
 
+/// The products of four unsigned bytes with four signed ones, and of two halves with two: at 512 bits, and at 256 as AVX-512 and
+/// as AVX-VNNI encode them.
+const BYTES: [Code; 3] = [
+    Code::EVEX_Vpdpbusd_zmm_k1z_zmm_zmmm512b32,
+    Code::EVEX_Vpdpbusd_ymm_k1z_ymm_ymmm256b32,
+    Code::VEX_Vpdpbusd_ymm_ymm_ymmm256,
+];
+const HALVES: [Code; 3] = [
+    Code::EVEX_Vpdpwssd_zmm_k1z_zmm_zmmm512b32,
+    Code::EVEX_Vpdpwssd_ymm_k1z_ymm_ymmm256b32,
+    Code::VEX_Vpdpwssd_ymm_ymm_ymmm256,
+];
+
 /// Writes instructions.
 struct Writer {
     code: CodeAssembler,
     /// Whether vectors have 512 bits, else 256.
     wide: bool,
+    /// How the products of bytes are encoded.
+    encoding: Option<Encoding>,
 }
 
 impl Writer {
+    fn new(cores: &Cores) -> Result<Writer, IcedError> {
+        Ok(Writer { code: CodeAssembler::new(64)?, wide: cores.bits == 512, encoding: cores.bytes })
+    }
+
+    /// Vectors that the columns of a panel fill.
+    fn vectors(&self) -> usize {
+        if self.wide { 1 } else { 2 }
+    }
+
+    /// The lowest 128 bits of a vector register.
+    fn quarter(&self, register: Register) -> Register {
+        Register::XMM0 + (register as u32 - self.first() as u32)
+    }
+
     /// The first vector register.
     fn first(&self) -> Register {
         if self.wide { Register::ZMM0 } else { Register::YMM0 }
@@ -294,10 +323,21 @@ impl Writer {
         self.three(code, register, register, register)
     }
 
-    /// A number in every lane of a wide vector.
+    /// Adds the products within each lane to it.
+    fn dot(&mut self, [wide, evex, vex]: [Code; 3], sum: Register, a: Register, b: Register) -> Result<(), IcedError> {
+        let narrow = if self.encoding == Some(Encoding::Vex) { vex } else { evex };
+        self.three([wide, narrow], sum, a, b)
+    }
+
+    /// A number in every lane.
     fn constant(&mut self, to: Register, bits: u32) -> Result<(), IcedError> {
         self.push(Instruction::with2(Code::Mov_r32_imm32, Register::EAX, bits))?;
-        self.push(Instruction::with2(Code::EVEX_Vpbroadcastd_zmm_k1z_r32, to, Register::EAX))
+        if self.wide {
+            return self.push(Instruction::with2(Code::EVEX_Vpbroadcastd_zmm_k1z_r32, to, Register::EAX));
+        }
+        let quarter = self.quarter(to);
+        self.push(Instruction::with2(Code::VEX_Vmovd_xmm_rm32, quarter, Register::EAX))?;
+        self.push(Instruction::with2(Code::VEX_Vpbroadcastd_ymm_xmmm32, to, quarter))
     }
 
     /// Combines all lanes of the first wide vectors from `ZMM8` on; returns the register whose lanes all hold the result.

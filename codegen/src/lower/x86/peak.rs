@@ -1,9 +1,8 @@
 //! Nothing but multiplications and additions in registers, at 256 and 512 bits.
 
-use iced_x86::code_asm::CodeAssembler;
 use iced_x86::{Code, IcedError, Instruction, Register};
 
-use super::{COUNT, Writer};
+use super::{BYTES, Writer};
 use crate::loops::{Cores, Format};
 use crate::lower::target::serve;
 
@@ -25,38 +24,36 @@ pub(in crate::lower) fn assemble(
     cores: &Cores,
     iterations: usize,
 ) -> Option<Result<Vec<u8>, IcedError>> {
-    let wide = cores.bits == 512;
-    let has = serve(cores, format, format) && (wide || format == Format::F32);
-    has.then(|| write(format, chains(cores), wide, iterations))
+    let has = serve(cores, format, format) && (cores.bits == 512 || format != Format::Bf16);
+    has.then(|| write(format, cores, iterations))
 }
 
-fn write(format: Format, chains: usize, wide: bool, iterations: usize) -> Result<Vec<u8>, IcedError> {
-    let mut w = Writer { code: CodeAssembler::new(64)?, wide };
-    let (ones, multiply) = match format {
-        Format::F32 => {
-            (1f32.to_bits(), [Code::EVEX_Vfmadd231ps_zmm_k1z_zmm_zmmm512b32_er, Code::VEX_Vfmadd231ps_ymm_ymm_ymmm256])
-        }
-        Format::Bf16 => (0x3f80_3f80, [Code::EVEX_Vdpbf16ps_zmm_k1z_zmm_zmmm512b32, Code::INVALID]),
-        Format::Codes(_) => (0x0101_0101, [Code::EVEX_Vpdpbusd_zmm_k1z_zmm_zmmm512b32, Code::INVALID]),
+fn write(format: Format, cores: &Cores, iterations: usize) -> Result<Vec<u8>, IcedError> {
+    let (mut w, chains) = (Writer::new(cores)?, chains(cores));
+    let ones = match format {
+        Format::F32 => 1f32.to_bits(),
+        Format::Bf16 => 0x3f80_3f80,
+        Format::Codes(_) => 0x0101_0101,
     };
+    let floats = [Code::EVEX_Vfmadd231ps_zmm_k1z_zmm_zmmm512b32_er, Code::VEX_Vfmadd231ps_ymm_ymm_ymmm256];
     let first = w.first();
     let sum = |chain: usize| first + chain as u32;
     let one = sum(chains);
-    if wide {
-        w.constant(one, ones)?;
-    } else {
-        let narrow = Register::XMM0 + chains as u32;
-        w.push(Instruction::with2(Code::Mov_r32_imm32, COUNT, ones))?;
-        w.push(Instruction::with2(Code::VEX_Vmovd_xmm_rm32, narrow, COUNT))?;
-        w.push(Instruction::with2(Code::VEX_Vpbroadcastd_ymm_xmmm32, one, narrow))?;
-    }
+    w.constant(one, ones)?;
     (0..chains).try_for_each(|chain| w.zero(sum(chain)))?;
-    w.times(iterations, |w| (0..UNROLL * chains).try_for_each(|step| w.three(multiply, sum(step % chains), one, one)))?;
+    w.times(iterations, |w| {
+        (0..UNROLL * chains).map(|step| sum(step % chains)).try_for_each(|sum| match format {
+            Format::F32 => w.three(floats, sum, one, one),
+            Format::Bf16 => w.three([Code::EVEX_Vdpbf16ps_zmm_k1z_zmm_zmmm512b32, Code::INVALID], sum, one, one),
+            Format::Codes(_) => w.dot(BYTES, sum, one, one),
+        })
+    })?;
     for chain in 0..chains {
         if format.is_coded() {
-            w.push(Instruction::with2(Code::EVEX_Vcvtdq2ps_zmm_k1z_zmmm512b32_er, sum(chain), sum(chain)))?;
+            let convert = w.of([Code::EVEX_Vcvtdq2ps_zmm_k1z_zmmm512b32_er, Code::VEX_Vcvtdq2ps_ymm_ymmm256]);
+            w.push(Instruction::with2(convert, sum(chain), sum(chain)))?;
         }
-        let to = w.at(SCRATCH, chain * if wide { 64 } else { 32 });
+        let to = w.at(SCRATCH, chain * if w.wide { 64 } else { 32 });
         let store = w.of([Code::EVEX_Vmovups_zmmm512_k1z_zmm, Code::VEX_Vmovups_ymmm256_ymm]);
         w.push(Instruction::with2(store, to, sum(chain)))?;
     }
