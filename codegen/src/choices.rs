@@ -39,7 +39,7 @@ impl Plan {
         let mut all: Vec<Choice> = Vec::new();
         for expr in self.equations.iter().flat_map(|equation| graph.reachable(equation.body)) {
             let Expr::Load { tensor, index } = graph.expr(expr) else { continue };
-            if !matches!(graph.tensor(*tensor).kind, Kind::Weight(_)) {
+            if !graph.is_weight(*tensor) {
                 continue;
             }
             for (&axis, &i) in graph.tensor(*tensor).axes.iter().zip(index) {

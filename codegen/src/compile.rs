@@ -197,7 +197,7 @@ impl Base {
         let how = Extents { cache: options.cache, tokens: options.chunk + MAX_ROWS - 1, positions: options.positions };
         let mut weights = Weights::default();
         let mut planned = |step: Typical, like: Option<&Homes>| {
-            let mut plan = fuse(graph, &options.without, options.rows, step);
+            let mut plan = fuse(graph, &options.without, options.rows, step, storage);
             let prepared = Prepared::of(&mut plan);
             let homes = Homes::of(&plan, storage, how, like);
             let numbers = weights.add(&plan, &homes);

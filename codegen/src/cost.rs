@@ -111,7 +111,9 @@ impl Plan {
         let own: HashSet<TensorId> = kernel.equations.iter().map(|&e| self.equations[e].out).collect();
         for (&tensor, elements) in touched.iter().filter(|(tensor, _)| !own.contains(tensor)) {
             match self.graph.tensor(tensor).kind {
-                Kind::Weight(_) | Kind::State { .. } => cost.stored += elements * (work.element)(tensor),
+                Kind::Weight(_) | Kind::Made(_) | Kind::State { .. } => {
+                    cost.stored += elements * (work.element)(tensor)
+                }
                 _ => cost.read += elements * 4.0,
             }
         }
@@ -221,6 +223,7 @@ mod tests {
     use einfuse_graph::parse;
 
     use super::*;
+    use crate::Format;
     use crate::fuse::{Rule, Typical, Wanted, fuse};
 
     const MODEL: &str = r#"graph small
@@ -254,7 +257,7 @@ mod tests {
             x[t, d] = embed[v = tokens]
             y[t, f] = (sum[d] x * w[j = 0]) * (sum[d] x * w[j = 2]) * (sum[d] x * w[j = 2])
             output y"#;
-        let plan = fuse(&parse(text).unwrap(), &[], Wanted::All, Typical::DECODE);
+        let plan = fuse(&parse(text).unwrap(), &[], Wanted::All, Typical::DECODE, &|_, _| Format::F32.into());
         let work = Work { tokens: 1, past: 0, element: &|_| 4.0 };
         let all: f64 = plan.runs().iter().map(|(kernel, _)| plan.cost(kernel, &work).stored).sum();
         assert_eq!(all, (16.0 + 2.0 * 8.0 * 16.0) * 4.0);
@@ -262,7 +265,7 @@ mod tests {
 
     fn costs(tokens: usize, past: usize, element: f64) -> HashMap<String, Cost> {
         let graph = parse(MODEL).unwrap();
-        let plan = fuse(&graph, Rule::ALL, Wanted::All, Typical::DECODE);
+        let plan = fuse(&graph, Rule::ALL, Wanted::All, Typical::DECODE, &|_, _| Format::F32.into());
         let work = Work { tokens, past, element: &|_| element };
         let cost = |k: &Kernel| plan.cost(k, &work);
         plan.runs().into_iter().map(|(k, _)| (k.name.clone(), cost(k))).collect()
@@ -302,7 +305,9 @@ mod tests {
             o[t, h, c] = sum[s] e * u
             output o"#;
         let graph = parse(text).unwrap();
-        let made_for = |tokens: usize| fuse(&graph, &[], Wanted::All, Typical { tokens, positions: 512 });
+        let made_for = |tokens: usize| {
+            fuse(&graph, &[], Wanted::All, Typical { tokens, positions: 512 }, &|_, _| Format::F32.into())
+        };
         let flops = |plan: &Plan, tokens: usize| -> f64 {
             let work = Work { tokens, past: 512 - tokens, element: &|_| 4.0 };
             plan.runs().iter().map(|(kernel, times)| plan.cost(kernel, &work).flops * *times as f64).sum()
@@ -311,7 +316,8 @@ mod tests {
         // The cache is multiplied with the weights for every position, or with 64 numbers of each query and result.
         assert!(flops(&one, 1) < 0.2 * flops(&many, 1), "{} and {}", flops(&one, 1), flops(&many, 1));
         assert!(flops(&many, 512) < 0.5 * flops(&one, 512), "{} and {}", flops(&many, 512), flops(&one, 512));
-        let declared = fuse(&graph, &[Rule::Path], Wanted::All, Typical { tokens: 1, positions: 512 });
+        let declared =
+            fuse(&graph, &[Rule::Path], Wanted::All, Typical { tokens: 1, positions: 512 }, &|_, _| Format::F32.into());
         assert_eq!(flops(&declared, 512), flops(&many, 512));
     }
 

@@ -26,7 +26,7 @@ pub use compile::{Batch, CompileError, Compiled, Options, Scheduled, Schedules};
 pub use cpu::{Caches, Cpu};
 pub use fuse::{Plan, Rule, Wanted};
 pub use loops::Format;
-pub use pack::{Blocks, PackError, Packed, ReadBlocks, Values};
+pub use pack::{Blocks, PackError, Packed, ReadBlocks, Values, nearest};
 pub use program::*;
 pub use schedule::{Kept, REVISION, Sizes, Storage, Tiling};
 pub use team::{Alone, Team};

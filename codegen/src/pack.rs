@@ -7,9 +7,10 @@ use std::array;
 use einfuse_graph::{AxisId, Graph, TensorId};
 use half::{bf16, f16};
 
-use self::codes::{write_block, write_codes};
+pub use self::codes::nearest;
+use self::codes::{Made, write_block, write_codes};
 use crate::fuse::Along;
-use crate::loops::{Codes, Format, Grid, PANEL};
+use crate::loops::{Codes, Element, Format, Grid, PANEL};
 use crate::schedule::weights::{Region, View};
 
 /// How many neighbours in a checkpoint are read at once: long enough to stream, and not a multiple of a page, so that the
@@ -183,6 +184,16 @@ impl Packed {
                 let axes = one.axes.clone();
                 return Err(PackError::Elements { tensor, axes, wanted: one.elements, found: values.len() });
             }
+            let read = |at: usize, out: &mut [f32]| {
+                let Some(made) = one.made else { return values.read(at, out) };
+                let mut all = vec![Element::default(); out.len()];
+                made.read(values, at, &mut all);
+                for (out, element) in out.iter_mut().zip(all) {
+                    *out = made.codes.number(element) as f32;
+                }
+            };
+            let of_codes = Values::Read { elements: one.elements, read: &read, blocks: None };
+            let values = if one.made.is_some() { &of_codes } else { values };
             let blocks = one.blocks(values, self.storage);
             if blocks.is_none() && self.storage.is_coded() && !self.storage.is_nearest() {
                 return Err(PackError::Blocks { tensor, format: self.storage.to_string() });
@@ -214,6 +225,8 @@ struct Move {
     /// Outermost first: the farther apart the places, the farther out.
     loops: Vec<Loop>,
     piece: Piece,
+    /// The codes that its numbers are those of, if the numbers themselves are stored.
+    made: Option<Made>,
 }
 
 /// A dimension of a tensor, or the panels along it.
@@ -328,6 +341,7 @@ impl Move {
             base: view.layout.base,
             loops,
             piece,
+            made: view.made.map(|made| Made { codes: made.codes, size: whole[made.dim], stride: strides[made.dim] }),
         }
     }
 
@@ -538,7 +552,7 @@ mod tests {
         let mut views = Vec::new();
         for (i, layout) in layouts.iter().enumerate() {
             let tensor = b.weight(&format!("w{i}"), &axes, "w");
-            views.push(View { tensor, along: along.clone(), layout: layout.clone(), coded: None });
+            views.push(View { tensor, along: along.clone(), layout: layout.clone(), coded: None, made: None });
         }
         let count: usize = sizes.iter().product();
         let numbers = |nth: usize| (0..count).map(move |i| number(i + nth));
@@ -654,6 +668,7 @@ mod tests {
             along: axes.map(|axis| Along::Axis { axis, from: 0 }).to_vec(),
             layout: Layout::row_major(&[16, 2]),
             coded: None,
+            made: None,
         };
         let region = Region { storage: Format::F32, len: 32, views: vec![view], depth: 0, layers: [None].into() };
         let error = Packed::of(b.graph(), &region, None, 0).pack(&[Values::Bf16(&[0; 62])], 0, &mut [0; 128]);

@@ -38,7 +38,7 @@ fn plan(graph: &Graph, kind: &str) -> Result<String, String> {
     };
     let names = names.split(", ").filter(|name| !name.is_empty());
     let without = names.map(|name| name.parse::<Rule>().map_err(|e| e.to_string())).collect::<Result<Vec<_>, _>>()?;
-    Ok(fuse(graph, &without, Wanted::Last, step).to_string())
+    Ok(fuse(graph, &without, Wanted::Last, step, &|_, _| Format::F32.into()).to_string())
 }
 
 fn means_what_the_interpreter_says(graph: &Graph) -> Result<(), String> {

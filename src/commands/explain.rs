@@ -180,18 +180,11 @@ impl Explain {
             text += &details(plan, kernel);
             let weights = program.weights_of(self.batch(model), kernel);
             for kept in &weights {
-                let (format, weight) = (kept.format, plan.graph.tensor(kept.tensor));
-                let axes = weight.axes.iter().map(|&axis| plan.graph.axis(axis).name.as_str());
+                let (format, name) = (kept.format, &plan.graph.tensor(kept.tensor).name);
                 let is_mixed = weights.iter().any(|other| other.tensor == kept.tensor && other.format != format);
                 let layers = if is_mixed { format!(", {}", layers(&kept.layers)) } else { String::new() };
-                let name = &weight.name;
-                match format.codes() {
-                    Some(codes) => {
-                        let equation = codes.equation(name, &axes.collect::<Vec<_>>());
-                        writeln!(text, "  · {format}, {} bits{layers}: {equation}", 8.0 * format.bytes())?;
-                    }
-                    None if is_mixed => writeln!(text, "  · {format}{layers}: {name}")?,
-                    None => {}
+                if format.is_coded() || is_mixed {
+                    writeln!(text, "  · `{name}` is kept as {format}, {} bits{layers}", 8.0 * format.bytes())?;
                 }
             }
             if let Some(tuned) = self.tuned(model, kernel) {
@@ -271,7 +264,8 @@ impl Explain {
             .into_iter()
             .map(|(kernel, runs)| {
                 let cost = cost_of(kernel);
-                let equations: Vec<String> = kernel.equations.iter().map(|&eq| plan.equation_text(eq)).collect();
+                let equations: Vec<String> =
+                    kernel.equations.iter().chain(&kernel.weights).map(|&eq| plan.equation_text(eq)).collect();
                 let weights: Vec<Value> = program.weights_of(self.batch(model), kernel).iter().map(weight).collect();
                 json!({
                     "name": kernel.name,
@@ -377,7 +371,7 @@ fn layers(layers: &BTreeSet<Option<usize>>) -> String {
 /// A kernel's equations and remarks.
 fn details(plan: &Plan, kernel: &Kernel) -> String {
     let mut text = String::new();
-    for &equation in &kernel.equations {
+    for &equation in kernel.equations.iter().chain(&kernel.weights) {
         text += &format!("    {}\n", plan.equation_text(equation));
     }
     let remarks = |sign: char, remarks: &[Remark]| -> String {

@@ -82,6 +82,7 @@ impl Plan {
         let kernel = Kernel {
             name: self.graph.tensor(out).name.clone(),
             equations: vec![id],
+            weights: Vec::new(),
             shape: Shape::Rows,
             applied: Vec::new(),
             declined: Vec::new(),

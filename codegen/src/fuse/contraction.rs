@@ -109,7 +109,7 @@ impl Along {
 /// without the others; with all the summed axes and at least one that no other factor has. Where there is none, a value that
 /// each position has and no token alters.
 pub(super) fn stored_factor(graph: &Graph, summed: &[AxisId], factors: &[ExprId]) -> Option<usize> {
-    let given = |tensor: TensorId| matches!(graph.tensor(tensor).kind, Kind::Weight(_) | Kind::State { .. });
+    let given = |tensor: TensorId| graph.is_weight(tensor) || matches!(graph.tensor(tensor).kind, Kind::State { .. });
     stored_among(graph, summed, factors, &given)
         .or_else(|| stored_among(graph, summed, factors, &|tensor| is_of_positions(graph, tensor)))
 }
@@ -126,8 +126,8 @@ fn stored_among(
         if !kind(*tensor) {
             return false;
         }
+        let is_weight = graph.is_weight(*tensor);
         let tensor = graph.tensor(*tensor);
-        let is_weight = matches!(tensor.kind, Kind::Weight(_));
         let (mut own, mut chosen) = (Vec::new(), Vec::new());
         for (&axis, &i) in tensor.axes.iter().zip(index) {
             match Along::of(graph, axis, i) {
@@ -199,7 +199,7 @@ impl Contraction {
     /// Whether it is a contraction of a cache with a weight, of which each row is a position.
     pub(super) fn expands_state(&self, graph: &Graph) -> bool {
         matches!(graph.tensor(self.a).kind, Kind::State { .. })
-            && matches!(graph.tensor(self.b).kind, Kind::Weight(_))
+            && graph.is_weight(self.b)
             && self.chosen.is_none()
             && matches!(self.rows[..], [s] if is_positions(graph, s))
             && self.depth.iter().chain(&self.batch).chain(&self.cols).all(|&a| graph.size(a).is_some())

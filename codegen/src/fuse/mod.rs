@@ -10,9 +10,11 @@ use std::collections::HashMap;
 use std::fmt;
 use std::str::FromStr;
 
+use crate::schedule::{Kept, Storage};
 use einfuse_graph::{AxisId, ExprId, Graph, Kind, Node, TensorId};
 
 mod carry;
+mod coded;
 mod contraction;
 mod edit;
 mod epilogue;
@@ -29,6 +31,7 @@ mod siblings;
 mod split;
 mod tail;
 
+pub use coded::Blocks;
 pub(crate) use contraction::factors;
 pub use contraction::{Along, Contraction};
 pub(crate) use contraction::{is_positions, is_tokens};
@@ -76,7 +79,7 @@ rules! {
     Epilogue = "epilogue",
     /// Reductions and maps along the rows of one tensor share a pass.
     Rows = "rows",
-    /// What computes a contraction's activation row by row joins its kernel.
+    /// What computes a contraction's activation row by row joins its kernel, and what makes its weight of codes and scales.
     Prologue = "prologue",
     /// After the last layer only the rows whose output is wanted are computed.
     Tail = "tail",
@@ -133,6 +136,8 @@ pub struct Kernel {
     pub name: String,
     /// All its equations, in order.
     pub equations: Vec<EqId>,
+    /// The equations of the weights that it reads in parts, as codes and scales: in [`Plan::made`].
+    pub weights: Vec<EqId>,
     /// How they are computed.
     pub shape: Shape,
     /// The rules that made it.
@@ -221,6 +226,9 @@ pub struct Plan {
     pub segments: Vec<Segment>,
     /// For each appended tensor the state it is appended to. Its elements live there.
     pub states: HashMap<TensorId, TensorId>,
+    /// For each weight that is made of codes, and each way in which layers keep it so: its equation, and what it was found to be.
+    /// It depends on nothing that a step computes: where no kernel takes it in, it is computed when weights are packed.
+    pub made: HashMap<(TensorId, Kept), (EqId, Blocks)>,
     /// What rules said of the graph as a whole, where they applied or declined outside of a kernel.
     pub remarks: Vec<Remark>,
 }
@@ -243,14 +251,25 @@ pub fn orders(graph: &Graph, without: &[Rule], a: Typical, b: Typical) -> Option
     differ.then(|| [Multiplications::of(&a), Multiplications::of(&b)])
 }
 
-/// Makes the plan of a graph for steps of some size, with some rules switched off.
-pub fn fuse(graph: &Graph, without: &[Rule], wanted: Wanted, step: Typical) -> Plan {
+/// A graph in which each weight that all its layers keep in the same codes is an equation over its parts, `NAME.code`,
+/// `NAME.scale`, `NAME.minimum`, along the axis that the plans of all rules sum.
+pub fn in_parts(graph: &Graph, kept: &Storage) -> Graph {
+    let graph = split::split(graph);
+    let ways = coded::ways(&graph, kept);
+    coded::apply(graph, &ways).0
+}
+
+/// Makes the plan of a graph for steps of some size, with some rules switched off. `kept` says how weights are kept.
+pub fn fuse(graph: &Graph, without: &[Rule], wanted: Wanted, step: Typical, kept: &Storage) -> Plan {
     let on = |rule: Rule| !without.contains(&rule);
     let mut remarks = Vec::new();
     let mut graph = match on(Rule::Path) {
         true => split::split(&path::apply(graph, step, &mut remarks)),
         false => split::split(graph),
     };
+    let ways = coded::ways(&graph, kept);
+    let several;
+    (graph, several) = coded::apply(graph, &ways);
     if on(Rule::Hoist) {
         graph = hoist::apply(graph, &mut remarks);
     }
@@ -259,6 +278,10 @@ pub fn fuse(graph: &Graph, without: &[Rule], wanted: Wanted, step: Typical) -> P
         (graph, stay) = inline::apply(graph, &mut remarks);
     }
     let mut plan = Plan::of(graph, remarks);
+    for (weight, kept, body, blocks) in coded::recognised(&mut plan.graph, &ways, several) {
+        plan.made.insert((weight, kept), (plan.equations.len(), blocks));
+        plan.equations.push(Equation { out: weight, body });
+    }
     if on(Rule::OnlineSoftmax) {
         online_softmax::apply(&mut plan);
     }
@@ -300,7 +323,14 @@ impl Plan {
     /// Every equation a kernel of its own.
     fn of(mut graph: Graph, remarks: Vec<Remark>) -> Plan {
         let nodes = std::mem::take(&mut graph.nodes);
-        let mut plan = Plan { graph, equations: Vec::new(), segments: Vec::new(), states: HashMap::new(), remarks };
+        let mut plan = Plan {
+            graph,
+            equations: Vec::new(),
+            segments: Vec::new(),
+            states: HashMap::new(),
+            made: HashMap::new(),
+            remarks,
+        };
         let mut once = Vec::new();
         for node in nodes {
             match node {
@@ -337,6 +367,7 @@ impl Plan {
                 kernels.push(Kernel {
                     name: self.graph.tensor(out).name.clone(),
                     equations: vec![id],
+                    weights: Vec::new(),
                     shape: contraction.map_or(Shape::Rows, |c| Shape::Contract(Contract::of(id, c))),
                     applied: Vec::new(),
                     declined: Vec::new(),
@@ -444,6 +475,11 @@ impl Plan {
         between.into_iter().all(|k| !self.depends(&kernels[second], &kernels[k])).then_some(first)
     }
 
+    /// Whether a kernel reads a weight in parts where it is kept so: its codes and scales.
+    pub(crate) fn reads_codes(&self, kernel: &Kernel, weight: TensorId, kept: Kept) -> bool {
+        self.made.get(&(weight, kept)).is_some_and(|(eq, _)| kernel.weights.contains(eq))
+    }
+
     /// The name of a tensor, quoted.
     pub(crate) fn quoted(&self, tensor: TensorId) -> String {
         format!("`{}`", self.graph.tensor(tensor).name)
@@ -465,9 +501,10 @@ impl Contraction {
     /// Whether a contraction core can compute it: a weight without the tokens' or positions' axis, and rows evenly spaced.
     fn has_core(&self, graph: &Graph) -> bool {
         let tokens = self.rows.iter().position(|&a| is_tokens(graph, a));
-        matches!(graph.tensor(self.b).kind, Kind::Weight(_))
+        graph.is_weight(self.b)
             && graph.tensor(self.a).axes == self.activation_order(graph)
-            && !matches!(graph.tensor(self.a).kind, Kind::State { .. } | Kind::Weight(_) | Kind::Constant(_))
+            && !graph.is_weight(self.a)
+            && !matches!(graph.tensor(self.a).kind, Kind::State { .. } | Kind::Constant(_))
             && tokens.is_none_or(|at| at == 0)
             && !self.rows.iter().chain(&self.batch).chain(&self.depth).any(|&a| is_positions(graph, a))
             && !self.batch.iter().chain(&self.depth).any(|&a| is_tokens(graph, a))

@@ -159,6 +159,7 @@ fn regroup(plan: &Plan, kernels: &mut Vec<Kernel>, stream: Stream, members: Vec<
     kernels[last] = Kernel {
         name,
         equations: members.clone(),
+        weights: Vec::new(),
         shape: Shape::Stream(Box::new(stream)),
         applied: vec![Remark { rule: Rule::OnlineSoftmax, text }],
         declined,

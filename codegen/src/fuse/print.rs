@@ -52,7 +52,7 @@ impl Plan {
             Shape::Stream(_) => "stream",
         };
         let mut text = format!("  kernel {} ({shape})\n", kernel.name);
-        for &eq in &kernel.equations {
+        for &eq in kernel.equations.iter().chain(&kernel.weights) {
             let state = self.states.get(&self.equations[eq].out);
             let state = state.map(|&s| format!(", appended to {}", self.graph.tensor(s).name));
             text += &format!("    {}{}\n", self.equation_text(eq), state.unwrap_or_default());

@@ -1,8 +1,9 @@
-//! Rule prologue: what computes a contraction's activation row by row joins its kernel.
+//! Rule prologue: what computes a contraction's activation row by row joins its kernel; and the equation of a weight that is
+//! made of codes joins the kernels that read it, whose cores multiply the codes, or who look up rows.
 
-use einfuse_graph::Expr;
+use einfuse_graph::{Expr, TensorId};
 
-use super::{Kernel, Plan, Remark, Rule, Shape, is_tokens, loads_of};
+use super::{Blocks, Contraction, EqId, Kernel, Plan, Remark, Rule, Shape, is_tokens, loads, loads_of};
 
 /// A row that a kernel computes for itself has at most this many elements.
 const LONGEST: usize = 1 << 15;
@@ -41,7 +42,52 @@ pub(super) fn apply(plan: &mut Plan) {
                 }
             }
         }
+        kernels.iter_mut().for_each(|kernel| take_weights(plan, kernel));
     });
+}
+
+/// Takes the equations of weights into a kernel that reads them: where each of its contractions of a weight sums along the
+/// weight's blocks.
+fn take_weights(plan: &Plan, kernel: &mut Kernel) {
+    let contractions: Vec<&Contraction> = match &kernel.shape {
+        Shape::Contract(contract) => contract.tasks.iter().flat_map(|t| &t.contractions).map(|(_, c)| c).collect(),
+        Shape::Stream(stream) => stream.expansions().map(|(_, c)| c).collect(),
+        Shape::Rows => Vec::new(),
+    };
+    let mut read: Vec<TensorId> =
+        kernel.equations.iter().flat_map(|&e| loads(&plan.graph, plan.equations[e].body)).collect();
+    read.sort();
+    read.dedup();
+    let mut made: Vec<(EqId, TensorId)> = Vec::new();
+    for weight in read {
+        let mut ways: Vec<(EqId, Blocks)> =
+            plan.made.iter().filter(|((of, _), _)| *of == weight).map(|(_, way)| *way).collect();
+        ways.sort_by_key(|(eq, _)| *eq);
+        for (eq, blocks) in ways {
+            // Element by element, codes are read out of panels along the weight's last axis.
+            let is_last = blocks.dim > 0 && blocks.dim + 1 == plan.graph.tensor(weight).axes.len();
+            let mut of = contractions.iter().filter(|c| c.b == weight).peekable();
+            match if of.peek().is_some() { of.all(|c| blocks.suit(c)) } else { is_last } {
+                true => made.push((eq, weight)),
+                false => {
+                    let along = plan.graph.axis(plan.graph.tensor(weight).axes[blocks.dim]).name.clone();
+                    let text = format!("{} has its blocks along `{along}`, which is not summed", plan.quoted(weight));
+                    if !kernel.declined.iter().any(|remark| remark.text == text) {
+                        kernel.declined.push(Remark { rule: Rule::Prologue, text });
+                    }
+                }
+            }
+        }
+    }
+    if made.is_empty() {
+        return;
+    }
+    let mut names: Vec<String> = made.iter().map(|(_, weight)| plan.quoted(*weight)).collect();
+    names.dedup();
+    let how = if contractions.is_empty() { "read" } else { "multiplied" };
+    let text = format!("{} {how} as codes, scaled block by block", names.join(", "));
+    kernel.applied.push(Remark { rule: Rule::Prologue, text });
+    kernel.weights = made.into_iter().map(|(eq, _)| eq).collect();
 }
 
 /// The kernel that computes the activation of the contraction kernel at `at`.

@@ -3,7 +3,7 @@
 //! One token reads the weights that it chose, and no others. The rows of several are grouped by what they chose, so that each
 //! weight in use is read once and multiplied with all rows that want it. Nothing is gathered but rows.
 
-use einfuse_graph::{Expr, ExprId, Kind, Reduction, TensorId};
+use einfuse_graph::{Expr, ExprId, Reduction, TensorId};
 
 use super::contraction::Along;
 use super::{Contract, Contraction, EqId, Plan, Remark, Rule, Shape, factors, is_tokens};
@@ -33,7 +33,7 @@ fn chosen(plan: &Plan, eq: EqId) -> Option<(TensorId, Vec<ExprId>)> {
     factors(graph, *body).into_iter().find_map(|factor| {
         let Expr::Load { tensor, index } = graph.expr(factor) else { return None };
         let is_chosen = |i: &ExprId| matches!(graph.expr(*i), Expr::Load { .. }) || !super::loads(graph, *i).is_empty();
-        let found = matches!(graph.tensor(*tensor).kind, Kind::Weight(_)) && index.iter().any(is_chosen);
+        let found = graph.is_weight(*tensor) && index.iter().any(is_chosen);
         found.then(|| (*tensor, index.clone()))
     })
 }

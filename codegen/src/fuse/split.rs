@@ -216,5 +216,5 @@ fn mask_activation(edit: &mut Edit, summed: &[AxisId], inner: ExprId) -> ExprId 
 }
 
 fn is_weight(graph: &Graph, tensor: TensorId) -> bool {
-    matches!(graph.tensor(tensor).kind, Kind::Weight(_) | Kind::Constant(_) | Kind::State { .. } | Kind::Input)
+    graph.is_weight(tensor) || matches!(graph.tensor(tensor).kind, Kind::Constant(_) | Kind::State { .. } | Kind::Input)
 }

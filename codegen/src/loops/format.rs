@@ -39,7 +39,8 @@ pub enum Format {
 /// w[k, n] = scale[k / block, n] * step[k / steps, n] * (code[k, n] - zero[k / steps, n])
 /// ```
 ///
-/// The cores, the packing, the meaning in the interpreter and the cost follow from this declaration.
+/// This is an equation of the graph, which the rule `prologue` takes into the kernels that read the weight. The cores, the packing
+/// and the cost follow from this declaration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Codes {
     /// The format's name in texts.
@@ -57,6 +58,19 @@ pub struct Codes {
     /// How many neighbouring rows of a column share a step and a zero, two numbers of four bits, if they do: a part of a block.
     /// `step * (code - zero)` is at least -128 and at most 127.
     pub steps: Option<usize>,
+}
+
+/// An element in codes.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Element {
+    /// Its code.
+    pub code: u8,
+    /// The byte of its step and zero, the step in the lower half; 0 where there are none.
+    pub part: u8,
+    /// The scale of its block.
+    pub scale: f32,
+    /// The minimum of its block; 0 where there are none.
+    pub minimum: f32,
 }
 
 /// Some bits of each code: two planes of 4 and 2 bits have the lower and the upper bits of codes of 6.
@@ -305,23 +319,25 @@ impl Codes {
         self.planes().iter().map(|plane| plane.steps()).max().unwrap_or(1)
     }
 
-    /// The declaration for a weight over these axes, along the last of which its blocks are:
-    /// `w[d, f] = w.scale[d, f / 32] * (w.code[d, f] - 8)`.
-    pub fn equation(self, weight: &str, axes: &[&str]) -> String {
-        let index = axes.join(", ");
-        let block = format!("{index} / {}", self.block);
-        let code = format!("{weight}.code[{index}]");
-        let value = match (self.levels, self.offset) {
-            _ if let Some(rows) = self.steps => {
-                let part = format!("{index} / {rows}");
-                format!("{weight}.step[{part}] * ({code} - {weight}.zero[{part}])")
-            }
-            (Some(_), _) => format!("level[{code}]"),
-            (None, 0) => code,
-            (None, offset) => format!("({code} - {offset})"),
+    /// An element of a block of a panel: its row in the block, its column.
+    pub fn read(self, block: &[u8], k: usize, n: usize) -> Element {
+        let mut code = 0;
+        for plane in self.planes() {
+            let (at, shift) = plane.place(k, n);
+            code |= (block[at] >> shift & plane.mask()) << plane.shift;
+        }
+        let beside = |nth: usize| {
+            let at = Format::Codes(self).values() + (nth * PANEL + n) * 2;
+            f32::from_bits(u32::from_le_bytes([0, 0, block[at], block[at + 1]]))
         };
-        let minimum = if self.minimum { format!(" + {weight}.minimum[{block}]") } else { String::new() };
-        format!("{weight}[{index}] = {weight}.scale[{block}] * {value}{minimum}")
+        let part = self.steps.map_or(0, |rows| block[self.parts_at() + k / rows * PANEL + n]);
+        Element { code, part, scale: beside(0), minimum: if self.minimum { beside(1) } else { 0.0 } }
+    }
+
+    /// The number that an element is.
+    pub fn number(self, element: Element) -> f64 {
+        let Element { code, part, scale, minimum } = element;
+        f64::from(scale) * f64::from(self.value(code, part)) + f64::from(minimum)
     }
 
     /// What a code stands for, with the byte of its step and zero if it has them.

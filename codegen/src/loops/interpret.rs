@@ -6,8 +6,8 @@ use einfuse_graph::erf;
 use half::bf16;
 
 use super::{
-    Address, Arg, Binary, Buffer, Codes, Core, Elem, Encode, Expr, Exps, Fold, Format, Invalid, Kernel, LANES, PANEL,
-    SMALLEST, Share, Stmt, Unary, Unpack, Var, verify,
+    Address, Arg, Binary, Buffer, Codes, Core, Elem, Element, Encode, Expr, Exps, Fold, Format, Invalid, Kernel, LANES,
+    PANEL, SMALLEST, Share, Stmt, Unary, Unpack, Var, verify,
 };
 
 /// What a kernel is called with, as plain data.
@@ -196,40 +196,17 @@ impl Machine<'_> {
 
     /// An element of a panel of codes that begins at byte `b`.
     fn decoded(&mut self, panel: &Address, format: Format, b: i64, k: i64, n: i64) -> Ran<f64> {
-        let (value, scale) = self.code(panel, format, b, k, n)?;
-        let minimum = match format.codes() {
-            Some(codes) if codes.minimum => self.float_of_half(panel, scale.wrapping_add(2 * PANEL as i64))?,
-            _ => 0.0,
-        };
-        Ok(self.float_of_half(panel, scale)? * f64::from(value) + minimum)
+        let (codes, element) = self.element(panel, format, b, k, n)?;
+        Ok(codes.number(element))
     }
 
-    /// The bf16 at a byte.
-    fn float_of_half(&mut self, at: &Address, byte: i64) -> Ran<f64> {
-        let bytes = self.memory_at(at, byte, 1, 2)?;
-        Ok(f64::from(f32::from_bits(u32::from_le_bytes([0, 0, bytes[0], bytes[1]]))))
-    }
-
-    /// What the code of an element stands for, and where its scale is.
-    fn code(&mut self, panel: &Address, format: Format, b: i64, k: i64, n: i64) -> Ran<(i32, i64)> {
-        let length = format.block() as i64;
-        let block = b.wrapping_add(k / length * format.rows(format.block()) as i64);
+    /// The same in codes.
+    fn element(&mut self, panel: &Address, format: Format, b: i64, k: i64, n: i64) -> Ran<(Codes, Element)> {
         let Some(codes) = format.codes() else { return Err(format!("a panel of {format} has no codes")) };
-        let mut code = 0;
-        for plane in codes.planes() {
-            let (byte, shift) = plane.place((k % length) as usize, n as usize);
-            let byte = self.memory_at(panel, block.wrapping_add(byte as i64), 1, 1)?[0];
-            code |= (byte >> shift & plane.mask()) << plane.shift;
-        }
-        let scales = block.wrapping_add(format.values() as i64);
-        let part = match codes.steps {
-            Some(rows) => {
-                let at = codes.parts_at() as i64 + k % length / rows as i64 * PANEL as i64 + n;
-                self.memory_at(panel, block.wrapping_add(at), 1, 1)?[0]
-            }
-            None => 0,
-        };
-        Ok((codes.value(code, part), scales.wrapping_add(2 * n)))
+        let length = codes.block as i64;
+        let block = b.wrapping_add(k / length * format.rows(codes.block) as i64);
+        let bytes = self.memory_at(panel, block, 1, format.rows(codes.block))?;
+        Ok((codes, codes.read(bytes, (k % length) as usize, n as usize)))
     }
 
     fn unpack(&mut self, unpack: &Unpack) -> Ran<()> {
@@ -240,13 +217,12 @@ impl Machine<'_> {
         for k in 0..*depth as i64 {
             let block = start.wrapping_add((k as usize / codes.block * unpacked.rows(codes.block)) as i64);
             for (n, plane) in (0..PANEL).flat_map(|n| codes.planes().into_iter().map(move |plane| (n, plane))) {
-                let (value, scale) = self.code(from, *format, b, k, n as i64)?;
+                let (of, element) = self.element(from, *format, b, k, n as i64)?;
                 let (at, _) = plane.place(k as usize % codes.block, n);
-                let byte = (value + codes.offset) as u8;
+                let byte = (of.value(element.code, element.part) + codes.offset) as u8;
                 self.memory_at(to, block.wrapping_add(at as i64), 1, 1)?[0] = byte;
-                let scale = self.memory_at(from, scale, 1, 2)?.to_vec();
                 let at = block.wrapping_add((unpacked.values() + 2 * n) as i64);
-                self.memory_at(to, at, 1, 2)?.copy_from_slice(&scale);
+                self.memory_at(to, at, 1, 2)?.copy_from_slice(&bf16::from_f32(element.scale).to_le_bytes());
             }
         }
         Ok(())

@@ -4,8 +4,8 @@ use std::array;
 
 use half::bf16;
 
-use super::{Blocks, RUN, SCALES};
-use crate::loops::{Codes, Format, PANEL};
+use super::{Blocks, RUN, SCALES, Values};
+use crate::loops::{Codes, Element, Format, PANEL};
 
 /// Stores the rows of a column of a panel in their own blocks. What is there is zero.
 pub(super) fn write_codes(
@@ -63,6 +63,65 @@ pub(super) fn write_block(codes: Codes, rows: &[[f32; PANEL]], out: &mut [u8]) {
         Some(part) => write_steps(codes, part, rows, out),
         None => write_bytes(codes, rows, out),
     }
+}
+
+/// A weight whose numbers are to be those that codes say, where the checkpoint has others.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Made {
+    pub(super) codes: Codes,
+    /// Coordinates of the axis along which its blocks are.
+    pub(super) size: usize,
+    /// Elements from one of them to the next.
+    pub(super) stride: usize,
+}
+
+impl Made {
+    /// Reads neighbours as codes, from the element `at` on.
+    pub(super) fn read(&self, values: &Values<'_>, at: usize, out: &mut [Element]) {
+        let Made { codes, size, stride } = *self;
+        let block = codes.block;
+        let mut done = 0;
+        while done < out.len() {
+            let at = at + done;
+            let mut rows = vec![[0.0f32; PANEL]; block];
+            let nth = at / stride % size % block;
+            // The elements that are there of the blocks that are read: how many, and for each its place in them.
+            let (count, place): (usize, &dyn Fn(usize) -> (usize, usize)) = if stride == 1 {
+                // Each block is a column.
+                let columns = (out.len() - done + nth).div_ceil(block).min(PANEL);
+                let mut run = vec![0.0; columns * block];
+                values.read(at - nth, &mut run);
+                for (i, x) in run.iter().enumerate() {
+                    rows[i % block][i / block] = *x;
+                }
+                (columns * block - nth, &|i| ((nth + i) % block, (nth + i) / block))
+            } else {
+                let columns = (stride - at % stride).min(PANEL);
+                for (k, row) in rows.iter_mut().enumerate() {
+                    values.read(at + k * stride - nth * stride, &mut row[..columns]);
+                }
+                (columns, &|i| (nth, i))
+            };
+            let mut bytes = vec![0; Format::Codes(codes).rows(block)];
+            write_block(codes, &rows, &mut bytes);
+            let count = count.min(out.len() - done);
+            for (i, out) in out[done..done + count].iter_mut().enumerate() {
+                let (k, n) = place(i);
+                *out = codes.read(&bytes, k, n);
+            }
+            done += count;
+        }
+    }
+}
+
+/// The nearest codes of floats, row-major, in blocks along the axis `dim` of these sizes: what becomes of them when they are
+/// packed as [`Format::Q8`] or [`Format::Q4`].
+pub fn nearest(codes: Codes, floats: &[f32], sizes: &[usize], dim: usize) -> Vec<Element> {
+    let read = |at: usize, out: &mut [f32]| out.copy_from_slice(&floats[at..][..out.len()]);
+    let values = Values::Read { elements: floats.len(), read: &read, blocks: None };
+    let mut all = vec![Element::default(); floats.len()];
+    Made { codes, size: sizes[dim], stride: sizes[dim + 1..].iter().product() }.read(&values, 0, &mut all);
+    all
 }
 
 /// The same of bytes: the largest magnitude of each column has the largest code.
@@ -251,23 +310,6 @@ mod tests {
     use super::*;
     use crate::loops::{E2M1, Grid, IQ4};
 
-    fn number_at(block: &[u8], at: usize) -> f32 {
-        bf16::from_le_bytes([block[at], block[at + 1]]).to_f32()
-    }
-
-    /// A code of a block, and what it says.
-    fn decoded(codes: Codes, block: &[u8], k: usize, n: usize) -> (u8, f32) {
-        let mut code = 0;
-        for plane in codes.planes() {
-            let (at, shift) = plane.place(k, n);
-            code |= (block[at] >> shift & plane.mask()) << plane.shift;
-        }
-        let at = Format::Codes(codes).values() + 2 * n;
-        let minimum = if codes.minimum { number_at(block, at + 2 * PANEL) } else { 0.0 };
-        let part = codes.steps.map_or(0, |rows| block[codes.parts_at() + k / rows * PANEL + n]);
-        (code, number_at(block, at) * codes.value(code, part) as f32 + minimum)
-    }
-
     #[test]
     fn blocks_keep_their_values_in_every_format_that_holds_them() {
         let plain = |block, least, most| Grid { block, least, most, minimum: false, levels: None };
@@ -309,7 +351,8 @@ mod tests {
                     let block = &panel[format.rows(k)..];
                     let [scale, minimum] = scale(64 + k);
                     let wanted = scale * f32::from(value(64 + k)) + if grid.minimum { minimum } else { 0.0 };
-                    assert_eq!(decoded(codes, block, k % codes.block, column).1, wanted, "{grid:?} as {format}, {k}");
+                    let found = codes.number(codes.read(block, k % codes.block, column));
+                    assert_eq!(found, f64::from(wanted), "{grid:?} as {format}, {k}");
                 }
             }
             assert!(holding > 0, "{grid:?}");
@@ -334,14 +377,14 @@ mod tests {
             let mut squares = [0.0f32; 2];
             for (k, row) in rows.iter().enumerate() {
                 for (n, x) in row.iter().enumerate() {
-                    let code = decoded(codes, &block, k, n);
-                    let error = code.1 - x;
+                    let element = codes.read(&block, k, n);
+                    let error = codes.number(element) as f32 - x;
                     squares[0] += error * error;
                     squares[1] += x * x;
                     // Only what lies beyond the codes' ends may be farther off.
-                    let ends = code.0 == 0 || usize::from(code.0) == (1 << codes.bits) - 1;
-                    let step = codes.steps.map_or(1, |rows| block[codes.parts_at() + k / rows * PANEL + n] & 15);
-                    let distance = number_at(&block, format.values() + 2 * n) * f32::from(step);
+                    let ends = element.code == 0 || usize::from(element.code) == (1 << codes.bits) - 1;
+                    let step = if codes.steps.is_some() { element.part & 15 } else { 1 };
+                    let distance = element.scale * f32::from(step);
                     assert!(ends || error.abs() <= distance.abs() * 0.501, "{format}: {x} is off by {error}");
                 }
             }

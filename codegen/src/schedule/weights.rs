@@ -9,14 +9,14 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use einfuse_graph::{AxisId, Graph, Kind, TensorId};
+use einfuse_graph::{AxisId, Graph, TensorId};
 
 use super::homes::{Entry, Homes, scope_layers};
 use super::layout::Layout;
 use super::panels::{self, Part, Stored, Strides};
 use super::place::{Coded, Place};
-use crate::fuse::{Along, Contraction, EqId, Kernel, Plan, Shape, Task};
-use crate::loops::{Buffer, Format, PANEL};
+use crate::fuse::{Along, Blocks, Contraction, EqId, Kernel, Plan, Shape, Task};
+use crate::loops::{Buffer, Codes, Format, PANEL};
 
 /// The most elements of a weight that is loaded element by element for which it is worth while to keep floats as `F32`.
 const SMALL: usize = 1 << 16;
@@ -98,10 +98,12 @@ pub(crate) struct View {
     pub(crate) layout: Layout,
     /// Where all of codes is.
     pub(crate) coded: Option<Coded>,
+    /// What the numbers are made of, where they are computed from codes when they are packed.
+    pub(crate) made: Option<Blocks>,
 }
 
 /// How a weight is to be kept.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Kept {
     /// In which format, if it is summed over an axis that has whole blocks; else as bf16 or f32.
     pub format: Format,
@@ -167,25 +169,39 @@ impl Homes {
             Shape::Rows => {}
             Shape::Contract(contract) => {
                 for task in &contract.tasks {
-                    self.pack_task(plan, storage, scope, task, variant);
+                    self.pack_task(plan, kernel, storage, scope, task, variant);
                 }
             }
             Shape::Stream(stream) => {
                 let outer = super::stream::outer(&plan.graph, stream);
                 for (eq, c) in stream.expansions() {
-                    self.pack_task(plan, storage, scope, &expansion(eq, c, &outer), variant);
+                    self.pack_task(plan, kernel, storage, scope, &expansion(eq, c, &outer), variant);
                 }
             }
         }
     }
 
-    fn pack_task(&mut self, plan: &Plan, storage: &Storage, scope: usize, task: &Task, variant: &mut Variant) {
+    fn pack_task(
+        &mut self,
+        plan: &Plan,
+        kernel: &Kernel,
+        storage: &Storage,
+        scope: usize,
+        task: &Task,
+        variant: &mut Variant,
+    ) {
         let graph = &plan.graph;
         let units = Units::of(graph, task);
+        let kept: HashMap<TensorId, Kept> =
+            task.contractions.iter().map(|(_, c)| (c.b, variant.kept(graph, c.b, storage))).collect();
         let storage = |c: &Contraction| {
-            let Kept { format, own } = variant.kept(graph, c.b, storage);
-            let along = !own || c.depth.last() == graph.tensor(c.b).axes.last();
-            fitting(graph, c, if along { format } else { Format::Bf16 })
+            let kept @ Kept { format, own } = kept[&c.b];
+            match plan.made.get(&(c.b, kept)) {
+                Some((_, blocks)) if plan.reads_codes(kernel, c.b, kept) => Format::Codes(blocks.codes),
+                Some((_, blocks)) if blocks.suit(c) => Format::F32,
+                Some(_) => fitting(graph, c, Format::Bf16),
+                None => fitting(graph, c, if own && format.is_coded() { Format::Bf16 } else { format }),
+            }
         };
         let alike = |a: &Contraction, b: &Contraction| {
             storage(a) == storage(b) && graph.is_layered(a.b) == graph.is_layered(b.b) && a.chosen == b.chosen
@@ -218,7 +234,8 @@ impl Homes {
                         Some(coded) => coded.planes[0].clone(),
                         None => panels::layout(graph, &stored, &units, &strides, storage, Part::Floats),
                     };
-                    View { tensor: c.b, along: c.along.clone(), layout, coded }
+                    let made = made(plan, kept[&c.b], c.b, storage);
+                    View { tensor: c.b, along: c.along.clone(), layout, coded, made }
                 })
                 .collect();
             let layers = variant.layers_of(graph, group[0].1.b);
@@ -246,10 +263,9 @@ impl Homes {
             r.storage == region.storage
                 && r.len == region.len
                 && r.views.len() == region.views.len()
-                && r.views
-                    .iter()
-                    .zip(&region.views)
-                    .all(|(a, b)| a.tensor == b.tensor && a.along == b.along && a.layout == b.layout)
+                && r.views.iter().zip(&region.views).all(|(a, b)| {
+                    a.tensor == b.tensor && a.along == b.along && a.layout == b.layout && a.made == b.made
+                })
         };
         match self.regions.iter().position(same) {
             Some(known) => {
@@ -274,18 +290,24 @@ impl Homes {
             let sizes: Vec<usize> = axes.iter().map(|&a| graph.size(a).unwrap_or(1)).collect();
             let all =
                 |v: &View| v.tensor == tensor && v.along.iter().zip(axes).all(|(along, &axis)| along.is_all(axis));
-            let has = |region: &Region| region.layers.is_superset(&layers) && region.views.iter().any(all);
+            let is_made = plan.made.get(&(tensor, kept));
+            let codes = is_made.map(|(_, blocks)| blocks.codes).filter(|_| plan.reads_codes(kernel, tensor, kept));
+            let serves = |region: &Region| is_made.is_none() || region.storage.codes() == codes;
+            let has =
+                |region: &Region| serves(region) && region.layers.is_superset(&layers) && region.views.iter().any(all);
             let whole = self.regions.iter().position(has);
-            let region = whole.or_else(|| self.looked_up(graph, tensor, kept, &layers)).unwrap_or_else(|| {
+            let looked_up = |homes: &mut Homes| homes.looked_up(graph, tensor, codes?, &layers);
+            let region = whole.or_else(|| looked_up(self)).unwrap_or_else(|| {
                 let len = sizes.iter().product::<usize>();
                 let storage = match kept.format {
-                    _ if len <= SMALL => Format::F32,
+                    _ if len <= SMALL || is_made.is_some() => Format::F32,
                     // Scales are those of panels.
                     coded if coded.is_coded() => Format::Bf16,
                     plain => plain,
                 };
                 let along = axes.iter().map(|&axis| Along::Axis { axis, from: 0 }).collect();
-                let views = vec![View { tensor, along, layout: Layout::row_major(&sizes), coded: None }];
+                let made = made(plan, kept, tensor, storage);
+                let views = vec![View { tensor, along, layout: Layout::row_major(&sizes), coded: None, made }];
                 self.region(Region { storage, len, depth: 0, views, layers: layers.clone() })
             });
             let slot = self.slot(scope, Entry::Region(region));
@@ -299,22 +321,19 @@ impl Homes {
         }
     }
 
-    /// Gives a weight whose own codes are kept a home in panels, though no core reads them. `None` if it has no whole blocks.
+    /// Gives a weight of which elements are read one by one a home in panels of codes, whose rows are along its last axis.
     fn looked_up(
         &mut self,
         graph: &Graph,
         tensor: TensorId,
-        kept: Kept,
+        codes: Codes,
         layers: &BTreeSet<Option<usize>>,
     ) -> Option<usize> {
-        let codes = kept.format.codes().filter(|_| kept.own)?;
+        let storage = Format::Codes(codes);
         let [outer @ .., lane, last] = &graph.tensor(tensor).axes[..] else { return None };
         let size = |a: AxisId| graph.size(a).unwrap_or(1);
         let (lane_size, depth) = (size(*lane), size(*last));
-        if !depth.is_multiple_of(codes.block) {
-            return None;
-        }
-        let panel = kept.format.panel(depth);
+        let panel = storage.panel(depth);
         let digits: Vec<(AxisId, usize)> =
             outer.iter().map(|&a| (a, size(a))).chain([(*lane, lane_size.div_ceil(PANEL))]).collect();
         let count = digits.iter().map(|(_, n)| n).product();
@@ -322,8 +341,8 @@ impl Homes {
         let along: Vec<Along> = graph.tensor(tensor).axes.iter().map(|&axis| Along::Axis { axis, from: 0 }).collect();
         let stored = Stored { along: &along, depth: std::slice::from_ref(last) };
         let coded = panels::coded(graph, &stored, &units, &Strides { base: 0, panel, unit: panel }, codes);
-        let view = View { tensor, along, layout: coded.planes[0].clone(), coded: Some(coded) };
-        let (storage, len, layers) = (kept.format, panel * count, layers.clone());
+        let view = View { tensor, along, layout: coded.planes[0].clone(), coded: Some(coded), made: None };
+        let (len, layers) = (panel * count, layers.clone());
         Some(self.region(Region { storage, len, depth, views: vec![view], layers }))
     }
 }
@@ -369,12 +388,19 @@ pub(crate) fn weights(plan: &Plan, kernel: &Kernel) -> Vec<(TensorId, Option<EqI
     for &eq in &kernel.equations {
         for tensor in crate::fuse::loads(&plan.graph, plan.equations[eq].body) {
             let of = Some(eq).filter(|_| stored.contains(&(eq, tensor)));
-            if matches!(plan.graph.tensor(tensor).kind, Kind::Weight(_)) && !weights.contains(&(tensor, of)) {
+            if plan.graph.is_weight(tensor) && !weights.contains(&(tensor, of)) {
                 weights.push((tensor, of));
             }
         }
     }
     weights
+}
+
+/// What a weight's numbers are made of where they are stored as such: those of a checkpoint that has them in codes are what they
+/// are, of others the codes are the compiler's.
+fn made(plan: &Plan, kept: Kept, weight: TensorId, storage: Format) -> Option<Blocks> {
+    let (_, blocks) = plan.made.get(&(weight, kept))?;
+    (!kept.own && !storage.is_coded()).then_some(*blocks)
 }
 
 /// The contraction of a stream's operand as a task: the columns that a tile reads, at its coordinates of the outer axes, are

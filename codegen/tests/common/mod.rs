@@ -1,6 +1,8 @@
 //! Running compiled programs beside the interpreter.
 
-use einfuse_codegen::{Format, Options, PageTable, Program, Step, Team, Values, Wanted, Workspace};
+#![allow(dead_code, reason = "each test has its own way to make weights")]
+
+use einfuse_codegen::{Format, Options, Packed, PageTable, Program, Step, Team, Values, Wanted, Workspace};
 use einfuse_graph::random::{random_inputs, random_weights};
 use einfuse_graph::{Extent, Graph, Interpreter, Tensor, TensorId, Weights};
 
@@ -19,7 +21,17 @@ pub(crate) struct Expected {
 /// What the interpreter says of steps of so many tokens, one after the other.
 pub(crate) fn interpreted(graph: &Graph, seed: u64, steps: &[usize]) -> Result<Vec<Expected>, String> {
     let weights = |tensor: &Tensor, layer: Option<usize>| random_weights(tensor, layer, graph);
-    let mut interpreter = Interpreter::new(graph, &weights).map_err(|e| e.to_string())?;
+    interpreted_with(graph, &weights, seed, steps)
+}
+
+/// The same with these weights.
+pub(crate) fn interpreted_with(
+    graph: &Graph,
+    weights: &dyn Weights,
+    seed: u64,
+    steps: &[usize],
+) -> Result<Vec<Expected>, String> {
+    let mut interpreter = Interpreter::new(graph, weights).map_err(|e| e.to_string())?;
     let step = |&tokens: &usize| {
         let inputs = random_inputs(graph, tokens, seed);
         let inputs: Vec<(&str, &[i64])> = inputs.iter().map(|(n, v)| (n.as_str(), v.as_slice())).collect();
@@ -34,6 +46,21 @@ pub(crate) fn interpreted(graph: &Graph, seed: u64, steps: &[usize]) -> Result<V
         Ok(Expected { ids, row: if per_token { output.len() / tokens } else { output.len() }, output })
     };
     steps.iter().map(step).collect()
+}
+
+/// How far a program is from what the interpreter says: the root of the mean square, where that of the latter is 1.
+pub(crate) fn distance(runner: &mut Runner, workers: usize, steps: &[Expected]) -> f64 {
+    runner.restart(workers);
+    let (mut apart, mut whole) = (0.0, 0.0);
+    for step in steps {
+        let (got, _) = runner.step(&step.ids, &Threads(workers));
+        assert_eq!(got.len(), step.output.len());
+        for (got, (want, _)) in got.iter().zip(&step.output) {
+            apart += (f64::from(*got) - want).powi(2);
+            whole += want.powi(2);
+        }
+    }
+    (apart / whole).sqrt()
 }
 
 /// Runs a program from the start of a sequence, and holds it against what the interpreter says.
@@ -139,8 +166,7 @@ impl Runner {
         positions: usize,
     ) -> Result<Runner, String> {
         let program = Program::compile(graph, &|_, _| storage.into(), options).map_err(|e| e.to_string())?;
-        let mut memory = Aligned::new(program.weight_bytes());
-        for packed in program.weights() {
+        let pack = |packed: &Packed, out: &mut [u8]| {
             let bytes: Vec<Vec<u8>> = packed
                 .tensors
                 .iter()
@@ -150,7 +176,16 @@ impl Runner {
                 })
                 .collect();
             let values: Vec<Values<'_>> = bytes.iter().map(|b| Values::F32(b)).collect();
-            packed.pack(&values, 0, &mut memory.get_mut()[packed.offset..packed.offset + packed.bytes]).unwrap();
+            packed.pack(&values, 0, out).unwrap();
+        };
+        Ok(Runner::of(program, pack, positions))
+    }
+
+    /// A program whose weights `pack` writes, stretch by stretch; the cache holds `positions`.
+    pub(crate) fn of(program: Program, mut pack: impl FnMut(&Packed, &mut [u8]), positions: usize) -> Runner {
+        let mut memory = Aligned::new(program.weight_bytes());
+        for packed in program.weights() {
+            pack(packed, &mut memory.get_mut()[packed.offset..packed.offset + packed.bytes]);
         }
         let caches = program
             .caches()
@@ -162,7 +197,7 @@ impl Runner {
             })
             .collect();
         let workspace = program.workspace(1);
-        Ok(Runner { program, weights: memory, workspace, caches, past: 0 })
+        Runner { program, weights: memory, workspace, caches, past: 0 }
     }
 
     /// Begins another sequence, for so many workers. The caches keep what the one before left there.

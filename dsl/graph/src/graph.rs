@@ -111,6 +111,9 @@ pub enum Kind {
     /// Read from a checkpoint. The alternatives are tried in order; the first that the checkpoint has is taken. A weight
     /// whose names contain `{l}` is another tensor in every layer.
     Weight(Vec<FileTensor>),
+    /// A weight that is kept in parts, as codes and scales: what each of its elements is, an expression over the tensor's own
+    /// axes that loads other weights and constants alone. It holds everywhere, and is no step of the graph.
+    Made(ExprId),
     /// Computed once by the host when the graph was built, in the tensor's axis order.
     Constant(Vec<f32>),
     /// Rows kept from step to step along a [`Extent::Positions`] axis, which is the tensor's first axis. With a window
@@ -381,8 +384,25 @@ impl Graph {
     pub fn is_layered(&self, id: TensorId) -> bool {
         match &self.tensor(id).kind {
             Kind::Weight(places) => places.iter().any(|p| p.name.contains("{l}")),
+            Kind::Made(body) => self.loaded(*body).into_iter().any(|part| self.is_layered(part)),
             _ => false,
         }
+    }
+
+    /// Whether the tensor is read from a checkpoint, whole or in parts.
+    pub fn is_weight(&self, id: TensorId) -> bool {
+        matches!(self.tensor(id).kind, Kind::Weight(_) | Kind::Made(_))
+    }
+
+    /// The tensors that an expression loads, each once, in order.
+    pub fn loaded(&self, id: ExprId) -> Vec<TensorId> {
+        let mut all = BTreeSet::new();
+        for at in self.reachable(id) {
+            if let Expr::Load { tensor, .. } = self.expr(at) {
+                all.insert(*tensor);
+            }
+        }
+        all.into_iter().collect()
     }
 
     /// What an expression yields.

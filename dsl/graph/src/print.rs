@@ -90,10 +90,13 @@ impl Display for Graph {
                 write!(f, "{blank}{kind} {name}{axes}")
             };
             match &tensor.kind {
-                Kind::Value | Kind::Carry => continue,
+                Kind::Value | Kind::Carry | Kind::Made(_) => continue,
                 Kind::Input => declare("input")?,
                 Kind::Weight(places) => {
                     declare("weight")?;
+                    if tensor.ty == Type::Int {
+                        f.write_str(" of int")?;
+                    }
                     for (i, place) in places.iter().enumerate() {
                         write!(f, " {} {place}", if i == 0 { "=" } else { "|" })?;
                     }
@@ -120,6 +123,12 @@ impl Display for Graph {
                 }
             }
             f.write_str("\n")?;
+        }
+        for tensor in &graph.tensors {
+            if let Kind::Made(body) = tensor.kind {
+                let (name, axes) = (Name(&tensor.name), Axes(graph, &tensor.axes));
+                writeln!(f, "weight {name}{axes} = {}", Printer::new(graph).top(body))?;
+            }
         }
         f.write_str("\n")?;
         for node in &graph.nodes {
@@ -217,6 +226,11 @@ fn merged(graph: &Graph) -> Graph {
     });
     for node in bodies {
         if let Node::Equation { body, .. } = node {
+            *body = first[body.index()];
+        }
+    }
+    for tensor in &mut merged.tensors {
+        if let Kind::Made(body) = &mut tensor.kind {
             *body = first[body.index()];
         }
     }

@@ -66,7 +66,7 @@ pub fn verify(graph: &Graph) -> Verdict {
     for (at, expr) in graph.exprs.iter().enumerate() {
         exprs.check(expr).map_err(|e| e.at(Site::Expr(ExprId(at as u32))))?;
     }
-    let known = |t: &Tensor| matches!(t.kind, Kind::Input | Kind::Constant(_) | Kind::Weight(_));
+    let known = |t: &Tensor| matches!(t.kind, Kind::Input | Kind::Constant(_) | Kind::Weight(_) | Kind::Made(_));
     let mut scope = Scope {
         exprs: &exprs,
         tokens,
@@ -74,6 +74,11 @@ pub fn verify(graph: &Graph) -> Verdict {
         defined: HashSet::new(),
         in_layer: false,
     };
+    for (at, tensor) in graph.tensors.iter().enumerate() {
+        if let Kind::Made(body) = tensor.kind {
+            scope.made(tensor, body).map_err(|e| e.at(Site::Tensor(TensorId(at as u32))))?;
+        }
+    }
     for node in &graph.nodes {
         scope.node(node)?;
     }
@@ -156,8 +161,8 @@ fn declaration(graph: &Graph, tensor: &Tensor) -> Verdict {
             }
         }
         Kind::Weight(places) => {
-            if tensor.ty != Type::Float || !fixed {
-                return wrong(format!("the weight `{name}` is not of floats over axes of fixed sizes"));
+            if tensor.ty == Type::Mask || !fixed {
+                return wrong(format!("the weight `{name}` is not of numbers over axes of fixed sizes"));
             }
             if places.is_empty() {
                 return wrong(format!("the weight `{name}` has no place in a checkpoint"));
@@ -175,6 +180,11 @@ fn declaration(graph: &Graph, tensor: &Tensor) -> Verdict {
             }
             if places.iter().any(|place| place.name.contains(|c: char| c.is_control() || c == '"')) {
                 return wrong(format!("the weight `{name}` comes from a name that text can't hold"));
+            }
+        }
+        Kind::Made(_) => {
+            if tensor.ty != Type::Float || !fixed {
+                return wrong(format!("the weight `{name}` is not of floats over axes of fixed sizes"));
             }
         }
         Kind::Constant(values) => {
@@ -401,7 +411,12 @@ impl Scope<'_> {
             }
         }
         self.define(out, "a value", |kind| *kind == Kind::Value)?;
-        let tensor = self.tensor(out)?;
+        self.matches(self.tensor(out)?, body)
+    }
+
+    /// Checks that a tensor has the type and the axes of its definition.
+    fn matches(&self, tensor: &Tensor, body: ExprId) -> Verdict {
+        let graph = self.exprs.graph;
         let (name, ty) = (&tensor.name, self.exprs.types[body.index()]);
         if tensor.ty != ty {
             return wrong(format!("`{name}` is {:?}, its definition {ty:?}", tensor.ty).to_lowercase());
@@ -410,10 +425,27 @@ impl Scope<'_> {
         match free.iter().all(|axis| tensor.axes.contains(axis)) {
             true => Ok(()),
             false => {
-                let (left, right) = (graph.axes_of(out), graph.names(free));
+                let (left, right) = (graph.names(&tensor.axes), graph.names(free));
                 wrong(format!("`{name}` is declared over {left}, but the right side has {right}"))
             }
         }
+    }
+
+    /// A weight that is made of parts.
+    fn made(&self, tensor: &Tensor, body: ExprId) -> Verdict {
+        let (graph, name) = (self.exprs.graph, &tensor.name);
+        if body.index() >= graph.exprs.len() {
+            return wrong(format!("expression {} is not in the graph", body.0));
+        }
+        let is_part = |id: &TensorId| matches!(graph.tensor(*id).kind, Kind::Weight(_) | Kind::Constant(_));
+        if let Some(other) = graph.loaded(body).into_iter().find(|id| !is_part(id)) {
+            let other = &graph.tensor(other).name;
+            return wrong(format!("the weight `{name}` is made of `{other}`, which no checkpoint has"));
+        }
+        if graph.reachable(body).iter().any(|&id| matches!(graph.expr(id), Expr::Reduce { .. })) {
+            return wrong(format!("the weight `{name}` is made by a reduction"));
+        }
+        self.matches(tensor, body)
     }
 
     fn append(&mut self, state: TensorId, rows: TensorId) -> Verdict {

@@ -53,6 +53,10 @@ fn expressions_mean_what_they_say() {
         // The axis that a reduction binds is another one than outside.
         ("y[c] = a / (sum[c] a)", (1..=5).map(|v| f64::from(v) / 15.0).collect()),
         ("z[c, d] = a * d\ny[d] = sum[c] z", vec![0.0, 15.0, 30.0]),
+        (
+            "weight q[c] of int = \"q\"\nweight w[c] = a[c = c / 2] * float(q - 3)\ny = w",
+            vec![-2.0, -1.0, 0.0, 2.0, 6.0],
+        ),
     ] {
         assert_eq!(values(text, &[0]), expected, "{text}");
     }

@@ -49,7 +49,7 @@ fn each_mistake_is_found() {
         (|g| g.tensors[0].axes.push(AxisId(0)), "`i` has the axis `t` twice"),
         (|g| g.tensors[0].ty = Type::Float, "the input `i` is not of integers"),
         (|g| g.tensors[0].axes[0] = AxisId(1), "the input `i` has an axis of positions"),
-        (|g| g.tensors[1].ty = Type::Int, "the weight `a` is not of floats over axes of fixed sizes"),
+        (|g| g.tensors[1].ty = Type::Mask, "the weight `a` is not of numbers over axes of fixed sizes"),
         (|g| g.tensors[1].kind = Kind::Weight(vec![]), "the weight `a` has no place in a checkpoint"),
         (
             |g| g.tensors[1].kind = Kind::Weight(vec!["\"".into()]),

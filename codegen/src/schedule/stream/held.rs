@@ -90,7 +90,7 @@ impl Held {
                 (Kind::State { .. }, Order::Columns(_)) if cx.has_column_panels(c) && !(codes && shares(stream, c)) => {
                     continue;
                 }
-                (Kind::State { .. }, Order::Elements) | (Kind::Weight(_), _) => continue,
+                (Kind::State { .. }, Order::Elements) | (Kind::Weight(_) | Kind::Made(_), _) => continue,
                 (Kind::State { .. }, _) if !codes => cx.home(c.b).elem,
                 _ => Elem::F32,
             };

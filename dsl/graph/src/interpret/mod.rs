@@ -121,15 +121,27 @@ impl<'g> Interpreter<'g> {
 
     /// Gets the weights and constants that a node mentions.
     fn load(&mut self, node: &Node, layer: Option<usize>, weights: &dyn Weights) -> Result<(), InterpretError> {
-        let Node::Equation { body, .. } = node else { return Ok(()) };
-        for expr in self.graph.reachable(*body) {
-            let Expr::Load { tensor: id, .. } = self.graph.expr(expr) else { continue };
-            let key = (*id, layer.filter(|_| self.graph.is_layered(*id)));
-            let tensor = self.graph.tensor(*id);
+        match node {
+            Node::Equation { body, .. } => self.given_in(*body, layer, weights),
+            Node::Append { .. } | Node::Layers(_) => Ok(()),
+        }
+    }
+
+    /// Gets the weights and constants that an expression loads; of those that are made of parts, the parts first.
+    fn given_in(&mut self, expr: ExprId, layer: Option<usize>, weights: &dyn Weights) -> Result<(), InterpretError> {
+        for id in self.graph.loaded(expr) {
+            let key = (id, layer.filter(|_| self.graph.is_layered(id)));
+            let tensor = self.graph.tensor(id);
             if self.given.contains_key(&key) {
                 continue;
             }
             let values = match &tensor.kind {
+                Kind::Made(body) => {
+                    self.given_in(*body, layer, weights)?;
+                    let values = self.made(tensor, *body, layer)?;
+                    self.given.insert(key, Rc::new(Data::Computed(values)));
+                    continue;
+                }
                 Kind::Constant(values) => values.clone(),
                 Kind::Weight(_) => {
                     let place = key.1.map_or(String::new(), |l| format!(" of layer {l}"));
@@ -141,7 +153,7 @@ impl<'g> Interpreter<'g> {
                             "weight `{}`{place} has {} elements, its axes {} want {want}",
                             tensor.name,
                             values.len(),
-                            self.graph.axes_of(*id)
+                            self.graph.axes_of(id)
                         )));
                     }
                     values
@@ -151,6 +163,18 @@ impl<'g> Interpreter<'g> {
             self.given.insert(key, Rc::new(Data::Given(values)));
         }
         Ok(())
+    }
+
+    /// A weight out of its parts, which are there.
+    fn made(&self, tensor: &Tensor, body: ExprId, layer: Option<usize>) -> Result<Vec<Number>, InterpretError> {
+        let of = |id: usize| {
+            let id = TensorId(id as u32);
+            self.given.get(&(id, layer.filter(|_| self.graph.is_layered(id)))).cloned()
+        };
+        let data: Vec<Option<Rc<Data>>> = (0..self.graph.tensors.len()).map(of).collect();
+        let lengths = Lengths { past: 0, tokens: 0 };
+        evaluate(self.graph, body, &tensor.axes, lengths, &data)
+            .map_err(|problem| InterpretError::new(format!("weight `{}`: {problem}", tensor.name)))
     }
 
     /// How many positions earlier steps have appended.

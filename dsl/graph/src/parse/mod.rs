@@ -40,8 +40,12 @@ type Result<T> = std::result::Result<T, ParseError>;
 /// axis d = 64
 /// axis t = tokens                             // the tokens of a step
 /// axis s = positions                          // all positions, cached and new
+/// axis b = 2                                  // blocks along `d`
 /// input tokens[t]
 /// weight wk[n, c, d] = "k.weight" | "qkv.weight"[64 .. 128]
+/// weight wv.code[n, c, d] of int = "v.weight"
+/// weight wv.scale[n, c, b] = "v.weight"
+/// weight wv[n, c, d] = wv.scale[b = d / 32] * wv.code       // kept in parts
 /// constant freq[r] = [1.0, 0.5]
 /// state k.cache[s, n, c] within 16            // a window, if there is one
 ///
@@ -250,14 +254,7 @@ impl Parser {
             } else if self.take_word("input") {
                 self.declare(Type::Int, |_| Ok(Kind::Input))?;
             } else if self.take_word("weight") {
-                self.declare(Type::Float, |parser| {
-                    parser.sign("=")?;
-                    let mut places = vec![parser.file_tensor()?];
-                    while parser.take_sign("|") {
-                        places.push(parser.file_tensor()?);
-                    }
-                    Ok(Kind::Weight(places))
-                })?;
+                self.weight()?;
             } else if self.take_word("constant") {
                 self.declare(Type::Float, |parser| {
                     parser.sign("=")?;
@@ -313,6 +310,31 @@ impl Parser {
         let name = self.name()?;
         let axes = self.axes()?;
         let kind = kind(self)?;
+        self.tensor(place, name, axes, ty, kind).map(|_| ())
+    }
+
+    /// Of numbers in a checkpoint, or made of such weights.
+    fn weight(&mut self) -> Result<()> {
+        let place = self.place();
+        self.line = place;
+        let name = self.name()?;
+        let axes = self.axes()?;
+        let mut ty = Type::Float;
+        if self.take_word("of") {
+            self.word("int")?;
+            ty = Type::Int;
+        }
+        self.sign("=")?;
+        let kind = match self.peek() {
+            Token::String(_) => {
+                let mut places = vec![self.file_tensor()?];
+                while self.take_sign("|") {
+                    places.push(self.file_tensor()?);
+                }
+                Kind::Weight(places)
+            }
+            _ => Kind::Made(self.expr()?),
+        };
         self.tensor(place, name, axes, ty, kind).map(|_| ())
     }
 

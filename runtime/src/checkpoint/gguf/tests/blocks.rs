@@ -1,11 +1,11 @@
 //! A small model of each type of blocks, computed on as they are, beside itself in 32-bit floats.
 
-use einfuse_codegen::{Batch, Program, Wanted};
+use einfuse_codegen::{Batch, Program, Rule, Wanted};
 use einfuse_graph::{Binary, Builder, Graph, Reduction};
 use half::f16;
 
 use super::*;
-use crate::{Model, Precision, Settings};
+use crate::{Model, Precision, Quant, Settings};
 
 const TOKENS: u64 = 40;
 const SIZE: u64 = 256;
@@ -98,8 +98,12 @@ fn file(dtypes: [Dtype; 2]) -> Vec<u8> {
 
 /// What a model's weights are kept as, in their order, and its logits.
 fn logits(dtypes: [Dtype; 2], precision: Precision) -> (Vec<String>, Vec<f32>) {
+    logits_by(dtypes, Settings { precision, ..Settings::default() })
+}
+
+fn logits_by(dtypes: [Dtype; 2], settings: Settings) -> (Vec<String>, Vec<f32>) {
     let checkpoint = Checkpoint::of_gguf(open(file(dtypes)).unwrap()).unwrap();
-    let settings = Settings { threads: Some(1), precision, rows: Wanted::All, chunk: 16, ..Settings::default() };
+    let settings = Settings { threads: Some(1), rows: Wanted::All, chunk: 16, ..settings };
     let model = Model::load(&checkpoint, &graph(), settings).unwrap();
     let mut session = model.session();
     // Many rows, a few, one.
@@ -161,6 +165,31 @@ fn layers_of_different_types_keep_their_own_blocks() {
     }
 }
 
+/// Blocks with minima, blocks of levels, and codes that are made when weights are packed: with each rule off, and with all.
+#[test]
+fn codes_mean_the_same_whatever_rules_are_off() {
+    let each_off = Rule::ALL.iter().map(std::slice::from_ref);
+    for (dtypes, quant) in [
+        ([Dtype::Q4K; 2], None),
+        ([Dtype::Iq4Nl; 2], None),
+        ([Dtype::Q8_0; 2], Some(Quant::Q8)),
+        ([Dtype::Q8_0; 2], Some(Quant::Q4)),
+        ([Dtype::Q4K, Dtype::Q6K], None),
+    ] {
+        let by =
+            |without: &[Rule]| logits_by(dtypes, Settings { quant, without: without.to_vec(), ..Settings::default() });
+        // Numbers that codes stand for, computed when they are packed.
+        let (kept, wanted) = by(&[Rule::Prologue]);
+        assert_eq!(kept, ["f32"], "{dtypes:?} {quant:?}");
+        for without in [&[], Rule::ALL].into_iter().chain(each_off.clone()) {
+            let (kept, found) = by(without);
+            assert_eq!(kept == ["f32"], without.contains(&Rule::Prologue), "{dtypes:?} {quant:?}: {kept:?}");
+            let distance = distance(&found, &wanted);
+            assert!(distance < 0.02, "{dtypes:?} {quant:?} without {without:?}: {distance}");
+        }
+    }
+}
+
 #[test]
 fn kernels_differ_only_where_their_weights_do() {
     let settings = || Settings { threads: Some(1), chunk: 16, ..Settings::default() };
@@ -181,6 +210,13 @@ fn kernels_differ_only_where_their_weights_do() {
             .collect();
         let own = [("q4_min".to_owned(), "{Some(0)}".to_owned()), ("q6_16".to_owned(), "{Some(1)}".to_owned())];
         assert_eq!(formats, [own.clone(), own]);
+        for (kernel, weight) in scopes[1].iter().zip(["q", "down"]) {
+            // What the weight is made of, in each of its ways.
+            let text = plan.kernel_text(kernel);
+            for equation in ["q4_min.scale", "q4_min.minimum", "q6_16.scale"].map(|part| format!("{weight}.{part}[")) {
+                assert!(text.contains(&equation), "{equation} is not in {text}");
+            }
+        }
         let number = |program: &Program, scope| {
             program.kernels().iter().filter(|kernel| kernel.batch == batch && kernel.scope == scope).count()
         };

@@ -1,0 +1,282 @@
+//! Weights in codes: what a weight is that is kept in fewer bits, as an equation over its parts.
+//!
+//! `w[d, f] = w.scale[d, f / 32] * (w.code[d, f] - 8)`, as its [`Codes`] declare it. [`apply`] writes these equations into a
+//! graph whose weights' formats are known, where any interpreter of the graph may evaluate them; [`recognised`] finds the
+//! declaration that an equation has the form of, by which rule prologue lets cores multiply the codes.
+
+use std::collections::{BTreeMap, HashMap};
+
+use einfuse_graph::{Axis, AxisId, Binary, Expr, ExprId, Extent, Graph, Kind, Node, Tensor, TensorId, Type, Unary};
+
+use super::Contraction;
+use super::edit::Edit;
+use crate::loops::{Codes, Format};
+use crate::schedule::{Kept, Storage};
+
+/// What a weight's equation was found to be: codes in blocks along one of its axes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Blocks {
+    /// How the weight is made of its parts.
+    pub codes: Codes,
+    /// The place of the axis among the weight's.
+    pub dim: usize,
+}
+
+impl Blocks {
+    /// Whether the rows that a contraction sums last are those of the blocks.
+    pub(crate) fn suit(self, c: &Contraction) -> bool {
+        c.along[self.dim].axis().is_some_and(|axis| c.depth.last() == Some(&axis))
+    }
+}
+
+/// The tensors that a weight is made of, each over the weight's axes, of blocks in place of elements where `blocks` says.
+struct Parts {
+    code: TensorId,
+    scale: TensorId,
+    minimum: Option<TensorId>,
+    /// Step and zero.
+    steps: Option<[TensorId; 2]>,
+    levels: Option<TensorId>,
+}
+
+/// The ways in which the layers that read a weight keep it, each once, by weight.
+pub(super) type Ways = BTreeMap<TensorId, Vec<Kept>>;
+
+/// In which ways the weights of a graph are kept.
+pub(super) fn ways(graph: &Graph, kept: &Storage) -> Ways {
+    let mut ways = Ways::new();
+    let mut read = |node: &Node, layer: Option<usize>| {
+        let Node::Equation { body, .. } = node else { return };
+        for weight in graph.loaded(*body).into_iter().filter(|&tensor| graph.is_weight(tensor)) {
+            let own = kept(weight, layer.filter(|_| graph.is_layered(weight)));
+            let all = ways.entry(weight).or_default();
+            if !all.contains(&own) {
+                all.push(own);
+            }
+        }
+    };
+    for node in &graph.nodes {
+        match node {
+            Node::Layers(layers) => {
+                for (layer, &body) in layers.order.iter().enumerate() {
+                    layers.bodies[body].nodes.iter().for_each(|node| read(node, Some(layer)));
+                }
+            }
+            node => read(node, None),
+        }
+    }
+    ways
+}
+
+/// An equation of a weight: what it is where it is kept so.
+pub(super) struct Way {
+    weight: TensorId,
+    kept: Kept,
+    body: ExprId,
+}
+
+/// Makes each weight that is kept in codes an equation over its parts. Blocks are along the axis along which the checkpoint
+/// has them, else along the one that contractions sum. A weight that is summed along several axes has codes for each, and
+/// no one equation; what has no whole blocks is not kept in codes. A weight that layers keep in several ways stays what it is in
+/// the graph, which has one equation for all layers: its equations, one for each way in codes, are beside it.
+pub(super) fn apply(graph: Graph, ways: &Ways) -> (Graph, Vec<Way>) {
+    let mut several = Vec::new();
+    if !ways.values().flatten().any(|kept| kept.format.is_coded()) {
+        return (graph, several);
+    }
+    let summed = summed(&graph);
+    let mut edit = Edit::new(graph);
+    for (&weight, all) in ways {
+        let contractions = summed.get(&weight).map_or(&[][..], Vec::as_slice);
+        for &kept in all {
+            let Some(Blocks { codes, dim }) = blocks_of(&edit.graph, weight, kept, contractions) else { continue };
+            let axis = edit.graph.tensor(weight).axes[dim];
+            let prefix = if all.len() > 1 { format!("{}.", codes.name) } else { String::new() };
+            let parts = parts(&mut edit, weight, codes, dim, &prefix);
+            let body = equation(&mut edit, codes, &parts, axis);
+            match all.len() {
+                1 => edit.graph.tensors[weight.index()].kind = Kind::Made(body),
+                _ => several.push(Way { weight, kept, body }),
+            }
+        }
+    }
+    (edit.graph, several)
+}
+
+/// The blocks of a weight that is kept so. `None` if it is in no codes, or has no whole blocks along one axis.
+fn blocks_of(graph: &Graph, weight: TensorId, kept: Kept, contractions: &[Contraction]) -> Option<Blocks> {
+    let axes = &graph.tensor(weight).axes;
+    let rows = contractions.first().and_then(|c| graph.size(*c.depth.last()?));
+    let codes = kept.format.fitting(rows.unwrap_or(1)).codes()?;
+    let dim = match kept.own {
+        true => axes.len().checked_sub(1)?,
+        false => one_dim(graph, contractions, codes)?,
+    };
+    graph.size(axes[dim])?.is_multiple_of(codes.block).then_some(Blocks { codes, dim })
+}
+
+/// The contractions of each weight.
+fn summed(graph: &Graph) -> HashMap<TensorId, Vec<Contraction>> {
+    let nodes = graph.nodes.iter().flat_map(|node| match node {
+        Node::Layers(layers) => layers.bodies.iter().flat_map(|body| &body.nodes).collect(),
+        node => vec![node],
+    });
+    let mut all: HashMap<TensorId, Vec<Contraction>> = HashMap::new();
+    for node in nodes {
+        if let Node::Equation { out, body } = node
+            && let Some(contraction) = Contraction::of(graph, *out, *body)
+        {
+            all.entry(contraction.b).or_default().push(contraction);
+        }
+    }
+    all
+}
+
+/// The dimension of a weight that all its contractions sum last, in whole blocks.
+fn one_dim(graph: &Graph, contractions: &[Contraction], codes: Codes) -> Option<usize> {
+    let dim_of = |c: &Contraction| {
+        let last = *c.depth.last()?;
+        let dim = c.along.iter().position(|along| along.axis() == Some(last))?;
+        let whole = c.along[dim].first().is_multiple_of(codes.block) && graph.size(last)?.is_multiple_of(codes.block);
+        whole.then_some(dim)
+    };
+    let dim = dim_of(contractions.first()?)?;
+    contractions.iter().all(|c| dim_of(c) == Some(dim)).then_some(dim)
+}
+
+/// Declares the parts of a weight, which come from where it comes from, with a prefix to the name of each.
+fn parts(edit: &mut Edit, weight: TensorId, codes: Codes, dim: usize, prefix: &str) -> Parts {
+    let of = edit.graph.tensor(weight).clone();
+    let axis = edit.graph.axis(of.axes[dim]).clone();
+    let size = edit.graph.size(of.axes[dim]).unwrap_or(1);
+    let in_blocks_of = |edit: &mut Edit, rows: usize| {
+        let mut axes = of.axes.clone();
+        axes[dim] = axis_named(edit, format!("{}.{rows}", axis.name), size / rows);
+        axes
+    };
+    let in_blocks = in_blocks_of(edit, codes.block);
+    let part = |edit: &mut Edit, name: &str, axes: &[AxisId], ty: Type| {
+        let id = edit.value(&format!("{}.{prefix}{name}", of.name), axes.to_vec(), ty);
+        let tensor = &mut edit.graph.tensors[id.index()];
+        (tensor.kind, tensor.location) = (of.kind.clone(), of.location.clone());
+        id
+    };
+    let code = part(edit, "code", &of.axes, Type::Int);
+    let scale = part(edit, "scale", &in_blocks, Type::Float);
+    let minimum = codes.minimum.then(|| part(edit, "minimum", &in_blocks, Type::Float));
+    let steps = codes.steps.map(|rows| {
+        let axes = in_blocks_of(edit, rows);
+        ["step", "zero"].map(|name| part(edit, name, &axes, Type::Int))
+    });
+    let levels = codes.levels.map(|levels| {
+        let axis = axis_named(edit, format!("{}.code", codes.name), levels.len());
+        let name = format!("{}.level", codes.name);
+        let known = edit.graph.tensors.iter().position(|tensor| tensor.name == name);
+        known.map_or_else(
+            || {
+                let kind = Kind::Constant(levels.iter().map(|&level| level.into()).collect());
+                edit.graph.tensors.push(Tensor { name, axes: vec![axis], ty: Type::Float, kind, location: None });
+                TensorId(edit.graph.tensors.len() as u32 - 1)
+            },
+            |at| TensorId(at as u32),
+        )
+    });
+    Parts { code, scale, minimum, steps, levels }
+}
+
+fn axis_named(edit: &mut Edit, name: String, size: usize) -> AxisId {
+    let axes = &mut edit.graph.axes;
+    let at = axes.iter().position(|axis| axis.name == name).unwrap_or_else(|| {
+        axes.push(Axis { name, extent: Extent::Fixed(size) });
+        axes.len() - 1
+    });
+    AxisId(at as u32)
+}
+
+/// What a weight is whose blocks lie along an axis: the one place that says what codes mean.
+fn equation(edit: &mut Edit, codes: Codes, parts: &Parts, axis: AxisId) -> ExprId {
+    let coordinate = edit.intern(Expr::Coordinate(axis));
+    let code = edit.load(parts.code);
+    let own = edit.graph.tensor(parts.code).axes.clone();
+    let in_blocks = |edit: &mut Edit, tensor: TensorId, rows: usize| {
+        let length = edit.intern(Expr::Int(rows as i64));
+        let block = edit.intern(Expr::Binary(Binary::Div, coordinate, length));
+        let of = |&a: &AxisId| if a == axis { block } else { edit.intern(Expr::Coordinate(a)) };
+        let index = own.iter().map(of).collect();
+        edit.intern(Expr::Load { tensor, index })
+    };
+    let scale = in_blocks(edit, parts.scale, codes.block);
+    let value = match parts.levels {
+        _ if let (Some([step, zero]), Some(rows)) = (parts.steps, codes.steps) => {
+            let [step, zero] = [step, zero].map(|part| in_blocks(edit, part, rows));
+            let above = edit.intern(Expr::Binary(Binary::Sub, code, zero));
+            let value = edit.intern(Expr::Binary(Binary::Mul, step, above));
+            edit.intern(Expr::Unary(Unary::ToFloat, value))
+        }
+        Some(levels) => edit.intern(Expr::Load { tensor: levels, index: vec![code] }),
+        None => {
+            let offset = edit.intern(Expr::Int(codes.offset.into()));
+            let value = if codes.offset == 0 { code } else { edit.intern(Expr::Binary(Binary::Sub, code, offset)) };
+            edit.intern(Expr::Unary(Unary::ToFloat, value))
+        }
+    };
+    let scaled = edit.intern(Expr::Binary(Binary::Mul, scale, value));
+    match parts.minimum {
+        Some(minimum) => {
+            let minimum = in_blocks(edit, minimum, codes.block);
+            edit.intern(Expr::Binary(Binary::Add, scaled, minimum))
+        }
+        None => scaled,
+    }
+}
+
+/// The weights whose equations are those of codes, of as many bits as their codes are kept in: for each way that has such an
+/// equation the right side, and what it is.
+pub(super) fn recognised(graph: &mut Graph, ways: &Ways, several: Vec<Way>) -> Vec<(TensorId, Kept, ExprId, Blocks)> {
+    let made = ways.iter().flat_map(|(&weight, all)| match graph.tensor(weight).kind {
+        Kind::Made(body) => all.iter().map(|&kept| Way { weight, kept, body }).collect(),
+        _ => Vec::new(),
+    });
+    let all: Vec<Way> = made.chain(several).collect();
+    if all.is_empty() {
+        return Vec::new();
+    }
+    let mut edit = Edit::new(std::mem::replace(graph, graph.clone()));
+    let found = all.into_iter().filter_map(|Way { weight, kept, body }| {
+        let blocks = blocks(&mut edit, weight, body, kept.format.bits())?;
+        Some((weight, kept, body, blocks))
+    });
+    let found = found.collect();
+    *graph = edit.graph;
+    found
+}
+
+/// The declaration that the equation of a weight has the form of: of its parts, in their order, it makes the same expression.
+fn blocks(edit: &mut Edit, weight: TensorId, body: ExprId, bits: usize) -> Option<Blocks> {
+    let graph = &edit.graph;
+    let own = graph.tensor(weight).axes.clone();
+    let is_constant = |part: &TensorId| matches!(graph.tensor(*part).kind, Kind::Constant(_));
+    let (constants, parts): (Vec<TensorId>, Vec<TensorId>) = graph.loaded(body).into_iter().partition(is_constant);
+    let levels = constants.first().copied();
+    let (code, scale, minimum, steps) = match parts[..] {
+        [code, scale] => (code, scale, None, None),
+        [code, scale, minimum] => (code, scale, Some(minimum), None),
+        [code, scale, step, zero] => (code, scale, None, Some([step, zero])),
+        _ => return None,
+    };
+    let parts = Parts { code, scale, minimum, steps, levels };
+    let dim = own.iter().zip(&graph.tensor(scale).axes).position(|(a, b)| a != b)?;
+    let values = levels.and_then(|levels| match &graph.tensor(levels).kind {
+        Kind::Constant(values) => Some(values.clone()),
+        _ => None,
+    });
+    let alike = |codes: &Codes| {
+        codes.bits == bits
+            && codes.minimum == parts.minimum.is_some()
+            && codes.steps.is_some() == parts.steps.is_some()
+            && codes.levels.map(|levels| levels.map(f32::from).to_vec()) == values
+    };
+    let all = Format::ALL.into_iter().filter_map(Format::codes);
+    let codes = all.filter(alike).find(|&codes| equation(edit, codes, &parts, own[dim]) == body)?;
+    Some(Blocks { codes, dim })
+}

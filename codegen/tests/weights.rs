@@ -1,0 +1,244 @@
+//! Weights in codes: the equation that a format declares, evaluated by the interpreter of graphs from codes and scales, beside
+//! what compiled programs make of the packed weights. Where a kernel takes the equation in, its cores multiply activations of 8
+//! bits; where none may (without the rule prologue), the weight is computed once, and the answers are the same.
+
+mod common;
+
+use common::{Runner, distance, hold, interpreted_with};
+use einfuse_codegen::fuse::in_parts;
+use einfuse_codegen::loops::{Codes, Element, Grid};
+use einfuse_codegen::{Blocks, Format, Kept, Options, Packed, Program, Rule, Values, Wanted, nearest};
+use einfuse_graph::{Graph, Kind, Tensor, parse};
+
+/// One token, a few, many.
+const STEPS: [usize; 4] = [11, 1, 3, 1];
+
+/// A table that is looked up and multiplied, a weight that rows choose from, and others; one whose file has the summed axis first.
+fn graph(up: bool) -> Graph {
+    let (declared, used) = match up {
+        true => ("weight up[d, f] = \"{l}.up\"", "+ sum[d] h * up"),
+        false => ("", ""),
+    };
+    let text = format!(
+        "
+graph coded
+axis t = tokens
+axis v = 41
+axis e = 3
+axis d = 128
+axis f = 192
+input tokens[t]
+weight embed[v, d] = \"embed\"
+weight gate[e, f, d] = \"{{l}}.gate\"
+weight down[d, f] = \"{{l}}.down\"
+{declared}
+i[t] = tokens % 3
+x[t, d] = embed[v = tokens]
+layers y from x as h order 0 0
+  body
+    g[t, f] = sum[d] h * gate[e = i]
+    u[t, f] = g {used}
+    z[t, d] = h + sum[f] u * down
+    result z
+end
+logits[t, v] = sum[d] y * embed
+output logits
+"
+    );
+    parse(&text).unwrap_or_else(|e| panic!("{e}\n{text}"))
+}
+
+/// A number below 8 for an element of a weight.
+fn hash(name: &str, layer: Option<usize>, at: usize) -> u32 {
+    let seed = name.bytes().fold(layer.map_or(7, |l| l as u32 + 1), |h, b| h.wrapping_mul(31).wrapping_add(b.into()));
+    (seed.wrapping_add(at as u32).wrapping_mul(2_654_435_761) ^ 0x5bd1_e995).wrapping_mul(2_246_822_519) >> 29
+}
+
+/// What a checkpoint has in blocks, in such codes: scales and minima are numbers of bf16.
+struct Stored {
+    codes: Codes,
+    grid: Grid,
+}
+
+impl Stored {
+    fn of(codes: Codes) -> Stored {
+        let (least, most) = match codes.levels {
+            Some(levels) => (levels.iter().copied().min().unwrap(), levels.iter().copied().max().unwrap()),
+            None if codes.minimum => (0, ((1u32 << codes.bits) - 1).min(127) as i8),
+            None => ((-codes.offset) as i8, ((1 << codes.bits) - 1 - codes.offset) as i8),
+        };
+        let grid = Grid { block: codes.block, least, most, minimum: codes.minimum, levels: codes.levels };
+        Stored { codes, grid }
+    }
+
+    /// The element at a place of a weight.
+    fn element(&self, name: &str, layer: Option<usize>, at: usize) -> Element {
+        let code = (0..3).fold(0, |code, nth| code * 8 + hash(name, layer, 3 * at + nth) as usize);
+        let count = if self.codes.minimum { self.grid.most as usize + 1 } else { 1 << self.codes.bits };
+        let block = at / self.codes.block;
+        let reach = f32::from(self.grid.most.max(1)).max(-f32::from(self.grid.least)).log2().ceil().exp2();
+        let scale = 0.25 / reach * (1.0 + hash(name, layer, block) as f32 / 8.0);
+        let minimum = if self.codes.minimum { -scale * reach / 2.0 } else { 0.0 };
+        Element { code: (code % count) as u8, part: 0, scale, minimum }
+    }
+}
+
+/// A weight that is no part of another.
+fn whole(name: &str) -> &str {
+    name.split('.').next().unwrap_or(name)
+}
+
+/// The part that a tensor of the graph in parts is, out of its weight's elements.
+fn part(tensor: &Tensor, elements: &[Element], sizes: &[usize], graph: &Graph) -> Vec<f32> {
+    let own: Vec<usize> = tensor.axes.iter().map(|&a| graph.size(a).unwrap()).collect();
+    let first_of = |place: usize| {
+        let (mut rest, mut at, mut stride) = (place, 0, 1);
+        for (own, size) in own.iter().zip(sizes).rev() {
+            at += rest % own * (size / own) * stride;
+            rest /= own;
+            stride *= size;
+        }
+        elements[at]
+    };
+    let of = |element: Element| match tensor.name.rsplit('.').next() {
+        Some("code") => f32::from(element.code),
+        Some("step") => f32::from(element.part & 15),
+        Some("zero") => f32::from(element.part >> 4),
+        Some("scale") => element.scale,
+        Some("minimum") => element.minimum,
+        other => panic!("{other:?}"),
+    };
+    (0..own.iter().product()).map(|place| of(first_of(place))).collect()
+}
+
+/// Holds programs without these rules against the interpreter of the graph in parts.
+fn check(graph: &Graph, format: Format, own: bool, rules: &[&[Rule]]) {
+    let codes = format.codes().unwrap();
+    let kept = |_, _| Kept { format, own };
+    let stored = Stored::of(codes);
+    let parts = in_parts(graph, &kept);
+    let made = |tensor: &&Tensor| matches!(tensor.kind, Kind::Made(_));
+    let weights: Vec<&Tensor> = graph.tensors.iter().filter(|t| matches!(t.kind, Kind::Weight(_))).collect();
+    assert_eq!(parts.tensors.iter().filter(made).count(), weights.len(), "{format}");
+    assert_eq!(parse(&parts.to_string()).unwrap().to_string(), parts.to_string(), "{format}");
+
+    let floats = |name: &str, layer: Option<usize>, len: usize| -> Vec<f32> {
+        (0..len).map(|at| (0..3).fold(-0.22, |x, n| x * 0.4 + 0.04 * hash(name, layer, 3 * at + n) as f32)).collect()
+    };
+    let sizes_of = |name: &str| -> Vec<usize> {
+        let tensor = graph.tensors.iter().find(|t| t.name == name).unwrap();
+        tensor.axes.iter().map(|&a| graph.size(a).unwrap()).collect()
+    };
+    let elements = |name: &str, layer: Option<usize>| -> Vec<Element> {
+        let sizes = sizes_of(name);
+        let len = sizes.iter().product();
+        match own {
+            true => (0..len).map(|at| stored.element(name, layer, at)).collect(),
+            false => {
+                let dim = if name == "up" { 0 } else { sizes.len() - 1 };
+                let codes = format.fitting(sizes[dim]).codes().unwrap();
+                nearest(codes, &floats(name, layer, len), &sizes, dim)
+            }
+        }
+    };
+    let layered = |name: &str| {
+        parts.is_layered(einfuse_graph::TensorId(parts.tensors.iter().position(|t| t.name == name).unwrap() as u32))
+    };
+    let weight = |tensor: &Tensor, layer: Option<usize>| {
+        let name = whole(&tensor.name);
+        Ok(part(tensor, &elements(name, layer), &sizes_of(name), &parts))
+    };
+    let expected = interpreted_with(&parts, &weight, 7, &STEPS).unwrap();
+
+    let pack = |packed: &Packed, out: &mut [u8]| {
+        let names: Vec<&str> = packed.tensors.iter().map(|t| graph.tensor(*t).name.as_str()).collect();
+        let of: Vec<(Vec<Element>, Vec<f32>)> = names
+            .iter()
+            .map(|name| {
+                let layer = packed.layer.filter(|_| layered(name));
+                let all = if own { elements(name, layer) } else { Vec::new() };
+                let floats = match own {
+                    true => all.iter().map(|element| codes.number(*element) as f32).collect(),
+                    false => floats(name, layer, sizes_of(name).iter().product()),
+                };
+                (all, floats)
+            })
+            .collect();
+        let readers: Vec<_> = of
+            .iter()
+            .map(|(all, floats)| {
+                let read = |at: usize, out: &mut [f32]| out.copy_from_slice(&floats[at..][..out.len()]);
+                let blocks = |at: usize, values: &mut [i8], scales: &mut [[f32; 2]]| {
+                    for (value, element) in values.iter_mut().zip(&all[at..]) {
+                        *value = codes.value(element.code, 0) as i8;
+                    }
+                    for (scale, element) in scales.iter_mut().zip(all[at..].iter().step_by(codes.block)) {
+                        *scale = [element.scale, element.minimum];
+                    }
+                };
+                (read, blocks)
+            })
+            .collect();
+        let values: Vec<Values<'_>> = of
+            .iter()
+            .zip(&readers)
+            .map(|((_, floats), (read, blocks))| Values::Read {
+                elements: floats.len(),
+                read,
+                blocks: own.then_some(Blocks { grid: stored.grid, read: blocks }),
+            })
+            .collect();
+        packed.pack(&values, 0, out).unwrap();
+    };
+    for &without in rules {
+        let options = Options { without: without.to_vec(), rows: Wanted::All, chunk: 19, ..Options::default() };
+        let program = Program::compile(graph, &kept, &options).unwrap();
+        let fused = !without.contains(&Rule::Prologue);
+        let kernels: Vec<_> = program.plan(einfuse_codegen::Batch::One).scopes().concat();
+        let text = |name: &str| {
+            let kernel = kernels.iter().find(|kernel| kernel.name == name).unwrap();
+            program.plan(einfuse_codegen::Batch::One).kernel_text(kernel)
+        };
+        assert_eq!(text("logits").contains("+ prologue: `embed` multiplied as codes"), fused, "{}", text("logits"));
+        assert_eq!(text("logits").contains("embed[v, d] = embed.scale[d."), fused, "{}", text("logits"));
+        assert_eq!(text("x").contains("+ prologue: `embed` read as codes"), fused, "{}", text("x"));
+        let coded = program.weights().iter().filter(|packed| packed.storage.is_coded()).count();
+        assert_eq!(coded > 0, fused, "{format} without {without:?}");
+        let mut runner = Runner::of(program, pack, 64);
+        for workers in [1, 2] {
+            match fused {
+                true => {
+                    let distance = distance(&mut runner, workers, &expected);
+                    assert!(distance < 0.02, "{format} without {without:?}: {distance}");
+                }
+                false => hold(&mut runner, workers, &expected)
+                    .unwrap_or_else(|e| panic!("{format} without {without:?}: {e}")),
+            }
+        }
+    }
+}
+
+/// All rules, none, and each off in turn.
+fn all_ways() -> Vec<&'static [Rule]> {
+    [&[], Rule::ALL].into_iter().chain(Rule::ALL.iter().map(std::slice::from_ref)).collect()
+}
+
+#[test]
+fn blocks_of_a_checkpoint_are_what_their_equation_says() {
+    let graph = graph(false);
+    let is_a_files = |codes: Codes| codes.steps.is_none() && codes.block <= 64;
+    for format in Format::ALL.into_iter().filter(|format| format.codes().is_some_and(is_a_files)) {
+        match format.to_string().as_str() {
+            "q4_32" | "q4_min" | "iq4" => check(&graph, format, true, &all_ways()),
+            _ => check(&graph, format, true, &[&[], &[Rule::Prologue]]),
+        }
+    }
+}
+
+#[test]
+fn codes_of_the_compilers_choice_are_what_their_equation_says() {
+    let graph = graph(true);
+    for format in [Format::Q8, Format::Q4] {
+        check(&graph, format, false, &all_ways());
+    }
+}
