@@ -35,7 +35,7 @@ use weights::Variant;
 pub use weights::{Kept, Storage};
 
 /// The number of this way to write kernels: another one where a kernel's best tiling may be another than it was.
-pub const REVISION: u32 = 8;
+pub const REVISION: u32 = 9;
 
 /// The most tokens that count as few: all of them together share the positions of a cache among the workers.
 pub(crate) const FEW: usize = 8;

@@ -243,12 +243,12 @@ impl Held {
                 && (!panels.format.is_coded() || [panels.format, panels.format.unpacked()].contains(&source.format))
         };
         let (Some(source), Some(expanded)) = (self.sources.iter().find(wanted), &self.expanded) else { return };
-        let units = Units::of(graph, &expansion(operand.eq, c, &shape.outer));
+        let task = expansion(operand.eq, c, &shape.outer);
+        let units = Units::of(graph, &task);
         let unit = units.digits.iter().fold(Expr::Int(0), |unit, &(a, count)| unit * count + scope.at[&a].clone());
         let unit = e.int(unit * panels.unit_stride + panels.base);
         // Panels over the same columns are what a core writes.
-        let own: Vec<AxisId> = c.cols.iter().filter(|a| !shape.outer.contains(a)).copied().collect();
-        let direct = *order == Order::Columns(own);
+        let direct = *order == Order::Columns(task.whole);
         let width = units.panels * PANEL;
         let (buffer, row, panel_apart) =
             if direct { (flat(to), PANEL, RUN * PANEL) } else { (expanded.clone(), width, PANEL) };
