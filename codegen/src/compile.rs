@@ -6,14 +6,14 @@ use einfuse_graph::{AxisId, Extent, Graph, Kind, Type};
 
 use crate::checks::Checks;
 use crate::choices::{Watched, watched};
-use crate::fuse::{Kernel, Multiplications, Plan, Rule, Segment, Shape, Typical, Wanted, fuse, orders};
+use crate::fuse::{Kernel, Multiplications, Plan, Rule, Segment, Shape, Storage, Typical, Wanted, fuse, orders};
 use crate::loops::{self, Format, MAX_ROWS};
 use crate::lower::{Code, LowerError, Lowering, Target};
 use crate::pack::Packed;
 use crate::schedule::homes::{Entry, Extents, Homes};
 use crate::schedule::tiling::EXPANDING;
 use crate::schedule::weights::Variant;
-use crate::schedule::{Context, FEW, Mode, Prepared, Sizes, Storage, Tiling, schedule};
+use crate::schedule::{Context, FEW, Mode, Prepared, Sizes, Tiling, schedule};
 
 /// What a program is made for.
 #[derive(Clone, Debug)]

@@ -10,11 +10,10 @@ use crate::choices::{ChoiceObserver, Watched};
 use crate::compile::{
     Base, Batch, Call, CompileError, Compiled, Kernels, Options, Planned, Scheduled, Schedules, Slot,
 };
-use crate::fuse::{Kernel, Plan, Segment, Wanted};
+use crate::fuse::{Kernel, Plan, Segment, Storage, Wanted};
 use crate::loops::{self, Buffer, Format};
 use crate::lower::{Code, Target};
 use crate::pack::Packed;
-use crate::schedule::Storage;
 use crate::schedule::homes::{Homes, PAGE};
 use crate::schedule::place::{Memory, Place};
 use crate::team::Team;

@@ -11,7 +11,25 @@ use einfuse_graph::{Axis, AxisId, Binary, Expr, ExprId, Extent, Graph, Kind, Nod
 use super::Contraction;
 use super::edit::Edit;
 use crate::loops::{Codes, Format};
-use crate::schedule::{Kept, Storage};
+
+/// How a weight of a graph is to be kept in a layer; `None` for one that all layers share.
+pub type Storage<'a> = dyn Fn(TensorId, Option<usize>) -> Kept + 'a;
+
+/// How a weight is to be kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Kept {
+    /// In which format, if it is summed over an axis that has whole blocks; else as bf16 or f32.
+    pub format: Format,
+    /// Whether codes are the stored weight's own, whose blocks are along its last axis: where another is summed over, they
+    /// cannot be kept.
+    pub own: bool,
+}
+
+impl From<Format> for Kept {
+    fn from(format: Format) -> Kept {
+        Kept { format, own: false }
+    }
+}
 
 /// What a weight's equation was found to be: codes in blocks along one of its axes.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -10,7 +10,6 @@ use std::collections::HashMap;
 use std::fmt;
 use std::str::FromStr;
 
-use crate::schedule::{Kept, Storage};
 use einfuse_graph::{AxisId, ExprId, Graph, Kind, Node, TensorId};
 
 mod carry;
@@ -31,7 +30,7 @@ mod siblings;
 mod split;
 mod tail;
 
-pub use coded::Blocks;
+pub use coded::{Blocks, Kept, Storage};
 pub(crate) use contraction::factors;
 pub use contraction::{Along, Contraction};
 pub(crate) use contraction::{is_positions, is_tokens};

@@ -1,4 +1,5 @@
-//! Codes at 128 bits, on every machine: the contraction core of coded operands, and the encoding of rows.
+//! Codes at 128 bits, on every machine: the contraction core of coded operands, the unpacking of
+//! panels, and the encoding of rows.
 
 use std::array;
 use std::cmp::Ordering;
@@ -11,9 +12,6 @@ use super::core::Operands;
 use super::emit::{Emitter, Range, memory, repeat};
 use crate::loops::{Codes, Format, LANES, PANEL, Plane, SMALLEST};
 
-/// What bytes are taken to be more than they stand for, where codes in steps are unpacked.
-const OFFSET: i32 = 128;
-
 /// Rows that are taken at once.
 const ROWS: usize = 2;
 
@@ -22,7 +20,8 @@ const VECTORS: usize = PANEL / LANES;
 
 /// Emits the unpacking of a panel, here.
 pub(super) fn unpack(e: &mut Emitter, from: (Value, i32), to: (Value, i32), depth: usize, format: Format) {
-    let (Some(codes), unpacked) = (format.codes(), format.unpacked()) else { return };
+    let unpacked = format.unpacked();
+    let (Some(codes), Some(bytes)) = (format.codes(), unpacked.codes()) else { return };
     let length = format.block();
     let (start, end, step) = (e.int(0), e.int((depth / length) as i64), e.int(1));
     repeat(e, Range { start, end, step, runs: depth > 0 }, &[], |e, block, _| {
@@ -35,7 +34,7 @@ pub(super) fn unpack(e: &mut Emitter, from: (Value, i32), to: (Value, i32), dept
         let panel = Panel { at: from, codes };
         for part in 0..length / codes.summed() {
             let parts: Vec<Option<(Value, Value)>> =
-                (0..VECTORS).map(|vector| panel.as_bytes(e, part, vector)).collect();
+                (0..VECTORS).map(|vector| panel.as_bytes(e, part, vector, bytes.offset)).collect();
             panel.each(e, part, &[], |e, at, vector, nth, mut bytes, _| {
                 if let Some((steps, zeros)) = parts[vector] {
                     // Two products of four bits each fit into a half: the bytes don't meet.
@@ -125,13 +124,13 @@ impl Panel {
     }
 
     /// The steps in both halves of each lane, and what the zeros add to a byte, in each byte.
-    fn as_bytes(&self, e: &mut Emitter, part: usize, vector: usize) -> Option<(Value, Value)> {
+    fn as_bytes(&self, e: &mut Emitter, part: usize, vector: usize, offset: i32) -> Option<(Value, Value)> {
         let (steps, zeros) = self.steps(e, part, vector)?;
         let twice = e.int_of(I32X4, 0x0001_0001);
         let halves = e.ins().imul(steps, twice);
         // offset - step * zero, of which a byte is enough.
         let product = e.ins().imul(steps, zeros);
-        let offset = e.int_of(I32X4, OFFSET);
+        let offset = e.int_of(I32X4, offset);
         let added = e.ins().isub(offset, product);
         let byte = e.int_of(I32X4, 0xff);
         let added = e.ins().band(added, byte);

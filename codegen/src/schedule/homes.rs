@@ -9,8 +9,8 @@ use einfuse_graph::{AxisId, Extent, Kind, TensorId, Type};
 
 use super::layout::Layout;
 use super::place::Place;
-use super::weights::{Region, Storage, Variant};
-use crate::fuse::{Contraction, Plan, Segment};
+use super::weights::{Region, Variant};
+use crate::fuse::{Contraction, Plan, Segment, Storage};
 use crate::loops::{Arg, Buffer, Elem, Format, MAX_ROWS};
 
 /// How many positions a stream visits at once.

@@ -32,7 +32,6 @@ use homes::Homes;
 use place::Place;
 pub use tiling::{Sizes, Tiling};
 use weights::Variant;
-pub use weights::{Kept, Storage};
 
 /// The number of this way to write kernels: another one where a kernel's best tiling may be another than it was.
 pub const REVISION: u32 = 9;

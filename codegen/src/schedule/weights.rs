@@ -15,14 +15,11 @@ use super::homes::{Entry, Homes, scope_layers};
 use super::layout::Layout;
 use super::panels::{self, Part, Stored, Strides};
 use super::place::{Coded, Place};
-use crate::fuse::{Along, Blocks, Contraction, EqId, Kernel, Plan, Shape, Task};
+use crate::fuse::{Along, Blocks, Contraction, EqId, Kept, Kernel, Plan, Shape, Storage, Task};
 use crate::loops::{Buffer, Codes, Format, PANEL};
 
 /// The most elements of a weight that is loaded element by element for which it is worth while to keep floats as `F32`.
 const SMALL: usize = 1 << 16;
-
-/// How a weight of a graph is to be kept in a layer; `None` for one that all layers share.
-pub type Storage<'a> = dyn Fn(TensorId, Option<usize>) -> Kept + 'a;
 
 /// Layers that keep what a kernel reads alike, and where it is.
 #[derive(Clone, Debug)]
@@ -100,22 +97,6 @@ pub(crate) struct View {
     pub(crate) coded: Option<Coded>,
     /// What the numbers are made of, where they are computed from codes when they are packed.
     pub(crate) made: Option<Blocks>,
-}
-
-/// How a weight is to be kept.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Kept {
-    /// In which format, if it is summed over an axis that has whole blocks; else as bf16 or f32.
-    pub format: Format,
-    /// Whether codes are the stored weight's own, whose blocks are along its last axis: where another is summed over, they
-    /// cannot be kept.
-    pub own: bool,
-}
-
-impl From<Format> for Kept {
-    fn from(format: Format) -> Kept {
-        Kept { format, own: false }
-    }
 }
 
 /// A stretch of packed weights, in each of some layers or of all.

@@ -58,9 +58,9 @@ pub(super) fn write(w: &mut Writer, shape: Shape, codes: Codes) -> Result<(), Ic
 /// Writes the code that unpacks a panel, from the second address to the first.
 pub(super) fn unpack(w: &mut Writer, depth: usize, format: Format) -> Result<(), IcedError> {
     let (block, to) = (format.block(), format.unpacked());
-    let Some(codes) = format.codes() else { return Ok(()) };
+    let (Some(codes), Some(unpacked)) = (format.codes(), to.codes()) else { return Ok(()) };
     constants(w, codes)?;
-    for (register, half) in [(w.offset(), 128), (w.twice(), 0x0101)] {
+    for (register, half) in [(w.offset(), unpacked.offset as u32), (w.twice(), 0x0101)] {
         w.constant(register, half << 16 | half)?;
     }
     w.times(depth / block, |w| {
