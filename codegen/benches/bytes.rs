@@ -5,7 +5,9 @@
 
 use std::time::Instant;
 
-use einfuse_codegen::loops::{Address, Buffer, Core, Cores, Expr, Format, Kernel, PANEL, Stmt, Ty, Var};
+use einfuse_codegen::loops::{
+    Address, Buffer, Core, Cores, Expr, Format, GROUP, Kernel, MAX_ROWS, PANEL, Stmt, Ty, Var,
+};
 use einfuse_codegen::lower::{Code, Lowering, Target, compile};
 use einfuse_codegen::peak::MultiplyAdds;
 
@@ -25,7 +27,7 @@ impl Case {
     /// So many rows by so many panels.
     fn new(cores: Cores, target: Target, format: Format, rows: usize, panels: usize) -> Case {
         let columns = panels * PANEL;
-        let (a_stride, panel) = (format.row(DEPTH), format.panel(DEPTH));
+        let (a_stride, panel) = (format.row(DEPTH).next_multiple_of(64), format.panel(DEPTH));
         let core = Core {
             rows,
             depth: DEPTH.into(),
@@ -43,7 +45,9 @@ impl Case {
         let kernel = Kernel { name: "bytes".into(), vars: vec![Ty::Int], scratch: 0, body };
         let code =
             compile(&[kernel], &target.with_cores(cores), &Lowering::default()).unwrap_or_else(|e| panic!("{e}"));
-        let name = format!("{format}, {rows} rows, {} bits", cores.bits);
+        let tiles = rows.is_multiple_of(GROUP) && cores.tiles_serve(format, format, DEPTH);
+        let with = if tiles { "tiles".to_owned() } else { format!("{} bits", cores.bits) };
+        let name = format!("{format}, {rows} rows, {with}");
         let operations = (2 * rows * columns * DEPTH) as f64;
         let (mut a, b) = (positive(rows * a_stride), positive(panels * panel));
         if format.codes().is_some_and(|codes| codes.steps.is_some()) {
@@ -84,17 +88,19 @@ fn positive(count: usize) -> Vec<u8> {
 fn main() {
     let target = Target::host().unwrap_or_else(|e| panic!("{e}"));
     let host = *target.cores();
-    let narrower = (host.bits > 256).then_some(Cores { bits: 256, bf16: false, ..host });
+    let narrower = (host.bits > 256).then_some(Cores { bits: 256, bf16: false, tiles: false, ..host });
     let all: Vec<Cores> =
         [Some(Cores::PORTABLE), narrower, (host.bits > 128).then_some(host)].into_iter().flatten().collect();
     let registers = MultiplyAdds::new(Format::Q8).unwrap_or_else(|e| panic!("{e}"));
     let mut peak = 0.0f64;
     let mut cases = Vec::new();
-    for format in [Format::Q8, Format::Q4] {
-        // In the second cache; and in memory.
-        for (rows, panels) in [(1, 8), (6, 8), (1, 8192)] {
+    for format in [Format::Q8, Format::Q4, Format::Q4.unpacked()] {
+        // In the second cache; and in memory. Of as many rows as tiles take: with them and with the portable core.
+        for (rows, panels) in [(1, 8), (6, 8), (MAX_ROWS, 8), (1, 8192)] {
             let mut expected: Option<Vec<f32>> = None;
-            for &cores in &all {
+            let serves =
+                |cores: &&Cores| rows <= 6 || **cores == Cores::PORTABLE || cores.tiles && format != Format::Q4;
+            for &cores in all.iter().filter(serves) {
                 let mut case = Case::new(cores, target.clone(), format, rows, panels);
                 case.run();
                 let expected = expected.get_or_insert_with(|| case.c.clone());

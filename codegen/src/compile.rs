@@ -7,7 +7,7 @@ use einfuse_graph::{AxisId, Extent, Graph, Kind, Type};
 use crate::checks::Checks;
 use crate::choices::{Watched, watched};
 use crate::fuse::{Kernel, Multiplications, Plan, Rule, Segment, Shape, Storage, Typical, Wanted, fuse, orders};
-use crate::loops::{self, Format, MAX_ROWS};
+use crate::loops::{self, Format, GROUP};
 use crate::lower::{Code, LowerError, Lowering, Target};
 use crate::pack::Packed;
 use crate::schedule::homes::{Entry, Extents, Homes};
@@ -194,7 +194,7 @@ impl Base {
         if options.cache == Format::Q4 {
             return Err(CompileError::Unsupported("caches are kept as f32, bf16 or q8, not as q4".to_owned()));
         }
-        let how = Extents { cache: options.cache, tokens: options.chunk + MAX_ROWS - 1, positions: options.positions };
+        let how = Extents { cache: options.cache, tokens: options.chunk + GROUP - 1, positions: options.positions };
         let mut weights = Weights::default();
         let mut planned = |step: Typical, like: Option<&Homes>| {
             let mut plan = fuse(graph, &options.without, options.rows, step, storage);

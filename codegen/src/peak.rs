@@ -21,6 +21,8 @@ pub struct Multiplier {
     pub format: Format,
     /// Bits of its vectors.
     pub bits: u32,
+    /// Whether it multiplies tiles of vectors, sixteen rows by sixteen columns.
+    pub tiles: bool,
 }
 
 impl fmt::Display for Multiplier {
@@ -30,7 +32,10 @@ impl fmt::Display for Multiplier {
             Format::Bf16 => "pairs of bf16",
             Format::Codes(_) => "fours of bytes",
         };
-        write!(f, "{what} at {} bits", self.bits)
+        match self.tiles {
+            true => write!(f, "{what} in tiles"),
+            false => write!(f, "{what} at {} bits", self.bits),
+        }
     }
 }
 
@@ -61,13 +66,13 @@ impl MultiplyAdds {
             Format::Codes(_) => vec![Format::Q8, Format::F32],
         };
         for format in formats {
-            if let Some(Multiplying { code, sums, steps }) = multiplying(format, target, ITERATIONS)? {
-                let multiplier = Multiplier { format, bits: target.cores().bits };
+            if let Some(Multiplying { code, sums, steps, tiles }) = multiplying(format, target, ITERATIONS)? {
+                let multiplier = Multiplier { format, bits: target.cores().bits, tiles };
                 return Ok(MultiplyAdds { code, multiplier, sums, steps });
             }
         }
         let code = compile(&[kernel()], target, &Lowering::default())?;
-        let multiplier = Multiplier { format: Format::F32, bits: 32 * LANES as u32 };
+        let multiplier = Multiplier { format: Format::F32, bits: 32 * LANES as u32, tiles: false };
         Ok(MultiplyAdds { code, multiplier, sums: CHAINS * LANES, steps: UNROLL * ITERATIONS })
     }
 
@@ -124,11 +129,12 @@ mod tests {
     fn sums_are_right() {
         let host = Target::host().unwrap();
         let cores = *host.cores();
-        let narrower = Cores { bits: cores.bits.min(256), bf16: false, ..cores };
+        let narrower = Cores { bits: cores.bits.min(256), bf16: false, tiles: false, ..cores };
         for target in [host.clone(), host.with_cores(narrower)] {
             for weights in Format::ALL {
                 let kernel = MultiplyAdds::on(weights, &target).unwrap();
-                let Multiplier { format, bits } = kernel.multiplier();
+                let Multiplier { format, bits, tiles } = kernel.multiplier();
+                assert_eq!(tiles, target.cores().tiles && format != Format::F32);
                 assert_eq!(bits, target.cores().bits);
                 assert_eq!(format.is_coded(), weights.is_coded() && target.cores().bytes.is_some());
                 let each = if bits == 128 { 2.0 } else { (kernel.steps * format.together()) as f32 };
@@ -144,7 +150,7 @@ mod tests {
             let target = Target::host().unwrap().with_cores(Cores { bits, ..Cores::PORTABLE });
             for weights in Format::ALL {
                 let kernel = MultiplyAdds::on(weights, &target).unwrap();
-                assert_eq!(kernel.multiplier(), Multiplier { format: Format::F32, bits });
+                assert_eq!(kernel.multiplier(), Multiplier { format: Format::F32, bits, tiles: false });
                 let each = if bits == 128 { 2.0 } else { kernel.steps as f32 };
                 assert_eq!(kernel.run(), vec![each; kernel.sums]);
                 assert_eq!(kernel.operations(), (2 * kernel.sums * kernel.steps) as f64);

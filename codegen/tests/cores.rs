@@ -3,8 +3,8 @@
 mod support;
 
 use einfuse_codegen::loops::{
-    Address, Arg, Buffer, Core, Cores, Elem, Encode, Expr, Exps, Format, Kernel, Memory, PANEL, Slot, Stmt, Ty, Unpack,
-    Var, interpret, parse,
+    Address, Arg, Buffer, Core, Cores, Elem, Encode, Expr, Exps, Format, GROUP, Kernel, Memory, PANEL, Slot, Stmt, Ty,
+    Unpack, Var, interpret, parse,
 };
 use einfuse_codegen::lower::{Lowering, compile};
 use support::{Random, both, bytes, floats, host, run};
@@ -18,7 +18,10 @@ fn all_cores() -> Vec<Cores> {
     let host = *host().cores();
     let mut all = vec![Cores::PORTABLE];
     if host.bits > 256 {
-        all.push(Cores { bits: 256, bf16: false, bytes: host.bytes });
+        all.push(Cores { bits: 256, bf16: false, tiles: false, ..host });
+    }
+    if host.tiles {
+        all.push(Cores { tiles: false, ..host });
     }
     if host.bits > 128 {
         all.push(host);
@@ -132,7 +135,9 @@ fn check(case: &Case) {
     let (expected, actual, called) = both_with(cores, &kernel, memory);
     assert_eq!(
         called,
-        is_wide(cores, a_format) && !at_run_time && rows <= cores.rows_by(b_format),
+        is_wide(cores, a_format)
+            && !at_run_time
+            && (rows <= cores.rows_by(b_format) || rows % GROUP == 0 && cores.tiles_serve(a_format, b_format, depth)),
         "{cores:?}: {kernel}"
     );
     // Each of `depth` additions of products below `most` rounds by half an ulp of a sum below most * (depth + 1).
@@ -145,7 +150,7 @@ fn check(case: &Case) {
 }
 
 fn all_shapes(formats: (Format, Format)) {
-    shapes(formats, &[1, 2, 3, 4, 5, 6, 8, 13, 16], &[0, 1, 2, 3, 6, 8, 17, 32, 34, 64, 96, 192, 576]);
+    shapes(formats, &[1, 2, 3, 4, 5, 6, 8, 13, 16, 64], &[0, 1, 2, 3, 6, 8, 17, 32, 34, 48, 64, 96, 192, 576]);
 }
 
 fn shapes(formats: (Format, Format), rows: &[usize], depths: &[usize]) {
@@ -186,6 +191,9 @@ fn bf16_by_bf16() {
 fn codes_by_codes() {
     for format in Format::ALL.into_iter().filter(|format| format.is_coded()) {
         shapes((format, format), &[1, 2, 3, 8, 13], &[0, format.block(), 192, 256]);
+        if format.codes().is_some_and(|codes| codes.are_bytes()) {
+            shapes((format, format), &[16, 48], &[format.block(), 256]);
+        }
     }
 }
 

@@ -290,6 +290,11 @@ impl Codes {
         self.block * PANEL * self.bits / 8 + numbers * 2 * PANEL
     }
 
+    /// Whether the codes are the bytes that are multiplied, a scale for each block and nothing else.
+    pub const fn are_bytes(self) -> bool {
+        self.bits == 8 && !self.minimum && self.levels.is_none() && self.steps.is_none()
+    }
+
     /// The planes of the codes: one for each power of two that `bits` is the sum of, the largest first.
     pub fn planes(self) -> Vec<Plane> {
         let mut planes = Vec::new();

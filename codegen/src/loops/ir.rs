@@ -14,7 +14,14 @@ use super::Format;
 pub const PANEL: usize = 16;
 
 /// How many rows a [`Core`] has at most.
-pub const MAX_ROWS: usize = 16;
+pub const MAX_ROWS: usize = 64;
+
+/// Rows of a tile, and how many steps of a panel are one. Where the number of rows is known at run time only, the last core may
+/// take rows beyond, fewer than these.
+pub const GROUP: usize = 16;
+
+/// Steps of half a tile.
+pub const HALF_TILE: usize = GROUP / 2;
 
 /// How many lanes a vector has.
 pub const LANES: usize = 4;
@@ -251,6 +258,8 @@ pub struct Cores {
     pub bf16: bool,
     /// How products of four bytes are added at once, if they are.
     pub bytes: Option<Encoding>,
+    /// Whether tiles of sixteen rows by sixteen columns of both are multiplied at once (AMX).
+    pub tiles: bool,
 }
 
 /// How an instruction of x86 is encoded that there is in two ways.
@@ -264,20 +273,36 @@ pub enum Encoding {
 
 impl Cores {
     /// The portable core alone.
-    pub const PORTABLE: Cores = Cores { bits: 128, bf16: false, bytes: None };
+    pub const PORTABLE: Cores = Cores { bits: 128, bf16: false, bytes: None, tiles: false };
 
-    /// The most rows that a core takes at once.
+    /// The most rows that a core of vectors takes at once, and one more than the last of several takes beyond.
     pub const fn rows(&self) -> usize {
         match self.bits {
-            512 => MAX_ROWS,
+            512 => GROUP,
             256 => 6,
             _ => 4,
         }
     }
 
-    /// The rows that a core takes at once where there are many. Of codes, sums of products of both kinds are held.
+    /// The most rows that any core takes at once.
+    pub const fn most_rows(&self) -> usize {
+        if self.tiles { MAX_ROWS } else { self.rows() }
+    }
+
+    /// The most rows that a core of vectors takes at once by panels of a format. Of codes, sums of products of both kinds are held.
     pub fn rows_by(&self, format: Format) -> usize {
         if format.is_coded() { self.rows().min(8) } else { self.rows() }
+    }
+
+    /// Whether tiles multiply rows and panels of so many rows that are stored so: as bf16 or bytes that fill tiles or halves of them.
+    pub fn tiles_serve(&self, a: Format, b: Format, depth: usize) -> bool {
+        let half = HALF_TILE * b.together();
+        let serve = match b {
+            Format::F32 => false,
+            Format::Bf16 => depth.is_multiple_of(half),
+            Format::Codes(codes) => codes.are_bytes() && codes.block.is_multiple_of(half),
+        };
+        self.tiles && serve && a == b && depth > 0
     }
 }
 
@@ -359,6 +384,6 @@ pub struct Exps {
     pub shift: Expr,
     /// Where the exponentials go: the same place, or one that does not overlap.
     pub to: Address,
-    /// How they are stored: `F32`, or `Bf16`, of which those below the normal ones may become 0.
+    /// How they are stored: `F32` or `Bf16`. Those below `e^-87` may become 0.
     pub format: Format,
 }

@@ -84,7 +84,7 @@ impl Emitter {
 }
 
 /// Below it `e^x` is 0.
-pub(super) const LEAST_EXPONENT: f32 = -104.0;
+const LEAST_EXPONENT: f32 = -104.0;
 
 /// `-ln 2` in two parts, the first of few bits, so that its products with small whole numbers are exact.
 pub(super) const MINUS_LN_2: [f32; 2] = [-0.693_359_4, 2.121_944_4e-4];

@@ -25,9 +25,10 @@ use cranelift::codegen::isa::TargetIsa;
 use cranelift::jit::{ArenaMemoryProvider, JITBuilder, JITModule};
 use cranelift::module::{FuncId, Linkage, Module, default_libcall_names};
 
-use crate::loops::{Format, Invalid, Kernel, verify};
+use crate::loops::{Format, GROUP, Invalid, Kernel, verify};
 
 pub use target::Target;
+pub(crate) use target::has_tiles;
 
 /// Why kernels were not compiled.
 #[derive(Debug, thiserror::Error)]
@@ -152,6 +153,8 @@ pub(crate) struct Multiplying {
     pub(crate) sums: usize,
     /// How often it adds to each.
     pub(crate) steps: usize,
+    /// Whether tiles multiply.
+    pub(crate) tiles: bool,
 }
 
 /// Compiles such a kernel, of so many iterations, for the wider core whose operands are stored so. `None` if the machine
@@ -172,8 +175,9 @@ pub(crate) fn multiplying(
     module.define_function_bytes(id, 64, &bytes, &[]).map_err(|e| failed(&e))?;
     module.finalize_definitions().map_err(|e| LowerError::Target(e.to_string()))?;
     code.kernels.push(Compiled { entry: entry(module, id), bytes: bytes.len(), instructions: 0, text: None });
-    let sums = x86::peak::chains(&target.cores) * target.cores.bits as usize / 32;
-    Ok(Some(Multiplying { code, sums, steps: x86::peak::UNROLL * iterations }))
+    let (sums, tiles) = (x86::peak::numbers(format, &target.cores), x86::peak::of_tiles(format, &target.cores));
+    let each = if tiles { GROUP } else { 1 };
+    Ok(Some(Multiplying { code, sums, tiles, steps: each * x86::peak::UNROLL * iterations }))
 }
 
 fn define(

@@ -55,7 +55,14 @@ pub(super) fn lower(kernel: &Kernel, isa: &dyn TargetIsa, cores: &mut x86::Table
     let params =
         Params { frame: params[0], layer: params[1], worker: params[2], workers: params[3], scratch: params[4] };
     let mut lowerer = Lowerer { e, params, isa, vars: vec![None; kernel.vars.len()], cores, loops: Vec::new() };
+    let around = lowerer.cores.around(&mut lowerer.e.func, &kernel.body);
+    if let Some([set_up, _]) = around {
+        lowerer.e.ins().call(set_up, &[]);
+    }
     lowerer.block(&kernel.body);
+    if let Some([_, leave]) = around {
+        lowerer.e.ins().call(leave, &[]);
+    }
     lowerer.e.finish()
 }
 

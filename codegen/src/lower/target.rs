@@ -26,14 +26,36 @@ fn host_cores() -> Cores {
         if has_512 {
             let bytes = std::is_x86_feature_detected!("avx512vnni") && std::is_x86_feature_detected!("avx512bw");
             let bytes = bytes.then_some(Encoding::Evex);
-            return Cores { bits: 512, bf16: std::is_x86_feature_detected!("avx512bf16"), bytes };
+            let bf16 = std::is_x86_feature_detected!("avx512bf16");
+            return Cores { bits: 512, bf16, bytes, tiles: bf16 && bytes.is_some() && has_tiles() };
         }
         if std::is_x86_feature_detected!("avx2") && std::is_x86_feature_detected!("fma") {
             let bytes = std::is_x86_feature_detected!("avxvnni").then_some(Encoding::Vex);
-            return Cores { bits: 256, bf16: false, bytes };
+            return Cores { bits: 256, bf16: false, bytes, tiles: false };
         }
     }
     Cores::PORTABLE
+}
+
+/// Whether this machine has tiles of bf16 and of bytes, and the system lets this process use them.
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+pub(crate) fn has_tiles() -> bool {
+    const BF16: u32 = 1 << 22;
+    const TILES: u32 = 1 << 24;
+    const BYTES: u32 = 1 << 25;
+    const ALL: u32 = BF16 | TILES | BYTES;
+    let has = std::arch::x86_64::__cpuid(0).eax >= 7 && std::arch::x86_64::__cpuid_count(7, 0).edx & ALL == ALL;
+    // Linux saves a thread's tiles once the process has asked for it: ARCH_REQ_XCOMP_PERM of XFEATURE_XTILEDATA, see
+    // Documentation/arch/x86/xstate.rst.
+    const REQUEST: libc::c_int = 0x1023;
+    const TILE_DATA: libc::c_ulong = 18;
+    // SAFETY: the call takes two numbers, and changes nothing but what the process may use.
+    has && unsafe { libc::syscall(libc::SYS_arch_prctl, REQUEST, TILE_DATA) } == 0
+}
+
+#[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
+pub(crate) fn has_tiles() -> bool {
+    false
 }
 
 /// Whether a core wider than 128 bits takes operands stored so.

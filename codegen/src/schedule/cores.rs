@@ -3,31 +3,46 @@
 use super::emit::Emitter;
 use super::weights::Panels;
 use super::{Context, Mode};
-use crate::loops::{Address, Core, Elem, Expr, Format, Stmt, Unpack};
+use crate::loops::{Address, Core, Elem, Expr, Format, GROUP, MAX_ROWS, Stmt, Unpack};
 
-/// Covers so many rows with cores: as many as there can be of the most rows, then a smaller one for the rest. Where the
-/// number is known at run time only, the last core may take rows beyond, fewer than [`Cores::rows`](crate::loops::Cores)
-/// of them.
-pub(super) fn cover(cx: &Context, rows: &Expr, format: Format, e: &mut Emitter, core: impl Fn(usize, Expr) -> Stmt) {
-    let most = cx.cores.rows_by(format).min(cx.tiling.core);
+/// Covers so many rows with cores, of operands in such formats: as many as there can be of the most rows, then smaller ones for the
+/// rest. Where the number is known at run time only, the last core may take rows beyond, fewer than
+/// [`Cores::rows`](crate::loops::Cores) of them.
+pub(super) fn cover(
+    cx: &Context,
+    rows: &Expr,
+    depth: usize,
+    formats: (Format, Format),
+    e: &mut Emitter,
+    core: impl Fn(usize, Expr) -> Stmt,
+) {
+    let vectors = cx.cores.rows_by(formats.1);
+    let tiles = cx.cores.tiles_serve(formats.0, formats.1, depth);
+    let most = if tiles { MAX_ROWS } else { vectors }.min(cx.tiling.core);
     let Some(rows) = rows.as_int() else {
         let whole = e.int(rows.clone().div(most) * most);
         e.repeat(Expr::Int(0), whole.clone(), most, |e, row| e.push(core(most, row)));
         let left = e.int(rows.clone() - whole.clone());
-        e.when(Expr::Int(0).lt(left.clone()), |e| rest(most, &left, &whole, e, &core));
+        // Where tiles serve, they take what is too much for one core of vectors.
+        let few = (1..=8).chain([12]).filter(|n| *n <= vectors && !(tiles && *n > 8));
+        let of_tiles = (GROUP..most).step_by(GROUP).filter(|_| tiles);
+        let sizes: Vec<usize> = few.chain(of_tiles).filter(|n| *n < most).chain([most]).collect();
+        e.when(Expr::Int(0).lt(left.clone()), |e| rest(&sizes, &left, &whole, e, &core));
         return;
     };
     let rows = rows as usize;
     let whole = rows / most * most;
     e.repeat(Expr::Int(0), whole.into(), most, |e, row| e.push(core(most, row)));
-    match rows - whole {
-        0 => {}
-        // At 128 bits three rows with all columns of a panel have more sums than registers.
-        3 if cx.cores.bits == 128 => {
-            e.push(core(2, whole.into()));
-            e.push(core(1, (whole + 2).into()));
-        }
-        left => e.push(core(left, whole.into())),
+    let mut from = whole;
+    while from < rows {
+        let fits = match rows - from {
+            // At 128 bits three rows with all columns of a panel have more sums than registers.
+            3 if cx.cores.bits == 128 => 2,
+            left if left >= GROUP && tiles => left / GROUP * GROUP,
+            left => left.min(vectors),
+        };
+        e.push(core(fits, from.into()));
+        from += fits;
     }
 }
 
@@ -67,7 +82,7 @@ pub(super) fn multiply(
         e.push(Stmt::Unpack(Unpack { depth: panels.depth, from: b, format, to: to.clone() }));
         (b, format) = (to, a.format);
     }
-    cover(cx, count, format, e, |rows, row| {
+    cover(cx, count, panels.depth, (a.format, format), e, |rows, row| {
         Stmt::Core(Core {
             rows,
             depth: panels.depth.into(),
@@ -84,14 +99,13 @@ pub(super) fn multiply(
     e.release(before);
 }
 
-/// The smallest core that takes what is left, at most `most` rows.
-fn rest(most: usize, left: &Expr, from: &Expr, e: &mut Emitter, core: &impl Fn(usize, Expr) -> Stmt) {
-    let Some(fewer) = (1..=8usize).chain([12]).rev().find(|n| *n < most) else {
-        return e.push(core(most, from.clone()));
-    };
-    let then = e.block(|e| e.push(core(most, from.clone())));
+/// The smallest core that takes what is left.
+fn rest(sizes: &[usize], left: &Expr, from: &Expr, e: &mut Emitter, core: &impl Fn(usize, Expr) -> Stmt) {
+    let [fewer @ .., most] = sizes else { return };
+    let Some(next) = fewer.last() else { return e.push(core(*most, from.clone())) };
+    let then = e.block(|e| e.push(core(*most, from.clone())));
     let otherwise = e.block(|e| rest(fewer, left, from, e, core));
-    e.push(Stmt::If { mask: Expr::from(fewer).lt(left.clone()), then, otherwise });
+    e.push(Stmt::If { mask: Expr::from(*next).lt(left.clone()), then, otherwise });
 }
 
 /// Units from one row to the next, of so many, that keep rows apart in the nearest cache: strides of many lines that are

@@ -11,7 +11,7 @@ use super::layout::Layout;
 use super::place::Place;
 use super::weights::{Region, Variant};
 use crate::fuse::{Contraction, Plan, Segment, Storage};
-use crate::loops::{Arg, Buffer, Elem, Format, MAX_ROWS};
+use crate::loops::{Arg, Buffer, Elem, Format, GROUP};
 
 /// How many positions a stream visits at once.
 pub(crate) const RUN: usize = 64;
@@ -166,7 +166,7 @@ impl Homes {
                 .collect();
             let len = sizes.iter().product::<usize>();
             let row = len / sizes.first().copied().unwrap_or(1).max(1);
-            slack = slack.max(MAX_ROWS * row);
+            slack = slack.max(GROUP * row);
             let bytes = (len * 4).next_multiple_of(64);
             let mut at = 0;
             let mut clashes: Vec<(usize, usize)> =

@@ -9,7 +9,7 @@ use super::layout::Layout;
 use super::place::Place;
 use super::{Context, Mode};
 use crate::fuse::{Contract, Contraction, Kernel, is_tokens};
-use crate::loops::{Address, Buffer, Elem, Encode, Expr, Format, MAX_ROWS, Stmt};
+use crate::loops::{Address, Buffer, Elem, Encode, Expr, Format, GROUP, Stmt};
 
 /// The first operand of some cores.
 #[derive(Clone)]
@@ -182,7 +182,7 @@ impl Room<'_> {
     fn rows(&self, cx: &Context, block: &Block) -> (usize, Expr) {
         match self {
             Room::Private => (block.most_rows(), Expr::Int(0)),
-            Room::Arena(_) => (cx.homes.tokens * block.per_token + MAX_ROWS, block.first_row()),
+            Room::Arena(_) => (cx.homes.tokens * block.per_token + GROUP, block.first_row()),
         }
     }
 

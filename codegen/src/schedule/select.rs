@@ -20,7 +20,7 @@ use super::rows;
 use super::weights::{Panels, Units};
 use crate::fuse::{Contract, Contraction, EqId, Kernel, Task, is_tokens, loads};
 use crate::loops::{
-    self, Address, Arg, Buffer, Core, Elem, Encode, Expr, Format, LANES, MAX_ROWS, PANEL, Share, Stmt, Ty,
+    self, Address, Arg, Buffer, Core, Elem, Encode, Expr, Format, GROUP, LANES, PANEL, Share, Stmt, Ty,
 };
 
 /// The axes of a contraction's rows beside the tokens.
@@ -291,7 +291,7 @@ fn gather(
         let depth: usize = c.depth.iter().map(|&a| size(cx, a)).product();
         let line = 64 / format.elem().bytes();
         let stride = apart(format.row(depth).next_multiple_of(line), format);
-        let buffer = room.take(stride * (rows.most + MAX_ROWS), format.elem());
+        let buffer = room.take(stride * (rows.most + GROUP), format.elem());
         gathered.insert((c.a, format), (buffer.clone(), stride));
         copies.push((c, format, depth, buffer, stride));
     }

@@ -132,18 +132,20 @@ impl Tiling {
         let parts = (TILES * workers).div_ceil(sizes.outer.max(1)).next_power_of_two().min(MOST_PARTS);
         // What a tile computes for each page it computes for all of its rows.
         let tile = if sizes.operands > 0 { EXPANDING } else { 48 };
-        Tiling { block: 64, core: cores.rows(), prepared: 4, tile, parts }
+        // Tiles multiply faster than memory brings panels, which are read anew for each block.
+        let block = if cores.tiles { 512 } else { 64 };
+        Tiling { block, core: cores.most_rows(), prepared: 4, tile, parts }
     }
 
     /// The same where no core takes more rows than this machine's.
     pub(crate) fn within(self, cores: &Cores) -> Tiling {
-        Tiling { core: self.core.min(cores.rows()), block: self.block.max(cores.rows()), ..self }
+        Tiling { core: self.core.min(cores.most_rows()), block: self.block.max(cores.rows()), ..self }
     }
 
     /// What else is worth a trial: other values of the numbers that the kernel's skeleton has.
     pub(crate) fn alternatives(self, kernel: &Kernel, mode: &Mode, cores: &Cores) -> Vec<Tiling> {
         let mut all = Vec::new();
-        let narrower = [cores.rows(), cores.rows().div_ceil(2)];
+        let narrower = [cores.most_rows(), cores.most_rows().div_ceil(2)];
         match (&kernel.shape, mode) {
             (Shape::Contract(_), Mode::Many) if !kernel.last_rows => {
                 for core in narrower {

@@ -425,11 +425,11 @@ mod tests {
 
     /// The instructions of a core at 256 bits, and of the unpacking of its panels: of its products alone, or of all else.
     fn instructions(rows: usize, format: Format, encoding: Encoding, of_products: bool) -> Vec<String> {
-        let cores = Cores { bits: 256, bf16: false, bytes: Some(encoding) };
+        let cores = Cores { bits: 256, bf16: false, bytes: Some(encoding), tiles: false };
         let mut w = Writer::new(&cores).unwrap();
         let depth = 2 * format.block();
         let (a, b, a_stride) = (format, format, format.row(depth));
-        let shape = Shape { rows, depth, a, b, a_stride, c_stride: 4 * PANEL, accumulate: false };
+        let shape = Shape { rows, depth, a, b, a_stride, c_stride: 4 * PANEL, accumulate: false, tiles: false };
         write(&mut w, shape, format.codes().unwrap()).unwrap();
         if format.unpacked() != format {
             unpack(&mut w, depth, format).unwrap();

@@ -2,12 +2,15 @@
 
 use iced_x86::{Code, IcedError, Instruction, Register};
 
-use super::super::math::{EXP, LEAST_EXPONENT, MINUS_LN_2};
+use super::super::math::{EXP, MINUS_LN_2};
 use super::{A, B, Writer};
 use crate::loops::{Format, PANEL};
 
 /// Vectors at once.
 const MOST: usize = 4;
+
+/// Below it `e^x` counts as 0: some machines take a hundred cycles for a number below the normal ones.
+const LEAST_EXPONENT: f32 = -87.0;
 
 const SHIFT: Register = Register::ZMM31;
 const LEAST: Register = Register::ZMM30;
@@ -66,6 +69,7 @@ fn some(w: &mut Writer, vectors: usize, format: Format) -> Result<(), IcedError>
     let bytes = PANEL * format.elem().bytes();
     let x = |i: usize| Register::ZMM0 + i as u32;
     let n = |i: usize| Register::ZMM4 + i as u32;
+    let has_power = |i: usize| Register::K1 + i as u32;
     let p = |i: usize| Register::ZMM8 + i as u32;
     let mut each = |f: &mut dyn FnMut(&mut Writer, usize) -> Result<(), IcedError>| -> Result<(), IcedError> {
         (0..vectors).try_for_each(|i| f(w, i))
@@ -76,6 +80,12 @@ fn some(w: &mut Writer, vectors: usize, format: Format) -> Result<(), IcedError>
     })?;
     let three = |code: Code, to: Register, a: Register, b: Register| Instruction::with3(code, to, a, b);
     each(&mut |w, i| w.push(three(Code::EVEX_Vsubps_zmm_k1z_zmm_zmmm512b32_er, x(i), x(i), SHIFT)))?;
+    // Not less than the least, so that what is no number passes through.
+    let not_less = 5;
+    each(&mut |w, i| {
+        let compare = Code::EVEX_Vcmpps_kr_k1_zmm_zmmm512b32_imm8_sae;
+        w.push(Instruction::with4(compare, has_power(i), x(i), LEAST, not_less))
+    })?;
     // The second operand is what is left where one is no number.
     each(&mut |w, i| w.push(three(Code::EVEX_Vmaxps_zmm_k1z_zmm_zmmm512b32_sae, x(i), LEAST, x(i))))?;
     let multiply = Code::EVEX_Vmulps_zmm_k1z_zmm_zmmm512b32_er;
@@ -96,7 +106,12 @@ fn some(w: &mut Writer, vectors: usize, format: Format) -> Result<(), IcedError>
     each(&mut |w, i| w.push(three(horner, p(i), x(i), x(i))))?;
     let plus = Code::EVEX_Vaddps_zmm_k1z_zmm_zmmm512b32_er;
     each(&mut |w, i| w.push(three(plus, p(i), p(i), ONE)))?;
-    each(&mut |w, i| w.push(three(Code::EVEX_Vscalefps_zmm_k1z_zmm_zmmm512b32_er, p(i), p(i), n(i))))?;
+    each(&mut |w, i| {
+        let mut scale = three(Code::EVEX_Vscalefps_zmm_k1z_zmm_zmmm512b32_er, p(i), p(i), n(i))?;
+        scale.set_op_mask(has_power(i));
+        scale.set_zeroing_masking(true);
+        w.push(Ok(scale))
+    })?;
     each(&mut |w, i| w.push(three(plus, total(i), total(i), p(i))))?;
     each(&mut |w, i| {
         let to = w.at(B, i * bytes);

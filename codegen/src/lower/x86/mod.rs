@@ -10,6 +10,7 @@ mod exps;
 mod floats;
 pub(super) mod lanes;
 pub(super) mod peak;
+mod tiles;
 
 use cranelift::codegen::ir::types::{F32, F32X4, I64};
 use cranelift::codegen::ir::{AbiParam, ExtFuncData, ExternalName, FuncRef, Function, Signature, UserExternalName};
@@ -19,7 +20,7 @@ use iced_x86::{Code, FastFormatter, IcedError, Instruction, MemoryOperand, Regis
 
 use self::lanes::Lanes;
 use super::target::serve;
-use crate::loops::{Core, Cores, Encode, Encoding, Expr, Exps, Format, MAX_ROWS, PANEL, Unpack};
+use crate::loops::{Core, Cores, Encode, Encoding, Expr, Exps, Format, GROUP, MAX_ROWS, PANEL, Stmt, Unpack};
 
 /// The shape of a core, which its machine code is made for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +33,8 @@ struct Shape {
     a_stride: usize,
     c_stride: usize,
     accumulate: bool,
+    /// Whether tiles multiply.
+    tiles: bool,
 }
 
 impl Shape {
@@ -50,10 +53,22 @@ impl Shape {
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Leaf {
     Core(Shape),
-    Unpack { depth: usize, format: Format },
-    Encode { depth: usize, format: Format },
-    Exps { depth: usize, format: Format },
+    Unpack {
+        depth: usize,
+        format: Format,
+    },
+    Encode {
+        depth: usize,
+        format: Format,
+    },
+    Exps {
+        depth: usize,
+        format: Format,
+    },
     Lanes(Box<Lanes>),
+    /// What comes before the cores of tiles of a kernel, and after.
+    SetUp,
+    Leave,
 }
 
 impl Leaf {
@@ -68,10 +83,13 @@ impl Leaf {
             a_stride: known(&core.a_stride)? * core.a_format.elem().bytes(),
             c_stride: known(&core.c_stride)? * 4,
             accumulate: core.accumulate,
+            tiles: false,
         };
+        let tiles = shape.rows.is_multiple_of(GROUP) && cores.tiles_serve(shape.a, shape.b, shape.depth);
+        let shape = Shape { tiles, ..shape };
         let near = MAX_ROWS * shape.a_stride.max(shape.c_stride) + 8 * shape.depth < i32::MAX as usize;
-        (near && serve(cores, shape.a, shape.b) && core.rows <= cores.rows_by(core.b_format))
-            .then_some(Leaf::Core(shape))
+        let fits = tiles || core.rows <= cores.rows_by(core.b_format);
+        (near && fits && serve(cores, shape.a, shape.b)).then_some(Leaf::Core(shape))
     }
 
     fn unpack(unpack: &Unpack, cores: &Cores) -> Option<Leaf> {
@@ -98,6 +116,7 @@ impl Leaf {
             Leaf::Core(_) => 3,
             Leaf::Unpack { .. } | Leaf::Encode { .. } | Leaf::Exps { .. } => 2,
             Leaf::Lanes(lanes) => lanes.pointers.len() + usize::from(lanes.rows),
+            Leaf::SetUp | Leaf::Leave => 0,
         };
         signature.params.extend(vec![AbiParam::new(I64); addresses]);
         if matches!(self, Leaf::Exps { .. }) {
@@ -129,6 +148,21 @@ impl Table {
     /// Whether loops over neighbours can go sixteen at a time.
     pub(super) fn is_wide(&self) -> bool {
         self.cores.bits == 512
+    }
+
+    /// What a kernel calls first and last, if any of its cores multiplies tiles.
+    pub(super) fn around(&mut self, func: &mut Function, body: &[Stmt]) -> Option<[FuncRef; 2]> {
+        self.multiplies_tiles(body).then(|| [Leaf::SetUp, Leaf::Leave].map(|leaf| self.callee(func, leaf)))
+    }
+
+    fn multiplies_tiles(&self, body: &[Stmt]) -> bool {
+        let tiles = |core| matches!(Leaf::core(core, &self.cores), Some(Leaf::Core(Shape { tiles: true, .. })));
+        body.iter().any(|stmt| match stmt {
+            Stmt::Core(core) => tiles(core),
+            Stmt::For { body, .. } | Stmt::Parallel { body, .. } => self.multiplies_tiles(body),
+            Stmt::If { then, otherwise, .. } => self.multiplies_tiles(then) || self.multiplies_tiles(otherwise),
+            _ => false,
+        })
     }
 
     /// How a kernel calls a core. `None` if the core is to be emitted in place.
@@ -201,14 +235,18 @@ pub(super) struct Assembled {
 fn assemble(leaf: &Leaf, cores: &Cores, call_conv: CallConv, text: Option<usize>) -> Result<Assembled, IcedError> {
     let mut w = Writer::new(cores)?;
     match leaf {
-        Leaf::Core(shape) => match shape.b.codes() {
-            Some(codes) => codes::write(&mut w, *shape, codes)?,
-            None => floats::write(&mut w, *shape)?,
+        Leaf::Core(shape) => match (shape.b.codes(), shape.tiles) {
+            (Some(codes), false) => codes::write(&mut w, *shape, codes)?,
+            (Some(codes), true) => tiles::bytes(&mut w, *shape, codes)?,
+            (None, false) => floats::write(&mut w, *shape)?,
+            (None, true) => tiles::floats(&mut w, *shape)?,
         },
         Leaf::Unpack { depth, format } => codes::unpack(&mut w, *depth, *format)?,
         Leaf::Encode { depth, format } => encode::write(&mut w, *depth, *format)?,
         Leaf::Exps { depth, format } => exps::write(&mut w, *depth, *format)?,
         Leaf::Lanes(lanes) => lanes::write(&mut w, lanes)?,
+        Leaf::SetUp => tiles::set_up(&mut w)?,
+        Leaf::Leave => tiles::leave(&mut w)?,
     }
     w.code.vzeroupper()?;
     w.code.ret()?;
@@ -229,7 +267,12 @@ fn assemble(leaf: &Leaf, cores: &Cores, call_conv: CallConv, text: Option<usize>
 impl std::fmt::Display for Leaf {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Leaf::Core(Shape { rows, depth, a, b, .. }) => write!(f, "core, {rows} rows {a} by {b}, depth {depth}"),
+            Leaf::Core(Shape { rows, depth, a, b, tiles, .. }) => {
+                let with = if *tiles { "tiles" } else { "core" };
+                write!(f, "{with}, {rows} rows {a} by {b}, depth {depth}")
+            }
+            Leaf::SetUp => f.write_str("set tiles up"),
+            Leaf::Leave => f.write_str("leave tiles"),
             Leaf::Unpack { depth, format } => write!(f, "unpack {format}, depth {depth}"),
             Leaf::Encode { depth, format } => write!(f, "encode {format}, depth {depth}"),
             Leaf::Exps { depth, format } => write!(f, "exponentials as {format}, depth {depth}"),

@@ -1,9 +1,10 @@
-//! Nothing but multiplications and additions in registers, at 256 and 512 bits.
+//! Nothing but multiplications and additions in registers, at 256 and 512 bits and of tiles.
 
 use iced_x86::{Code, IcedError, Instruction, Register};
 
-use super::{BYTES, Writer};
-use crate::loops::{Cores, Format};
+use super::tiles::{self, WHOLE, sums};
+use super::{BYTES, STEP, Writer};
+use crate::loops::{Cores, Format, GROUP};
 use crate::lower::target::serve;
 
 /// The fifth argument of a kernel.
@@ -13,8 +14,24 @@ const SCRATCH: Register = Register::R8;
 pub(in crate::lower) const UNROLL: usize = 4;
 
 /// Sums that are carried side by side: enough to hide the latency of one, and some registers are left.
-pub(in crate::lower) fn chains(cores: &Cores) -> usize {
+fn chains(cores: &Cores) -> usize {
     if cores.bits == 512 { 24 } else { 12 }
+}
+
+/// Tiles of sums that are.
+const TILES: usize = 4;
+
+/// Numbers that the kernel leaves for operands that are stored so.
+pub(in crate::lower) fn numbers(format: Format, cores: &Cores) -> usize {
+    match of_tiles(format, cores) {
+        true => TILES * GROUP * GROUP,
+        false => chains(cores) * cores.bits as usize / 32,
+    }
+}
+
+/// Whether tiles multiply them.
+pub(in crate::lower) fn of_tiles(format: Format, cores: &Cores) -> bool {
+    cores.tiles_serve(format, format, format.block().max(64))
 }
 
 /// A kernel that adds products of ones to sums, again and again, and stores the sums as floats at the start of its
@@ -25,21 +42,64 @@ pub(in crate::lower) fn assemble(
     iterations: usize,
 ) -> Option<Result<Vec<u8>, IcedError>> {
     let has = serve(cores, format, format) && (cores.bits == 512 || format != Format::Bf16);
-    has.then(|| write(format, cores, iterations))
+    has.then(
+        || if of_tiles(format, cores) { tiles(format, cores, iterations) } else { write(format, cores, iterations) },
+    )
+}
+
+/// The same with tiles.
+fn tiles(format: Format, cores: &Cores, iterations: usize) -> Result<Vec<u8>, IcedError> {
+    let mut w = Writer::new(cores)?;
+    let [a, b] = WHOLE;
+    let sum = Register::ZMM0;
+    tiles::set_up(&mut w)?;
+    w.constant(sum, ones(format))?;
+    w.push(Instruction::with2(Code::Mov_rm64_imm32, tiles::LINE, STEP as i32))?;
+    let line = |w: &Writer, nth: usize| w.at(SCRATCH, nth * STEP);
+    for nth in 0..GROUP {
+        let to = line(&w, nth);
+        w.push(Instruction::with2(Code::EVEX_Vmovups_zmmm512_k1z_zmm, to, sum))?;
+    }
+    for tile in WHOLE {
+        let from = w.tile(SCRATCH, 0, tiles::LINE);
+        w.load_tile(tile, from)?;
+    }
+    (0..TILES).try_for_each(|tile| w.push(Instruction::with1(Code::VEX_Tilezero_tmm, sums(tile))))?;
+    let code = if format.is_coded() { Code::VEX_Tdpbsud_tmm_tmm_tmm } else { Code::VEX_Tdpbf16ps_tmm_tmm_tmm };
+    w.times(iterations, |w| {
+        (0..UNROLL * TILES).try_for_each(|step| w.push(Instruction::with3(code, sums(step % TILES), a, b)))
+    })?;
+    for tile in 0..TILES {
+        let to = w.tile(SCRATCH, tile * GROUP * STEP, tiles::LINE);
+        w.push(Instruction::with2(Code::VEX_Tilestored_sibmem_tmm, to, sums(tile)))?;
+    }
+    for nth in (0..TILES * GROUP).filter(|_| format.is_coded()) {
+        let from = line(&w, nth);
+        w.push(Instruction::with2(Code::EVEX_Vcvtdq2ps_zmm_k1z_zmmm512b32_er, sum, from))?;
+        w.push(Instruction::with2(Code::EVEX_Vmovups_zmmm512_k1z_zmm, from, sum))?;
+    }
+    tiles::leave(&mut w)?;
+    w.code.vzeroupper()?;
+    w.code.ret()?;
+    w.code.assemble(0)
+}
+
+/// As many ones as are multiplied at once in a lane.
+fn ones(format: Format) -> u32 {
+    match format {
+        Format::F32 => 1f32.to_bits(),
+        Format::Bf16 => 0x3f80_3f80,
+        Format::Codes(_) => 0x0101_0101,
+    }
 }
 
 fn write(format: Format, cores: &Cores, iterations: usize) -> Result<Vec<u8>, IcedError> {
     let (mut w, chains) = (Writer::new(cores)?, chains(cores));
-    let ones = match format {
-        Format::F32 => 1f32.to_bits(),
-        Format::Bf16 => 0x3f80_3f80,
-        Format::Codes(_) => 0x0101_0101,
-    };
     let floats = [Code::EVEX_Vfmadd231ps_zmm_k1z_zmm_zmmm512b32_er, Code::VEX_Vfmadd231ps_ymm_ymm_ymmm256];
     let first = w.first();
     let sum = |chain: usize| first + chain as u32;
     let one = sum(chains);
-    w.constant(one, ones)?;
+    w.constant(one, ones(format))?;
     (0..chains).try_for_each(|chain| w.zero(sum(chain)))?;
     w.times(iterations, |w| {
         (0..UNROLL * chains).map(|step| sum(step % chains)).try_for_each(|sum| match format {

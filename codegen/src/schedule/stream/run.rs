@@ -55,7 +55,7 @@ impl Run<'_> {
             let to = flat(&place);
             e.repeat(Expr::Int(0), (RUN / PANEL).into(), 1, |e, panel| {
                 let b = stored.clone().plus(panel.clone() * format.panel(queries.depth));
-                cover(cx, &self.rows, format, e, |rows, row| {
+                cover(cx, &self.rows, queries.depth, (queries.format, format), e, |rows, row| {
                     Stmt::Core(Core {
                         rows,
                         depth: queries.depth.into(),
@@ -285,7 +285,7 @@ impl Run<'_> {
         let to = flat(place);
         e.repeat(Expr::Int(0), (width / PANEL).into(), 1, |e, panel| {
             let b = b.clone().plus(panel.clone() * format.panel(RUN));
-            cover(cx, &self.rows, format, e, |rows, row| {
+            cover(cx, &self.rows, RUN, (weights.format, format), e, |rows, row| {
                 Stmt::Core(Core {
                     rows,
                     depth: RUN.into(),

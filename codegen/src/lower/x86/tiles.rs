@@ -1,0 +1,214 @@
+//! The cores of tiles: sixteen rows by sixteen columns, multiplied and added at once (AMX).
+//!
+//! A panel lies as tiles want it: sixteen of its steps are one. Each core has up to four tiles of sums, which hide each other's
+//! latency. Tiles are set up once for a kernel, all of them for whatever it calls: the last step of a panel, or a block of codes,
+//! may be half a tile.
+
+use iced_x86::{Code, IcedError, Instruction, MemoryOperand, Register};
+
+use super::{A, B, C, STEP, Shape, Writer};
+use crate::loops::{Codes, GROUP, HALF_TILE};
+
+/// Bytes from row to row of a tile of the panel, and of one of sums on the stack.
+pub(super) const LINE: Register = Register::R11;
+
+/// Bytes from row to row of the first operand.
+const A_STRIDE: Register = Register::R10;
+
+/// Bytes from row to row of the result.
+const C_STRIDE: Register = Register::R9;
+
+/// Where sums of codes pass through.
+const SUMS: Register = Register::RAX;
+
+/// Where the scales of the rows are, and the sums of their bytes.
+const ROW_SCALES: Register = Register::R8;
+const ROW_SUMS: Register = Register::R9;
+
+/// Bytes of a tile.
+const TILE: usize = GROUP * STEP;
+
+/// Tiles of the first operand and of the panel: whole ones, and halves.
+pub(super) const WHOLE: [Register; 2] = [Register::TMM4, Register::TMM6];
+const HALF: [Register; 2] = [Register::TMM5, Register::TMM7];
+
+/// Rows, and bytes of a row, of each tile: first the sums.
+const SHAPES: [(usize, usize); 8] = [
+    (GROUP, STEP),
+    (GROUP, STEP),
+    (GROUP, STEP),
+    (GROUP, STEP),
+    (GROUP, STEP),
+    (GROUP, STEP / 2),
+    (GROUP, STEP),
+    (HALF_TILE, STEP),
+];
+
+/// Writes the code that sets the tiles up, before the first core.
+pub(super) fn set_up(w: &mut Writer) -> Result<(), IcedError> {
+    let mut config = [0u8; 64];
+    config[0] = 1;
+    for (nth, (rows, bytes)) in SHAPES.into_iter().enumerate() {
+        config[16 + 2 * nth] = bytes as u8;
+        config[48 + nth] = rows as u8;
+    }
+    // Below the stack is room for so much.
+    let at = |byte: usize| MemoryOperand::with_base_displ(Register::RSP, byte as i64 - config.len() as i64);
+    for (nth, bytes) in config.as_chunks::<4>().0.iter().enumerate() {
+        w.push(Instruction::with2(Code::Mov_rm32_imm32, at(4 * nth), u32::from_le_bytes(*bytes)))?;
+    }
+    w.push(Instruction::with1(Code::VEX_Ldtilecfg_m512, at(0)))
+}
+
+/// Writes the code that leaves them, after the last core.
+pub(super) fn leave(w: &mut Writer) -> Result<(), IcedError> {
+    w.push(Ok(Instruction::with(Code::VEX_Tilerelease)))
+}
+
+/// Writes the code of a core of bf16.
+pub(super) fn floats(w: &mut Writer, shape: Shape) -> Result<(), IcedError> {
+    strides(w, &shape)?;
+    for group in 0..groups(&shape) {
+        match shape.accumulate {
+            true => w.load_tile(sums(group), w.tile(C, group * GROUP * shape.c_stride, C_STRIDE))?,
+            false => w.push(Instruction::with1(Code::VEX_Tilezero_tmm, sums(group)))?,
+        }
+    }
+    products(w, &shape, shape.steps(), Code::VEX_Tdpbf16ps_tmm_tmm_tmm)?;
+    for group in 0..groups(&shape) {
+        let to = w.tile(C, group * GROUP * shape.c_stride, C_STRIDE);
+        w.push(Instruction::with2(Code::VEX_Tilestored_sibmem_tmm, to, sums(group)))?;
+    }
+    Ok(())
+}
+
+/// Writes the code of a core of bytes. The sums of a block pass through the stack, are scaled and added to the result.
+pub(super) fn bytes(w: &mut Writer, shape: Shape, codes: Codes) -> Result<(), IcedError> {
+    let blocks = shape.depth / codes.block;
+    strides(w, &shape)?;
+    for (register, at) in [(ROW_SCALES, shape.depth), (ROW_SUMS, shape.depth + 4 * blocks)] {
+        w.push(Instruction::with2(Code::Lea_r64_m, register, w.at(A, at)))?;
+    }
+    let room = (groups(&shape) * TILE + STEP) as i32;
+    w.push(Instruction::with2(Code::Sub_rm64_imm32, Register::RSP, room))?;
+    w.push(Instruction::with2(Code::Lea_r64_m, SUMS, w.at(Register::RSP, STEP - 1)))?;
+    w.push(Instruction::with2(Code::And_rm64_imm32, SUMS, -(STEP as i32)))?;
+    if !shape.accumulate {
+        w.zero(TOTAL)?;
+        for row in 0..shape.rows {
+            w.push(Instruction::with2(STORE, w.result(&shape, row, 0), TOTAL))?;
+        }
+    }
+    w.times(blocks, |w| block(w, &shape, codes))?;
+    w.push(Instruction::with2(Code::Add_rm64_imm32, Register::RSP, room))
+}
+
+/// What scales the sums of a block: of its columns; and what passes by.
+const SCALES: Register = Register::ZMM31;
+const SCALE: Register = Register::ZMM30;
+const TOTAL: Register = Register::ZMM29;
+
+const STORE: Code = Code::EVEX_Vmovups_zmmm512_k1z_zmm;
+
+fn block(w: &mut Writer, shape: &Shape, codes: Codes) -> Result<(), IcedError> {
+    for group in 0..groups(shape) {
+        w.push(Instruction::with1(Code::VEX_Tilezero_tmm, sums(group)))?;
+    }
+    let of_block = Shape { depth: codes.block, ..*shape };
+    products(w, &of_block, of_block.steps(), Code::VEX_Tdpbsud_tmm_tmm_tmm)?;
+    for group in 0..groups(shape) {
+        let to = w.tile(SUMS, group * TILE, LINE);
+        w.push(Instruction::with2(Code::VEX_Tilestored_sibmem_tmm, to, sums(group)))?;
+    }
+    // The panel has moved on over the codes.
+    w.push(Instruction::with2(Code::EVEX_Vpmovzxwd_zmm_k1z_ymmm256, SCALES, w.at(B, 0)))?;
+    w.push(Instruction::with3(Code::EVEX_Vpslld_zmm_k1z_zmmm512b32_imm8, SCALES, SCALES, 16))?;
+    w.advance(B, shape.b.rows(codes.block) - shape.b.values())?;
+    for row in 0..shape.rows {
+        let (of_row, place) = (row * shape.a_stride, w.result(shape, row, 0));
+        let sum = Register::ZMM0 + (row % 16) as u32;
+        w.push(Instruction::with2(Code::EVEX_Vmovdqu32_zmm_k1z_zmmm512, sum, w.at(SUMS, row * STEP)))?;
+        w.push(Instruction::with3(Code::EVEX_Vpaddd_zmm_k1z_zmm_zmmm512b32, sum, sum, w.each(ROW_SUMS, of_row)))?;
+        w.push(Instruction::with2(Code::EVEX_Vcvtdq2ps_zmm_k1z_zmmm512b32_er, sum, sum))?;
+        let scale =
+            Instruction::with3(Code::EVEX_Vmulps_zmm_k1z_zmm_zmmm512b32_er, SCALE, SCALES, w.each(ROW_SCALES, of_row));
+        w.push(scale)?;
+        w.push(Instruction::with3(Code::EVEX_Vfmadd213ps_zmm_k1z_zmm_zmmm512b32_er, sum, SCALE, place))?;
+        w.push(Instruction::with2(STORE, place, sum))?;
+    }
+    w.advance(ROW_SCALES, 4)?;
+    w.advance(ROW_SUMS, 4)
+}
+
+/// Tiles of steps that are written one after the other.
+const UNROLL: usize = 4;
+
+/// Adds the products of so many steps; then both operands move on.
+fn products(w: &mut Writer, shape: &Shape, steps: usize, multiply: Code) -> Result<(), IcedError> {
+    let tiles = steps / GROUP;
+    w.times(tiles / UNROLL, |w| some(w, shape, UNROLL, multiply))?;
+    some(w, shape, tiles % UNROLL, multiply)?;
+    if !steps.is_multiple_of(GROUP) {
+        one(w, shape, 0, HALF, multiply)?;
+        moved(w, shape, HALF_TILE)?;
+    }
+    Ok(())
+}
+
+/// The same for some whole tiles.
+fn some(w: &mut Writer, shape: &Shape, tiles: usize, multiply: Code) -> Result<(), IcedError> {
+    for tile in 0..tiles {
+        one(w, shape, tile, WHOLE, multiply)?;
+    }
+    moved(w, shape, tiles * GROUP)
+}
+
+/// Adds the products of one tile of the panel with one of each group of rows.
+fn one(w: &mut Writer, shape: &Shape, tile: usize, [a, b]: [Register; 2], multiply: Code) -> Result<(), IcedError> {
+    let panel = w.tile(B, tile * TILE, LINE);
+    w.load_tile(b, panel)?;
+    for group in 0..groups(shape) {
+        let rows = w.tile(A, group * GROUP * shape.a_stride + tile * GROUP * shape.a_step(), A_STRIDE);
+        w.load_tile(a, rows)?;
+        w.push(Instruction::with3(multiply, sums(group), a, b))?;
+    }
+    Ok(())
+}
+
+/// Moves both operands on by so many steps.
+fn moved(w: &mut Writer, shape: &Shape, steps: usize) -> Result<(), IcedError> {
+    if steps == 0 {
+        return Ok(());
+    }
+    w.advance(A, steps * shape.a_step())?;
+    w.advance(B, steps * STEP)
+}
+
+/// How many tiles the rows are.
+fn groups(shape: &Shape) -> usize {
+    shape.rows / GROUP
+}
+
+/// The sums of a group of rows.
+pub(super) fn sums(group: usize) -> Register {
+    Register::TMM0 + group as u32
+}
+
+/// Loads what the rows of tiles are apart.
+fn strides(w: &mut Writer, shape: &Shape) -> Result<(), IcedError> {
+    for (register, bytes) in [(A_STRIDE, shape.a_stride), (C_STRIDE, shape.c_stride), (LINE, STEP)] {
+        w.push(Instruction::with2(Code::Mov_rm64_imm32, register, bytes as i32))?;
+    }
+    Ok(())
+}
+
+impl Writer {
+    /// A tile in memory, its rows as far apart as a register says.
+    pub(super) fn tile(&self, base: Register, bytes: usize, stride: Register) -> MemoryOperand {
+        MemoryOperand::with_base_index_scale_displ_size(base, stride, 1, bytes as i64, 1)
+    }
+
+    pub(super) fn load_tile(&mut self, to: Register, from: MemoryOperand) -> Result<(), IcedError> {
+        self.push(Instruction::with2(Code::VEX_Tileloadd_tmm_sibmem, to, from))
+    }
+}
