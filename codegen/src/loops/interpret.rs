@@ -234,12 +234,13 @@ impl Machine<'_> {
         let code = self.memory_at(&core.a, a.wrapping_add(k), 1, 1)?[0] as i8;
         let at = a.wrapping_add(depth + k / block * 4);
         let scale = f32::from_bits(word(self.memory_at(&core.a, at, 1, 4)?));
-        let summed = core.b_format.codes().map_or(block, |codes| codes.summed() as i64);
+        let Some(of) = core.b_format.codes() else { return Err("a row of no codes".to_string()) };
+        let summed = of.summed() as i64;
         let codes = self.memory_at(&core.a, a.wrapping_add(k / summed * summed), 1, summed as usize)?;
         let sum: i32 = codes.iter().map(|code| i32::from(*code as i8)).sum();
-        let at = a.wrapping_add(depth + depth / block * 4 + k / summed * 4);
+        let at = a.wrapping_add(of.sums_of_row(depth as usize) as i64 + k / summed * 4);
         let stored = word(self.memory_at(&core.a, at, 1, 4)?);
-        let wanted = sum_of_row(core.b_format, sum, scale);
+        let wanted = sum_of_row(of, sum, scale);
         if stored != wanted {
             return Err(format!("a row of codes has the sum {stored:#x} for codes that sum to {sum}, not {wanted:#x}"));
         }
@@ -274,7 +275,9 @@ impl Machine<'_> {
         let bytes: Vec<u8> = if *format == Format::Bf16 {
             row.iter().flat_map(|x| bf16::from_f32(*x).to_le_bytes()).collect()
         } else {
-            let (mut codes, mut scales, mut sums) = (Vec::new(), Vec::new(), Vec::new());
+            let Some(of) = format.codes() else { return Err(format!("a row is encoded as {format}")) };
+            let unpacked = format.unpacked().codes().unwrap_or(of);
+            let (mut codes, mut scales, mut sums, mut of_parts) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
             for block in row.chunks(format.block()) {
                 let largest = block.iter().fold(SMALLEST, |largest, x| x.abs().max(largest));
                 let factor = 127.0 / largest;
@@ -282,12 +285,13 @@ impl Machine<'_> {
                 codes.extend(block.iter().map(|code| *code as u8));
                 let scale = largest * (1.0 / 127.0);
                 scales.extend(scale.to_le_bytes());
-                for part in block.chunks(format.codes().map_or(block.len(), Codes::summed)) {
-                    let sum: i32 = part.iter().map(|code| i32::from(*code)).sum();
-                    sums.extend(sum_of_row(*format, sum, scale).to_le_bytes());
+                let sum = |codes: &[i8]| codes.iter().map(|code| i32::from(*code)).sum();
+                sums.extend(sum_of_row(unpacked, sum(&block), scale).to_le_bytes());
+                for part in block.chunks(of.summed()).filter(|_| of.steps.is_some()) {
+                    of_parts.extend(sum_of_row(of, sum(part), scale).to_le_bytes());
                 }
             }
-            [codes, scales, sums].concat()
+            [codes, scales, sums, of_parts].concat()
         };
         self.memory_at(to, start, format.elem().bytes() as i64, bytes.len())?.copy_from_slice(&bytes);
         Ok(())
@@ -431,11 +435,10 @@ impl Machine<'_> {
 }
 
 /// What a row of codes has of the sum of some of its codes (see [`Format`]), as bits.
-fn sum_of_row(format: Format, sum: i32, scale: f32) -> u32 {
-    match format.codes() {
-        Some(codes) if codes.minimum => (scale * sum as f32).to_bits(),
-        Some(codes) => (-codes.summed_as() * sum) as u32,
-        None => 0,
+fn sum_of_row(codes: Codes, sum: i32, scale: f32) -> u32 {
+    match codes.minimum {
+        true => (scale * sum as f32).to_bits(),
+        false => (-codes.summed_as() * sum) as u32,
     }
 }
 

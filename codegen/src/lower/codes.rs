@@ -234,7 +234,8 @@ impl Rows<'_> {
         results: &mut [Value],
     ) {
         let length = self.format.block();
-        let (blocks, parts) = (self.depth / length, length / self.codes.summed());
+        let parts = length / self.codes.summed();
+        let first = (self.codes.sums_of_row(self.depth) - self.depth) as i32;
         let beside = |e: &mut Emitter, (pointer, offset): (Value, i32), each: usize| {
             let each = e.int(4 * each as i64);
             let further = e.ins().imul(block, each);
@@ -245,7 +246,7 @@ impl Rows<'_> {
             .iter()
             .map(|row| {
                 let (pointer, at) = beside(e, *row, parts);
-                (pointer, at + 4 * (blocks + part) as i32)
+                (pointer, at + first + 4 * part as i32)
             })
             .collect();
         let steps: Vec<Option<(Value, Value)>> = (0..VECTORS).map(|vector| panel.steps(e, part, vector)).collect();
@@ -360,6 +361,8 @@ pub(super) fn encode(e: &mut Emitter, from: (Value, i32), to: (Value, i32), dept
         let target = within(e, to.0, length);
         let (parts, summed) = (length / codes.summed(), codes.summed());
         let sums = within(e, to.0, 4 * parts);
+        let at = to.1 + codes.sums_of_row(depth) as i32;
+        let mut total: Option<Value> = None;
         for part in 0..parts {
             let mut sum = e.int_of(I32X4, 0);
             for i in part * summed / 16..(part + 1) * summed / 16 {
@@ -388,12 +391,22 @@ pub(super) fn encode(e: &mut Emitter, from: (Value, i32), to: (Value, i32), dept
                 }
                 false => e.ins().imul_imm_s(sum, i64::from(-codes.summed_as())),
             };
-            e.ins().store(memory(), sum, sums, to.1 + depth as i32 + 4 * (blocks as i32 + part as i32));
+            e.ins().store(memory(), sum, sums, at + 4 * part as i32);
+            total = Some(total.map_or(sum, |total| e.ins().iadd(total, sum)));
         }
         let target = within(e, to.0, 4);
         e.ins().store(memory(), scale, target, to.1 + depth as i32);
+        if let (Some(total), Some(unpacked)) = (total.filter(|_| codes.steps.is_some()), unpacked(codes)) {
+            let total = e.ins().imul_imm_s(total, i64::from(unpacked.summed_as()));
+            e.ins().store(memory(), total, target, to.1 + unpacked.sums_of_row(depth) as i32);
+        }
         Vec::new()
     });
+}
+
+/// What panels of such codes are unpacked to.
+fn unpacked(codes: Codes) -> Option<Codes> {
+    Format::Codes(codes).unpacked().codes()
 }
 
 /// The larger of two numbers in each lane; the second where the first is none.

@@ -65,8 +65,8 @@ impl Matrix {
     }
 }
 
-/// The products of so many rows with one of the panels of a weight, at `b`. Where the rows are in the format that it is unpacked
-/// to, it is unpacked once for all cores.
+/// The products of so many rows with one of the panels of a weight, at `b`. A panel of codes in steps is unpacked once for all cores,
+/// where there are more rows than one core takes.
 pub(super) fn multiply(
     cx: &Context,
     count: &Expr,
@@ -76,27 +76,41 @@ pub(super) fn multiply(
     c: &Matrix,
     e: &mut Emitter,
 ) {
-    let (mut b, mut format, before) = (b.clone(), panels.format, e.scratch);
-    if a.format != format && a.format == format.unpacked() {
-        let to = Address::new(e.memory(a.format.panel(panels.depth), Elem::U8), 0);
-        e.push(Stmt::Unpack(Unpack { depth: panels.depth, from: b, format, to: to.clone() }));
-        (b, format) = (to, a.format);
+    let (depth, format) = (panels.depth, panels.format);
+    let products = |(a_format, b_format), b: &Address, e: &mut Emitter| {
+        cover(cx, count, depth, (a_format, b_format), e, |rows, row| {
+            Stmt::Core(Core {
+                rows,
+                depth: depth.into(),
+                a: a.row(row.clone()),
+                a_format,
+                a_stride: a.stride.into(),
+                b: b.clone(),
+                b_format,
+                c: c.row(row),
+                c_stride: c.stride.into(),
+                accumulate: false,
+            })
+        });
+    };
+    let unpacked = |e: &mut Emitter| {
+        let (before, to) = (e.scratch, format.unpacked());
+        let at = Address::new(e.memory(to.panel(depth), Elem::U8), 0);
+        e.push(Stmt::Unpack(Unpack { depth, from: b.clone(), format, to: at.clone() }));
+        products((to, to), &at, e);
+        e.release(before);
+    };
+    let few = cx.cores.rows_by(format);
+    match count.as_int() {
+        _ if format == format.unpacked() => products((a.format, format), b, e),
+        Some(count) if count <= few as i64 => products((a.format, format), b, e),
+        Some(_) => unpacked(e),
+        None => {
+            let then = e.block(|e| products((a.format, format), b, e));
+            let otherwise = e.block(unpacked);
+            e.push(Stmt::If { mask: count.clone().lt(few + 1), then, otherwise });
+        }
     }
-    cover(cx, count, panels.depth, (a.format, format), e, |rows, row| {
-        Stmt::Core(Core {
-            rows,
-            depth: panels.depth.into(),
-            a: a.row(row.clone()),
-            a_format: a.format,
-            a_stride: a.stride.into(),
-            b: b.clone(),
-            b_format: format,
-            c: c.row(row),
-            c_stride: c.stride.into(),
-            accumulate: false,
-        })
-    });
-    e.release(before);
 }
 
 /// The smallest core that takes what is left.
@@ -121,8 +135,7 @@ impl Context<'_> {
     pub(super) fn multiplied(&self, panel: Format, mode: &Mode) -> Format {
         match panel {
             Format::Bf16 if !self.cores.bf16 || matches!(mode, Mode::One(_)) => Format::F32,
-            panel if matches!(mode, Mode::One(_)) => panel,
-            panel => panel.unpacked(),
+            panel => panel,
         }
     }
 }

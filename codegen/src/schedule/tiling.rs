@@ -132,7 +132,7 @@ impl Tiling {
         let parts = (TILES * workers).div_ceil(sizes.outer.max(1)).next_power_of_two().min(MOST_PARTS);
         // What a tile computes for each page it computes for all of its rows.
         let tile = if sizes.operands > 0 { EXPANDING } else { 48 };
-        // Tiles multiply faster than memory brings panels, which are read anew for each block.
+        // Panels are read anew for each block, and tiles multiply faster than memory brings them.
         let block = if cores.tiles { 512 } else { 64 };
         Tiling { block, core: cores.most_rows(), prepared: 4, tile, parts }
     }

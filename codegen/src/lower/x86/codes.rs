@@ -22,7 +22,7 @@ pub(super) fn write(w: &mut Writer, shape: Shape, codes: Codes) -> Result<(), Ic
     let Shape { rows, depth, .. } = shape;
     let chains = (CHAINS / rows).max(1);
     let blocks = depth / codes.block;
-    for (register, at) in [(ROW_SCALES, depth), (ROW_SUMS, depth + 4 * blocks)] {
+    for (register, at) in [(ROW_SCALES, depth), (ROW_SUMS, codes.sums_of_row(depth))] {
         let at = w.at(A, at);
         w.push(Instruction::with2(Code::Lea_r64_m, register, at))?;
     }

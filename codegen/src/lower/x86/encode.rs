@@ -44,9 +44,9 @@ pub(super) fn write(w: &mut Writer, depth: usize, format: Format) -> Result<(), 
         w.push(Instruction::with2(Code::EVEX_Vmovd_xmm_rm32, register, COUNT))?;
     }
     let blocks = depth / codes.block;
-    let sums = w.at(B, depth + 4 * blocks);
+    let sums = w.at(B, codes.sums_of_row(depth));
     w.push(Instruction::with2(Code::Lea_r64_m, SUMS, sums))?;
-    w.times(blocks, |w| block(w, codes))
+    w.times(blocks, |w| block(w, codes, depth))
 }
 
 /// Registers for vectors that pass by.
@@ -62,7 +62,7 @@ fn folded(i: usize) -> Register {
 /// How many vectors are folded at the end.
 const FOLDED: usize = 8;
 
-fn block(w: &mut Writer, codes: Codes) -> Result<(), IcedError> {
+fn block(w: &mut Writer, codes: Codes, depth: usize) -> Result<(), IcedError> {
     let vectors = codes.block / PANEL;
     let [max, add] = [Code::EVEX_Vmaxps_zmm_k1z_zmm_zmmm512b32_sae, Code::EVEX_Vpaddd_zmm_k1z_zmm_zmmm512b32];
     for i in 0..vectors {
@@ -84,6 +84,8 @@ fn block(w: &mut Writer, codes: Codes) -> Result<(), IcedError> {
     let factors = Register::ZMM17;
     w.push(Instruction::with2(Code::EVEX_Vbroadcastss_zmm_k1z_xmmm32, factors, factor))?;
     let parts = codes.block / codes.summed();
+    let total = Register::XMM18;
+    w.push(Instruction::with3(Code::EVEX_Vpxord_xmm_k1z_xmm_xmmm128b32, total, total, total))?;
     for part in 0..parts {
         let vectors = codes.summed() / PANEL;
         for i in 0..vectors {
@@ -102,6 +104,13 @@ fn block(w: &mut Writer, codes: Codes) -> Result<(), IcedError> {
         sum_of_row(w, codes, sum, scale)?;
         let to = w.at(SUMS, 4 * part);
         w.push(Instruction::with2(Code::VEX_Vmovd_rm32_xmm, to, sum))?;
+        w.push(Instruction::with3(Code::EVEX_Vpaddd_xmm_k1z_xmm_xmmm128b32, total, total, sum))?;
+    }
+    if let (Some(_), Some(unpacked)) = (codes.steps, Format::Codes(codes).unpacked().codes()) {
+        let to = w.at(SCALES, unpacked.sums_of_row(depth) - depth);
+        let shift = unpacked.summed_as().trailing_zeros() as i32;
+        w.push(Instruction::with3(Code::EVEX_Vpslld_xmm_k1z_xmmm128b32_imm8, total, total, shift))?;
+        w.push(Instruction::with2(Code::EVEX_Vmovd_rm32_xmm, to, total))?;
     }
     w.advance(A, vectors * VECTOR)?;
     w.advance(B, codes.block)?;

@@ -86,7 +86,7 @@ pub(super) fn floats(w: &mut Writer, shape: Shape) -> Result<(), IcedError> {
 pub(super) fn bytes(w: &mut Writer, shape: Shape, codes: Codes) -> Result<(), IcedError> {
     let blocks = shape.depth / codes.block;
     strides(w, &shape)?;
-    for (register, at) in [(ROW_SCALES, shape.depth), (ROW_SUMS, shape.depth + 4 * blocks)] {
+    for (register, at) in [(ROW_SCALES, shape.depth), (ROW_SUMS, codes.sums_of_row(shape.depth))] {
         w.push(Instruction::with2(Code::Lea_r64_m, register, w.at(A, at)))?;
     }
     let room = (groups(&shape) * TILE + STEP) as i32;

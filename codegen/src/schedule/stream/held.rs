@@ -238,9 +238,7 @@ impl Held {
         let graph = &cx.plan.graph;
         let panels = &cx.variant.panels[&operand.eq];
         let wanted = |source: &&Source| {
-            source.of == c.a
-                && source.depth == c.depth
-                && (!panels.format.is_coded() || [panels.format, panels.format.unpacked()].contains(&source.format))
+            source.of == c.a && source.depth == c.depth && (!panels.format.is_coded() || panels.format == source.format)
         };
         let (Some(source), Some(expanded)) = (self.sources.iter().find(wanted), &self.expanded) else { return };
         let task = expansion(operand.eq, c, &shape.outer);
