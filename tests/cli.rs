@@ -646,14 +646,15 @@ fn bench_relates_steps_of_several_tokens_to_steps_of_one() {
 fn bench_and_explain_name_the_multiplier() {
     for (storage, names) in [
         (["--precision", "f32"], &["f32 at "][..]),
-        (["--precision", "bf16"], &["f32 at ", "pairs of bf16 at "]),
-        (["--quant", "q8"], &["f32 at ", "fours of bytes at "]),
-        (["--quant", "q4"], &["f32 at ", "fours of bytes at "]),
+        (["--precision", "bf16"], &["f32 at ", "pairs of bf16 at ", "pairs of bf16 in tiles"]),
+        (["--quant", "q8"], &["f32 at ", "fours of bytes at ", "fours of bytes in tiles"]),
+        (["--quant", "q4"], &["f32 at ", "fours of bytes at ", "fours of bytes in tiles"]),
     ] {
         let rows = bench(&[&["-p", "8", "-n", "2"], &storage[..]].concat());
         let multiplier = rows[0]["multiplier"].as_str().unwrap();
         assert!(names.iter().any(|name| multiplier.starts_with(name)), "{storage:?}: {multiplier}");
-        assert!(multiplier.ends_with(" bits") && rows[1]["multiplier"].is_null(), "{rows:?}");
+        assert!(multiplier.ends_with(" bits") || multiplier.ends_with(" tiles"));
+        assert!(rows[1]["multiplier"].is_null(), "{rows:?}");
         let explained = run(&[&["explain", "--json", "--kernel", "logits"], &storage[..]].concat());
         let explained: Value = serde_json::from_str(&stdout(&explained)).unwrap();
         assert_eq!(explained["multiplier"], multiplier);
