@@ -121,6 +121,15 @@ impl Machine<'_> {
                 self.memory_at(at, offset, elem.bytes() as i64, bytes.len())?.copy_from_slice(&bytes);
                 Ok(())
             }
+            Stmt::Spread(spread) => {
+                let Value::Floats(values) = self.expr(&spread.value)? else { return Err("no floats".to_string()) };
+                let offset = self.int(&spread.at.offset)?;
+                for (value, place) in values.into_iter().zip(spread.places()) {
+                    let bytes = bf16::from_f32(value).to_le_bytes();
+                    self.memory_at(&spread.at, offset.wrapping_add(place as i64), 2, 2)?.copy_from_slice(&bytes);
+                }
+                Ok(())
+            }
             Stmt::For { var, from, to, step, body } => {
                 let (from, to) = (self.int(from)?, self.int(to)?);
                 self.repeat(*var, from, to, *step, body)

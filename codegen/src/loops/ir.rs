@@ -237,6 +237,8 @@ pub enum Stmt {
         /// One iteration.
         body: Vec<Stmt>,
     },
+    /// Four floats as bf16 that are apart in memory.
+    Spread(Spread),
     /// A contraction core.
     Core(Core),
     /// A panel for cores of many rows.
@@ -247,6 +249,27 @@ pub enum Stmt {
     Exps(Exps),
     /// What the next statements compute, in the model's words, for the reader.
     Note(String),
+}
+
+/// Stores four floats as `Bf16`, each of them, or two and two, some way from the one before: the lane `i` goes to
+/// `at + i / together * apart + i % together`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Spread {
+    /// Where the first goes.
+    pub at: Address,
+    /// How many are neighbours: 1 or 2.
+    pub together: usize,
+    /// Elements from the first of them to the first of the next, at least `together`.
+    pub apart: usize,
+    /// The four, `Floats`.
+    pub value: Expr,
+}
+
+impl Spread {
+    /// Where the lanes go, in elements from the first.
+    pub fn places(&self) -> [usize; LANES] {
+        std::array::from_fn(|lane| lane / self.together * self.apart + lane % self.together)
+    }
 }
 
 /// Which contraction cores a machine has.

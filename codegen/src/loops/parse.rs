@@ -1,8 +1,8 @@
 //! Reads the text form of a kernel.
 
 use super::{
-    Address, Arg, Binary, Buffer, Core, Elem, Encode, Expr, Exps, Fold, Format, Kernel, LANES, MAX_DEPTH, Share, Stmt,
-    Ty, Unary, Unpack, Var,
+    Address, Arg, Binary, Buffer, Core, Elem, Encode, Expr, Exps, Fold, Format, Kernel, LANES, MAX_DEPTH, Share,
+    Spread, Stmt, Ty, Unary, Unpack, Var,
 };
 
 /// Why a text is not a kernel, and where.
@@ -214,6 +214,8 @@ impl Parser {
             let var = self.var()?;
             self.symbol("=")?;
             Stmt::Let(var, self.expr()?)
+        } else if self.take_word("spread") {
+            Stmt::Spread(self.spread()?)
         } else if self.take_word("core") {
             Stmt::Core(self.core()?)
         } else if self.take_word("unpack") {
@@ -272,6 +274,16 @@ impl Parser {
         let shift = self.expr()?;
         self.word("depth")?;
         Ok(Exps { total, depth: self.size()?, from, shift, to, format })
+    }
+
+    fn spread(&mut self) -> Parsed<Spread> {
+        let at = self.address()?;
+        self.word("by")?;
+        let together = self.size()?;
+        self.word("apart")?;
+        let apart = self.size()?;
+        self.symbol("=")?;
+        Ok(Spread { at, together, apart, value: self.expr()? })
     }
 
     fn unpack(&mut self) -> Parsed<Unpack> {

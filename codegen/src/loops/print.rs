@@ -3,7 +3,8 @@
 use std::fmt::{self, Display, Formatter, Write};
 
 use super::{
-    Address, Arg, Binary, Buffer, Core, Elem, Encode, Expr, Exps, Fold, Format, Kernel, LANES, Share, Stmt, Unpack, Var,
+    Address, Arg, Binary, Buffer, Core, Elem, Encode, Expr, Exps, Fold, Format, Kernel, LANES, Share, Spread, Stmt,
+    Unpack, Var,
 };
 
 impl Display for Kernel {
@@ -59,6 +60,7 @@ fn statement(f: &mut Formatter<'_>, stmt: &Stmt, depth: usize) -> fmt::Result {
             braced(f, body, depth)?;
             writeln!(f)
         }
+        Stmt::Spread(spread) => writeln!(f, "{spread};"),
         Stmt::Core(core) => writeln!(f, "{core};"),
         Stmt::Unpack(unpack) => writeln!(f, "{unpack};"),
         Stmt::Encode(encode) => writeln!(f, "{encode};"),
@@ -91,6 +93,13 @@ impl Display for Core {
         write!(f, "core {} rows: {} stride {} {sign} ", self.rows, self.c, self.c_stride)?;
         write!(f, "{} {} stride {} ", self.a_format, self.a, self.a_stride)?;
         write!(f, "by {} {} depth {}", self.b_format, self.b, self.depth)
+    }
+}
+
+impl Display for Spread {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let Spread { at, together, apart, value } = self;
+        write!(f, "spread {at} by {together} apart {apart} = {value}")
     }
 }
 

@@ -3,12 +3,15 @@
 use std::fmt;
 
 use super::{
-    Address, Binary, Buffer, Core, Elem, Encode, Expr, Exps, Fold, Format, Kernel, LANES, MAX_ROWS, PANEL, Stmt, Ty,
-    Unary, Unpack, Var,
+    Address, Binary, Buffer, Core, Elem, Encode, Expr, Exps, Fold, Format, Kernel, LANES, MAX_ROWS, PANEL, Spread,
+    Stmt, Ty, Unary, Unpack, Var,
 };
 
 /// How deep expressions and statements may nest.
 pub const MAX_DEPTH: usize = 200;
+
+/// How far apart neighbours may be spread, in elements.
+const MOST_APART: usize = 1 << 20;
 
 /// Why a kernel is not well formed, in one line.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -152,6 +155,14 @@ impl Verifier<'_> {
                     },
                     || format!("a {ty} is stored as {elem}"),
                 )
+            }
+            Stmt::Spread(Spread { at, together, apart, value }) => {
+                self.address(at)?;
+                self.expect(value, Ty::Floats, "what is spread")?;
+                let (together, apart) = (*together, *apart);
+                check(together == 1 || together == 2, || format!("{together} neighbours are spread, not 1 or 2"))?;
+                check(apart >= together, || format!("{together} neighbours are spread {apart} apart"))?;
+                check(apart <= MOST_APART, || format!("neighbours are spread {apart} apart, more than {MOST_APART}"))
             }
             Stmt::For { var, from, to, step, body } => {
                 self.expect(from, Ty::Int, "a loop's start")?;

@@ -15,7 +15,9 @@ use super::expr::Yield;
 use super::math;
 use super::written::{Written, counted};
 use super::x86;
-use crate::loops::{Address, Core, Elem, Encode, Expr, Exps, Fold, Format, Kernel, LANES, Share, Stmt, Unpack, Var};
+use crate::loops::{
+    Address, Core, Elem, Encode, Expr, Exps, Fold, Format, Kernel, LANES, Share, Spread, Stmt, Unpack, Var,
+};
 
 /// The lowering of one kernel.
 pub(super) struct Lowerer<'c> {
@@ -110,6 +112,7 @@ impl Lowerer<'_> {
             }
             Stmt::If { mask, then, otherwise } => self.condition(mask, then, otherwise),
             Stmt::Parallel { var, count, share, body } => self.parallel(*var, count, *share, body),
+            Stmt::Spread(spread) => self.spread(spread),
             Stmt::Core(core) => self.core(core),
             Stmt::Unpack(unpack) => self.unpack(unpack),
             Stmt::Encode(encode) => self.encode(encode),
@@ -130,6 +133,26 @@ impl Lowerer<'_> {
             self.e.ins().store(memory(), value, pointer, offset);
         } else {
             self.e.ins().store(memory(), value, pointer, offset);
+        }
+    }
+
+    /// Rounds four floats at once, then stores them one by one, or two by two.
+    fn spread(&mut self, spread: &Spread) {
+        let value = self.value(&spread.value);
+        let (pointer, offset) = self.address(&spread.at, Elem::Bf16);
+        let upper = self.upper_half(value);
+        let e = &mut self.e;
+        let words = e.ins().unarrow(upper, upper);
+        let pairs = e.ins().bitcast(I32X4, MemFlagsData::new().with_endianness(Endianness::Little), words);
+        for (lane, place) in spread.places().into_iter().enumerate().step_by(spread.together) {
+            let to = offset + 2 * place as i32;
+            if spread.together == 2 {
+                let pair = e.ins().extractlane(pairs, lane as u8 / 2);
+                e.ins().store(memory(), pair, pointer, to);
+            } else {
+                let word = e.ins().extractlane(words, lane as u8);
+                e.ins().store(memory(), word, pointer, to);
+            }
         }
     }
 
@@ -421,6 +444,7 @@ fn collect_set(body: &[Stmt], set: &mut Vec<Var>) {
             }
             Stmt::Let(..)
             | Stmt::Store { .. }
+            | Stmt::Spread(_)
             | Stmt::Core(_)
             | Stmt::Unpack(_)
             | Stmt::Encode(_)
@@ -442,7 +466,13 @@ fn collect_defined(body: &[Stmt], defined: &mut Vec<Var>) {
                 collect_defined(then, defined);
                 collect_defined(otherwise, defined);
             }
-            Stmt::Set(..) | Stmt::Store { .. } | Stmt::Core(_) | Stmt::Unpack(_) | Stmt::Encode(_) | Stmt::Note(_) => {}
+            Stmt::Set(..)
+            | Stmt::Store { .. }
+            | Stmt::Spread(_)
+            | Stmt::Core(_)
+            | Stmt::Unpack(_)
+            | Stmt::Encode(_)
+            | Stmt::Note(_) => {}
         }
     }
 }

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use super::affine::Affine;
 use super::expr::Yield;
-use crate::loops::{Address, Binary, Buffer, Elem, Encode, Expr, Exps, PANEL, Stmt, Unary, Unpack, Var};
+use crate::loops::{Address, Binary, Buffer, Elem, Encode, Expr, Exps, LANES, PANEL, Stmt, Unary, Unpack, Var};
 
 /// The kinds of buffers, which do not overlap; and where one begins, as those do not that begin elsewhere.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -130,6 +130,10 @@ impl Walk<'_> {
                     self.inside.insert(*var, span);
                 }
                 Stmt::Store { elem, at, value: _ } => self.write(at, *elem, Some((0, 4 * elem.bytes() as i64))),
+                Stmt::Spread(spread) => {
+                    let size = Elem::Bf16.bytes();
+                    self.write(&spread.at, Elem::Bf16, Some((0, (size * (spread.places()[LANES - 1] + 1)) as i64)));
+                }
                 Stmt::Core(core) => {
                     let rows = core.rows as i64 - 1;
                     let stride = self.span(&core.c_stride).and_then(|span| span.as_constant());

@@ -8,7 +8,7 @@ use einfuse_graph::{AxisId, Extent, Graph, Reduction, TensorId, Type};
 use super::layout::Step;
 use super::place::Place;
 use super::segments::Affine;
-use crate::loops::{Arg, Buffer, Elem, Expr, Fold, LANES, Share, Stmt, Ty, Var};
+use crate::loops::{Arg, Buffer, Elem, Expr, Fold, LANES, Share, Spread, Stmt, Ty, Var};
 
 type GExpr = graph::ExprId;
 
@@ -228,20 +228,24 @@ impl<'a> Emitter<'a> {
         };
         let span = self.span(axis);
         for (scope, span) in self.segments(scope, axis, span, body) {
-            let dims: Vec<Step> = self
-                .graph
-                .tensor(out)
-                .axes
-                .iter()
-                .map(|&a| if a == axis { Step::One { aligned: span.aligned } } else { Step::Still })
-                .collect();
-            let vector = to.elem == Elem::F32
-                && to.is_contiguous(&dims)
+            let dims = self.steps(out, axis, span.aligned);
+            let stores = match to.elem {
+                Elem::F32 => to.is_contiguous(&dims),
+                Elem::Bf16 => to.spread(&dims).is_some(),
+                Elem::I32 | Elem::U8 => false,
+            };
+            let vector = stores
                 && span.len.is_none_or(|n| n >= LANES)
                 && term.is_some_and(|t| self.has_lanes(&scope, axis, t))
                 && !self.prefers_depth(body, axis);
             self.lanes(&scope, axis, &span, vector, |e, scope| e.element(scope, out, body, to));
         }
+    }
+
+    /// How coordinates of a tensor change from lane to lane along an axis.
+    fn steps(&self, of: TensorId, axis: AxisId, aligned: bool) -> Vec<Step> {
+        let step = |&a: &AxisId| if a == axis { Step::One { aligned } } else { Step::Still };
+        self.graph.tensor(of).axes.iter().map(step).collect()
     }
 
     /// Whether a reduction is better vectorised along what it sums: nothing it loads runs along `axis`, which would only
@@ -299,8 +303,15 @@ impl<'a> Emitter<'a> {
         };
         let axes = self.graph.tensor(out).axes.clone();
         let index: Vec<Expr> = axes.iter().map(|a| scope.at[a].clone()).collect();
-        let value = if scope.vector.is_some() { widen(value) } else { value.expr };
-        self.push(Stmt::Store { elem: to.elem, at: to.address(&index), value });
+        let at = to.address(&index);
+        let Some((axis, aligned)) = scope.vector else {
+            return self.push(Stmt::Store { elem: to.elem, at, value: value.expr });
+        };
+        let value = widen(value);
+        self.push(match to.spread(&self.steps(out, axis, aligned)) {
+            Some((together, apart)) if to.elem == Elem::Bf16 => Stmt::Spread(Spread { at, together, apart, value }),
+            _ => Stmt::Store { elem: to.elem, at, value },
+        });
     }
 
     /// A reduction at the coordinates of the scope, with lanes along the scope's vector axis, or else along the last of

@@ -124,6 +124,29 @@ impl Layout {
         };
         unit && (plain || (aligned && terms.iter().all(grouped)))
     }
+
+    /// Where four lanes that step so through the dimensions lie apart, each of them or two and two: how many are neighbours, and
+    /// how far the next are.
+    pub(crate) fn spread(&self, steps: &[Step]) -> Option<(usize, usize)> {
+        let mut moving = steps.iter().enumerate().filter(|(_, s)| **s != Step::Still);
+        let (Some((dim, Step::One { aligned: true })), None) = (moving.next(), moving.next()) else { return None };
+        // What lanes add is the same from wherever four begin.
+        let even = |t: &Term| {
+            let neighbours = t.modulo.map_or(LANES, |m| m * t.div);
+            let all = LANES.is_multiple_of(t.div) || t.div.is_multiple_of(LANES);
+            all && (neighbours.is_multiple_of(LANES) || LANES.is_multiple_of(neighbours))
+        };
+        let terms = || self.terms.iter().filter(|t| t.dim == dim);
+        let place = |lane: usize| {
+            terms().map(|t| t.modulo.map_or(lane / t.div, |m| lane / t.div % m) * t.stride).sum::<usize>()
+        };
+        let apart = |together: usize| {
+            let apart = place(together);
+            let placed = |lane: usize| place(lane) == lane / together * apart + lane % together;
+            (apart >= together && (0..LANES).all(placed)).then_some((together, apart))
+        };
+        if terms().all(even) { apart(2).or_else(|| apart(1)) } else { None }
+    }
 }
 
 #[cfg(test)]
@@ -158,6 +181,10 @@ mod tests {
         let aligned = Step::One { aligned: true };
         assert!(!layout.is_contiguous(&[aligned, Step::Still]));
         assert!(!layout.is_contiguous(&[Step::Still, aligned]));
+        assert_eq!(layout.spread(&[aligned, Step::Still]), Some((1, 2)));
+        assert_eq!(layout.spread(&[Step::Still, aligned]), Some((2, 32)));
+        assert_eq!(layout.spread(&[Step::Still, Step::One { aligned: false }]), None);
+        assert_eq!(layout.spread(&[aligned, aligned]), None);
     }
 
     #[test]

@@ -105,9 +105,15 @@ impl Place {
 
     /// Whether lanes that step so through the dimensions are neighbours in memory.
     pub(crate) fn is_contiguous(&self, steps: &[Step]) -> bool {
-        if self.coded.is_some() {
-            return false;
-        }
+        self.is_within_page(steps) && self.layout.is_contiguous(steps)
+    }
+
+    /// Where such lanes lie apart (see [`Layout::spread`]).
+    pub(crate) fn spread(&self, steps: &[Step]) -> Option<(usize, usize)> {
+        if self.is_within_page(steps) { self.layout.spread(steps) } else { None }
+    }
+
+    fn is_within_page(&self, steps: &[Step]) -> bool {
         let within_page = match self.memory {
             Memory::Flat(_) => true,
             Memory::Paged { .. } => match steps[0] {
@@ -116,7 +122,7 @@ impl Place {
                 Step::Other => false,
             },
         };
-        within_page && self.layout.is_contiguous(steps)
+        within_page && self.coded.is_none()
     }
 
     /// Moves the origin of one dimension.
