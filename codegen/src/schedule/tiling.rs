@@ -133,7 +133,7 @@ impl Tiling {
         // What a tile computes for each page it computes for all of its rows.
         let tile = if sizes.operands > 0 { EXPANDING } else { 48 };
         // Panels are read anew for each block, and tiles multiply faster than memory brings them.
-        let block = if cores.tiles { 512 } else { 64 };
+        let block = if cores.tiles { 256 } else { 64 };
         Tiling { block, core: cores.most_rows(), prepared: 4, tile, parts }
     }
 
