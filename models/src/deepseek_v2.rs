@@ -10,7 +10,7 @@ einfuse_macros::model! {
             queries: crate::latent::Queries = {..}; z: size = "kv_lora_rank";
             f: size = "intermediate_size"; n: size = "moe_intermediate_size";
             e: size = "n_routed_experts"; j: size = "num_experts_per_tok";
-            a: size = "n_group" else 1; b: size = "topk_group" else 1;
+            groups: crate::sparse::Groups = {..};
             shared: count = "n_shared_experts"; first: count = "first_k_dense_replace" else 0;
             v: size = "vocab_size"; layers: count = "num_hidden_layers";
             weight: f32 = "routed_scaling_factor" else 1.0;
@@ -18,9 +18,10 @@ einfuse_macros::model! {
             eps: f32 = "rms_norm_eps" else 1e-6; positions: option<size> = "max_position_embeddings";
             require "hidden_act" == "silu"; require "attention_bias" == false; require "moe_layer_freq" == 1;
             require "mlp_bias" == false; require "scoring_func" == "softmax";
-            require "norm_topk_prob" == false; require "topk_method" == "greedy" | "group_limited_greedy";
+            require "norm_topk_prob" == false;
         }
         context = positions;
+        axis a = groups.all(); axis b = groups.open();
         axis m = e / a;                        // experts of a group
         axis k = queries.rank(); axis o = n * shared;
         axis cy = c + y; axis zy = z + y; axis cu = c + u;

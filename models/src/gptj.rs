@@ -9,7 +9,7 @@ einfuse_macros::model! {
             h: size = "n_head";
             f: size = "n_inner" else 4 * d;
             v: size = "vocab_size";
-            rotated: size = "rotary_dim" else 64;
+            rotated: size = "rotary_dim" null d else 64;
             layers: count = "n_layer";
             eps: f32 = "layer_norm_epsilon" else 1e-5;
             rope: crate::rope::Rope = {..};
@@ -20,7 +20,10 @@ einfuse_macros::model! {
         context = positions;
         axis c = d / h;                        // elements of a head
         axis r = rotated / 2;                  // rotary pairs
-        host freq[r] = rope.frequencies(r);
+        host freq[r] = match rotated <= c {
+            true => rope.frequencies(r),
+            false => Err(format!("{rotated} elements are rotated (`rotary_dim`, `n_embd` where that is null), a head has {c}")),
+        };
 
         weights "transformer." {
             embed[v, d]   = "wte.weight";

@@ -1,9 +1,8 @@
 //! Llama and those that share its equations.
 
 einfuse_macros::model! {
-    /// Llama 2 and 3, Mistral, SmolLM2, TinyLlama (Touvron et al., 2023): pre-norm, rotary positions, grouped queries,
-    /// SwiGLU.
-    pub Llama for "LlamaForCausalLM", "MistralForCausalLM" {
+    /// Llama 2 and 3, SmolLM2, TinyLlama (Touvron et al., 2023): pre-norm, rotary positions, grouped queries, SwiGLU.
+    pub Llama for "LlamaForCausalLM" {
         config {
             d: size = "hidden_size";
             h: size = "num_attention_heads";
@@ -13,7 +12,6 @@ einfuse_macros::model! {
             v: size = "vocab_size";
             layers: count = "num_hidden_layers";
             eps: f32 = "rms_norm_eps" else 1e-6;
-            window: option<size> = "sliding_window";
             rope: crate::rope::Rope = {..};
             biased: bool = "attention_bias" else false;
             tied: bool = "tie_word_embeddings" else false;
@@ -54,7 +52,7 @@ einfuse_macros::model! {
                 let q[t, n, g, c] = rotate[c](bq + sum[d] a * wq, freq, scale);
                 let k[t, n, c]    = rotate[c](bk + sum[d] a * wk, freq, scale);
                 let u[t, n, c]    = bv + sum[d] a * wv;
-                cache k, u over s within window;
+                cache k, u over s;
                 let p[t, n, g, s] = softmax[s](size(c)^-0.5 * (sum[c] q * k) where s <= t);
                 let o[t, n, g, c] = sum[s] p * u;
                 let y[t, d] = x + bo + sum[n, g, c] o * wo;

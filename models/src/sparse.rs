@@ -1,4 +1,4 @@
-//! Which layers have experts, where others have one network.
+//! Which layers have experts, where others have one network, and among which experts a token chooses.
 
 use serde::Deserialize;
 
@@ -22,6 +22,51 @@ impl Sparse {
         }
         let listed = self.dense.as_ref().is_some_and(|dense| dense.contains(&layer));
         !listed && (layer + 1).is_multiple_of(self.step.unwrap_or(1))
+    }
+}
+
+/// What a config says of groups of experts: with the `topk_method` `group_limited_greedy`, a token chooses among the experts of
+/// `topk_group` of the `n_group` groups; with `greedy`, or none, among all.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(try_from = "GroupKeys")]
+pub struct Groups {
+    all: usize,
+    open: usize,
+}
+
+#[derive(Deserialize)]
+struct GroupKeys {
+    topk_method: Option<String>,
+    n_group: Option<usize>,
+    topk_group: Option<usize>,
+}
+
+impl TryFrom<GroupKeys> for Groups {
+    type Error = String;
+
+    fn try_from(keys: GroupKeys) -> Result<Groups, String> {
+        let of = |name: &str, number: Option<usize>| number.ok_or_else(|| format!("`{name}` is missing"));
+        match keys.topk_method.as_deref() {
+            None | Some("greedy") => Ok(Groups { all: 1, open: 1 }),
+            Some("group_limited_greedy") => {
+                Ok(Groups { all: of("n_group", keys.n_group)?, open: of("topk_group", keys.topk_group)? })
+            }
+            Some(other) => {
+                Err(format!("`topk_method` is \"{other}\", supported are \"greedy\" and \"group_limited_greedy\""))
+            }
+        }
+    }
+}
+
+impl Groups {
+    /// How many groups there are.
+    pub fn all(&self) -> usize {
+        self.all
+    }
+
+    /// The experts of how many of them a token may choose.
+    pub fn open(&self) -> usize {
+        self.open
     }
 }
 

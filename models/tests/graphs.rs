@@ -92,6 +92,34 @@ fn numbers_are_truth_values() {
     assert_ne!(with(json!(4)), with(json!(0)));
 }
 
+/// The graph of a golden model with some keys changed, or without them where they are `"absent"`.
+fn changed(model: &str, changes: Value) -> Graph {
+    let mut config = config(&folder(model), "config.json");
+    for (key, value) in changes.as_object().unwrap() {
+        match value.as_str() {
+            Some("absent") => drop(config.as_object_mut().unwrap().remove(key)),
+            _ => config[key] = value.clone(),
+        }
+    }
+    graph_from_config(&config, None).unwrap()
+}
+
+/// What transformers 5.24 makes of keys: `DeepseekV2TopkRouter` and the configs' defaults, `LlamaAttention`, `GPTJAttention`.
+#[test]
+fn keys_mean_what_they_mean_to_the_reference() {
+    let same = |model: &str, a: Value, b: Value| assert_eq!(changed(model, a.clone()), changed(model, b), "{a}");
+    let other = |model: &str, a: Value, b: Value| assert_ne!(changed(model, a.clone()), changed(model, b), "{a}");
+    let greedy = json!({"topk_method": "greedy"});
+    same("deepseek_v2", greedy.clone(), json!({"topk_method": "greedy", "n_group": 1, "topk_group": 1}));
+    same("deepseek_v2", greedy.clone(), json!({"topk_method": "absent"}));
+    other("deepseek_v2", greedy, json!({}));
+    same("llama3", json!({"sliding_window": 16}), json!({}));
+    same("mistral", json!({"sliding_window": "absent"}), json!({"sliding_window": 4096}));
+    other("mistral", json!({"sliding_window": "absent"}), json!({"sliding_window": null}));
+    same("mistral", json!({"num_key_value_heads": null}), json!({"num_key_value_heads": 4}));
+    same("gptj", json!({"n_head": 1, "rotary_dim": null}), json!({"n_head": 1, "rotary_dim": 40}));
+}
+
 #[test]
 fn the_output_is_over_the_vocabulary() {
     for model in models() {
@@ -165,6 +193,13 @@ fn what_an_architecture_does_not_describe_is_refused() {
         ("qwen3", json!({"attention_bias": true}), "`attention_bias` is true, Qwen3 supports only false"),
         ("deepseek_v2", json!({"mlp_bias": true}), "`mlp_bias` is true, DeepseekV2 supports only false"),
         ("deepseek_v2", json!({"scoring_func": "sigmoid"}), "`scoring_func` is \"sigmoid\""),
+        ("deepseek_v2", json!({"topk_method": "noaux_tc"}), "the config: `topk_method` is \"noaux_tc\", supported are"),
+        ("deepseek_v2", json!({"topk_group": null}), "the config: `topk_group` is missing"),
+        (
+            "gptj",
+            json!({"rotary_dim": null}),
+            "constant `freq`: 40 elements are rotated (`rotary_dim`, `n_embd` where that is null), a head has 10",
+        ),
         ("deepseek_v3", json!({"scoring_func": "softmax"}), "`scoring_func` is \"softmax\""),
         ("deepseek_v3", json!({"topk_method": "greedy"}), "`topk_method` is \"greedy\", DeepseekV3 supports only"),
         ("deepseek_v3", json!({"moe_layer_freq": 2}), "`moe_layer_freq` is 2, DeepseekV3 supports only 1"),

@@ -40,9 +40,7 @@ mod tuned;
 pub use chat::{Conversation, Message, Role, Template};
 #[doc(hidden)]
 pub use checkpoint::fuzz;
-pub use checkpoint::{
-    Blocks, Change, Chat, Checkpoint, Codes, Dtype, Embedded, Groups, Numbers, Packing, Stored, Tiles,
-};
+pub use checkpoint::{Blocks, Change, Chat, Checkpoint, Codes, Dtype, Embedded, Groups, Numbers, Stored, Tiles};
 pub use error::Error;
 pub use generate::{Generate, Generation, Prompt, Stop, Summary, Token};
 pub use model::{CacheType, Model, Precision, Progress, Quant, Settings};

@@ -615,7 +615,9 @@ mod nulls {
                 cap: f32 = "cap", "old_cap" null 0 else 3;
                 width: size = "width" null d else v;
                 depth: count = "depth" null 1;
+                most: option<size> = "most" null 7 else 8;
             }
+            context = most;
             weights { table[v, d] = "table"; }
             axis w = width + depth;
             fn (tokens[t]) -> [t] { cap + size(w) * (0 * sum[d] table[v = tokens]) }
@@ -636,5 +638,30 @@ mod nulls {
         assert_eq!(error, "the config has no `depth`, which Nulls needs");
         let graph = Nulls::graph(&NullsConfig::from_json(&json!({"d": 2, "v": 5, "depth": null})).unwrap()).unwrap();
         assert_eq!(run(&graph, &[&[1]]), [3.0]);
+    }
+
+    model! {
+        /// A size that there need not be.
+        Least for "Least" {
+            config { d: size = "d"; v: size = "v"; most: option<size> = "most" else 6; }
+            context = most;
+            weights { table[v, d] = "table"; }
+            fn (tokens[t]) -> [t] { sum[d] table[v = tokens] }
+        }
+    }
+
+    #[test]
+    fn null_is_no_size() {
+        let read = |most: Option<Value>| {
+            let mut config = json!({"d": 2, "v": 5, "depth": 4});
+            if let Some(most) = most {
+                config["most"] = most;
+            }
+            let least = LeastConfig::from_json(&config).unwrap();
+            [Least::context(&least), Nulls::context(&NullsConfig::from_json(&config).unwrap())].map(Result::unwrap)
+        };
+        assert_eq!(read(None), [Some(6), Some(8)]);
+        assert_eq!(read(Some(json!(null))), [None, Some(7)]);
+        assert_eq!(read(Some(json!(3))), [Some(3); 2]);
     }
 }

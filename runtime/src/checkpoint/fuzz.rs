@@ -28,7 +28,9 @@ pub fn safetensors(bytes: &[u8]) -> bool {
         let (config, is_part) = Json::parse(Raw { file: NAME.into(), bytes: config.to_vec().into() })?.text_part()?;
         let file = TensorFile::new(NAME.into(), Bytes::Held(weights.to_vec().into()))?;
         let names = file.names().iter();
-        let names = names.map(|name| name.replace(".qweight", ".weight").replace("_blocks", "")).collect();
+        let names = names
+            .map(|name| name.replace(".qweight", ".weight").replace("_blocks", "").replace("_packed", ""))
+            .collect();
         let weights = Weights::Safetensors(TensorFiles::new(vec![file], None, is_part)?, Method::of(&config)?);
         let place = NAME.into();
         let checkpoint = Checkpoint { place, config, generation_config: None, tokenizer: None, chat: None, weights };

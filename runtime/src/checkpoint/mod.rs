@@ -16,7 +16,7 @@ use std::path::Path;
 use serde_json::Value;
 
 pub use dtype::Dtype;
-pub use numbers::{Blocks, Codes, Groups, Numbers, Packing, Tiles};
+pub use numbers::{Blocks, Codes, Groups, Numbers, Tiles};
 pub(crate) use weight::declared;
 pub use weight::{Change, Stored};
 

@@ -1,5 +1,5 @@
-//! The numbers of a tensor, however its file has them: in blocks, with scales in another tensor, as codes of four bits with
-//! scales and zeros in others, or row by row in two tensors.
+//! The numbers of a tensor, however its file has them: in blocks, with scales in another tensor, as codes of four or eight bits
+//! with scales and zeros in others, or row by row in two tensors.
 
 use std::ops::Range;
 
@@ -21,7 +21,7 @@ pub enum Numbers<'a> {
         /// The place of the first number in the tensor that the scales are for.
         first: usize,
     },
-    /// Codes of four bits.
+    /// Codes with zeros and scales.
     Coded {
         /// The tensor.
         codes: Codes<'a>,
@@ -78,33 +78,44 @@ pub struct Tiles<'a> {
     pub(super) tile: [usize; 2],
 }
 
-/// A matrix `[outputs, inputs]` of codes of four bits: the number is `scale · (code - zero)`, where groups of inputs share scale
-/// and zero for each output.
+/// A matrix `[outputs, inputs]` of codes of four or eight bits: the number is `scale · (code - zero)`, where groups of inputs
+/// share scale and zero for each output.
 #[derive(Clone, Copy, Debug)]
 pub struct Codes<'a> {
-    pub(super) packing: Packing,
-    pub(super) outputs: usize,
     pub(super) inputs: usize,
-    /// Words of eight codes, little endian: `[inputs / 8, outputs]` or `[inputs, outputs / 8]`.
-    pub(super) codes: &'a [[u8; 4]],
-    /// Words of eight zeros, `[groups, outputs / 8]`.
-    pub(super) zeros: &'a [[u8; 4]],
-    /// `[groups, outputs]`.
+    pub(super) codes: Packed<'a>,
+    /// The zeros by output and group; all are `more` if there are none.
+    pub(super) zeros: Option<Packed<'a>>,
+    /// By how much zeros are greater than stored.
+    pub(super) more: i16,
     pub(super) scales: Blocks<'a>,
+    /// How far apart the scales of two outputs are, and of two groups.
+    pub(super) apart: [usize; 2],
     pub(super) groups: Groups<'a>,
 }
 
-/// Which eight codes are one word, and where each is in it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Packing {
-    /// GPTQ's: eight inputs, the first in the lowest bits; eight outputs' zeros alike.
-    Gptq {
-        /// By how much the zeros are greater than stored: 1 in files of version 1.
-        more: u8,
-    },
-    /// AWQ's (`gemm`): eight outputs, those of even number in the lower half.
-    Awq,
+/// Codes of a matrix in words: of one column or row, as many neighbours as there is room for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Packed<'a> {
+    pub(super) bytes: &'a [u8],
+    pub(super) bits: usize,
+    /// The bytes of a word.
+    pub(super) word: usize,
+    /// Rows and columns of a word: one of them is 1, both are powers of two.
+    pub(super) size: [usize; 2],
+    /// How many words the next rows are apart, and the next columns.
+    pub(super) apart: [usize; 2],
+    /// Where in the word each of its codes is, from the lowest bits on.
+    pub(super) order: &'static [u8; 8],
+    /// The bits of a code that are stored inverted.
+    pub(super) inverted: u8,
 }
+
+/// Neighbours are neighbours.
+pub(super) const IN_ORDER: &[u8; 8] = &[0, 1, 2, 3, 4, 5, 6, 7];
+
+/// Those of even number are in the lower half.
+pub(super) const EVEN_FIRST: &[u8; 8] = &[0, 4, 1, 5, 2, 6, 3, 7];
 
 /// The group of each input.
 #[derive(Clone, Copy, Debug)]
@@ -180,7 +191,7 @@ impl<'a> Numbers<'a> {
     pub fn bits(&self) -> f64 {
         match self {
             Numbers::Blocks(blocks) | Numbers::Scaled { blocks, .. } => blocks.bits(),
-            Numbers::Coded { .. } => 4.0,
+            Numbers::Coded { codes, .. } => codes.codes.bits as f64,
             Numbers::Woven { rows: Woven { strands, .. }, .. } => {
                 let rows = strands.iter().map(|strand| strand.rows as f64);
                 let bits = strands.iter().map(|strand| strand.rows as f64 * strand.blocks.bits()).sum::<f64>();
@@ -266,7 +277,7 @@ impl<'a> Blocks<'a> {
         self.dtype == Dtype::Bf16 || self.bits() < 16.0
     }
 
-    fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.bytes.len() / self.dtype.block_bytes() * self.dtype.block_length()
     }
 
@@ -330,13 +341,11 @@ impl Tiles<'_> {
     }
 }
 
-/// Where AWQ has the code of each of eight outputs.
-const AWQ: [usize; 8] = [0, 4, 1, 5, 2, 6, 3, 7];
-
 impl Codes<'_> {
     /// Reads neighbours.
     fn read(&self, at: usize, out: &mut [f32]) {
-        let (mut output, mut input) = (at / self.inputs, at % self.inputs);
+        let inputs = self.inputs.max(1);
+        let (mut output, mut input) = (at / inputs, at % inputs);
         let mut known = None;
         for out in out {
             let group = self.group(input);
@@ -345,11 +354,7 @@ impl Codes<'_> {
                 _ => self.scale_and_zero(group, output),
             };
             known = Some((group, scale, zero));
-            let code = match self.packing {
-                Packing::Gptq { .. } => nibble(self.codes[input / 8 * self.outputs + output], input % 8),
-                Packing::Awq => nibble(self.codes[input * (self.outputs / 8) + output / 8], AWQ[output % 8]),
-            };
-            *out = f32::from(code - zero) * scale;
+            *out = f32::from(self.codes.one(output, input) - zero) * scale;
             input += 1;
             if input == self.inputs {
                 (output, input, known) = (output + 1, 0, None);
@@ -365,16 +370,19 @@ impl Codes<'_> {
     }
 
     fn scale_and_zero(&self, group: usize, output: usize) -> (f32, i16) {
-        let word = self.zeros[group * (self.outputs / 8) + output / 8];
-        let zero = match self.packing {
-            Packing::Gptq { more } => nibble(word, output % 8) + i16::from(more),
-            Packing::Awq => nibble(word, AWQ[output % 8]),
-        };
-        (self.scales.one(group * self.outputs + output), zero)
+        let zero = self.zeros.map_or(0, |zeros| zeros.one(output, group));
+        (self.scales.one(output * self.apart[0] + group * self.apart[1]), zero + self.more)
     }
 }
 
-/// One of the eight codes in a word.
-fn nibble(word: [u8; 4], at: usize) -> i16 {
-    (u32::from_le_bytes(word) >> (4 * at) & 15) as i16
+impl Packed<'_> {
+    /// The code in a row and a column.
+    fn one(&self, row: usize, column: usize) -> i16 {
+        let [down, across] = self.size;
+        let words = [row >> down.trailing_zeros(), column >> across.trailing_zeros()];
+        let word = words[0] * self.apart[0] + words[1] * self.apart[1];
+        let bit = usize::from(self.order[(row & (down - 1)) + (column & (across - 1))]) * self.bits;
+        let byte = self.bytes[word * self.word + bit / 8] >> (bit % 8);
+        i16::from((byte & (u8::MAX >> (8 - self.bits))) ^ self.inverted)
+    }
 }

@@ -1,13 +1,14 @@
 //! Quantised checkpoints in safetensors: tensors beside a weight, in which its scales are, or in place of it.
 //!
 //! `quantization_config` in config.json says which kind it is. FP8 (`fp8` as DeepSeek and Qwen have it, `fbgemm_fp8`,
-//! `compressed-tensors`) keeps a weight's name and adds `_scale_inv` or `_scale`: one for all, one a row, or one a tile. GPTQ and
-//! AWQ have `qweight`, `qzeros` and `scales` (GPTQ `g_idx` too) where the weight would be. MXFP4, GPT-OSS's, has experts' weights
-//! as `_blocks` and `_scales`.
+//! `compressed-tensors`) keeps a weight's name and adds `_scale_inv` or `_scale`: one for all, one a row, or one a tile.
+//! `compressed-tensors` has integers too: of 8 bits under a weight's name, of 4 and 8 in words as `_packed`, with `_shape`, both
+//! with `_scale`, `_zero_point` and `_g_idx`. GPTQ and AWQ have `qweight`, `qzeros` and `scales` (GPTQ `g_idx` too) where the
+//! weight would be. MXFP4, GPT-OSS's, has experts' weights as `_blocks` and `_scales`.
 
 use serde_json::Value;
 
-use super::numbers::{Blocks, Codes, Groups, Numbers, Packing, Tiles};
+use super::numbers::{Blocks, Codes, EVEN_FIRST, Groups, IN_ORDER, Numbers, Packed, Tiles};
 use super::safetensors::Tensor;
 use super::{Change, Dtype, Found, Json};
 use crate::Error;
@@ -20,14 +21,33 @@ pub(super) enum Method {
         /// Rows and columns, if they are tiles.
         tile: Option<[usize; 2]>,
     },
-    /// 4-bit integers.
+    /// GPTQ's and AWQ's integers of 4 bits.
     Int4 {
         packing: Packing,
         /// How many inputs share a scale; all if `None`.
         group: Option<usize>,
     },
+    /// Floats of 8 bits, or integers of 4 or 8, whichever a weight's tensors are.
+    CompressedTensors {
+        /// Rows and columns of the tiles of floats, if they have some.
+        tile: Option<[usize; 2]>,
+    },
     /// 4-bit floats with a power of two for 32 of them.
     Mxfp4,
+}
+
+/// Which eight numbers of four bits are one word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Packing {
+    /// GPTQ's: eight inputs; eight outputs' zeros.
+    Gptq {
+        /// By how much the zeros are greater than stored: 1 in files of version 1.
+        more: i16,
+    },
+    /// AWQ's `gemm`: eight outputs, those of even number in the lower half; their zeros alike.
+    AwqGemm,
+    /// AWQ's `gemv`: eight inputs; eight groups' zeros.
+    AwqGemv,
 }
 
 /// The key of config.json.
@@ -57,10 +77,12 @@ impl Method {
             }
             "awq" => {
                 let version = settings.text("version", Some("gemm"))?;
-                if !version.eq_ignore_ascii_case("gemm") {
-                    return settings.wrong("version", version, "gemm can be read");
-                }
-                settings.int4(Packing::Awq, "bits", "group_size")?
+                let packing = match version.to_ascii_lowercase().as_str() {
+                    "gemm" => Packing::AwqGemm,
+                    "gemv" => Packing::AwqGemv,
+                    _ => return settings.wrong("version", version, "gemm and gemv can be read"),
+                };
+                settings.int4(packing, "bits", "group_size")?
             }
             "mxfp4" => Method::Mxfp4,
             other => return settings.wrong("quant_method", other, METHODS),
@@ -125,9 +147,25 @@ impl<'a> Settings<'a> {
     }
 
     fn compressed_tensors(&self) -> Result<Method, Error> {
+        // Types of weights, and of how many bits.
+        const FLOAT: (&str, &[u64]) = ("float", &[8]);
+        const BYTES: (&str, &[u64]) = ("int", &[8]);
+        const WORDS: (&str, &[u64]) = ("int", &[4, 8]);
         let format = self.text("format", None)?;
-        if !matches!(format, "float-quantized" | "naive-quantized") {
-            return self.wrong("format", format, "float-quantized and naive-quantized can be read");
+        let kinds: &[(&str, &[u64])] = match format {
+            "float-quantized" => &[FLOAT],
+            "int-quantized" => &[BYTES],
+            "pack-quantized" => &[WORDS],
+            "naive-quantized" => &[FLOAT, BYTES],
+            "mixed-precision" => &[FLOAT, WORDS],
+            _ => {
+                let known = "float-quantized, int-quantized, pack-quantized, naive-quantized and mixed-precision";
+                return self.wrong("format", format, &format!("{known} can be read"));
+            }
+        };
+        let has = |of: &Value, key: &str| of.get(key).and_then(Value::as_object).is_some_and(|of| !of.is_empty());
+        if self.value("transform_config").is_some_and(|transforms| has(transforms, "config_groups")) {
+            return Err(self.error("transform_config", "has transforms of activations, which cannot be applied"));
         }
         let groups = self.value("config_groups").and_then(Value::as_object);
         let mut tile = None;
@@ -135,16 +173,23 @@ impl<'a> Settings<'a> {
             let weights = group.get("weights").filter(|weights| !weights.is_null());
             let of = |key: &str| weights.and_then(|weights| weights.get(key));
             let key = format!("config_groups.{name}.weights");
-            let (kind, bits) = (of("type"), of("num_bits"));
-            if !kind.is_some_and(|kind| kind == "float") || !bits.is_some_and(|bits| bits == 8) {
-                return Err(self.error(&key, "wants `type` float and `num_bits` 8, which is what can be read"));
+            let (kind, bits) = (of("type").and_then(Value::as_str), of("num_bits").and_then(Value::as_u64));
+            let fits =
+                |(known, sizes): &(&str, &[u64])| kind == Some(*known) && bits.is_some_and(|n| sizes.contains(&n));
+            if !kinds.iter().any(fits) {
+                let known = kinds.iter().map(|(kind, sizes)| {
+                    let sizes: Vec<String> = sizes.iter().map(u64::to_string).collect();
+                    format!("{kind} and `num_bits` {}", sizes.join(" or "))
+                });
+                let known = known.collect::<Vec<_>>().join(", or ");
+                return Err(self.error(&key, &format!("wants `type` {known}, which is what can be read")));
             }
             tile = match weights {
                 Some(weights) => self.tile(weights, "block_structure")?.or(tile),
                 None => tile,
             };
         }
-        Ok(Method::Fp8 { tile })
+        Ok(Method::CompressedTensors { tile })
     }
 }
 
@@ -155,11 +200,19 @@ pub(super) fn find<'a>(
     tensor: impl Fn(&str) -> Option<Tensor<'a>>,
 ) -> Result<Option<Found<'a>>, Error> {
     match (tensor(name), method) {
+        (Some(found), Some(Method::CompressedTensors { .. })) if found.dtype == safetensors::Dtype::I8 => {
+            bytes(name, found, tensor).map(Some)
+        }
         (Some(found), method) => plain_or_scaled(method, name, found, tensor).map(Some),
         (None, Some(Method::Int4 { packing, group })) => {
             let Some(stem) = name.strip_suffix(".weight") else { return Ok(None) };
             let Some(codes) = tensor(&format!("{stem}.qweight")) else { return Ok(None) };
             coded(packing, group, stem, codes, tensor).map(Some)
+        }
+        (None, Some(Method::CompressedTensors { .. })) => {
+            let packed_name = format!("{name}_packed");
+            let Some(codes) = tensor(&packed_name) else { return Ok(None) };
+            packed(name, packed_name, codes, tensor).map(Some)
         }
         (None, Some(Method::Mxfp4)) => {
             let block_name = format!("{name}_blocks");
@@ -203,7 +256,7 @@ fn plain_or_scaled<'a>(
     };
     let scales = scale.plain(scale_name)?;
     let tiles = match method {
-        Some(Method::Fp8 { tile: Some(tile) }) => Some(tile),
+        Some(Method::Fp8 { tile } | Method::CompressedTensors { tile }) => tile,
         _ => None,
     };
     let fits = |[down, across]: [usize; 2]| scale.shape == [rows.div_ceil(down), columns.div_ceil(across)];
@@ -241,37 +294,34 @@ fn coded<'a>(
     };
     let (inputs, outputs) = match packing {
         Packing::Gptq { .. } => (down.saturating_mul(8), across),
-        Packing::Awq => (down, across.saturating_mul(8)),
+        Packing::AwqGemm => (down, across.saturating_mul(8)),
+        Packing::AwqGemv => (across.saturating_mul(8), down),
     };
-    let count = scales.shape.first().copied().unwrap_or(0);
-    let expect = |tensor: &Tensor<'a>, name: &str, shape: &[usize]| match tensor.shape == shape {
-        true => Ok(()),
-        false => Err(tensor.wrong(name, format!("has the shape {:?}; {shape:?} was expected", tensor.shape))),
+    // Behind the groups that there are, `gemv` may have some that nothing is in.
+    let count = match packing {
+        Packing::AwqGemv => zeros.shape.last().copied().unwrap_or(0).saturating_mul(8),
+        Packing::Gptq { .. } | Packing::AwqGemm => scales.shape.first().copied().unwrap_or(0),
     };
-    expect(&scales, &scale_name, &[count, outputs])?;
-    expect(&zeros, &zero_name, &[count, outputs / 8])?;
+    let (of_scales, of_zeros) = match packing {
+        Packing::AwqGemv => ([outputs, count], [outputs, count / 8]),
+        Packing::Gptq { .. } | Packing::AwqGemm => ([count, outputs], [count, outputs / 8]),
+    };
+    scales.expect(&scale_name, &of_scales)?;
+    zeros.expect(&zero_name, &of_zeros)?;
     if !outputs.is_multiple_of(8) || inputs == 0 || outputs == 0 {
         let problem = format!("has {outputs} outputs for {inputs} inputs; multiples of 8 were expected");
         return Err(codes.wrong(&code_name, problem));
     }
     let index = match packing {
         Packing::Gptq { .. } => tensor(&index_name),
-        Packing::Awq => None,
+        Packing::AwqGemm | Packing::AwqGemv => None,
     };
     let groups = match index {
-        Some(index) => {
-            expect(&index, &index_name, &[inputs])?;
-            let groups = index.words(&index_name)?;
-            if let Some(at) = groups.iter().position(|group| u32::from_le_bytes(*group) as usize >= count) {
-                let group = i32::from_le_bytes(groups[at]);
-                let problem = format!("has the group {group} for input {at}; there are {count} groups");
-                return Err(index.wrong(&index_name, problem));
-            }
-            Groups::Listed(groups)
-        }
+        Some(index) => index.groups(&index_name, inputs, count)?,
         None => {
             let size = group.unwrap_or(inputs);
-            if inputs.div_ceil(size) != count {
+            let expected = inputs.div_ceil(size);
+            if expected > count || expected < count && packing != Packing::AwqGemv {
                 let problem = format!("has {count} groups; {inputs} inputs in groups of {size} are expected");
                 return Err(scales.wrong(&scale_name, problem));
             }
@@ -280,22 +330,153 @@ fn coded<'a>(
     };
     let mut used = vec![code_name.clone(), zero_name.clone(), scale_name.clone()];
     used.extend(index.map(|_| index_name));
+    let ([codes_of, zeros_of], apart, scale_apart) = match packing {
+        Packing::Gptq { .. } => ([[1, 8], [8, 1]], [[1, outputs], [1, outputs / 8]], [1, outputs]),
+        Packing::AwqGemm => ([[8, 1], [8, 1]], [[1, outputs / 8], [1, outputs / 8]], [1, outputs]),
+        Packing::AwqGemv => ([[1, 8], [1, 8]], [[inputs / 8, 1], [count / 8, 1]], [count, 1]),
+    };
+    let order = if packing == Packing::AwqGemm { EVEN_FIRST } else { IN_ORDER };
     let matrix = Codes {
-        packing,
-        outputs,
         inputs,
-        codes: codes.words(&code_name)?,
-        zeros: zeros.words(&zero_name)?,
+        codes: Packed { order, ..codes.packed(&code_name, 4, codes_of, apart[0])? },
+        zeros: Some(Packed { order, ..zeros.packed(&zero_name, 4, zeros_of, apart[1])? }),
+        more: if let Packing::Gptq { more } = packing { more } else { 0 },
         scales: scales.plain(&scale_name)?,
+        apart: scale_apart,
         groups,
     };
-    Ok(Found {
-        file: codes.file,
-        shape: vec![outputs, inputs],
-        numbers: Numbers::Coded { codes: matrix, first: 0, len: outputs * inputs },
-        change: Change::None,
-        beside: used,
-    })
+    Ok(matrix.found(codes.file, vec![outputs, inputs], used))
+}
+
+/// Integers of compressed-tensors that are bytes, each a number of its own.
+fn bytes<'a>(name: &str, codes: Tensor<'a>, tensor: impl Fn(&str) -> Option<Tensor<'a>>) -> Result<Found<'a>, Error> {
+    let (outputs, inputs) = match codes.shape.split_last() {
+        Some((&inputs, outputs)) => (outputs.iter().product::<usize>(), inputs),
+        None => (1, 1),
+    };
+    let beside = Beside::of(name, name, [outputs, inputs], &codes, tensor)?;
+    let matrix = beside.codes(codes.signed(name, [inputs, 1])?, 128)?;
+    Ok(matrix.found(codes.file, codes.shape.to_vec(), beside.used))
+}
+
+/// Integers of compressed-tensors in words of as many inputs as there is room for.
+fn packed<'a>(
+    name: &str,
+    packed_name: String,
+    codes: Tensor<'a>,
+    tensor: impl Fn(&str) -> Option<Tensor<'a>>,
+) -> Result<Found<'a>, Error> {
+    let shape_name = format!("{name}_shape");
+    let shape = tensor(&shape_name)
+        .ok_or_else(|| codes.wrong(&packed_name, format!("has no `{shape_name}` beside it, which was expected")))?;
+    let &[outputs, inputs] = &shape.sizes(&shape_name)?[..] else {
+        let problem = format!("has the shape {:?}; numbers of outputs and inputs were expected", shape.shape);
+        return Err(shape.wrong(&shape_name, problem));
+    };
+    let bits = match codes.shape {
+        [rows, words] if *rows == outputs && *words == inputs.div_ceil(8) => 4,
+        [rows, words] if *rows == outputs && *words == inputs.div_ceil(4) => 8,
+        shape => {
+            let expected = [8, 4].map(|each| [outputs, inputs.div_ceil(each)]);
+            let problem = format!(
+                "has the shape {shape:?}; {:?} was expected for 4 bits, {:?} for 8, by `{shape_name}`",
+                expected[0], expected[1]
+            );
+            return Err(codes.wrong(&packed_name, problem));
+        }
+    };
+    let mut beside = Beside::of(name, &packed_name, [outputs, inputs], &codes, tensor)?;
+    let (each, more) = (32 / bits, 1 << (bits - 1));
+    let matrix = beside.codes(codes.packed(&packed_name, bits, [1, each], [inputs.div_ceil(each), 1])?, more)?;
+    beside.used.extend([packed_name, shape_name]);
+    Ok(matrix.found(codes.file, vec![outputs, inputs], beside.used))
+}
+
+/// What compressed-tensors has beside a matrix of integers.
+struct Beside<'a> {
+    /// Outputs and inputs of the matrix.
+    size: [usize; 2],
+    scales: Blocks<'a>,
+    /// How many groups each output has a scale for, and how far apart the scales of two outputs are, and of two groups.
+    count: usize,
+    apart: [usize; 2],
+    zeros: Option<(String, Tensor<'a>)>,
+    groups: Groups<'a>,
+    /// The names.
+    used: Vec<String>,
+}
+
+impl<'a> Beside<'a> {
+    fn of(
+        name: &str,
+        code_name: &str,
+        size: [usize; 2],
+        codes: &Tensor<'a>,
+        tensor: impl Fn(&str) -> Option<Tensor<'a>>,
+    ) -> Result<Beside<'a>, Error> {
+        let [outputs, inputs] = size;
+        let [scale_name, zero_name, index_name] = ["scale", "zero_point", "g_idx"].map(|part| format!("{name}_{part}"));
+        let scale = tensor(&scale_name)
+            .ok_or_else(|| codes.wrong(code_name, format!("has no `{scale_name}` beside it, which was expected")))?;
+        let (count, apart) = match scale.shape {
+            [] | [1] | [1, 1] => (1, [0, 0]),
+            [count] if *count == outputs => (1, [1, 0]),
+            [rows, count] if *rows == outputs && *count > 0 => (*count, [*count, 1]),
+            shape => {
+                let problem =
+                    format!("has the shape {shape:?}; one number, or some for each of {outputs} rows were expected");
+                return Err(scale.wrong(&scale_name, problem));
+            }
+        };
+        let mut used = vec![scale_name.clone()];
+        let index = tensor(&index_name);
+        used.extend(index.map(|_| index_name.clone()));
+        // A list that nobody filled in is of -1.
+        let listed = |index: &Tensor<'a>| index.bytes.as_chunks().0.iter().all(|group| *group != (-1i32).to_le_bytes());
+        let groups = match index.filter(listed) {
+            Some(index) => index.groups(&index_name, inputs, count)?,
+            None if inputs.is_multiple_of(count) => Groups::Of((inputs / count).max(1)),
+            None => {
+                let problem =
+                    format!("has {count} groups for {inputs} inputs; a number that divides them was expected");
+                return Err(scale.wrong(&scale_name, problem));
+            }
+        };
+        let zeros = tensor(&zero_name).map(|zeros| (zero_name.clone(), zeros));
+        used.extend(zeros.iter().map(|_| zero_name.clone()));
+        Ok(Beside { size, scales: scale.plain(&scale_name)?, count, apart, zeros, groups, used })
+    }
+
+    /// The matrix of these codes, which are greater by `more` than what they stand for. Zeros are packed by output as codes are by
+    /// input, or bytes.
+    fn codes(&self, codes: Packed<'a>, more: i16) -> Result<Codes<'a>, Error> {
+        let [outputs, inputs] = self.size;
+        let (zeros, more) = match &self.zeros {
+            None => (None, more),
+            Some((name, zeros)) if zeros.dtype == safetensors::Dtype::I8 => {
+                if zeros.shape.iter().product::<usize>() != self.scales.len() {
+                    let problem = format!("has the shape {:?}; as many as scales were expected", zeros.shape);
+                    return Err(zeros.wrong(name, problem));
+                }
+                (Some(zeros.signed(name, self.apart)?), more - 128)
+            }
+            Some((name, zeros)) => {
+                let each = 8 * codes.word / codes.bits;
+                zeros.expect(name, &[outputs.div_ceil(each), self.count])?;
+                (Some(zeros.packed(name, codes.bits, [each, 1], [self.count, 1])?), 0)
+            }
+        };
+        let (scales, apart, groups) = (self.scales, self.apart, self.groups);
+        Ok(Codes { inputs, codes, zeros, more, scales, apart, groups })
+    }
+}
+
+impl<'a> Codes<'a> {
+    /// All of the matrix, as what was found.
+    fn found(self, file: &'a str, shape: Vec<usize>, beside: Vec<String>) -> Found<'a> {
+        let numbers = Numbers::Coded { codes: self, first: 0, len: shape.iter().product() };
+        Found { file, shape, numbers, change: Change::None, beside }
+    }
 }
 
 /// Matrices that have a number of the reference implementation's first dimension in each column.
@@ -363,11 +544,60 @@ impl<'a> Tensor<'a> {
         }
     }
 
+    fn expect(&self, name: &str, shape: &[usize]) -> Result<(), Error> {
+        match self.shape == shape {
+            true => Ok(()),
+            false => Err(self.wrong(name, format!("has the shape {:?}; {shape:?} was expected", self.shape))),
+        }
+    }
+
     fn words(&self, name: &str) -> Result<&'a [[u8; 4]], Error> {
         match self.dtype {
             safetensors::Dtype::I32 => Ok(self.bytes.as_chunks().0),
             other => Err(self.wrong(name, format!("is of dtype {other}; I32 was expected"))),
         }
+    }
+
+    /// Its words of so many rows and columns, which are so far apart.
+    fn packed(&self, name: &str, bits: usize, size: [usize; 2], apart: [usize; 2]) -> Result<Packed<'a>, Error> {
+        let bytes = self.words(name)?.as_flattened();
+        Ok(Packed { bytes, bits, word: 4, size, apart, order: IN_ORDER, inverted: 0 })
+    }
+
+    /// Its bytes, each a number with a sign, as codes that are greater by 128.
+    fn signed(&self, name: &str, apart: [usize; 2]) -> Result<Packed<'a>, Error> {
+        match self.dtype {
+            safetensors::Dtype::I8 => {
+                let (bytes, size) = (self.bytes, [1, 1]);
+                Ok(Packed { bytes, bits: 8, word: 1, size, apart, order: IN_ORDER, inverted: 128 })
+            }
+            other => Err(self.wrong(name, format!("is of dtype {other}; I8 was expected"))),
+        }
+    }
+
+    /// The group of each input, of which there are so many.
+    fn groups(&self, name: &str, inputs: usize, count: usize) -> Result<Groups<'a>, Error> {
+        self.expect(name, &[inputs])?;
+        let groups = self.words(name)?;
+        if let Some(at) = groups.iter().position(|group| u32::from_le_bytes(*group) as usize >= count) {
+            let group = i32::from_le_bytes(groups[at]);
+            return Err(self.wrong(name, format!("has the group {group} for input {at}; there are {count} groups")));
+        }
+        Ok(Groups::Listed(groups))
+    }
+
+    /// Its numbers, of which each is a size.
+    fn sizes(&self, name: &str) -> Result<Vec<usize>, Error> {
+        let sizes: Option<Vec<usize>> = match self.dtype {
+            safetensors::Dtype::I64 => {
+                self.bytes.as_chunks().0.iter().map(|n| usize::try_from(i64::from_le_bytes(*n)).ok()).collect()
+            }
+            safetensors::Dtype::I32 => {
+                self.bytes.as_chunks().0.iter().map(|n| usize::try_from(i32::from_le_bytes(*n)).ok()).collect()
+            }
+            other => return Err(self.wrong(name, format!("is of dtype {other}; I64 or I32 was expected"))),
+        };
+        sizes.ok_or_else(|| self.wrong(name, "has a negative number; sizes were expected".into()))
     }
 }
 

@@ -111,10 +111,15 @@ impl Checker<'_> {
         let default = value.default.as_ref().map(|default| {
             computed(default, format!("the config has no `{keyed}`, and its default {}", self.describe(default)))
         });
-        let null = value.null.as_ref().map(|null| {
-            let value = computed(null, format!("the config's `{keyed}` is null, which means {}", self.describe(null)));
-            quote!(::std::option::Option::None if #source.is_null(#keys) => #value,)
-        });
+        let null = match (&value.null, &value.ty, &default) {
+            (Some(null), ..) => {
+                let of = format!("the config's `{keyed}` is null, which means {}", self.describe(null));
+                Some(computed(null, of))
+            }
+            (None, ConfigType::OptionSize, Some(_)) => Some(quote!(::std::option::Option::None)),
+            (None, ..) => None,
+        };
+        let null = null.map(|null| quote!(::std::option::Option::None if #source.is_null(#keys) => #null,));
         if default.is_none() && null.is_none() {
             return match value.ty {
                 ConfigType::OptionSize => found,

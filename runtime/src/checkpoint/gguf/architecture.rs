@@ -253,7 +253,8 @@ impl Architecture {
         let experts = heads("expert_count")?;
         let mut tensors = HashMap::new();
         for (at, info) in gguf.header.tensors.iter().enumerate() {
-            let wrong = |problem: String| Error::Tensor { file: gguf.name.clone(), tensor: info.name.clone(), problem };
+            let file = || gguf.file(info).0.to_owned();
+            let wrong = |problem: String| Error::Tensor { file: file(), tensor: info.name.clone(), problem };
             let (name, differs) = self.translate(&info.name).unwrap_or_else(|| (info.name.clone(), Not));
             let rows = info.shape.first().copied().unwrap_or(0);
             // A number of heads of which the rows are a multiple.

@@ -83,6 +83,8 @@ pub(crate) struct TensorInfo {
     pub(crate) dtype: Dtype,
     /// Its dimensions, the last one being that of neighbours in memory.
     pub(crate) shape: Vec<usize>,
+    /// Which of the files has it; the first, but where a model is split.
+    pub(crate) file: usize,
     /// Its bytes in the file.
     pub(crate) range: Range<usize>,
 }
@@ -289,7 +291,7 @@ fn place(tensors: Vec<Described>, alignment: u64, start: u64, end: u64) -> Resul
     let placed = tensors.into_iter().map(|Described { name, dtype, shape, bytes, offset, .. }| {
         // Both are at most `end`, the length of a slice.
         let (first, last) = ((start + offset) as usize, (start + offset + bytes) as usize);
-        TensorInfo { name, dtype, shape, range: first..last }
+        TensorInfo { name, dtype, shape, file: 0, range: first..last }
     });
     Ok(placed.collect())
 }

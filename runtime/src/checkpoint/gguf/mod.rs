@@ -1,4 +1,5 @@
-//! A GGUF file, llama.cpp's format: one file, mapped into memory, with a model's configuration, tokenizer and weights.
+//! A GGUF file, llama.cpp's format: one file, mapped into memory, with a model's configuration, tokenizer and weights; or
+//! several that its `gguf-split` made of one, of which the first has all metadata.
 //!
 //! It becomes what a Hugging Face folder would be: its metadata a `config.json` and a `tokenizer.json`, its tensors those of
 //! the reference implementation, by `tables.rs`.
@@ -21,38 +22,110 @@ use super::numbers::{Blocks, Numbers, Strand, Woven};
 use super::{Change, Chat, Found};
 use crate::Error;
 
-/// A file whose header has been checked.
+/// How many files there are, which of them one is, and how many tensors all have.
+const COUNT: &str = "split.count";
+const NUMBER: &str = "split.no";
+const TENSORS: &str = "split.tensors.count";
+
+/// Files whose headers have been checked.
 #[derive(Debug)]
 pub(crate) struct Gguf {
-    /// The path, for messages.
+    /// The path of the file that has the metadata, for messages.
     pub(crate) name: String,
     bytes: Bytes,
+    /// That file's metadata, and the tensors of all files.
     header: Header,
+    /// The paths and the bytes of the others.
+    others: Vec<(String, Bytes)>,
     /// Each tensor by the reference implementation's name.
     tensors: HashMap<String, Part>,
 }
 
 impl Gguf {
-    /// Maps a file and checks its header.
+    /// Maps a file, or all files of a model of which it is one, and checks their headers.
     pub(crate) fn open(path: &Path) -> Result<Gguf, Error> {
-        let bytes = Bytes::map(path, "a GGUF file")?;
-        Gguf::new(path.display().to_string(), bytes)
+        let one = Gguf::map(path)?;
+        match one.split()? {
+            Some(split) => Gguf::join(&one, path, split)?.named(),
+            None => one.named(),
+        }
     }
 
-    /// Checks the header of a file.
+    /// Checks the header of a file that is a whole model.
     pub(crate) fn new(name: String, bytes: Bytes) -> Result<Gguf, Error> {
+        let gguf = Gguf::read(name, bytes)?;
+        match gguf.split()? {
+            Some((_, count)) => Err(gguf.wrong(COUNT, &format!("says that this is one of {count} files"))),
+            None => gguf.named(),
+        }
+    }
+
+    fn map(path: &Path) -> Result<Gguf, Error> {
+        let bytes = Bytes::map(path, "a GGUF file")?;
+        Gguf::read(path.display().to_string(), bytes)
+    }
+
+    fn read(name: String, bytes: Bytes) -> Result<Gguf, Error> {
         let header = Header::read(&bytes).map_err(|problem| match problem {
             Problem::Header(problem) => Error::File { file: name.clone(), problem },
             Problem::Key(key, problem) => Error::Key { file: name.clone(), key, problem },
             Problem::Tensor(tensor, problem) => Error::Tensor { file: name.clone(), tensor, problem },
         })?;
-        let mut gguf = Gguf { name, bytes, header, tensors: HashMap::new() };
-        if let Some(parts) = gguf.whole("split.count")?.filter(|&parts| parts > 1) {
-            return Err(gguf.wrong("split.count", &format!("says that this is one of {parts} files; merge them first")));
+        Ok(Gguf { name, bytes, header, others: Vec::new(), tensors: HashMap::new() })
+    }
+
+    /// Which file this is, from 0 on, and of how many, if there are several.
+    fn split(&self) -> Result<Option<(u64, u64)>, Error> {
+        let Some(count) = self.whole(COUNT)?.filter(|&count| count > 1) else { return Ok(None) };
+        let number = self.whole(NUMBER)?.ok_or_else(|| self.missing(NUMBER))?;
+        if number >= count {
+            return Err(self.wrong(NUMBER, &format!("is {number}; there are {count} files, from 0 on")));
         }
-        let architecture = Architecture::of(&gguf)?;
-        gguf.tensors = architecture.tensors(&gguf)?;
-        Ok(gguf)
+        Ok(Some((number, count)))
+    }
+
+    /// All files of a model of which one is given, by their names.
+    fn join(one: &Gguf, path: &Path, (number, count): (u64, u64)) -> Result<Gguf, Error> {
+        let ending = |number: u64| format!("-{:05}-of-{count:05}.gguf", number + 1);
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let Some(stem) = name.strip_suffix(&ending(number)) else {
+            let problem = format!("is {number} of {count}, so that the file's name should end in `{}`", ending(number));
+            return Err(one.wrong(NUMBER, &problem));
+        };
+        let mut all: Option<Gguf> = None;
+        for number in 0..count {
+            let path = path.with_file_name(format!("{stem}{}", ending(number)));
+            if !path.exists() {
+                let problem = format!("says that there are {count} files, but {} is missing", path.display());
+                return Err(one.wrong(COUNT, &problem));
+            }
+            let mut part = Gguf::map(&path)?;
+            if part.split()? != Some((number, count)) {
+                return Err(
+                    part.wrong(NUMBER, &format!("wants to be {number}, and `{COUNT}` {count}, as in {}", one.name))
+                );
+            }
+            match &mut all {
+                None => all = Some(part),
+                Some(all) => {
+                    all.others.push((part.name, part.bytes));
+                    part.header.tensors.iter_mut().for_each(|info| info.file = all.others.len());
+                    all.header.tensors.append(&mut part.header.tensors);
+                }
+            }
+        }
+        let all = all.ok_or_else(|| one.missing(COUNT))?;
+        let found = all.header.tensors.len();
+        match all.whole(TENSORS)?.filter(|&tensors| tensors != found as u64) {
+            Some(tensors) => Err(all.wrong(TENSORS, &format!("is {tensors}; the {count} files have {found}"))),
+            None => Ok(all),
+        }
+    }
+
+    /// Finds the reference implementation's names.
+    fn named(mut self) -> Result<Gguf, Error> {
+        self.tensors = Architecture::of(&self)?.tensors(&self)?;
+        Ok(self)
     }
 
     /// What `config.json` would say.
@@ -97,13 +170,24 @@ impl Gguf {
     /// Gives back the memory of what was read.
     pub(crate) fn release(&self) {
         self.bytes.release();
+        self.others.iter().for_each(|(_, bytes)| bytes.release());
+    }
+
+    /// The path and the bytes of the file that has a tensor.
+    fn file(&self, info: &TensorInfo) -> (&str, &Bytes) {
+        let other = info.file.checked_sub(1).and_then(|at| self.others.get(at));
+        other.map_or((&self.name, &self.bytes), |(name, bytes)| (name, bytes))
     }
 
     /// A tensor by the reference implementation's name.
     pub(super) fn tensor(&self, name: &str) -> Option<Found<'_>> {
         let Part { at, change, which } = self.tensors.get(name)?;
         let info = self.header.tensors.get(*at)?;
-        let blocks = |info: &TensorInfo| Some(Blocks { dtype: info.dtype, bytes: self.bytes.get(info.range.clone())? });
+        let (file, _) = self.file(info);
+        let blocks = |info: &TensorInfo| {
+            let (_, bytes) = self.file(info);
+            Some(Blocks { dtype: info.dtype, bytes: bytes.get(info.range.clone())? })
+        };
         let all = blocks(info)?;
         let (mut shape, numbers) = match which {
             Which::All => (info.shape.clone(), Numbers::Blocks(all)),
@@ -125,7 +209,7 @@ impl Gguf {
         if let (Change::Transposed, [.., down, across]) = (change, &mut shape[..]) {
             std::mem::swap(down, across);
         }
-        Some(Found { file: &self.name, shape, numbers, change: *change, beside: Vec::new() })
+        Some(Found { file, shape, numbers, change: *change, beside: Vec::new() })
     }
 
     /// A tensor by its name in the file.
@@ -137,7 +221,7 @@ impl Gguf {
     fn floats(&self, name: &str) -> Option<Vec<f32>> {
         let info = self.raw(name)?;
         let mut numbers = vec![0.0; info.shape.iter().product()];
-        info.dtype.decode(self.bytes.get(info.range.clone())?, &mut numbers);
+        info.dtype.decode(self.file(info).1.get(info.range.clone())?, &mut numbers);
         Some(numbers)
     }
 

@@ -61,7 +61,7 @@ pub(super) static ARCHITECTURES: &[Architecture] = &[
         name: "llama",
         when: When::Experts(false),
         class: "LlamaForCausalLM",
-        keys: llama_keys![("sliding_window", WholeIf("attention.sliding_window")), ("hidden_act", Text("silu"))],
+        keys: llama_keys![("hidden_act", Text("silu"))],
         inner: LLAMA,
         ..KIN
     },

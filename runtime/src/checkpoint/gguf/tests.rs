@@ -2,6 +2,7 @@
 
 mod blocks;
 mod converted;
+mod split;
 mod types;
 
 use proptest::prelude::*;
@@ -258,7 +259,7 @@ fn values_of_another_type_are_named() {
         ),
         ("llama.attention.head_count_kv", Kind::Array, &[0; 12], "at byte # wants a whole number"),
         ("llama.attention.layer_norm_rms_epsilon", Kind::Text, &text("x"), "at byte # wants a number"),
-        ("split.count", Kind::U16, &[3, 0], "at byte # says that this is one of 3 files; merge them first"),
+        ("split.count", Kind::U16, &[3, 0], "split.no` is missing"),
         ("tokenizer.ggml.model", Kind::Text, &text("bert"), "at byte # is `bert`; gpt2 and llama can be read"),
         ("tokenizer.ggml.model", Kind::Text, &text("gpt2"), "tokenizer.ggml.merges` is missing"),
         ("tokenizer.ggml.tokens", Kind::Bool, &[1], "at byte # wants an array of strings"),

@@ -192,6 +192,42 @@ impl Matrix {
         ]
     }
 
+    /// As AutoAWQ packs for `gemv` (`WQLinear_GEMV.from_linear`): inputs and groups in their order, groups filled up to `width`
+    /// words.
+    fn gemv(&self, width: usize) -> Vec<Part> {
+        let mut scales = transposed(&self.scales);
+        scales.iter_mut().for_each(|row| row.resize(8 * width, f16::ZERO));
+        let mut zeros = transposed(&self.zeros);
+        zeros.iter_mut().for_each(|row| row.resize(8 * width, 0));
+        vec![
+            ("l.qweight", "I32", vec![OUTPUTS, INPUTS / 8], in_words(&self.codes, 4)),
+            ("l.qzeros", "I32", vec![OUTPUTS, width], in_words(&zeros, 4)),
+            ("l.scales", "F16", vec![OUTPUTS, 8 * width], halves(&scales)),
+        ]
+    }
+
+    /// As compressed-tensors has integers in words (`pack_to_int32` of its version 0.12), each greater by half of their range:
+    /// weights by input, zeros, if they are wanted, by output.
+    fn packed(&self, [outputs, inputs]: [usize; 2], bits: usize, zeros: bool) -> Vec<Part> {
+        let (each, groups) = (32 / bits, self.zeros.len());
+        let codes: Vec<Vec<u32>> = self.codes[..outputs].iter().map(|row| row[..inputs].to_vec()).collect();
+        let scales = transposed(&self.scales)[..outputs].to_vec();
+        let shape = [outputs as i64, inputs as i64].iter().flat_map(|size| size.to_le_bytes()).collect();
+        let mut parts = vec![
+            ("l.weight_packed", "I32", vec![outputs, inputs.div_ceil(each)], in_words(&codes, bits)),
+            ("l.weight_scale", "F16", vec![outputs, groups], halves(&scales)),
+            ("l.weight_shape", "I64", vec![2], shape),
+        ];
+        if zeros {
+            let by_output: Vec<Vec<u32>> = self.zeros.iter().map(|row| row[..outputs].to_vec()).collect();
+            let packed: Vec<u8> = in_words(&by_output, bits);
+            let words = transposed(&packed.chunks(4 * outputs.div_ceil(each)).map(quads).collect::<Vec<_>>());
+            let shape = vec![outputs.div_ceil(each), groups];
+            parts.push(("l.weight_zero_point", "I32", shape, words.concat().concat()));
+        }
+        parts
+    }
+
     /// As AutoAWQ packs: the outputs 0, 2, 4, 6, 1, 3, 5, 7 of each eight, from the lowest bits on.
     fn awq(&self) -> Vec<Part> {
         let order = [0, 2, 4, 6, 1, 3, 5, 7];
@@ -212,6 +248,26 @@ impl Matrix {
             self.scales(),
         ]
     }
+}
+
+/// Rows of numbers in words of four bytes, so many bits each, the first in the lowest.
+fn in_words(rows: &[Vec<u32>], bits: usize) -> Vec<u8> {
+    let each = 32 / bits;
+    let word = |some: &[u32]| some.iter().enumerate().fold(0, |word, (at, number)| word | number << (bits * at));
+    words(&rows.iter().flat_map(|row| row.chunks(each).map(word)).collect::<Vec<u32>>())
+}
+
+fn transposed<T: Clone>(rows: &[Vec<T>]) -> Vec<Vec<T>> {
+    (0..rows[0].len()).map(|at| rows.iter().map(|row| row[at].clone()).collect()).collect()
+}
+
+/// Bytes by fours.
+fn quads(bytes: &[u8]) -> Vec<[u8; 4]> {
+    bytes.as_chunks().0.to_vec()
+}
+
+fn halves(rows: &[Vec<f16>]) -> Vec<u8> {
+    rows.concat().iter().flat_map(|x| x.to_le_bytes()).collect()
 }
 
 fn words(words: &[u32]) -> Vec<u8> {
@@ -253,6 +309,103 @@ fn awq_s_codes_are_the_numbers_that_were_packed() {
         let settings =
             json!({ "quant_method": "awq", "bits": 4, "group_size": group, "version": "GEMM", "zero_point": true });
         check(&settings, &matrix.awq(), &matrix.expected(0.0, |input| input / group));
+    }
+}
+
+#[test]
+fn awq_s_other_order_is_read_too() {
+    for (group, width) in [(8, 1), (8, 2), (INPUTS, 1)] {
+        let matrix = Matrix::random(INPUTS / group);
+        let settings = json!({ "quant_method": "awq", "bits": 4, "group_size": group, "version": "gemv" });
+        check(&settings, &matrix.gemv(width), &matrix.expected(0.0, |input| input / group));
+    }
+}
+
+fn compressed(format: &str, kind: &str, bits: u32) -> Value {
+    json!({
+        "quant_method": "compressed-tensors",
+        "format": format,
+        "config_groups": { "group_0": { "weights": { "type": kind, "num_bits": bits } } },
+    })
+}
+
+/// `(q - zero) · scale`, as `_dequantize` of compressed-tensors 0.12 has it, where `g_idx` may list the groups.
+#[test]
+fn compressed_tensors_integers_are_the_numbers_that_were_packed() {
+    for bits in [4u32, 8] {
+        // The last words are not full.
+        for (outputs, inputs, groups) in [(16, 24, 3), (13, 21, 3), (16, 24, 1), (3, 22, 11)] {
+            let mut matrix = Matrix::random(groups);
+            for number in matrix.codes.iter_mut().chain(&mut matrix.zeros).flatten() {
+                *number = (*number * 83 + 5) % (1 << bits);
+            }
+            let cut = |expected: Vec<Vec<f32>>| -> Vec<Vec<f32>> {
+                expected[..outputs].iter().map(|row| row[..inputs].to_vec()).collect()
+            };
+            let by_place = |input: usize| (input / (inputs / groups)).min(groups - 1);
+            let middle = 1 << (bits - 1);
+            let mut symmetric = Matrix { zeros: vec![vec![middle; OUTPUTS]; groups], ..Matrix::random(groups) };
+            symmetric.codes.clone_from(&matrix.codes);
+            let settings = compressed("pack-quantized", "int", bits);
+            let size = [outputs, inputs];
+            let parts = symmetric.packed(size, bits as usize, false);
+            check(&settings, &parts, &cut(symmetric.expected(0.0, by_place)));
+            let parts = matrix.packed(size, bits as usize, true);
+            check(&settings, &parts, &cut(matrix.expected(0.0, by_place)));
+            check(&compressed("mixed-precision", "int", bits), &parts, &cut(matrix.expected(0.0, by_place)));
+
+            let listed = |input: usize| (input * 5 + 1) % groups;
+            let index = |of: &dyn Fn(usize) -> i32| (0..inputs).flat_map(|i| of(i).to_le_bytes()).collect::<Vec<u8>>();
+            let given = ("l.weight_g_idx", "I32", vec![inputs], index(&|input| listed(input) as i32));
+            check(&settings, &[parts.clone(), vec![given]].concat(), &cut(matrix.expected(0.0, listed)));
+            let absent = ("l.weight_g_idx", "I32", vec![inputs], index(&|_| -1));
+            check(&settings, &[parts.clone(), vec![absent]].concat(), &cut(matrix.expected(0.0, by_place)));
+
+            // Zeros that are not packed, as older files have them.
+            let mut parts = parts;
+            parts.retain(|(name, ..)| *name != "l.weight_zero_point");
+            let signed = |of: &u32| (*of as i32 - middle as i32) as i8 as u8;
+            let zeros = transposed(&matrix.zeros)[..outputs].concat().iter().map(signed).collect();
+            parts.push(("l.weight_zero_point", "I8", vec![outputs, groups], zeros));
+            check(&settings, &parts, &cut(matrix.expected(0.0, by_place)));
+        }
+    }
+}
+
+#[test]
+fn compressed_tensors_bytes_are_scaled() {
+    let (outputs, inputs) = (7, 10);
+    let mut random = random();
+    let numbers: Vec<i8> = (0..outputs * inputs).map(|_| random(256) as u8 as i8).collect();
+    let scales: Vec<bf16> = (0..14).map(|_| bf16::from_f32((random(1000) + 1) as f32 / 7919.0)).collect();
+    let zeros: Vec<i8> = (0..14).map(|_| random(256) as u8 as i8).collect();
+    let bytes = |numbers: &[i8]| numbers.iter().map(|number| *number as u8).collect::<Vec<u8>>();
+    let weight = ("l.weight", "I8", vec![outputs, inputs], bytes(&numbers));
+    let expected = |at: &dyn Fn(usize, usize) -> usize, zeros: Option<&[i8]>| -> Vec<Vec<f32>> {
+        let number = |o: usize, i: usize| {
+            let zero = zeros.map_or(0.0, |zeros| f64::from(zeros[at(o, i)]));
+            ((f64::from(numbers[o * inputs + i]) - zero) * scales[at(o, i)].to_f64()) as f32
+        };
+        (0..outputs).map(|o| (0..inputs).map(|i| number(o, i)).collect()).collect()
+    };
+    type At<'a> = &'a dyn Fn(usize, usize) -> usize;
+    let cases: [(Vec<usize>, At<'_>); 5] = [
+        (vec![outputs, 1], &|o, _| o),
+        (vec![outputs], &|o, _| o),
+        (vec![outputs, 2], &|o, i| 2 * o + i / 5),
+        (vec![1], &|_, _| 0),
+        (vec![], &|_, _| 0),
+    ];
+    for format in ["int-quantized", "naive-quantized", "mixed-precision"] {
+        let settings = compressed(format, "int", 8);
+        for (shape, at) in &cases {
+            let count = shape.iter().product::<usize>();
+            let scale: Vec<u8> = scales[..count].iter().flat_map(|x| x.to_le_bytes()).collect();
+            let parts = [weight.clone(), ("l.weight_scale", "BF16", shape.clone(), scale)];
+            check(&settings, &parts, &expected(at, None));
+            let zero = ("l.weight_zero_point", "I8", shape.clone(), bytes(&zeros[..count]));
+            check(&settings, &[&parts[..], &[zero]].concat(), &expected(at, Some(&zeros)));
+        }
     }
 }
 
@@ -321,6 +474,16 @@ fn seeds_are_checkpoints_of_each_kind() {
     let parts = [matrix.gptq(), vec![("l.g_idx", "I32", vec![INPUTS], words(&index))]].concat();
     hold("gptq", gptq(None, GROUP as i64), &parts);
     hold("awq", json!({ "quant_method": "awq", "bits": 4, "group_size": GROUP }), &matrix.awq());
+    let settings = json!({ "quant_method": "awq", "bits": 4, "group_size": GROUP, "version": "gemv" });
+    hold("gemv", settings, &matrix.gemv(1));
+    let bytes_too = [
+        ("m.weight", "I8", vec![2, 4], bytes(8)),
+        ("m.weight_scale", "F32", vec![2, 2], bytes(16)),
+        ("m.weight_zero_point", "I8", vec![2, 2], bytes(4)),
+        ("l.weight_g_idx", "I32", vec![INPUTS], words(&index)),
+    ];
+    let parts = [matrix.packed([OUTPUTS, INPUTS], 4, true), bytes_too.to_vec()].concat();
+    hold("packed", compressed("mixed-precision", "int", 4), &parts);
     let blocks =
         [("l.weight_blocks", "U8", vec![2, 3, 1, 16], bytes(96)), ("l.weight_scales", "U8", vec![2, 3, 1], bytes(6))];
     hold("mxfp4", json!({ "quant_method": "mxfp4" }), &blocks);
@@ -333,13 +496,8 @@ fn other_methods_and_broken_settings_are_named() {
         settings[key] = value;
         settings
     };
-    let compressed = |format: &str, kind: &str, bits: u32| {
-        json!({
-            "quant_method": "compressed-tensors",
-            "format": format,
-            "config_groups": { "group_0": { "weights": { "type": kind, "num_bits": bits } } },
-        })
-    };
+    let mut turned = compressed("pack-quantized", "int", 4);
+    turned["transform_config"] = json!({ "config_groups": { "u": { "type": "hadamard" } } });
     let cases = [
         (json!({}), "quant_method` is missing"),
         (json!({ "quant_method": 3 }), "quant_method` wants a string, not 3"),
@@ -361,17 +519,22 @@ fn other_methods_and_broken_settings_are_named() {
         (int4("group_size", Value::Null), "group_size` is missing"),
         (int4("checkpoint_format", json!("marlin")), "checkpoint_format` is `marlin`; gptq and gptq_v2 can be read"),
         (
-            json!({ "quant_method": "awq", "bits": 4, "group_size": 64, "version": "gemv" }),
-            "version` is `gemv`; gemm can be read",
+            json!({ "quant_method": "awq", "bits": 4, "group_size": 64, "version": "gemv_fast" }),
+            "version` is `gemv_fast`; gemm and gemv can be read",
         ),
         (
-            compressed("pack-quantized", "int", 4),
-            "format` is `pack-quantized`; float-quantized and naive-quantized can be read",
+            compressed("marlin-24", "int", 4),
+            "format` is `marlin-24`; float-quantized, int-quantized, pack-quantized, naive-quantized and mixed-precision can be read",
         ),
         (
-            compressed("naive-quantized", "int", 8),
-            "config_groups.group_0.weights` wants `type` float and `num_bits` 8, which is what can be read",
+            compressed("naive-quantized", "int", 4),
+            "config_groups.group_0.weights` wants `type` float and `num_bits` 8, or int and `num_bits` 8, which is what can be read",
         ),
+        (
+            compressed("pack-quantized", "int", 3),
+            "config_groups.group_0.weights` wants `type` int and `num_bits` 4 or 8, which is what can be read",
+        ),
+        (turned, "transform_config` has transforms of activations, which cannot be applied"),
     ];
     for (settings, expected) in cases {
         let error = open(settings, &[]).unwrap_err().to_string();
@@ -503,6 +666,70 @@ fn tensors_that_do_not_fit_are_named() {
             "`l.weight_scales` is of dtype F8_E4M3; U8 was expected",
         ),
     ];
+    let packed = compressed("pack-quantized", "int", 4);
+    let parts = || matrix.packed([OUTPUTS, INPUTS], 4, true);
+    let bytes = || vec![("l.weight", "I8", vec![OUTPUTS, INPUTS], vec![0; OUTPUTS * INPUTS])];
+    let gemv = json!({ "quant_method": "awq", "bits": 4, "group_size": 2, "version": "gemv" });
+    let cases = [
+        (
+            &packed,
+            with(parts(), "l.weight_shape", "absent", &[]),
+            "`l.weight_packed` has no `l.weight_shape` beside it, which was expected",
+        ),
+        (
+            &packed,
+            with(parts(), "l.weight_shape", "I32", &[3]),
+            "`l.weight_shape` has the shape [3]; numbers of outputs and inputs were expected",
+        ),
+        (
+            &packed,
+            with(parts(), "l.weight_shape", "F32", &[2]),
+            "`l.weight_shape` is of dtype F32; I64 or I32 was expected",
+        ),
+        (
+            &packed,
+            with(parts(), "l.weight_packed", "I32", &[16, 4]),
+            "`l.weight_packed` has the shape [16, 4]; [16, 3] was expected for 4 bits, [16, 6] for 8, by `l.weight_shape`",
+        ),
+        (
+            &packed,
+            with(parts(), "l.weight_scale", "absent", &[]),
+            "`l.weight_packed` has no `l.weight_scale` beside it, which was expected",
+        ),
+        (
+            &packed,
+            with(parts(), "l.weight_scale", "F16", &[3, 16]),
+            "`l.weight_scale` has the shape [3, 16]; one number, or some for each of 16 rows were expected",
+        ),
+        (
+            &packed,
+            with(parts(), "l.weight_scale", "F16", &[16, 5]),
+            "`l.weight_scale` has 5 groups for 24 inputs; a number that divides them was expected",
+        ),
+        (
+            &packed,
+            with(parts(), "l.weight_zero_point", "I32", &[16, 3]),
+            "`l.weight_zero_point` has the shape [16, 3]; [2, 3] was expected",
+        ),
+        (
+            &packed,
+            with(parts(), "l.weight_zero_point", "I8", &[2, 3]),
+            "`l.weight_zero_point` has the shape [2, 3]; as many as scales were expected",
+        ),
+        (
+            &packed,
+            with(parts(), "l.weight_g_idx", "I32", &[24]),
+            "`l.weight_g_idx` has the group 858993459 for input 0; there are 3 groups",
+        ),
+        (&packed, bytes(), "`l.weight` has no `l.weight_scale` beside it, which was expected"),
+        (
+            &gemv,
+            matrix.gemv(1),
+            "`l.scales` has 8 groups; 24 inputs in groups of 2 are expected",
+        ),
+    ]
+    .into_iter()
+    .chain(cases);
     let (graph, w) = graph(OUTPUTS, INPUTS, None);
     for (settings, parts, expected) in cases {
         let error = open(settings.clone(), &parts).unwrap().weight(&graph, w, None).unwrap_err().to_string();
