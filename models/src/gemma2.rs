@@ -55,7 +55,7 @@ einfuse_macros::model! {
                 let q[t, n, g, c] = rotate[c](sum[d] a * wq, freq, scale);
                 let k[t, n, c]    = rotate[c](sum[d] a * wk, freq, scale);
                 let u[t, n, c]    = sum[d] a * wv;
-                cache k, u over s within windows.alternating(l, 2);
+                cache k, u over s within windows.alternating(l, 2, 4096);
                 let e = capped(per_score^-0.5 * sum[c] q * k);
                 let p[t, n, g, s] = softmax[s](e where s <= t);
                 let o[t, n, g, c] = sum[s] p * u;

@@ -56,7 +56,7 @@ einfuse_macros::model! {
                 let q[t, n, g, c] = rotate[c](rms_norm[c](sum[d] a * wq, eps) * (1 + q_norm), freq, scale);
                 let k[t, n, c]    = rotate[c](rms_norm[c](sum[d] a * wk, eps) * (1 + k_norm), freq, scale);
                 let u[t, n, c]    = sum[d] a * wv;
-                cache k, u over s within windows.alternating(l, 6);
+                cache k, u over s within windows.alternating(l, 6, 4096);
                 let p[t, n, g, s] = softmax[s](per_score^-0.5 * (sum[c] q * k) where s <= t);
                 let o[t, n, g, c] = sum[s] p * u;
                 let y[t, d] = x + rms_norm[d](sum[n, g, c] o * wo, eps) * (1 + attn_out);

@@ -54,7 +54,7 @@ einfuse_macros::model! {
                 let q[t, n, g, c] = rotate[c](bq + sum[d] a * wq, freq, scale);
                 let k[t, n, c]    = rotate[c](bk + sum[d] a * wk, freq, scale);
                 let u[t, n, c]    = bv + sum[d] a * wv;
-                cache k, u over s within windows.alternating(l, 2);
+                cache k, u over s within windows.alternating(l, 2, 128);
                 let m[t, n, g, s] = sinking[s](size(c)^-0.5 * (sum[c] q * k) where s <= t, sink);
                 let o[t, n, g, c] = sum[s] m * u;
                 let y[t, d] = x + bo + sum[n, g, c] o * wo;

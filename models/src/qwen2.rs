@@ -50,7 +50,7 @@ einfuse_macros::model! {
                 let q[t, n, g, c] = rotate[c](bq + sum[d] a * wq, freq, scale);
                 let k[t, n, c]    = rotate[c](bk + sum[d] a * wk, freq, scale);
                 let u[t, n, c]    = bv + sum[d] a * wv;
-                cache k, u over s within windows.late(l);
+                cache k, u over s within windows.late(l, 4096);
                 let p[t, n, g, s] = softmax[s](size(c)^-0.5 * (sum[c] q * k) where s <= t);
                 let o[t, n, g, c] = sum[s] p * u;
                 let y[t, d] = x + sum[n, g, c] o * wo;
