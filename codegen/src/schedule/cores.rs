@@ -3,7 +3,7 @@
 use super::emit::Emitter;
 use super::weights::Panels;
 use super::{Context, Mode};
-use crate::loops::{Address, Core, Elem, Expr, Format, GROUP, MAX_ROWS, Stmt, Unpack};
+use crate::loops::{Address, Core, Elem, Expr, Format, GROUP, Stmt, Unpack};
 
 /// Covers so many rows with cores, of operands in such formats: as many as there can be of the most rows, then smaller ones for the
 /// rest. Where the number is known at run time only, the last core may take rows beyond, fewer than
@@ -17,8 +17,8 @@ pub(super) fn cover(
     core: impl Fn(usize, Expr) -> Stmt,
 ) {
     let vectors = cx.cores.rows_by(formats.1);
-    let tiles = cx.cores.tiles_serve(formats.0, formats.1, depth);
-    let most = if tiles { MAX_ROWS } else { vectors }.min(cx.tiling.core);
+    let tiles = cx.tiling.core >= GROUP && cx.cores.tiles_serve(formats.0, formats.1, depth);
+    let most = if tiles { cx.tiling.core / GROUP * GROUP } else { vectors.min(cx.tiling.core) };
     let Some(rows) = rows.as_int() else {
         let whole = e.int(rows.clone().div(most) * most);
         e.repeat(Expr::Int(0), whole.clone(), most, |e, row| e.push(core(most, row)));

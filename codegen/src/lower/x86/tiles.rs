@@ -15,7 +15,7 @@ pub(super) const LINE: Register = Register::R11;
 /// Bytes from row to row of the first operand.
 const A_STRIDE: Register = Register::R10;
 
-/// Bytes from row to row of the result.
+/// Bytes from row to row of the result, of cores of floats.
 const C_STRIDE: Register = Register::R9;
 
 /// Where sums of codes pass through.
@@ -52,7 +52,7 @@ pub(super) fn set_up(w: &mut Writer) -> Result<(), IcedError> {
         config[16 + 2 * nth] = bytes as u8;
         config[48 + nth] = rows as u8;
     }
-    // Below the stack is room for so much.
+    // Below the stack are 128 bytes that a function which calls none may use.
     let at = |byte: usize| MemoryOperand::with_base_displ(Register::RSP, byte as i64 - config.len() as i64);
     for (nth, bytes) in config.as_chunks::<4>().0.iter().enumerate() {
         w.push(Instruction::with2(Code::Mov_rm32_imm32, at(4 * nth), u32::from_le_bytes(*bytes)))?;
