@@ -126,8 +126,8 @@ const fn in_steps(name: &'static str, block: usize) -> Format {
 }
 
 impl Format {
-    /// 8-bit codes, a scale for 64 of them: 8.25 bits. With a scale for 192 or 256, activations lose more than weights: the perplexity
-    /// of SmolLM2-135M rose by 2.65 % in place of 0.12 %.
+    /// 8-bit codes, a scale for 64 of them: 8.25 bits. With a scale for 192 or 256, activations lose more than weights: a small
+    /// model's perplexity rose by 2.65 % in place of 0.12 %.
     pub const Q8: Format = codes("q8", 8, 64, 128);
     /// 4-bit codes, a step and a zero for 32 of them, a scale for as many as there can be (see [`Format::fitting`]): 4.31 bits,
     /// with 256 of them.

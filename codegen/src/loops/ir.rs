@@ -16,8 +16,8 @@ pub const PANEL: usize = 16;
 /// How many rows a [`Core`] has at most.
 pub const MAX_ROWS: usize = 64;
 
-/// Rows of a tile, and how many steps of a panel are one. Where the number of rows is known at run time only, the last core may
-/// take rows beyond, fewer than these.
+/// Rows of a tile, how many steps of a panel are one, and the most rows of a core of vectors. Where the number of rows is known at
+/// run time only, the last core may take rows beyond, fewer than these.
 pub const GROUP: usize = 16;
 
 /// Steps of half a tile.
@@ -298,7 +298,7 @@ impl Cores {
     /// The portable core alone.
     pub const PORTABLE: Cores = Cores { bits: 128, bf16: false, bytes: None, tiles: false };
 
-    /// The most rows that a core of vectors takes at once, and one more than the last of several takes beyond.
+    /// The most rows that a core of vectors takes at once. The last of several may take rows beyond, fewer than these.
     pub const fn rows(&self) -> usize {
         match self.bits {
             512 => GROUP,

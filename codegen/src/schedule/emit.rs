@@ -229,12 +229,7 @@ impl<'a> Emitter<'a> {
         let span = self.span(axis);
         for (scope, span) in self.segments(scope, axis, span, body) {
             let dims = self.steps(out, axis, span.aligned);
-            let stores = match to.elem {
-                Elem::F32 => to.is_contiguous(&dims),
-                Elem::Bf16 => to.spread(&dims).is_some(),
-                Elem::I32 | Elem::U8 => false,
-            };
-            let vector = stores
+            let vector = (to.elem == Elem::F32 && to.is_contiguous(&dims) || to.spread(&dims).is_some())
                 && span.len.is_none_or(|n| n >= LANES)
                 && term.is_some_and(|t| self.has_lanes(&scope, axis, t))
                 && !self.prefers_depth(body, axis);
@@ -309,8 +304,8 @@ impl<'a> Emitter<'a> {
         };
         let value = widen(value);
         self.push(match to.spread(&self.steps(out, axis, aligned)) {
-            Some((together, apart)) if to.elem == Elem::Bf16 => Stmt::Spread(Spread { at, together, apart, value }),
-            _ => Stmt::Store { elem: to.elem, at, value },
+            Some((together, apart)) => Stmt::Spread(Spread { at, together, apart, value }),
+            None => Stmt::Store { elem: to.elem, at, value },
         });
     }
 

@@ -136,16 +136,17 @@ impl Layout {
             let all = LANES.is_multiple_of(t.div) || t.div.is_multiple_of(LANES);
             all && (neighbours.is_multiple_of(LANES) || LANES.is_multiple_of(neighbours))
         };
-        let terms = || self.terms.iter().filter(|t| t.dim == dim);
         let place = |lane: usize| {
-            terms().map(|t| t.modulo.map_or(lane / t.div, |m| lane / t.div % m) * t.stride).sum::<usize>()
+            let mut index = vec![0; steps.len()];
+            index[dim] = lane;
+            self.offset_of(&index) - self.base
         };
         let apart = |together: usize| {
             let apart = place(together);
             let placed = |lane: usize| place(lane) == lane / together * apart + lane % together;
             (apart >= together && (0..LANES).all(placed)).then_some((together, apart))
         };
-        if terms().all(even) { apart(2).or_else(|| apart(1)) } else { None }
+        if self.terms.iter().filter(|t| t.dim == dim).all(even) { apart(2).or_else(|| apart(1)) } else { None }
     }
 }
 

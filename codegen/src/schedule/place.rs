@@ -108,9 +108,10 @@ impl Place {
         self.is_within_page(steps) && self.layout.is_contiguous(steps)
     }
 
-    /// Where such lanes lie apart (see [`Layout::spread`]).
+    /// Where such lanes, stored as bf16, lie apart (see [`Layout::spread`]).
     pub(crate) fn spread(&self, steps: &[Step]) -> Option<(usize, usize)> {
-        if self.is_within_page(steps) { self.layout.spread(steps) } else { None }
+        let can = self.elem == Elem::Bf16 && self.is_within_page(steps);
+        if can { self.layout.spread(steps) } else { None }
     }
 
     fn is_within_page(&self, steps: &[Step]) -> bool {

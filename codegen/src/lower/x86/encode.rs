@@ -104,7 +104,9 @@ fn block(w: &mut Writer, codes: Codes, depth: usize) -> Result<(), IcedError> {
         sum_of_row(w, codes, sum, scale)?;
         let to = w.at(SUMS, 4 * part);
         w.push(Instruction::with2(Code::VEX_Vmovd_rm32_xmm, to, sum))?;
-        w.push(Instruction::with3(Code::EVEX_Vpaddd_xmm_k1z_xmm_xmmm128b32, total, total, sum))?;
+        if codes.steps.is_some() {
+            w.push(Instruction::with3(Code::EVEX_Vpaddd_xmm_k1z_xmm_xmmm128b32, total, total, sum))?;
+        }
     }
     if let (Some(_), Some(unpacked)) = (codes.steps, Format::Codes(codes).unpacked().codes()) {
         let to = w.at(SCALES, unpacked.sums_of_row(depth) - depth);
