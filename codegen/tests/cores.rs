@@ -3,8 +3,8 @@
 mod support;
 
 use einfuse_codegen::loops::{
-    Address, Arg, Buffer, Core, Cores, Elem, Encode, Expr, Exps, Format, GROUP, Kernel, Memory, PANEL, Slot, Stmt, Ty,
-    Unpack, Var, interpret, parse,
+    Address, Arg, Buffer, Core, Cores, Elem, Encode, Expr, Exps, Format, GROUP, Kernel, MAX_PANELS, Memory, PANEL,
+    Slot, Stmt, Ty, Unpack, Var, interpret, parse,
 };
 use einfuse_codegen::lower::{Lowering, compile};
 use support::{Random, both, bytes, floats, host, run};
@@ -96,6 +96,7 @@ fn panel(random: &mut Random, depth: usize, format: Format) -> Vec<u8> {
 struct Case {
     cores: Cores,
     rows: usize,
+    panels: usize,
     depth: usize,
     at_run_time: bool,
     formats: (Format, Format),
@@ -103,9 +104,11 @@ struct Case {
 }
 
 fn check(case: &Case) {
-    let Case { cores, rows, depth, at_run_time, formats: (a_format, b_format), accumulate } = *case;
+    let Case { cores, rows, panels, depth, at_run_time, formats: (a_format, b_format), accumulate } = *case;
     let mut random = Random(0x9e37_79b9_7f4a_7c15 + depth as u64);
-    let (a_stride, c_stride) = (a_format.row(depth) + 2 * a_format.block() / b_format.block().max(1) + 2, PANEL + 3);
+    let (a_stride, c_stride) =
+        (a_format.row(depth) + 2 * a_format.block() / b_format.block().max(1) + 2, panels * PANEL + 3);
+    let b_stride = if panels == 1 { 0 } else { b_format.panel(depth) + 64 };
     let unit = a_format.elem().bytes();
     let core = Core {
         rows,
@@ -113,8 +116,10 @@ fn check(case: &Case) {
         a: Address::new(Buffer::Frame(4), 3),
         a_format,
         a_stride: a_stride.into(),
+        panels,
         b: Address::new(Buffer::Layer(1), 0),
         b_format,
+        b_stride: b_stride.into(),
         c: Address::new(Buffer::Arena(8), 5),
         c_stride: c_stride.into(),
         accumulate,
@@ -125,11 +130,16 @@ fn check(case: &Case) {
         let row = row(&mut random, depth, a_format);
         a[(3 + m * a_stride) * unit..][..row.len()].copy_from_slice(&row);
     }
+    let mut b = Vec::new();
+    for _ in 0..panels {
+        b.extend(panel(&mut random, depth, b_format));
+        b.resize(b.len().next_multiple_of((b_stride * b_format.elem().bytes()).max(1)), 0);
+    }
     let memory = Memory {
         past: depth as i64,
         arena: bytes(&(0..7 + rows * c_stride).map(|_| random.float()).collect::<Vec<_>>()),
         frame: [(4, Slot::Bytes(a))].into(),
-        layer: [(1, Slot::Bytes(panel(&mut random, depth, b_format)))].into(),
+        layer: [(1, Slot::Bytes(b))].into(),
         ..Memory::default()
     };
     let (expected, actual, called) = both_with(cores, &kernel, memory);
@@ -150,7 +160,7 @@ fn check(case: &Case) {
 }
 
 fn all_shapes(formats: (Format, Format)) {
-    shapes(formats, &[1, 2, 3, 4, 5, 6, 8, 13, 16, 64], &[0, 1, 2, 3, 6, 8, 17, 32, 34, 48, 64, 96, 192, 576]);
+    shapes(formats, &[1, 2, 3, 4, 5, 6, 8, 13, 48, 64], &[0, 1, 2, 3, 6, 8, 17, 32, 34, 48, 64, 96, 192, 576]);
 }
 
 fn shapes(formats: (Format, Format), rows: &[usize], depths: &[usize]) {
@@ -163,7 +173,11 @@ fn shapes(formats: (Format, Format), rows: &[usize], depths: &[usize]) {
                 for accumulate in [false, true] {
                     for at_run_time in [false, true] {
                         if !(at_run_time && formats.1.is_coded()) {
-                            check(&Case { cores, rows, depth, at_run_time, formats, accumulate });
+                            let case = Case { cores, rows, panels: 1, depth, at_run_time, formats, accumulate };
+                            check(&case);
+                            if depth <= 96 {
+                                check(&Case { panels: MAX_PANELS, ..case });
+                            }
                         }
                     }
                 }
@@ -221,8 +235,10 @@ fn products_of_bytes_are_one_instruction_where_there_is_one() {
             a: Address::new(Buffer::Frame(4), 0),
             a_format: format,
             a_stride: 0.into(),
+            panels: 1,
             b: Address::new(Buffer::Layer(1), 0),
             b_format: format,
+            b_stride: 0.into(),
             c: Address::new(Buffer::Arena(0), 0),
             c_stride: 0.into(),
             accumulate: false,
@@ -239,18 +255,21 @@ fn products_of_bytes_are_one_instruction_where_there_is_one() {
 fn panels_are_unpacked_bit_for_bit() {
     let mut random = Random(7);
     for cores in all_cores() {
-        for format in Format::ALL.into_iter().filter(|format| format.unpacked() != *format) {
+        let coded = Format::ALL.into_iter().filter(|format| format.is_coded());
+        let unpacked = coded.flat_map(|format| [(format, format.unpacked()), (format, Format::Bf16)]);
+        for (format, into) in unpacked.filter(|(format, into)| format != into) {
             for depth in [0, format.block(), 3 * format.block()] {
                 let (from, to) = (Address::new(Buffer::Layer(1), 64), Address::new(Buffer::Arena(0), 32));
-                let kernel = kernel(Stmt::Unpack(Unpack { depth, from, format, to }));
+                let kernel = kernel(Stmt::Unpack(Unpack { depth, from, format, to, into }));
                 let panel = [vec![0; 64], panel(&mut random, depth, format)].concat();
                 let memory = Memory {
-                    arena: vec![0xaa; 64 + format.unpacked().rows(depth)],
+                    arena: vec![0xaa; 64 + into.rows(depth) * into.elem().bytes()],
                     layer: [(1, Slot::Bytes(panel))].into(),
                     ..Memory::default()
                 };
                 let (expected, actual, called) = both_with(cores, &kernel, memory);
-                assert_eq!(called, is_wide(cores, format), "{cores:?}: {kernel}");
+                let wide = is_wide(cores, format) && (into.is_coded() || cores.bits == 512 && cores.bf16);
+                assert_eq!(called, wide, "{cores:?}: {kernel}");
                 assert!(expected == actual, "{cores:?}: {kernel}");
             }
         }
@@ -356,8 +375,10 @@ fn a_negative_depth_is_none() {
         a: Address::new(Buffer::Frame(4), 3),
         a_format: Format::F32,
         a_stride: 4.into(),
+        panels: 1,
         b: Address::new(Buffer::Layer(1), PANEL),
         b_format: Format::F32,
+        b_stride: 0.into(),
         c: Address::new(Buffer::Arena(8), 5),
         c_stride: PANEL.into(),
         accumulate: false,

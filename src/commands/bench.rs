@@ -109,9 +109,10 @@ struct Row {
     test: String,
     /// Tokens before it.
     depth: usize,
-    /// Tokens per second, and the standard deviation between repetitions.
+    /// Tokens per second: the mean, the standard deviation between repetitions, and each of them.
     tokens_per_second: f64,
     deviation: f64,
+    samples: Vec<f64>,
     /// What was used of the machine, per second: bytes read from memory, or operations on numbers.
     unit: &'static str,
     achieved: f64,
@@ -368,6 +369,7 @@ impl Bench {
             depth,
             tokens_per_second: mean,
             deviation: variance.sqrt(),
+            samples: rates,
             unit: "",
             achieved: mean * per_token,
             peak: 0.0,

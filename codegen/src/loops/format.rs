@@ -182,7 +182,7 @@ impl Format {
         self == Self::Q8 || self != self.unpacked()
     }
 
-    /// What panels are unpacked to, see [`Unpack`](super::Unpack): those of codes in steps to bytes, others not.
+    /// The bytes that panels are unpacked to, see [`Unpack`](super::Unpack): those of codes in steps; others are what they are.
     pub fn unpacked(self) -> Format {
         Self::IN_STEPS.into_iter().find(|(format, _)| *format == self).map_or(self, |(_, unpacked)| unpacked)
     }

@@ -149,7 +149,7 @@ impl Machine<'_> {
                     Share::Cyclic => self.repeat(*var, worker, count, workers, body),
                 }
             }
-            Stmt::Core(core) => self.core(core),
+            Stmt::Core(core) => (0..core.panels).try_for_each(|nth| self.core(&core.of_panel(nth))),
             Stmt::Unpack(unpack) => self.unpack(unpack),
             Stmt::Encode(encode) => self.encode(encode),
             Stmt::Exps(exps) => self.exps(exps),
@@ -172,6 +172,7 @@ impl Machine<'_> {
         Ok(())
     }
 
+    /// A core of one panel.
     fn core(&mut self, core: &Core) -> Ran<()> {
         let depth = self.int(&core.depth)?.max(0);
         let (a_stride, c_stride) = (self.int(&core.a_stride)?, self.int(&core.c_stride)?);
@@ -219,9 +220,18 @@ impl Machine<'_> {
     }
 
     fn unpack(&mut self, unpack: &Unpack) -> Ran<()> {
-        let Unpack { depth, from, format, to } = unpack;
+        let Unpack { depth, from, format, to, into: unpacked } = unpack;
         let (b, start) = (self.int(&from.offset)?, self.int(&to.offset)?);
-        let unpacked = format.unpacked();
+        if *unpacked == Format::Bf16 {
+            for (k, n) in (0..*depth).flat_map(|k| (0..PANEL).map(move |n| (k, n))) {
+                let (of, element) = self.element(from, *format, b, k as i64, n as i64)?;
+                let value = of.value(element.code, element.part) as f32;
+                let number = bf16::from_f32(element.scale.mul_add(value, element.minimum));
+                let at = start.wrapping_add(((k / 2 * PANEL + n) * 2 + k % 2) as i64);
+                self.memory_at(to, at, 2, 2)?.copy_from_slice(&number.to_le_bytes());
+            }
+            return Ok(());
+        }
         let Some(codes) = unpacked.codes() else { return Err(format!("{unpacked} has no codes")) };
         for k in 0..*depth as i64 {
             let block = start.wrapping_add((k as usize / codes.block * unpacked.rows(codes.block)) as i64);

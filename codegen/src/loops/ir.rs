@@ -16,12 +16,12 @@ pub const PANEL: usize = 16;
 /// How many rows a [`Core`] has at most.
 pub const MAX_ROWS: usize = 64;
 
+/// How many panels a [`Core`] has at most.
+pub const MAX_PANELS: usize = 2;
+
 /// Rows of a tile, how many steps of a panel are one, and the most rows of a core of vectors. Where the number of rows is known at
 /// run time only, the last core may take rows beyond, fewer than these.
 pub const GROUP: usize = 16;
-
-/// Steps of half a tile.
-pub const HALF_TILE: usize = GROUP / 2;
 
 /// How many lanes a vector has.
 pub const LANES: usize = 4;
@@ -317,22 +317,36 @@ impl Cores {
         if format.is_coded() { self.rows().min(8) } else { self.rows() }
     }
 
-    /// Whether tiles multiply rows and panels of so many rows that are stored so: as bf16 or bytes that fill tiles or halves of them.
+    /// Whether tiles multiply rows and panels of so many rows that are stored so: as bf16 or bytes that fill tiles.
     pub fn tiles_serve(&self, a: Format, b: Format, depth: usize) -> bool {
-        let half = HALF_TILE * b.together();
+        let tile = GROUP * b.together();
         let serve = match b {
             Format::F32 => false,
-            Format::Bf16 => depth.is_multiple_of(half),
-            Format::Codes(codes) => codes.are_bytes() && codes.block.is_multiple_of(half),
+            Format::Bf16 => depth.is_multiple_of(tile),
+            Format::Codes(codes) => codes.are_bytes() && codes.block.is_multiple_of(tile),
         };
         self.tiles && serve && a == b && depth > 0
     }
+
+    /// How the panels of a weight are multiplied with many rows; if otherwise than they are stored, they are unpacked first, see
+    /// [`Unpack`]. Codes in steps are multiplied as bytes; what tiles don't multiply as bytes, they do as bf16.
+    pub fn unpacked(&self, format: Format, depth: usize) -> Format {
+        let (bytes, floats) = (format.unpacked(), Format::Bf16);
+        let as_floats = format.is_coded() && self.tiles_serve(floats, floats, depth);
+        if as_floats && !self.tiles_serve(bytes, bytes, depth) { floats } else { bytes }
+    }
+
+    /// How many panels a core of many rows is best made for: by two, tiles of floats take less from the caches. Those of bytes have
+    /// more to do with the sums of blocks.
+    pub fn panels(&self, a: Format, b: Format, depth: usize) -> usize {
+        if self.tiles_serve(a, b, depth) && !b.is_coded() { MAX_PANELS } else { 1 }
+    }
 }
 
-/// The innermost contraction, a leaf with a contract: for `m` in `0..rows` and `n` in `0..PANEL`,
+/// The innermost contraction, a leaf with a contract: for `m` in `0..rows` and `n` in `0..panels * PANEL`,
 ///
 /// ```text
-/// c[m * c_stride + n] = (accumulate ? c[m * c_stride + n] : 0) + Σ k in 0..depth  a[m, k] * b[k, n]
+/// c[m * c_stride + n] = (accumulate ? c[m * c_stride + n] : 0) + Σ k in 0..depth  a[m, k] * b[n / PANEL][k, n % PANEL]
 /// ```
 ///
 /// `c` is `F32` and does not overlap `a` or `b`. How `a` and `b` lie in memory is told by [`Format`]: the formats are equal,
@@ -351,10 +365,14 @@ pub struct Core {
     pub a_format: Format,
     /// Units from one row of `a` to the next, an `Int`.
     pub a_stride: Expr,
-    /// The panel.
+    /// How many panels: 1 to [`MAX_PANELS`].
+    pub panels: usize,
+    /// The first panel.
     pub b: Address,
-    /// How the panel is stored.
+    /// How a panel is stored.
     pub b_format: Format,
+    /// Units from one panel to the next, an `Int`.
+    pub b_stride: Expr,
     /// The result.
     pub c: Address,
     /// Elements from one row of `c` to the next, an `Int`.
@@ -363,7 +381,17 @@ pub struct Core {
     pub accumulate: bool,
 }
 
-/// Rewrites a panel as [`Format::unpacked`] of its format, which is another: each code becomes the byte that it is multiplied as.
+impl Core {
+    /// What a core of one of the panels does.
+    pub fn of_panel(&self, nth: usize) -> Core {
+        let b = self.b.clone().plus(self.b_stride.clone() * nth);
+        Core { panels: 1, b, c: self.c.clone().plus(PANEL * nth), ..self.clone() }
+    }
+}
+
+/// Rewrites a panel of codes: as [`Format::unpacked`] of its format, which is another, each code becomes the byte that it is
+/// multiplied as; as `Bf16` the number that it stands for, rounded to the nearest `F32` and then to the nearest `Bf16`, ties to even.
+/// Numbers below the normal ones may become 0.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Unpack {
     /// How many rows the panel has, whole blocks.
@@ -374,6 +402,8 @@ pub struct Unpack {
     pub format: Format,
     /// Where the other is written, which does not overlap `from`.
     pub to: Address,
+    /// How that is stored.
+    pub into: Format,
 }
 
 /// Rewrites a row of `F32` as the row of a [`Core`]'s first operand in another format.

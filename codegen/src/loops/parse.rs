@@ -260,8 +260,15 @@ impl Parser {
         self.word("by")?;
         let b_format = self.one_of(&Format::ALL, "how the panel is stored")?;
         let b = self.address()?;
+        let (mut panels, mut b_stride) = (1, 0.into());
+        if self.take_word("panels") {
+            panels = self.size()?;
+            self.word("stride")?;
+            b_stride = self.expr()?;
+        }
         self.word("depth")?;
-        Ok(Core { rows, depth: self.expr()?, a, a_format, a_stride, b, b_format, c, c_stride, accumulate })
+        let depth = self.expr()?;
+        Ok(Core { rows, depth, a, a_format, a_stride, panels, b, b_format, b_stride, c, c_stride, accumulate })
     }
 
     fn exps(&mut self) -> Parsed<Exps> {
@@ -287,12 +294,13 @@ impl Parser {
     }
 
     fn unpack(&mut self) -> Parsed<Unpack> {
+        let into = self.one_of(&Format::ALL, "how it is to be stored")?;
         let to = self.address()?;
         self.symbol("=")?;
         let format = self.one_of(&Format::ALL, "how the panel is stored")?;
         let from = self.address()?;
         self.word("depth")?;
-        Ok(Unpack { depth: self.size()?, from, format, to })
+        Ok(Unpack { depth: self.size()?, from, format, to, into })
     }
 
     fn encode(&mut self) -> Parsed<Encode> {

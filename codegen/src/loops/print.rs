@@ -92,7 +92,11 @@ impl Display for Core {
         let sign = if self.accumulate { "+=" } else { "=" };
         write!(f, "core {} rows: {} stride {} {sign} ", self.rows, self.c, self.c_stride)?;
         write!(f, "{} {} stride {} ", self.a_format, self.a, self.a_stride)?;
-        write!(f, "by {} {} depth {}", self.b_format, self.b, self.depth)
+        write!(f, "by {} {} ", self.b_format, self.b)?;
+        if self.panels > 1 {
+            write!(f, "panels {} stride {} ", self.panels, self.b_stride)?;
+        }
+        write!(f, "depth {}", self.depth)
     }
 }
 
@@ -105,7 +109,7 @@ impl Display for Spread {
 
 impl Display for Unpack {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        write!(f, "unpack {} = {} {} depth {}", self.to, self.format, self.from, self.depth)
+        write!(f, "unpack {} {} = {} {} depth {}", self.into, self.to, self.format, self.from, self.depth)
     }
 }
 

@@ -3,8 +3,8 @@
 use std::fmt;
 
 use super::{
-    Address, Binary, Buffer, Core, Elem, Encode, Expr, Exps, Fold, Format, Kernel, LANES, MAX_ROWS, PANEL, Spread,
-    Stmt, Ty, Unary, Unpack, Var,
+    Address, Binary, Buffer, Core, Elem, Encode, Expr, Exps, Fold, Format, Kernel, LANES, MAX_PANELS, MAX_ROWS, PANEL,
+    Spread, Stmt, Ty, Unary, Unpack, Var,
 };
 
 /// How deep expressions and statements may nest.
@@ -205,6 +205,8 @@ impl Verifier<'_> {
     fn core(&mut self, core: &Core) -> Checked<()> {
         let rows = core.rows;
         check((1..=MAX_ROWS).contains(&rows), || format!("a core has {rows} rows, not 1 to {MAX_ROWS}"))?;
+        let panels = core.panels;
+        check((1..=MAX_PANELS).contains(&panels), || format!("a core has {panels} panels, not 1 to {MAX_PANELS}"))?;
         let (a, b) = (core.a_format, core.b_format);
         check(a == b || (a, b) == (Format::F32, Format::Bf16), || format!("a core of {a} by {b}"))?;
         check(!b.is_coded() || core.depth.as_int().is_some(), || format!("a core by {b} has no constant depth"))?;
@@ -216,6 +218,7 @@ impl Verifier<'_> {
         }
         self.expect(&core.depth, Ty::Int, "a core's depth")?;
         self.expect(&core.a_stride, Ty::Int, "a core's stride")?;
+        self.expect(&core.b_stride, Ty::Int, "a core's stride")?;
         self.expect(&core.c_stride, Ty::Int, "a core's stride")?;
         self.address(&core.a)?;
         self.address(&core.b)?;
@@ -233,9 +236,10 @@ impl Verifier<'_> {
     }
 
     fn unpack(&mut self, unpack: &Unpack) -> Checked<()> {
-        let Unpack { depth, from, format, to } = unpack;
+        let Unpack { depth, from, format, to, into } = unpack;
         let block = format.block();
-        check(format.unpacked() != *format, || format!("a panel of {format} is unpacked"))?;
+        let is_other = *into == Format::Bf16 || *into == format.unpacked() && into != format;
+        check(format.is_coded() && is_other, || format!("a panel of {format} is unpacked as {into}"))?;
         check(depth % block == 0, || format!("{depth} rows of {format} are unpacked: no multiple of {block}"))?;
         self.address(from)?;
         self.address(to)

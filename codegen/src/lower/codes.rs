@@ -36,12 +36,8 @@ pub(super) fn unpack(e: &mut Emitter, from: (Value, i32), to: (Value, i32), dept
             let parts: Vec<Option<(Value, Value)>> =
                 (0..VECTORS).map(|vector| panel.as_bytes(e, part, vector, bytes.offset)).collect();
             panel.each(e, part, &[], |e, at, vector, nth, mut bytes, _| {
-                if let Some((steps, zeros)) = parts[vector] {
-                    // Two products of four bits each fit into a half: the bytes don't meet.
-                    let halves = e.ins().bitcast(I16X8, little(), bytes);
-                    let halves = e.ins().imul(halves, steps);
-                    bytes = e.ins().bitcast(I8X16, little(), halves);
-                    bytes = e.ins().iadd(bytes, zeros);
+                if let Some(part) = parts[vector] {
+                    bytes = in_steps(e, bytes, part);
                 }
                 let wide = e.int(PANEL as i64);
                 let further = e.ins().imul(at, wide);
@@ -55,6 +51,73 @@ pub(super) fn unpack(e: &mut Emitter, from: (Value, i32), to: (Value, i32), dept
         }
         Vec::new()
     });
+}
+
+/// Emits the same to bf16, here.
+pub(super) fn unpack_floats(e: &mut Emitter, from: (Value, i32), to: (Value, i32), depth: usize, format: Format) {
+    let (Some(codes), Some(bytes)) = (format.codes(), format.unpacked().codes()) else { return };
+    let length = format.block();
+    let (start, end, step) = (e.int(0), e.int((depth / length) as i64), e.int(1));
+    repeat(e, Range { start, end, step, runs: depth > 0 }, &[], |e, block, _| {
+        let within = |e: &mut Emitter, (pointer, offset): (Value, i32), each: usize| {
+            let each = e.int(each as i64);
+            let further = e.ins().imul(block, each);
+            (e.ins().iadd(pointer, further), offset)
+        };
+        let (from, to) = (within(e, from, format.rows(length)), within(e, to, 2 * Format::Bf16.rows(length)));
+        let panel = Panel { at: from, codes };
+        // scale * byte + what the byte is too much of, or the minimum: one rounding in all.
+        let lines: Vec<(Value, Value)> = (0..VECTORS)
+            .map(|vector| {
+                let scale = panel.halves(e, vector * 8);
+                let added = match codes.minimum {
+                    true => panel.halves(e, 2 * PANEL + vector * 8),
+                    false => {
+                        let offset = e.float_of(F32X4, -bytes.offset as f32);
+                        e.ins().fmul(scale, offset)
+                    }
+                };
+                (scale, added)
+            })
+            .collect();
+        for part in 0..length / codes.summed() {
+            let parts: Vec<Option<(Value, Value)>> =
+                (0..VECTORS).map(|vector| panel.as_bytes(e, part, vector, bytes.offset)).collect();
+            panel.each(e, part, &[], |e, at, vector, nth, mut bytes, _| {
+                if let Some(part) = parts[vector] {
+                    bytes = in_steps(e, bytes, part);
+                }
+                let words = e.ins().bitcast(I32X4, little(), bytes);
+                let wide = e.int(2 * PANEL as i64);
+                let further = e.ins().imul(at, wide);
+                let target = e.ins().iadd(to.0, further);
+                let mask = e.int_of(I32X4, 0xff);
+                let number = |e: &mut Emitter, nth: u32| {
+                    let byte = e.ushr(words, 8 * nth);
+                    let byte = e.ins().band(byte, mask);
+                    let byte = e.ins().fcvt_from_sint(F32X4, byte);
+                    let number = e.ins().fma(byte, lines[vector].0, lines[vector].1);
+                    e.upper_half(number)
+                };
+                for pair in 0..2 {
+                    let (lower, upper) = (number(e, 2 * pair), number(e, 2 * pair + 1));
+                    let upper = e.shl(upper, 16);
+                    let both = e.ins().bor(lower, upper);
+                    let at = (nth * 4 + 2 * pair as usize) * 2 * PANEL + vector * 16;
+                    e.ins().store(memory(), both, target, to.1 + at as i32);
+                }
+            });
+        }
+        Vec::new()
+    });
+}
+
+/// Bytes times the steps of their columns, moved by their zeros. Two products of four bits each fit into a half: the bytes don't meet.
+fn in_steps(e: &mut Emitter, bytes: Value, (steps, zeros): (Value, Value)) -> Value {
+    let halves = e.ins().bitcast(I16X8, little(), bytes);
+    let halves = e.ins().imul(halves, steps);
+    let bytes = e.ins().bitcast(I8X16, little(), halves);
+    e.ins().iadd(bytes, zeros)
 }
 
 /// A block of a panel.
@@ -104,6 +167,14 @@ impl Panel {
             }
             sums
         })
+    }
+
+    /// Four of the numbers beside a block's codes, so many bytes from the first.
+    fn halves(&self, e: &mut Emitter, at: usize) -> Value {
+        let values = Format::Codes(self.codes).values();
+        let bits = e.ins().uload16x4(memory(), self.at.0, self.at.1 + (values + at) as i32);
+        let bits = e.shl(bits, 16);
+        e.as_floats(bits)
     }
 
     /// The steps and the zeros of four columns of a part.
@@ -276,11 +347,6 @@ impl Rows<'_> {
                 *sum = dot(e, *sum, four, weights);
             }
         });
-        let halves = |e: &mut Emitter, at: usize| {
-            let bits = e.ins().uload16x4(memory(), panel.at.0, panel.at.1 + (self.format.values() + at) as i32);
-            let bits = e.shl(bits, 16);
-            e.as_floats(bits)
-        };
         let rows = results.chunks_mut(VECTORS).zip(products.chunks(VECTORS)).zip(self.a).zip(&sums);
         for (((result, products), row), sum) in rows {
             let (pointer, at) = beside(e, *row, 1);
@@ -291,7 +357,7 @@ impl Rows<'_> {
                 e.ins().splat(F32X4, sum)
             });
             for (vector, (result, product)) in result.iter_mut().zip(products).enumerate() {
-                let mut scale = halves(e, 2 * LANES * vector);
+                let mut scale = panel.halves(e, 2 * LANES * vector);
                 if let Some((steps, _)) = steps[vector] {
                     let steps = e.ins().fcvt_from_sint(F32X4, steps);
                     scale = e.ins().fmul(scale, steps);
@@ -300,7 +366,7 @@ impl Rows<'_> {
                 let product = e.ins().fcvt_from_sint(F32X4, *product);
                 *result = e.ins().fma(scale, product, *result);
                 if let Some(sum) = sum {
-                    let minimum = halves(e, 2 * LANES * vector + 2 * PANEL);
+                    let minimum = panel.halves(e, 2 * LANES * vector + 2 * PANEL);
                     *result = e.ins().fma(minimum, sum, *result);
                 }
             }

@@ -277,6 +277,18 @@ impl Emitter {
         self.ins().bitcast(ty, MemFlagsData::new(), x)
     }
 
+    /// The nearest upper half of each float's bits, ties to even, as an integer.
+    pub(super) fn upper_half(&mut self, value: Value) -> Value {
+        let bits = self.bits(value);
+        let ty = self.ty(bits);
+        let (one, below_half) = (self.int_of(ty, 1), self.int_of(ty, 0x7fff));
+        let upper = self.ushr(bits, 16);
+        let odd = self.ins().band(upper, one);
+        let bits = self.ins().iadd(bits, below_half);
+        let bits = self.ins().iadd(bits, odd);
+        self.ushr(bits, 16)
+    }
+
     /// The floats with these bits.
     pub(super) fn as_floats(&mut self, x: Value) -> Value {
         let ty = if self.ty(x) == I32 { F32 } else { F32X4 };

@@ -140,7 +140,7 @@ impl Lowerer<'_> {
     fn spread(&mut self, spread: &Spread) {
         let value = self.value(&spread.value);
         let (pointer, offset) = self.address(&spread.at, Elem::Bf16);
-        let upper = self.upper_half(value);
+        let upper = self.e.upper_half(value);
         let e = &mut self.e;
         let words = e.ins().unarrow(upper, upper);
         let pairs = e.ins().bitcast(I32X4, MemFlagsData::new().with_endianness(Endianness::Little), words);
@@ -158,7 +158,7 @@ impl Lowerer<'_> {
 
     /// Rounds to the nearest upper half, ties to even.
     fn store_bf16(&mut self, value: Value, pointer: Value, offset: i32) {
-        let upper = self.upper_half(value);
+        let upper = self.e.upper_half(value);
         let e = &mut self.e;
         if e.ty(upper) == I32 {
             e.ins().istore16(memory(), upper, pointer, offset);
@@ -192,19 +192,6 @@ impl Lowerer<'_> {
         let words = e.ins().bitcast(I32X4, MemFlagsData::new().with_endianness(Endianness::Little), bytes);
         let four = e.ins().extractlane(words, 0);
         e.ins().store(memory(), four, pointer, offset);
-    }
-
-    /// The nearest upper half of each float's bits, ties to even, as an integer.
-    pub(super) fn upper_half(&mut self, value: Value) -> Value {
-        let e = &mut self.e;
-        let bits = e.bits(value);
-        let ty = e.ty(bits);
-        let (one, below_half) = (e.int_of(ty, 1), e.int_of(ty, 0x7fff));
-        let upper = e.ushr(bits, 16);
-        let odd = e.ins().band(upper, one);
-        let bits = e.ins().iadd(bits, below_half);
-        let bits = e.ins().iadd(bits, odd);
-        e.ushr(bits, 16)
     }
 
     fn parallel(&mut self, var: Var, count: &Expr, share: Share, body: &[Stmt]) {
@@ -321,12 +308,15 @@ impl Lowerer<'_> {
     }
 
     fn core(&mut self, core: &Core) {
-        let depth = self.int(&core.depth);
-        let (a_stride, c_stride) = (self.int(&core.a_stride), self.int(&core.c_stride));
         let units = (core.a_format.elem(), core.b_format.elem());
         if let Some(callee) = self.cores.core(&mut self.e.func, core) {
             return self.call(callee, &[(&core.a, units.0), (&core.b, units.1), (&core.c, Elem::F32)]);
         }
+        if core.panels > 1 {
+            return (0..core.panels).for_each(|nth| self.core(&core.of_panel(nth)));
+        }
+        let depth = self.int(&core.depth);
+        let (a_stride, c_stride) = (self.int(&core.a_stride), self.int(&core.c_stride));
         let rows = |lowerer: &mut Self, at: &Address, elem: Elem, stride: &Affine| {
             let stride = stride.clone().times(elem.bytes() as i64);
             (0..core.rows as i64)
@@ -348,12 +338,15 @@ impl Lowerer<'_> {
     }
 
     fn unpack(&mut self, unpack: &Unpack) {
-        let Unpack { depth, from, format, to } = unpack;
+        let Unpack { depth, from, format, to, into } = unpack;
         if let Some(callee) = self.cores.unpack(&mut self.e.func, unpack) {
-            return self.call(callee, &[(to, format.elem()), (from, format.elem())]);
+            return self.call(callee, &[(to, into.elem()), (from, format.elem())]);
         }
-        let (from, to) = (self.address(from, format.elem()), self.address(to, format.elem()));
-        codes::unpack(&mut self.e, from, to, *depth, *format);
+        let (from, to) = (self.address(from, format.elem()), self.address(to, into.elem()));
+        match into {
+            Format::Bf16 => codes::unpack_floats(&mut self.e, from, to, *depth, *format),
+            _ => codes::unpack(&mut self.e, from, to, *depth, *format),
+        }
     }
 
     fn encode(&mut self, encode: &Encode) {

@@ -166,7 +166,7 @@ impl Lowerer<'_> {
                 }
                 Step::Store(Elem::Bf16, _, value) => {
                     let value = self.value(value);
-                    self.upper_half(value)
+                    self.e.upper_half(value)
                 }
                 Step::Store(_, _, value) | Step::Total(value) => self.value(value),
             });

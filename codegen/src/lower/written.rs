@@ -138,14 +138,19 @@ impl Walk<'_> {
                     let rows = core.rows as i64 - 1;
                     let stride = self.span(&core.c_stride).and_then(|span| span.as_constant());
                     let last = if rows == 0 { Some(0) } else { stride.and_then(|s| s.checked_mul(4 * rows)) };
-                    self.write(&core.c, Elem::F32, last.map(|last| (last.min(0), last.max(0) + 4 * PANEL as i64)));
+                    self.write(
+                        &core.c,
+                        Elem::F32,
+                        last.map(|last| (last.min(0), last.max(0) + (4 * PANEL * core.panels) as i64)),
+                    );
                 }
                 Stmt::Exps(Exps { to, depth, format, .. }) => {
                     let elem = format.elem();
                     self.write(to, elem, Some((0, (depth * elem.bytes()) as i64)));
                 }
-                Stmt::Unpack(Unpack { to, depth, format, .. }) => {
-                    self.write(to, Elem::U8, Some((0, format.unpacked().rows(*depth) as i64)));
+                Stmt::Unpack(Unpack { to, depth, into, .. }) => {
+                    let elem = into.elem();
+                    self.write(to, elem, Some((0, (into.rows(*depth) * elem.bytes()) as i64)));
                 }
                 Stmt::Encode(Encode { to, depth, format, .. }) => {
                     let elem = format.elem();

@@ -9,7 +9,7 @@ use std::collections::HashMap;
 
 use einfuse_graph::{AxisId, TensorId};
 
-use super::cores::{Matrix, multiply};
+use super::cores::{Matrix, Products, multiply};
 use super::emit::{Emitter, Scope, Span};
 use super::layout::Layout;
 use super::operands::{Operand, Room, are_shared, operands};
@@ -30,6 +30,8 @@ pub(super) struct Block<'a> {
     pub(super) most: usize,
     /// Rows per token: the product of the other rows' axes.
     pub(super) per_token: usize,
+    /// Rows of the whole step.
+    pub(super) of_step: Expr,
     /// The first operands of the cores.
     pub(super) operands: HashMap<(TensorId, Format), Operand>,
 }
@@ -76,6 +78,7 @@ pub(super) fn schedule(
         count,
         most,
         per_token,
+        of_step: if mode == Mode::Many { Expr::from(Arg::Tokens) * per_token } else { per_token.into() },
         operands: HashMap::new(),
     };
     let (Some(t), Mode::Many) = (tokens, &mode) else {
@@ -84,8 +87,11 @@ pub(super) fn schedule(
             Mode::Few | Mode::Many => None,
         };
         let mut block = block(tokens, Expr::Int(1), 1);
-        // Rows that differ by what they choose alone have one activation.
+        // Rows that differ by what they choose alone have one activation. They are multiplied one by one.
         block.per_token = select::per_token(cx, first);
+        if first.chosen.is_some() {
+            block.of_step = 1.into();
+        }
         operands(cx, kernel, contract, &mut block, Room::Private, &mut e);
         block.per_token = per_token;
         work(cx, kernel, contract, &block, None, &mut e);
@@ -130,8 +136,7 @@ pub(super) fn schedule(
 /// Everything for one block of rows. Every other one (`odd`, 0 or 1) has its turns in the opposite order: so that a worker
 /// whose units take longer has the shorter ones next.
 fn work(cx: &Context, kernel: &Kernel, contract: &Contract, block: &Block, odd: Option<Expr>, e: &mut Emitter) {
-    let graph = &cx.plan.graph;
-    let units: Vec<Units> = contract.tasks.iter().map(|t| Units::of(graph, t)).collect();
+    let units: Vec<Units> = contract.tasks.iter().map(|t| cx.units(t, &cx.mode(kernel))).collect();
     // Units of different tasks have different numbers of panels: each stands for as many turns as it has more than others.
     let panels: Vec<usize> = contract.tasks.iter().zip(&units).map(|(t, u)| u.panels * t.contractions.len()).collect();
     let common = (1..=panels[0]).rev().find(|n| panels.iter().all(|p| p.is_multiple_of(*n))).unwrap_or(1);
@@ -183,11 +188,12 @@ pub(super) fn enter(units: &Units, unit: &Expr, scope: &mut Scope, e: &mut Emitt
         let digit = e.int(if units.digits.len() == 1 { rest.clone() } else { rest.clone().rem(count) });
         rest = rest.div(count);
         if axis == units.lane {
-            let from = e.int(digit * PANEL);
-            let even = units.lane_size.is_multiple_of(PANEL);
-            let to = from.clone() + PANEL;
+            let width = units.joined * PANEL;
+            let from = e.int(digit * width);
+            let even = units.lane_size.is_multiple_of(width);
+            let to = from.clone() + width;
             let to = if even { to } else { e.int(to.min(units.lane_size)) };
-            e.spans.insert(axis, Span { from, to, aligned: true, len: even.then_some(PANEL) });
+            e.spans.insert(axis, Span { from, to, aligned: true, len: even.then_some(width) });
         } else {
             scope.at.insert(axis, digit);
         }
@@ -292,20 +298,21 @@ fn cores(
     tile: &Place,
     e: &mut Emitter,
 ) {
-    let Some(a) = block.operands.get(&(c.a, cx.multiplied(panels.format, &cx.mode(kernel)))) else { return };
-    let at = a.at(cx, c, block, scope);
-    let width = units.panels * PANEL;
-    let b = Address::new(panels.buffer.clone(), unit.clone() * panels.unit_stride + panels.base);
+    let formats = cx.rows_of(panels, &cx.mode(kernel));
+    let [few, many] = formats.map(|format| block.operands.get(&(c.a, format)));
+    let Some(operand) = few.or(many) else { return };
+    let rows = [few, many].map(|rows| rows.unwrap_or(operand)).map(|rows| Matrix {
+        at: rows.at(cx, c, block, scope),
+        format: rows.format,
+        stride: rows.stride,
+    });
+    let b = units.panelled(panels, unit, Expr::Int(0));
     let c_at = Address::new(flat(tile), 0);
     if c.chosen.is_some() {
-        return select::row_by_row(cx, c, panels, units, block, a, &at, &b, &c_at, e);
+        return select::row_by_row(cx, c, panels, units, block, &rows[0], &b.at, &c_at, e);
     }
-    let rows = Matrix { at, format: a.format, stride: a.stride };
-    e.repeat(Expr::Int(0), units.panels.into(), 1, |e, panel| {
-        let b = b.clone().plus(panel.clone() * panels.panel);
-        let tile = Matrix::floats(c_at.clone().plus(panel * PANEL), width);
-        multiply(cx, &block.rows(), &rows, panels, &b, &tile, e);
-    });
+    let to = Products { at: c_at, stride: units.panels * PANEL, apart: PANEL, accumulate: false };
+    multiply(cx, (&block.rows(), &block.of_step), rows.each_ref(), &b, &to, e);
 }
 
 /// The buffer of a place that is one stretch.
@@ -325,6 +332,17 @@ impl Context<'_> {
         let mut rows: Vec<AxisId> = axes.iter().filter(|a| !column(a)).copied().collect();
         rows.sort_by_key(|&a| !is_tokens(&self.plan.graph, a));
         rows
+    }
+
+    /// The units of a task's columns: of many rows as wide as cores are.
+    pub(super) fn units(&self, task: &Task, mode: &Mode) -> Units {
+        let at_once = task.contractions.iter().map(|(q, _)| {
+            let panels = &self.variant.panels[q];
+            let unpacked = self.cores.unpacked(panels.format, panels.depth);
+            self.cores.panels(self.rows_of(panels, mode)[1], unpacked, panels.depth)
+        });
+        let at_once = if *mode == Mode::Many { at_once.min().unwrap_or(1) } else { 1 };
+        Units::of(&self.plan.graph, task).joined(at_once)
     }
 
     /// How a value's elements are stored.

@@ -3,14 +3,14 @@
 use super::emit::Emitter;
 use super::weights::Panels;
 use super::{Context, Mode};
-use crate::loops::{Address, Core, Elem, Expr, Format, GROUP, Stmt, Unpack};
+use crate::loops::{Address, Core, Expr, Format, GROUP, PANEL, Stmt, Unpack};
 
 /// Covers so many rows with cores, of operands in such formats: as many as there can be of the most rows, then smaller ones for the
 /// rest. Where the number is known at run time only, the last core may take rows beyond, fewer than
-/// [`Cores::rows`](crate::loops::Cores) of them.
-pub(super) fn cover(
+/// [`Cores::rows`](crate::loops::Cores) of them. There may be a number that they never exceed.
+fn cover(
     cx: &Context,
-    rows: &Expr,
+    (rows, limit): (&Expr, Option<usize>),
     depth: usize,
     formats: (Format, Format),
     e: &mut Emitter,
@@ -19,10 +19,14 @@ pub(super) fn cover(
     let vectors = cx.cores.rows_by(formats.1);
     let tiles = cx.tiling.core >= GROUP && cx.cores.tiles_serve(formats.0, formats.1, depth);
     let most = if tiles { cx.tiling.core / GROUP * GROUP } else { vectors.min(cx.tiling.core) };
+    let most = limit.map_or(most, |limit| limit.min(most));
     let Some(rows) = rows.as_int() else {
-        let whole = e.int(rows.clone().div(most) * most);
-        e.repeat(Expr::Int(0), whole.clone(), most, |e, row| e.push(core(most, row)));
-        let left = e.int(rows.clone() - whole.clone());
+        let (mut whole, mut left) = (Expr::Int(0), rows.clone());
+        if limit != Some(most) {
+            whole = e.int(rows.clone().div(most) * most);
+            e.repeat(Expr::Int(0), whole.clone(), most, |e, row| e.push(core(most, row)));
+            left = e.int(rows.clone() - whole.clone());
+        }
         // Where tiles serve, they take what is too much for one core of vectors.
         let few = (1..=8).chain([12]).filter(|n| *n <= vectors && !(tiles && *n > 8));
         let of_tiles = (GROUP..most).step_by(GROUP).filter(|_| tiles);
@@ -46,7 +50,7 @@ pub(super) fn cover(
     }
 }
 
-/// Rows of an operand or of the result: the first, and units from one to the next.
+/// Rows of the first operand: the first of them, and units from one to the next.
 #[derive(Clone)]
 pub(super) struct Matrix {
     pub(super) at: Address,
@@ -55,60 +59,124 @@ pub(super) struct Matrix {
 }
 
 impl Matrix {
-    /// Floats.
-    pub(super) fn floats(at: Address, stride: usize) -> Matrix {
-        Matrix { at, format: Format::F32, stride }
-    }
-
-    fn row(&self, row: Expr) -> Address {
+    pub(super) fn row(&self, row: Expr) -> Address {
         self.at.clone().plus(row * self.stride)
     }
 }
 
-/// The products of so many rows with one of the panels of a weight, at `b`. A panel of codes in steps is unpacked once for all cores,
-/// where there are more rows than one core takes.
-pub(super) fn multiply(
-    cx: &Context,
-    count: &Expr,
-    a: &Matrix,
-    panels: &Panels,
-    b: &Address,
-    c: &Matrix,
-    e: &mut Emitter,
-) {
-    let (depth, format) = (panels.depth, panels.format);
-    let products = |(a_format, b_format), b: &Address, e: &mut Emitter| {
-        cover(cx, count, depth, (a_format, b_format), e, |rows, row| {
+/// Panels of the second operand.
+#[derive(Clone)]
+pub(super) struct Panelled {
+    pub(super) at: Address,
+    pub(super) format: Format,
+    pub(super) depth: usize,
+    pub(super) count: usize,
+    /// Units from one to the next.
+    pub(super) apart: usize,
+}
+
+impl Panelled {
+    fn some(&self, from: Expr, count: usize) -> Panelled {
+        Panelled { at: self.at.clone().plus(from * self.apart), count, ..self.clone() }
+    }
+}
+
+/// Where the products of rows with panels go.
+#[derive(Clone)]
+pub(super) struct Products {
+    pub(super) at: Address,
+    /// Elements from row to row.
+    pub(super) stride: usize,
+    /// Elements from the columns of a panel to those of the next.
+    pub(super) apart: usize,
+    /// Whether they are added to what is there.
+    pub(super) accumulate: bool,
+}
+
+impl Products {
+    fn of_panel(&self, panel: Expr) -> Products {
+        Products { at: self.at.clone().plus(panel * self.apart), ..self.clone() }
+    }
+}
+
+/// The products of so many rows with panels.
+pub(super) fn products(cx: &Context, rows: &Expr, a: &Matrix, b: &Panelled, c: &Products, e: &mut Emitter) {
+    each_panel(cx, (rows, None), a, b, c, e);
+}
+
+/// The same of rows of which there may be a most; of as many panels at once as cores take.
+fn each_panel(cx: &Context, rows: (&Expr, Option<usize>), a: &Matrix, b: &Panelled, c: &Products, e: &mut Emitter) {
+    let at_once = if c.apart == PANEL { cx.cores.panels(a.format, b.format, b.depth) } else { 1 };
+    together(b.count, at_once, e, |e, panel, count| {
+        let (b, c) = (b.some(panel.clone(), count), c.of_panel(panel));
+        cover(cx, rows, b.depth, (a.format, b.format), e, |rows, row| {
             Stmt::Core(Core {
                 rows,
-                depth: depth.into(),
+                depth: b.depth.into(),
                 a: a.row(row.clone()),
-                a_format,
+                a_format: a.format,
                 a_stride: a.stride.into(),
-                b: b.clone(),
-                b_format,
-                c: c.row(row),
+                panels: count,
+                b: b.at.clone(),
+                b_format: b.format,
+                b_stride: if count > 1 { b.apart.into() } else { 0.into() },
+                c: c.at.clone().plus(row * c.stride),
                 c_stride: c.stride.into(),
-                accumulate: false,
+                accumulate: c.accumulate,
             })
         });
-    };
+    });
+}
+
+/// Goes over so many panels, some at once: from which, and how many.
+fn together(count: usize, at_once: usize, e: &mut Emitter, mut with: impl FnMut(&mut Emitter, Expr, usize)) {
+    let whole = count / at_once * at_once;
+    e.repeat(Expr::Int(0), whole.into(), at_once, |e, panel| with(e, panel, at_once));
+    e.repeat(whole.into(), count.into(), 1, |e, panel| with(e, panel, 1));
+}
+
+/// The same with panels of a weight, which are unpacked, once for all cores, where a step has more rows than are few (see
+/// [`Context::rows_of`]); `a` are the rows for either.
+pub(super) fn multiply(
+    cx: &Context,
+    (rows, of_step): (&Expr, &Expr),
+    a: [&Matrix; 2],
+    b: &Panelled,
+    c: &Products,
+    e: &mut Emitter,
+) {
+    let (depth, format) = (b.depth, b.format);
+    let into = cx.cores.unpacked(format, depth);
+    if into == format {
+        return products(cx, rows, a[1], b, c, e);
+    }
     let unpacked = |e: &mut Emitter| {
-        let (before, to) = (e.scratch, format.unpacked());
-        let at = Address::new(e.memory(to.panel(depth), Elem::U8), 0);
-        e.push(Stmt::Unpack(Unpack { depth, from: b.clone(), format, to: at.clone() }));
-        products((to, to), &at, e);
+        // Rows of codes go with the bytes, too.
+        let a = Matrix { format: if into.is_coded() { into } else { a[1].format }, ..a[1].clone() };
+        let (before, apart) = (e.scratch, into.panel(depth));
+        let at_once = cx.cores.panels(into, into, depth);
+        let at = Address::new(e.memory(at_once * apart, into.elem()), 0);
+        together(b.count, at_once, e, |e, panel, count| {
+            let (b, c) = (b.some(panel.clone(), count), c.of_panel(panel));
+            let all = Panelled { at: at.clone(), format: into, depth, count, apart };
+            e.repeat(Expr::Int(0), count.into(), 1, |e, nth| {
+                let (from, to) = (b.some(nth.clone(), 1).at, all.some(nth, 1).at);
+                e.push(Stmt::Unpack(Unpack { depth, from, format, to, into }));
+            });
+            products(cx, rows, &a, &all, &c, e);
+        });
         e.release(before);
     };
-    let few = cx.cores.rows_by(format);
-    match count.as_int() {
-        _ if format == format.unpacked() => products((a.format, format), b, e),
-        Some(count) if count <= few as i64 => products((a.format, format), b, e),
-        Some(_) => unpacked(e),
-        None => {
-            let then = e.block(|e| products((a.format, format), b, e));
-            let otherwise = e.block(unpacked);
-            e.push(Stmt::If { mask: count.clone().lt(few + 1), then, otherwise });
+    let directly = |e: &mut Emitter| {
+        let most = Some(cx.cores.rows_by(format));
+        each_panel(cx, (rows, most), a[0], b, c, e);
+    };
+    match cx.are_few(of_step, format) {
+        When::Always => directly(e),
+        When::Never => unpacked(e),
+        When::If(mask) => {
+            let (then, otherwise) = (e.block(directly), e.block(unpacked));
+            e.push(Stmt::If { mask, then, otherwise });
         }
     }
 }
@@ -129,6 +197,13 @@ pub(super) fn apart(row: usize, format: Format) -> usize {
     if row.is_multiple_of(32 * line) { row + line } else { row }
 }
 
+/// When something is so.
+pub(super) enum When {
+    Always,
+    Never,
+    If(Expr),
+}
+
 impl Context<'_> {
     /// The format in which the first operand of a core is best: where a machine multiplies pairs of bf16 at once, many rows
     /// are worth the rounding.
@@ -136,6 +211,34 @@ impl Context<'_> {
         match panel {
             Format::Bf16 if !self.cores.bf16 || matches!(mode, Mode::One(_)) => Format::F32,
             panel => panel,
+        }
+    }
+
+    /// The same of the rows that a weight is multiplied with: where a step has few, and where it has more, see [`Self::are_few`].
+    pub(super) fn rows_of(&self, panels: &Panels, mode: &Mode) -> [Format; 2] {
+        let few = self.multiplied(panels.format, mode);
+        match self.cores.unpacked(panels.format, panels.depth) {
+            Format::Codes(_) => [few, few],
+            floats => [few, self.multiplied(floats, mode)],
+        }
+    }
+
+    /// Whether so many rows of a step are multiplied with such panels as they are, not unpacked: no more than one core takes.
+    pub(super) fn are_few(&self, rows: &Expr, format: Format) -> When {
+        let few = self.cores.rows_by(format) as i64;
+        match rows.as_int() {
+            Some(rows) if rows <= few => When::Always,
+            Some(_) => When::Never,
+            None => When::If(rows.clone().lt(few + 1)),
+        }
+    }
+
+    /// The opposite.
+    pub(super) fn are_many(&self, rows: &Expr, format: Format) -> When {
+        match self.are_few(rows, format) {
+            When::Always => When::Never,
+            When::Never => When::Always,
+            When::If(_) => When::If(Expr::from(self.cores.rows_by(format)).lt(rows.clone())),
         }
     }
 }

@@ -3,7 +3,7 @@
 use einfuse_graph::{AxisId, TensorId};
 
 use super::contract::Block;
-use super::cores::apart;
+use super::cores::{When, apart};
 use super::emit::{Emitter, Scope};
 use super::layout::Layout;
 use super::place::Place;
@@ -91,9 +91,10 @@ pub(super) fn are_shared(cx: &Context, kernel: &Kernel, contract: &Contract) -> 
         .filter(|&&q| !contract.prologue.contains(&q) && !contractions().any(|(contraction, _)| *contraction == q));
     let read = |q: &usize| crate::fuse::loads(graph, cx.plan.equations[*q].body).iter().any(|t| computed.contains(t));
     let copied = |(q, c): &(_, Contraction)| {
-        let format = cx.multiplied(cx.variant.panels[q].format, &mode);
         let row = product(cx, &c.depth) * product(cx, &c.batch);
-        format != Format::F32 || apart(row, format) != row
+        cx.rows_of(&cx.variant.panels[q], &mode)
+            .iter()
+            .any(|&format| format != Format::F32 || apart(row, format) != row)
     };
     mode == Mode::Many && (!computed.is_empty() || contractions().any(copied)) && !others.into_iter().any(read)
 }
@@ -123,9 +124,11 @@ pub(super) fn operands(
         e.places.insert(equation.out, place.clone());
         e.equation(&Scope::default(), equation.out, equation.body, &place);
     }
-    for (q, c) in contractions() {
-        let format = cx.multiplied(cx.variant.panels[q].format, &mode);
-        if block.operands.contains_key(&(c.a, format)) {
+    for (c, format) in
+        contractions().flat_map(|(q, c)| cx.rows_of(&cx.variant.panels[q], &mode).map(|format| (c, format)))
+    {
+        let needed = needed(cx, contract, &mode, block, (c.a, format));
+        if block.operands.contains_key(&(c.a, format)) || matches!(needed, When::Never) {
             continue;
         }
         let row = product(cx, &c.depth) * product(cx, &c.batch);
@@ -140,18 +143,32 @@ pub(super) fn operands(
         }
         let operand = match format {
             Format::F32 => floats,
-            format => encoded(cx, c, &floats, format, block, &mut room, e),
+            format => encoded(cx, c, &floats, (format, needed), block, &mut room, e),
         };
         block.operands.insert((c.a, format), operand);
     }
 }
 
-/// A copy in another format.
+/// When a step needs an activation in a format: if it has few rows, for the panels as they are, or if it has more, for unpacked ones.
+fn needed(cx: &Context, contract: &Contract, mode: &Mode, block: &Block, (of, format): (TensorId, Format)) -> When {
+    let panels = contract.tasks.iter().flat_map(|t| &t.contractions).filter(|(_, c)| c.a == of);
+    let uses: Vec<(Format, [bool; 2])> = panels
+        .map(|(q, _)| (cx.variant.panels[q].format, cx.rows_of(&cx.variant.panels[q], mode).map(|rows| rows == format)))
+        .collect();
+    match uses.iter().find(|(_, used)| *used != [false, false]) {
+        _ if uses.iter().any(|(_, used)| *used == [true, true]) => When::Always,
+        Some((panel, [true, false])) => cx.are_few(&block.of_step, *panel),
+        Some((panel, _)) => cx.are_many(&block.of_step, *panel),
+        None => When::Never,
+    }
+}
+
+/// A copy in another format, made when it is needed.
 fn encoded(
     cx: &Context,
     c: &Contraction,
     floats: &Operand,
-    format: Format,
+    (format, needed): (Format, When),
     block: &Block,
     room: &mut Room,
     e: &mut Emitter,
@@ -165,14 +182,20 @@ fn encoded(
     let from = floats.at(cx, c, block, &Scope::default());
     e.note(format!("{} as {format}", super::emit::graph_name(&cx.plan.graph, c.a)));
     let first = e.int(first);
-    e.repeat(Expr::Int(0), block.rows(), 1, |e, row| {
-        let from = from.plus(row.clone() * floats.stride);
-        let to = Address::new(buffer.clone(), (first.clone() + row) * stride);
-        e.repeat(Expr::Int(0), batches.into(), 1, |e, b| {
-            let (from, to) = (from.plus(b.clone() * depth), to.plus(b * units));
-            e.push(Stmt::Encode(Encode { depth, from, to, format }));
+    let to = |row| Address::new(buffer.clone(), (first.clone() + row) * stride);
+    let encode = |e: &mut Emitter| {
+        e.repeat(Expr::Int(0), block.rows(), 1, |e, row| {
+            let (from, to) = (from.plus(row.clone() * floats.stride), to(row));
+            e.repeat(Expr::Int(0), batches.into(), 1, |e, b| {
+                let (from, to) = (from.plus(b.clone() * depth), to.plus(b * units));
+                e.push(Stmt::Encode(Encode { depth, from, to, format }));
+            });
         });
-    });
+    };
+    match needed {
+        When::If(mask) => e.when(mask, encode),
+        _ => encode(e),
+    }
     let shared = matches!(room, Room::Arena(_));
     Operand { memory: Memory::Encoded { buffer, units, shared }, format, stride }
 }

@@ -11,10 +11,9 @@ use einfuse_graph::{AxisId, TensorId};
 
 use super::Context;
 use super::contract::{Block, columns, enter};
-use super::cores::{Matrix, apart, multiply};
+use super::cores::{Matrix, Products, apart, multiply};
 use super::emit::{Emitter, Scope, graph_name};
 use super::layout::Layout;
-use super::operands::Operand;
 use super::place::Place;
 use super::rows;
 use super::weights::{Panels, Units};
@@ -68,8 +67,7 @@ pub(super) fn row_by_row(
     panels: &Panels,
     units: &Units,
     block: &Block,
-    operand: &Operand,
-    a: &Address,
+    operand: &Matrix,
     b: &Address,
     c_at: &Address,
     e: &mut Emitter,
@@ -83,7 +81,7 @@ pub(super) fn row_by_row(
             at.insert(*t, from.clone());
         }
         let chosen = choice(cx, c, &at, e);
-        let a = a.clone().plus(a_row * operand.stride);
+        let a = operand.row(a_row);
         let b = b.clone().plus(chosen * panels.choice_stride);
         let c_at = c_at.clone().plus(row * (units.panels * PANEL));
         e.repeat(Expr::Int(0), units.panels.into(), 1, |e, panel| {
@@ -93,8 +91,10 @@ pub(super) fn row_by_row(
                 a: a.clone(),
                 a_format: operand.format,
                 a_stride: operand.stride.into(),
+                panels: 1,
                 b: b.clone().plus(panel.clone() * panels.panel),
                 b_format: panels.format,
+                b_stride: 0.into(),
                 c: c_at.clone().plus(panel * PANEL),
                 c_stride: (units.panels * PANEL).into(),
                 accumulate: false,
@@ -215,7 +215,7 @@ pub(super) fn schedule(
         keep(cx, kernel, task, &rest, &mut room, &mut kept);
         late.extend(rest);
         let groups = read(&sorted.groups, 0, &mut e);
-        let units = Units::of(&cx.plan.graph, task);
+        let units = cx.units(task, &cx.mode);
         e.parallel(groups * units.count, Share::Blocks, |e, turn| {
             unit(cx, kernel, task, &units, &rows, &sorted, &operands, &kept, turn, e);
         });
@@ -283,8 +283,10 @@ fn gather(
 ) -> Gathered {
     let mut gathered = Gathered::new();
     let mut copies = Vec::new();
-    for (q, c) in contract.tasks.iter().flat_map(|t| &t.contractions) {
-        let format = cx.multiplied(cx.variant.panels[q].format, &cx.mode);
+    let contractions = contract.tasks.iter().flat_map(|t| &t.contractions);
+    for (c, format) in
+        contractions.flat_map(|(q, c)| cx.rows_of(&cx.variant.panels[q], &cx.mode).map(|format| (c, format)))
+    {
         if gathered.contains_key(&(c.a, format)) {
             continue;
         }
@@ -401,18 +403,16 @@ fn unit(
         let mut tiles: HashMap<TensorId, Buffer> = HashMap::new();
         for (q, c) in &task.contractions {
             let panels = &cx.variant.panels[q];
-            let format = cx.multiplied(panels.format, &cx.mode);
-            let Some((buffer, stride)) = operands.get(&(c.a, format)) else { continue };
             let tile = e.floats(rows.block.next_multiple_of(cx.cores.rows()) * width);
-            let a = Address::new(buffer.clone(), first.clone() * *stride);
-            let a = Matrix { at: a, format, stride: *stride };
-            let b = number.clone() * panels.unit_stride + chosen.clone() * panels.choice_stride + panels.base;
-            let b = Address::new(panels.buffer.clone(), e.int(b));
-            e.repeat(0.into(), units.panels.into(), 1, |e, panel| {
-                let b = b.clone().plus(panel.clone() * panels.panel);
-                let tile = Matrix::floats(Address::new(tile.clone(), panel * PANEL), width);
-                multiply(cx, &count, &a, panels, &b, &tile, e);
+            let a = cx.rows_of(panels, &cx.mode).map(|format| {
+                let (buffer, stride) = &operands[&(c.a, format)];
+                Matrix { at: Address::new(buffer.clone(), first.clone() * *stride), format, stride: *stride }
             });
+            let from = e.int(chosen.clone() * panels.choice_stride);
+            let b = units.panelled(panels, &number, from);
+            let to = Address::new(tile.clone(), 0);
+            let to = Products { at: to, stride: width, apart: PANEL, accumulate: false };
+            multiply(cx, (&count, &count), a.each_ref(), &b, &to, e);
             tiles.insert(c.out, tile);
         }
         e.repeat(0.into(), count, 1, |e, row| {

@@ -132,8 +132,13 @@ impl Tiling {
         let parts = (TILES * workers).div_ceil(sizes.outer.max(1)).next_power_of_two().min(MOST_PARTS);
         // What a tile computes for each page it computes for all of its rows.
         let tile = if sizes.operands > 0 { EXPANDING } else { 48 };
-        // Panels are read anew for each block, and tiles multiply faster than memory brings them.
-        let block = if cores.tiles { 256 } else { 64 };
+        // Panels are read anew for each block, and tiles multiply faster than memory brings them: most of all those of bf16, of
+        // which as many rows as stay near are best.
+        let block = match cores.tiles {
+            true if sizes.bits == 16 && sizes.depth <= 1024 => 512,
+            true => 256,
+            false => 64,
+        };
         Tiling { block, core: cores.most_rows(), prepared: 4, tile, parts }
     }
 
@@ -149,7 +154,7 @@ impl Tiling {
         match (&kernel.shape, mode) {
             (Shape::Contract(_), Mode::Many) if !kernel.last_rows => {
                 for core in narrower {
-                    all.extend([32, 64, 128, 256].map(|block| Tiling { block, core, ..self }));
+                    all.extend([32, 64, 128, 256, 512].map(|block| Tiling { block, core, ..self }));
                 }
                 all.extend([1, 16].map(|prepared| Tiling { prepared, ..self }));
             }

@@ -11,12 +11,13 @@ use std::collections::{BTreeSet, HashMap};
 
 use einfuse_graph::{AxisId, Graph, TensorId};
 
+use super::cores::Panelled;
 use super::homes::{Entry, Homes, scope_layers};
 use super::layout::Layout;
 use super::panels::{self, Part, Stored, Strides};
 use super::place::{Coded, Place};
 use crate::fuse::{Along, Blocks, Contraction, EqId, Kept, Kernel, Plan, Shape, Storage, Task};
-use crate::loops::{Buffer, Codes, Format, PANEL};
+use crate::loops::{Address, Buffer, Codes, Expr, Format, PANEL};
 
 /// The most elements of a weight that is loaded element by element for which it is worth while to keep floats as `F32`.
 const SMALL: usize = 1 << 16;
@@ -47,6 +48,8 @@ pub(crate) struct Units {
     pub(crate) panels: usize,
     /// How many units there are.
     pub(crate) count: usize,
+    /// How many of the units in which the weights are stored each of these is. Those of more have one panel.
+    pub(crate) joined: usize,
 }
 
 impl Units {
@@ -65,7 +68,28 @@ impl Units {
             false => digits.push((lane, lane_panels)),
         }
         let count = digits.iter().map(|(_, n)| n).product();
-        Units { digits, whole, lane, lane_size, lane_whole, panels, count }
+        Units { digits, whole, lane, lane_size, lane_whole, panels, count, joined: 1 }
+    }
+
+    /// So many neighbours as one, where that goes without a rest.
+    pub(crate) fn joined(mut self, by: usize) -> Units {
+        if let Some((axis, count)) = self.digits.last_mut()
+            && (*axis, self.panels) == (self.lane, 1)
+            && count.is_multiple_of(by)
+        {
+            *count /= by;
+            self.count /= by;
+            (self.panels, self.joined) = (by, by);
+        }
+        self
+    }
+
+    /// The panels of a contraction in a unit, where its weight begins at `from`, in units.
+    pub(super) fn panelled(&self, panels: &Panels, unit: &Expr, from: Expr) -> Panelled {
+        let apart = if self.joined == 1 { panels.panel } else { panels.unit_stride };
+        let at = from + unit.clone() * (self.joined * panels.unit_stride) + panels.base;
+        let at = Address::new(panels.buffer.clone(), at);
+        Panelled { at, format: panels.format, depth: panels.depth, count: self.panels, apart }
     }
 }
 
@@ -318,7 +342,8 @@ impl Homes {
         let digits: Vec<(AxisId, usize)> =
             outer.iter().map(|&a| (a, size(a))).chain([(*lane, lane_size.div_ceil(PANEL))]).collect();
         let count = digits.iter().map(|(_, n)| n).product();
-        let units = Units { digits, whole: Vec::new(), lane: *lane, lane_size, lane_whole: false, panels: 1, count };
+        let units =
+            Units { digits, whole: Vec::new(), lane: *lane, lane_size, lane_whole: false, panels: 1, count, joined: 1 };
         let along: Vec<Along> = graph.tensor(tensor).axes.iter().map(|&axis| Along::Axis { axis, from: 0 }).collect();
         let stored = Stored { along: &along, depth: std::slice::from_ref(last) };
         let coded = panels::coded(graph, &stored, &units, &Strides { base: 0, panel, unit: panel }, codes);

@@ -60,21 +60,11 @@ pub(super) fn unpack(w: &mut Writer, depth: usize, format: Format) -> Result<(),
     let (block, to) = (format.block(), format.unpacked());
     let (Some(codes), Some(unpacked)) = (format.codes(), to.codes()) else { return Ok(()) };
     constants(w, codes)?;
-    for (register, half) in [(w.offset(), unpacked.offset as u32), (w.twice(), 0x0101)] {
-        w.constant(register, half << 16 | half)?;
-    }
+    of_steps(w, unpacked)?;
     w.times(depth / block, |w| {
         for vector in 0..w.vectors() {
             for step in 0..block / format.together() {
-                let row = step * format.together();
-                if row.is_multiple_of(codes.summed()) {
-                    as_bytes(w, codes, row / codes.summed(), vector)?;
-                }
-                let bytes = bytes(w, codes, step, vector)?;
-                // Two products of four bits each fit into a half: the bytes don't meet.
-                w.three(TIMES, bytes, bytes, w.steps())?;
-                let add = [Code::EVEX_Vpaddb_zmm_k1z_zmm_zmmm512, Code::VEX_Vpaddb_ymm_ymm_ymmm256];
-                w.three(add, bytes, bytes, w.zeros())?;
+                let bytes = in_steps(w, codes, step, vector)?;
                 let at = w.at(A, step * STEP + vector * HALF);
                 w.store(at, bytes)?;
             }
@@ -85,6 +75,93 @@ pub(super) fn unpack(w: &mut Writer, depth: usize, format: Format) -> Result<(),
         w.advance(A, to.rows(block))?;
         w.advance(B, format.rows(block))
     })
+}
+
+/// Writes the code that unpacks a panel to bf16, from the second address to the first, at 512 bits.
+pub(super) fn unpack_floats(w: &mut Writer, depth: usize, format: Format) -> Result<(), IcedError> {
+    let (block, to) = (format.block(), Format::Bf16);
+    let (Some(codes), Some(unpacked)) = (format.codes(), format.unpacked().codes()) else { return Ok(()) };
+    let [order, byte, offset] = [Register::ZMM8, Register::ZMM9, Register::ZMM10];
+    let numbers = [Register::ZMM0, Register::ZMM1, Register::ZMM2, Register::ZMM3];
+    constants(w, codes)?;
+    of_steps(w, unpacked)?;
+    // Of two vectors of sixteen halves, one after the other, one of each in turn. Below the stack are 128 bytes that a function which
+    // calls none may use.
+    for lane in 0..PANEL {
+        let at = MemoryOperand::with_base_displ(Register::RSP, 4 * lane as i64 - STEP as i64);
+        let both = (PANEL + lane) as u32 * 0x1_0000 + lane as u32;
+        w.push(Instruction::with2(Code::Mov_rm32_imm32, at, both))?;
+    }
+    let at = MemoryOperand::with_base_displ(Register::RSP, -(STEP as i64));
+    w.push(Instruction::with2(Code::EVEX_Vmovdqu32_zmm_k1z_zmmm512, order, at))?;
+    w.constant(byte, 0xff)?;
+    w.constant(offset, (-unpacked.offset as f32).to_bits())?;
+    w.times(depth / block, |w| {
+        let (scale, added) = (w.scale(), w.minimum());
+        halves(w, format.values(), scale)?;
+        match codes.minimum {
+            true => halves(w, format.values() + 2 * PANEL, added)?,
+            false => {
+                w.push(Instruction::with3(Code::EVEX_Vmulps_zmm_k1z_zmm_zmmm512b32_er, added, scale, offset))?;
+            }
+        }
+        for step in 0..block / format.together() {
+            let bytes = match codes.steps {
+                Some(_) => in_steps(w, codes, step, 0)?,
+                None => bytes(w, codes, step, 0)?,
+            };
+            for (nth, number) in numbers.into_iter().enumerate() {
+                let from = if nth == 0 { bytes } else { number };
+                if nth > 0 {
+                    w.shift(RIGHT, number, bytes, 8 * nth)?;
+                }
+                if nth < 3 {
+                    w.three(AND, number, from, byte)?;
+                }
+                w.push(Instruction::with2(Code::EVEX_Vcvtdq2ps_zmm_k1z_zmmm512b32_er, number, number))?;
+                let line = Code::EVEX_Vfmadd213ps_zmm_k1z_zmm_zmmm512b32_er;
+                w.push(Instruction::with3(line, number, scale, added))?;
+            }
+            for (nth, [lower, upper]) in numbers.as_chunks::<2>().0.iter().enumerate() {
+                let code = Code::EVEX_Vcvtne2ps2bf16_zmm_k1z_zmm_zmmm512b32;
+                w.push(Instruction::with3(code, *lower, *upper, *lower))?;
+                w.push(Instruction::with3(Code::EVEX_Vpermw_zmm_k1z_zmm_zmmm512, *lower, order, *lower))?;
+                let at = w.at(A, (2 * step + nth) * STEP);
+                w.store(at, *lower)?;
+            }
+        }
+        w.advance(A, to.rows(block) * 2)?;
+        w.advance(B, format.rows(block))
+    })
+}
+
+/// Loads what [`in_steps`] reads of registers.
+fn of_steps(w: &mut Writer, unpacked: Codes) -> Result<(), IcedError> {
+    for (register, half) in [(w.offset(), unpacked.offset as u32), (w.twice(), 0x0101)] {
+        w.constant(register, half << 16 | half)?;
+    }
+    Ok(())
+}
+
+/// The bytes of a step of codes in steps. To be called for one step after the other.
+fn in_steps(w: &mut Writer, codes: Codes, step: usize, vector: usize) -> Result<Register, IcedError> {
+    let row = step * Format::Codes(codes).together();
+    if row.is_multiple_of(codes.summed()) {
+        as_bytes(w, codes, row / codes.summed(), vector)?;
+    }
+    let bytes = bytes(w, codes, step, vector)?;
+    // Two products of four bits each fit into a half: the bytes don't meet.
+    w.three(TIMES, bytes, bytes, w.steps())?;
+    let add = [Code::EVEX_Vpaddb_zmm_k1z_zmm_zmmm512, Code::VEX_Vpaddb_ymm_ymm_ymmm256];
+    w.three(add, bytes, bytes, w.zeros())?;
+    Ok(bytes)
+}
+
+/// Loads numbers beside a block's codes, those of sixteen columns.
+fn halves(w: &mut Writer, at: usize, to: Register) -> Result<(), IcedError> {
+    let from = w.at(B, at);
+    w.push(Instruction::with2(Code::EVEX_Vpmovzxwd_zmm_k1z_ymmm256, to, from))?;
+    w.shift(LEFT, to, to, 16)
 }
 
 /// Bytes of a step that a vector of 256 bits takes.
@@ -429,7 +506,18 @@ mod tests {
         let mut w = Writer::new(&cores).unwrap();
         let depth = 2 * format.block();
         let (a, b, a_stride) = (format, format, format.row(depth));
-        let shape = Shape { rows, depth, a, b, a_stride, c_stride: 4 * PANEL, accumulate: false, tiles: false };
+        let shape = Shape {
+            rows,
+            panels: 1,
+            depth,
+            a,
+            b,
+            a_stride,
+            b_stride: 0,
+            c_stride: 4 * PANEL,
+            accumulate: false,
+            tiles: false,
+        };
         write(&mut w, shape, format.codes().unwrap()).unwrap();
         if format.unpacked() != format {
             unpack(&mut w, depth, format).unwrap();

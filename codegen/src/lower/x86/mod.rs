@@ -26,11 +26,13 @@ use crate::loops::{Core, Cores, Encode, Encoding, Expr, Exps, Format, GROUP, MAX
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Shape {
     rows: usize,
+    panels: usize,
     depth: usize,
     a: Format,
     b: Format,
-    /// Bytes from row to row.
+    /// Bytes from row to row, and from panel to panel.
     a_stride: usize,
+    b_stride: usize,
     c_stride: usize,
     accumulate: bool,
     /// Whether tiles multiply.
@@ -56,6 +58,7 @@ enum Leaf {
     Unpack {
         depth: usize,
         format: Format,
+        into: Format,
     },
     Encode {
         depth: usize,
@@ -77,24 +80,30 @@ impl Leaf {
         let known = |e: &Expr| e.as_int().and_then(|x| usize::try_from(x).ok());
         let shape = Shape {
             rows: core.rows,
+            panels: core.panels,
             depth: known(&core.depth)?,
             a: core.a_format,
             b: core.b_format,
             a_stride: known(&core.a_stride)? * core.a_format.elem().bytes(),
+            b_stride: if core.panels == 1 { 0 } else { known(&core.b_stride)? * core.b_format.elem().bytes() },
             c_stride: known(&core.c_stride)? * 4,
             accumulate: core.accumulate,
             tiles: false,
         };
         let tiles = shape.rows.is_multiple_of(GROUP) && cores.tiles_serve(shape.a, shape.b, shape.depth);
         let shape = Shape { tiles, ..shape };
-        let near = MAX_ROWS * shape.a_stride.max(shape.c_stride) + 8 * shape.depth < i32::MAX as usize;
-        let fits = tiles || core.rows <= cores.rows_by(core.b_format);
+        let near = MAX_ROWS * shape.a_stride.max(shape.c_stride) + shape.b_stride + 8 * shape.depth < i32::MAX as usize;
+        let fits = match core.panels {
+            1 => tiles || core.rows <= cores.rows_by(core.b_format),
+            _ => tiles && !core.b_format.is_coded(),
+        };
         (near && fits && serve(cores, shape.a, shape.b)).then_some(Leaf::Core(shape))
     }
 
     fn unpack(unpack: &Unpack, cores: &Cores) -> Option<Leaf> {
-        let Unpack { depth, format, .. } = *unpack;
-        serve(cores, format, format).then_some(Leaf::Unpack { depth, format })
+        let Unpack { depth, format, into, .. } = *unpack;
+        let rounds = cores.bits == 512 && cores.bf16;
+        (serve(cores, format, format) && (into.is_coded() || rounds)).then_some(Leaf::Unpack { depth, format, into })
     }
 
     fn encode(encode: &Encode, cores: &Cores) -> Option<Leaf> {
@@ -156,7 +165,9 @@ impl Table {
     }
 
     fn multiplies_tiles(&self, body: &[Stmt]) -> bool {
-        let tiles = |core| matches!(Leaf::core(core, &self.cores), Some(Leaf::Core(Shape { tiles: true, .. })));
+        let tiles = |core: &Core| {
+            matches!(Leaf::core(&core.of_panel(0), &self.cores), Some(Leaf::Core(Shape { tiles: true, .. })))
+        };
         body.iter().any(|stmt| match stmt {
             Stmt::Core(core) => tiles(core),
             Stmt::For { body, .. } | Stmt::Parallel { body, .. } => self.multiplies_tiles(body),
@@ -241,7 +252,8 @@ fn assemble(leaf: &Leaf, cores: &Cores, call_conv: CallConv, text: Option<usize>
             (None, false) => floats::write(&mut w, *shape)?,
             (None, true) => tiles::floats(&mut w, *shape)?,
         },
-        Leaf::Unpack { depth, format } => codes::unpack(&mut w, *depth, *format)?,
+        Leaf::Unpack { depth, format, into: Format::Bf16 } => codes::unpack_floats(&mut w, *depth, *format)?,
+        Leaf::Unpack { depth, format, .. } => codes::unpack(&mut w, *depth, *format)?,
         Leaf::Encode { depth, format } => encode::write(&mut w, *depth, *format)?,
         Leaf::Exps { depth, format } => exps::write(&mut w, *depth, *format)?,
         Leaf::Lanes(lanes) => lanes::write(&mut w, lanes)?,
@@ -267,13 +279,14 @@ fn assemble(leaf: &Leaf, cores: &Cores, call_conv: CallConv, text: Option<usize>
 impl std::fmt::Display for Leaf {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Leaf::Core(Shape { rows, depth, a, b, tiles, .. }) => {
+            Leaf::Core(Shape { rows, panels, depth, a, b, tiles, .. }) => {
                 let with = if *tiles { "tiles" } else { "core" };
-                write!(f, "{with}, {rows} rows {a} by {b}, depth {depth}")
+                let by = if *panels == 1 { "" } else { "two panels of " };
+                write!(f, "{with}, {rows} rows {a} by {by}{b}, depth {depth}")
             }
             Leaf::SetUp => f.write_str("set tiles up"),
             Leaf::Leave => f.write_str("leave tiles"),
-            Leaf::Unpack { depth, format } => write!(f, "unpack {format}, depth {depth}"),
+            Leaf::Unpack { depth, format, into } => write!(f, "unpack {format} as {into}, depth {depth}"),
             Leaf::Encode { depth, format } => write!(f, "encode {format}, depth {depth}"),
             Leaf::Exps { depth, format } => write!(f, "exponentials as {format}, depth {depth}"),
             Leaf::Lanes(lanes) => write!(f, "{lanes}"),
@@ -410,6 +423,11 @@ impl Writer {
     /// Moves an address on.
     fn advance(&mut self, register: Register, bytes: usize) -> Result<(), IcedError> {
         self.push(Instruction::with2(Code::Add_rm64_imm32, register, bytes as i32))
+    }
+
+    /// Moves an address back.
+    fn retreat(&mut self, register: Register, bytes: usize) -> Result<(), IcedError> {
+        self.push(Instruction::with2(Code::Sub_rm64_imm32, register, bytes as i32))
     }
 
     /// Does something so many times.

@@ -2,7 +2,7 @@
 
 use iced_x86::{Code, IcedError, Instruction, Register};
 
-use super::tiles::{self, WHOLE, sums};
+use super::tiles::{self, PANELS, ROWS, sums};
 use super::{BYTES, STEP, Writer};
 use crate::loops::{Cores, Format, GROUP};
 use crate::lower::target::serve;
@@ -50,7 +50,7 @@ pub(in crate::lower) fn assemble(
 /// The same with tiles.
 fn tiles(format: Format, cores: &Cores, iterations: usize) -> Result<Vec<u8>, IcedError> {
     let mut w = Writer::new(cores)?;
-    let [a, b] = WHOLE;
+    let (a, b) = (ROWS[0], PANELS[0]);
     let sum = Register::ZMM0;
     tiles::set_up(&mut w)?;
     w.constant(sum, ones(format))?;
@@ -60,7 +60,7 @@ fn tiles(format: Format, cores: &Cores, iterations: usize) -> Result<Vec<u8>, Ic
         let to = line(&w, nth);
         w.push(Instruction::with2(Code::EVEX_Vmovups_zmmm512_k1z_zmm, to, sum))?;
     }
-    for tile in WHOLE {
+    for tile in [a, b] {
         let from = w.tile(SCRATCH, 0, tiles::LINE);
         w.load_tile(tile, from)?;
     }

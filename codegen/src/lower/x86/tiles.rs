@@ -1,13 +1,13 @@
 //! The cores of tiles: sixteen rows by sixteen columns, multiplied and added at once (AMX).
 //!
-//! A panel lies as tiles want it: sixteen of its steps are one. Each core has up to four tiles of sums, which hide each other's
-//! latency. Tiles are set up once for a kernel, all of them for whatever it calls: the last step of a panel, or a block of codes,
-//! may be half a tile.
+//! A panel lies as tiles want it: sixteen of its steps are one. Four tiles of sums hide each other's latency: those of 64 rows by one
+//! panel, or of 32 by two, which take less from the caches: four tiles for four products in place of five. Tiles are set up once for a
+//! kernel.
 
 use iced_x86::{Code, IcedError, Instruction, MemoryOperand, Register};
 
 use super::{A, B, C, STEP, Shape, Writer};
-use crate::loops::{Codes, GROUP, HALF_TILE};
+use crate::loops::{Codes, GROUP};
 
 /// Bytes from row to row of a tile of the panel, and of one of sums on the stack.
 pub(super) const LINE: Register = Register::R11;
@@ -28,29 +28,20 @@ const ROW_SUMS: Register = Register::R9;
 /// Bytes of a tile.
 const TILE: usize = GROUP * STEP;
 
-/// Tiles of the first operand and of the panel: whole ones, and halves.
-pub(super) const WHOLE: [Register; 2] = [Register::TMM4, Register::TMM6];
-const HALF: [Register; 2] = [Register::TMM5, Register::TMM7];
+/// Tiles of the first operand, which take turns, and of the panels.
+pub(super) const ROWS: [Register; 2] = [Register::TMM4, Register::TMM5];
+pub(super) const PANELS: [Register; 2] = [Register::TMM6, Register::TMM7];
 
-/// Rows, and bytes of a row, of each tile: first the sums.
-const SHAPES: [(usize, usize); 8] = [
-    (GROUP, STEP),
-    (GROUP, STEP),
-    (GROUP, STEP),
-    (GROUP, STEP),
-    (GROUP, STEP),
-    (GROUP, STEP / 2),
-    (GROUP, STEP),
-    (HALF_TILE, STEP),
-];
+/// How many tiles there are.
+const ALL: usize = 8;
 
 /// Writes the code that sets the tiles up, before the first core.
 pub(super) fn set_up(w: &mut Writer) -> Result<(), IcedError> {
     let mut config = [0u8; 64];
     config[0] = 1;
-    for (nth, (rows, bytes)) in SHAPES.into_iter().enumerate() {
-        config[16 + 2 * nth] = bytes as u8;
-        config[48 + nth] = rows as u8;
+    for nth in 0..ALL {
+        config[16 + 2 * nth] = STEP as u8;
+        config[48 + nth] = GROUP as u8;
     }
     // Below the stack are 128 bytes that a function which calls none may use.
     let at = |byte: usize| MemoryOperand::with_base_displ(Register::RSP, byte as i64 - config.len() as i64);
@@ -68,28 +59,33 @@ pub(super) fn leave(w: &mut Writer) -> Result<(), IcedError> {
 /// Writes the code of a core of bf16.
 pub(super) fn floats(w: &mut Writer, shape: Shape) -> Result<(), IcedError> {
     strides(w, &shape)?;
-    for group in 0..groups(&shape) {
-        match shape.accumulate {
-            true => w.load_tile(sums(group), w.tile(C, group * GROUP * shape.c_stride, C_STRIDE))?,
-            false => w.push(Instruction::with1(Code::VEX_Tilezero_tmm, sums(group)))?,
+    for part in Part::all(shape) {
+        if part.first > 0 {
+            w.retreat(A, shape.steps() * shape.a_step())?;
+            w.retreat(B, shape.steps() * STEP)?;
         }
-    }
-    products(w, &shape, shape.steps(), Code::VEX_Tdpbf16ps_tmm_tmm_tmm)?;
-    for group in 0..groups(&shape) {
-        let to = w.tile(C, group * GROUP * shape.c_stride, C_STRIDE);
-        w.push(Instruction::with2(Code::VEX_Tilestored_sibmem_tmm, to, sums(group)))?;
+        for (sum, place) in part.sums(w) {
+            match shape.accumulate {
+                true => w.load_tile(sum, place)?,
+                false => w.push(Instruction::with1(Code::VEX_Tilezero_tmm, sum))?,
+            }
+        }
+        part.products(w, shape.steps(), Code::VEX_Tdpbf16ps_tmm_tmm_tmm)?;
+        for (sum, place) in part.sums(w) {
+            w.push(Instruction::with2(Code::VEX_Tilestored_sibmem_tmm, place, sum))?;
+        }
     }
     Ok(())
 }
 
-/// Writes the code of a core of bytes. The sums of a block pass through the stack, are scaled and added to the result.
+/// Writes the code of a core of bytes by one panel. The sums of a block pass through the stack, are scaled and added to the result.
 pub(super) fn bytes(w: &mut Writer, shape: Shape, codes: Codes) -> Result<(), IcedError> {
-    let blocks = shape.depth / codes.block;
+    let (blocks, tiles) = (shape.depth / codes.block, shape.rows / GROUP);
     strides(w, &shape)?;
     for (register, at) in [(ROW_SCALES, shape.depth), (ROW_SUMS, codes.sums_of_row(shape.depth))] {
         w.push(Instruction::with2(Code::Lea_r64_m, register, w.at(A, at)))?;
     }
-    let room = (groups(&shape) * TILE + STEP) as i32;
+    let room = (tiles * TILE + STEP) as i32;
     w.push(Instruction::with2(Code::Sub_rm64_imm32, Register::RSP, room))?;
     w.push(Instruction::with2(Code::Lea_r64_m, SUMS, w.at(Register::RSP, STEP - 1)))?;
     w.push(Instruction::with2(Code::And_rm64_imm32, SUMS, -(STEP as i32)))?;
@@ -111,12 +107,10 @@ const TOTAL: Register = Register::ZMM29;
 const STORE: Code = Code::EVEX_Vmovups_zmmm512_k1z_zmm;
 
 fn block(w: &mut Writer, shape: &Shape, codes: Codes) -> Result<(), IcedError> {
-    for group in 0..groups(shape) {
-        w.push(Instruction::with1(Code::VEX_Tilezero_tmm, sums(group)))?;
-    }
-    let of_block = Shape { depth: codes.block, ..*shape };
-    products(w, &of_block, of_block.steps(), Code::VEX_Tdpbsud_tmm_tmm_tmm)?;
-    for group in 0..groups(shape) {
+    let part = Part { shape: *shape, first: 0, groups: shape.rows / GROUP };
+    (0..part.groups).try_for_each(|group| w.push(Instruction::with1(Code::VEX_Tilezero_tmm, sums(group))))?;
+    part.products(w, codes.block / shape.b.together(), Code::VEX_Tdpbsud_tmm_tmm_tmm)?;
+    for group in 0..part.groups {
         let to = w.tile(SUMS, group * TILE, LINE);
         w.push(Instruction::with2(Code::VEX_Tilestored_sibmem_tmm, to, sums(group)))?;
     }
@@ -143,55 +137,71 @@ fn block(w: &mut Writer, shape: &Shape, codes: Codes) -> Result<(), IcedError> {
 /// Tiles of steps that are written one after the other.
 const UNROLL: usize = 4;
 
-/// Adds the products of so many steps; then both operands move on.
-fn products(w: &mut Writer, shape: &Shape, steps: usize, multiply: Code) -> Result<(), IcedError> {
-    let tiles = steps / GROUP;
-    w.times(tiles / UNROLL, |w| some(w, shape, UNROLL, multiply))?;
-    some(w, shape, tiles % UNROLL, multiply)?;
-    if !steps.is_multiple_of(GROUP) {
-        one(w, shape, 0, HALF, multiply)?;
-        moved(w, shape, HALF_TILE)?;
+/// Tiles of sums that there are at once: as many as hide each other's latency.
+const SUMS_AT_ONCE: usize = 4;
+
+/// Some of the rows of a core, by all of its panels.
+struct Part {
+    shape: Shape,
+    /// The first group of rows, and how many.
+    first: usize,
+    groups: usize,
+}
+
+impl Part {
+    /// As many rows at once as there are tiles of sums for.
+    fn all(shape: Shape) -> impl Iterator<Item = Part> {
+        let (groups, at_once) = (shape.rows / GROUP, SUMS_AT_ONCE / shape.panels);
+        (0..groups).step_by(at_once).map(move |first| Part { shape, first, groups: at_once.min(groups - first) })
     }
-    Ok(())
-}
 
-/// The same for some whole tiles.
-fn some(w: &mut Writer, shape: &Shape, tiles: usize, multiply: Code) -> Result<(), IcedError> {
-    for tile in 0..tiles {
-        one(w, shape, tile, WHOLE, multiply)?;
+    /// Each tile of sums, with its place in the result.
+    fn sums(&self, w: &Writer) -> Vec<(Register, MemoryOperand)> {
+        let Part { shape, first, groups } = self;
+        let all = (0..*groups).flat_map(|group| (0..shape.panels).map(move |panel| (group, panel)));
+        all.map(|(group, panel)| {
+            let at = (first + group) * GROUP * shape.c_stride + panel * STEP;
+            (sums(group * shape.panels + panel), w.tile(C, at, C_STRIDE))
+        })
+        .collect()
     }
-    moved(w, shape, tiles * GROUP)
-}
 
-/// Adds the products of one tile of the panel with one of each group of rows.
-fn one(w: &mut Writer, shape: &Shape, tile: usize, [a, b]: [Register; 2], multiply: Code) -> Result<(), IcedError> {
-    let panel = w.tile(B, tile * TILE, LINE);
-    w.load_tile(b, panel)?;
-    for group in 0..groups(shape) {
-        let rows = w.tile(A, group * GROUP * shape.a_stride + tile * GROUP * shape.a_step(), A_STRIDE);
-        w.load_tile(a, rows)?;
-        w.push(Instruction::with3(multiply, sums(group), a, b))?;
+    /// Adds the products of so many steps; then both operands move on.
+    fn products(&self, w: &mut Writer, steps: usize, multiply: Code) -> Result<(), IcedError> {
+        let tiles = steps / GROUP;
+        w.times(tiles / UNROLL, |w| self.some(w, UNROLL, multiply))?;
+        self.some(w, tiles % UNROLL, multiply)
     }
-    Ok(())
-}
 
-/// Moves both operands on by so many steps.
-fn moved(w: &mut Writer, shape: &Shape, steps: usize) -> Result<(), IcedError> {
-    if steps == 0 {
-        return Ok(());
+    /// The same of some tiles of steps.
+    fn some(&self, w: &mut Writer, tiles: usize, multiply: Code) -> Result<(), IcedError> {
+        let Part { shape, first, groups } = self;
+        for tile in 0..tiles {
+            for (panel, register) in PANELS.into_iter().enumerate().take(shape.panels) {
+                let from = w.tile(B, panel * shape.b_stride + tile * TILE, LINE);
+                w.load_tile(register, from)?;
+            }
+            for group in 0..*groups {
+                let rows = ROWS[group % ROWS.len()];
+                let at = (first + group) * GROUP * shape.a_stride + tile * GROUP * shape.a_step();
+                let from = w.tile(A, at, A_STRIDE);
+                w.load_tile(rows, from)?;
+                for (panel, register) in PANELS.into_iter().enumerate().take(shape.panels) {
+                    w.push(Instruction::with3(multiply, sums(group * shape.panels + panel), rows, register))?;
+                }
+            }
+        }
+        if tiles > 0 {
+            w.advance(A, tiles * GROUP * shape.a_step())?;
+            w.advance(B, tiles * TILE)?;
+        }
+        Ok(())
     }
-    w.advance(A, steps * shape.a_step())?;
-    w.advance(B, steps * STEP)
 }
 
-/// How many tiles the rows are.
-fn groups(shape: &Shape) -> usize {
-    shape.rows / GROUP
-}
-
-/// The sums of a group of rows.
-pub(super) fn sums(group: usize) -> Register {
-    Register::TMM0 + group as u32
+/// A tile of sums.
+pub(super) fn sums(nth: usize) -> Register {
+    Register::TMM0 + nth as u32
 }
 
 /// Loads what the rows of tiles are apart.

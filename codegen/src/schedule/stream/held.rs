@@ -5,13 +5,13 @@ use einfuse_graph::{AxisId, Kind, TensorId};
 
 use super::super::Context;
 use super::super::contract::{columns, flat};
-use super::super::cores::{Matrix, multiply};
+use super::super::cores::{Matrix, Products, multiply};
 use super::super::emit::{Emitter, Scope, Span};
 use super::super::homes::{RUN, streams_scores};
 use super::super::layout::Layout;
 use super::super::pages::{column_panels, score_panels};
 use super::super::place::Place;
-use super::super::weights::{Units, expansion};
+use super::super::weights::{Panels, Units, expansion};
 use super::run::Run;
 use super::{Shape, sums};
 use crate::fuse::{Contraction, Fold, Kernel, Operand, Stream};
@@ -120,7 +120,7 @@ impl Held {
             }
         }
         for (eq, c) in stream.expansions() {
-            let format = cx.multiplied(cx.variant.panels[&eq].format, &cx.mode(kernel));
+            let format = of_run(cx, kernel, &cx.variant.panels[&eq]);
             if held.source(c, format).is_none() {
                 let (layout, len) = rows(cx, shape, c.a, Some(&c.depth));
                 let depth = len / RUN;
@@ -237,14 +237,13 @@ impl Held {
         let Run { cx, shape, .. } = *run;
         let graph = &cx.plan.graph;
         let panels = &cx.variant.panels[&operand.eq];
-        let wanted = |source: &&Source| {
-            source.of == c.a && source.depth == c.depth && (!panels.format.is_coded() || panels.format == source.format)
-        };
-        let (Some(source), Some(expanded)) = (self.sources.iter().find(wanted), &self.expanded) else { return };
+        let format = of_run(cx, run.kernel, panels);
+        let (Some(source), Some(expanded)) = (self.source(c, format), &self.expanded) else { return };
         let task = expansion(operand.eq, c, &shape.outer);
         let units = Units::of(graph, &task);
         let unit = units.digits.iter().fold(Expr::Int(0), |unit, &(a, count)| unit * count + scope.at[&a].clone());
-        let unit = e.int(unit * panels.unit_stride + panels.base);
+        let unit = e.int(unit);
+        let b = units.panelled(panels, &unit, Expr::Int(0));
         // Panels over the same columns are what a core writes.
         let direct = *order == Order::Columns(task.whole);
         let width = units.panels * PANEL;
@@ -252,11 +251,9 @@ impl Held {
             if direct { (flat(to), PANEL, RUN * PANEL) } else { (expanded.clone(), width, PANEL) };
         let rows = Matrix { at: Address::new(source.rows.clone(), 0), format: source.format, stride: source.stride };
         e.note(format!("{} by cores", super::super::emit::graph_name(graph, c.out)));
-        e.repeat(Expr::Int(0), units.panels.into(), 1, |e, panel| {
-            let b = Address::new(panels.buffer.clone(), unit.clone() + panel.clone() * panels.panel);
-            let to = Matrix::floats(Address::new(buffer.clone(), panel * panel_apart), row);
-            multiply(cx, &RUN.into(), &rows, panels, &b, &to, e);
-        });
+        let at = Address::new(buffer.clone(), 0);
+        let results = Products { at, stride: row, apart: panel_apart, accumulate: false };
+        multiply(cx, (&RUN.into(), &RUN.into()), [&rows, &rows], &b, &results, e);
         if !direct {
             let mut layout = columns(cx, c.out, &units);
             let axes = &graph.tensor(c.out).axes;
@@ -268,6 +265,12 @@ impl Held {
             e.equation(scope, c.out, cx.load(c.out), to);
         }
     }
+}
+
+/// The format in which the positions of a run are multiplied with a weight: they are many.
+fn of_run(cx: &Context, kernel: &Kernel, panels: &Panels) -> Format {
+    let [_, many] = cx.rows_of(panels, &cx.mode(kernel));
+    many
 }
 
 /// Whether a sum's weights are those of a sum of something else: scales of either can't be part of them.

@@ -12,6 +12,7 @@ mod merge;
 mod run;
 
 use super::contract::flat;
+use super::cores::Matrix;
 use super::emit::{Emitter, Scope, Span, end_of_positions};
 use super::homes::RUN;
 use super::layout::Layout;
@@ -79,6 +80,11 @@ impl Rows {
     /// Units from row to row, as the cores take them.
     fn stride(&self) -> usize {
         self.format.row(self.depth)
+    }
+
+    /// All of them as the cores take them.
+    fn matrix(&self) -> Matrix {
+        Matrix { at: Address::new(self.encoded.clone(), 0), format: self.format, stride: self.stride() }
     }
 
     /// A row as the cores take it.
@@ -249,7 +255,7 @@ fn tile(
         let first = e.int(run * RUN);
         let whole = Span { from: first.clone(), to: first.clone() + RUN, aligned: true, len: Some(RUN) };
         e.spans.insert(stream.positions, whole);
-        let run = Run { cx, shape, tile: &tile, first, end: end.clone(), rows: rows.clone() };
+        let run = Run { cx, kernel, shape, tile: &tile, first, end: end.clone(), rows: rows.clone() };
         tile.held.fill(&run, &scope, e);
         run.scores(&scope, e);
         each_row(shape, &scope, e, |e, scope| run.row(scope, e));

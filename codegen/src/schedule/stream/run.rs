@@ -5,18 +5,19 @@ use einfuse_graph::{ExprId, TensorId};
 
 use super::super::Context;
 use super::super::contract::flat;
-use super::super::cores::cover;
+use super::super::cores::{Panelled, Products, products};
 use super::super::emit::{Emitter, Scope, Span, graph_name, widen};
 use super::super::homes::RUN;
 use super::super::place::Place;
 use super::held::Order;
 use super::{LOWEST, Rows, Shape, Tile, columns, row_number};
-use crate::fuse::{Along, Contraction, Fold, Weighted};
-use crate::loops::{self, Address, Core, Elem, Expr, LANES, PANEL, Stmt, Ty, Unary};
+use crate::fuse::{Along, Contraction, Fold, Kernel, Weighted};
+use crate::loops::{self, Address, Elem, Expr, LANES, PANEL, Stmt, Ty, Unary};
 
 /// A run that a tile visits.
 pub(super) struct Run<'a> {
     pub(super) cx: &'a Context<'a>,
+    pub(super) kernel: &'a Kernel,
     pub(super) shape: &'a Shape<'a>,
     pub(super) tile: &'a Tile,
     /// The run's first position.
@@ -52,24 +53,11 @@ impl Run<'_> {
             let order = Order::of_scores(cx, c);
             let Some(format) = tile.held.format(cx, c, &order) else { continue };
             let stored = self.panel_address(c, &order, scope, e);
-            let to = flat(&place);
-            e.repeat(Expr::Int(0), (RUN / PANEL).into(), 1, |e, panel| {
-                let b = stored.clone().plus(panel.clone() * format.panel(queries.depth));
-                cover(cx, &self.rows, queries.depth, (queries.format, format), e, |rows, row| {
-                    Stmt::Core(Core {
-                        rows,
-                        depth: queries.depth.into(),
-                        a: queries.row(row.clone()),
-                        a_format: queries.format,
-                        a_stride: queries.stride().into(),
-                        b: b.clone(),
-                        b_format: format,
-                        c: Address::new(to.clone(), row * RUN + panel.clone() * PANEL),
-                        c_stride: RUN.into(),
-                        accumulate: false,
-                    })
-                });
-            });
+            let depth = queries.depth;
+            let b = Panelled { at: stored, format, depth, count: RUN / PANEL, apart: format.panel(depth) };
+            let to = Address::new(flat(&place), 0);
+            let to = Products { at: to, stride: RUN, apart: PANEL, accumulate: false };
+            products(cx, &self.rows, &queries.matrix(), &b, &to, e);
         }
     }
 
@@ -281,25 +269,10 @@ impl Run<'_> {
         let width = columns(cx, c);
         let order = Order::of_sums(c);
         let Some(format) = tile.held.format(cx, c, &order) else { return };
-        let b = self.panel_address(c, &order, scope, e);
-        let to = flat(place);
-        e.repeat(Expr::Int(0), (width / PANEL).into(), 1, |e, panel| {
-            let b = b.clone().plus(panel.clone() * format.panel(RUN));
-            cover(cx, &self.rows, RUN, (weights.format, format), e, |rows, row| {
-                Stmt::Core(Core {
-                    rows,
-                    depth: RUN.into(),
-                    a: weights.row(row.clone()),
-                    a_format: weights.format,
-                    a_stride: weights.stride().into(),
-                    b: b.clone(),
-                    b_format: format,
-                    c: Address::new(to.clone(), row * width + panel.clone() * PANEL),
-                    c_stride: width.into(),
-                    accumulate: true,
-                })
-            });
-        });
+        let at = self.panel_address(c, &order, scope, e);
+        let b = Panelled { at, format, depth: RUN, count: width / PANEL, apart: format.panel(RUN) };
+        let to = Products { at: Address::new(flat(place), 0), stride: width, apart: PANEL, accumulate: true };
+        products(cx, &self.rows, &weights.matrix(), &b, &to, e);
     }
 
     /// The address of a stored operand's first panel in the run, at the scope's outer coordinates.
