@@ -164,6 +164,9 @@ impl<'a> Numbers<'a> {
                 let grid = one.blocks.dtype.grid().filter(|_| !one.turned && !other.turned);
                 grid.filter(|grid| other.blocks.dtype.grid() == Some(*grid))
             }
+            Numbers::Scaled { blocks: Blocks { dtype: Dtype::F4E2M1, .. }, scales, .. } => {
+                Dtype::Mxfp4.grid().filter(|grid| scales.tile == [1, grid.block])
+            }
             _ => self.blocks()?.dtype.grid(),
         }
     }
@@ -183,7 +186,15 @@ impl<'a> Numbers<'a> {
                     strand.blocks.read_blocks(place, &mut values[done], &mut scales[of_row]);
                 });
             }
-            Numbers::Scaled { .. } | Numbers::Coded { .. } => {}
+            Numbers::Scaled { blocks, scales: Tiles { scales: of_tiles, tile: [_, columns], .. }, first } => {
+                // Where there is a grid, factors are whole numbers, and tiles are in the order of blocks.
+                let mut factors = vec![0.0; values.len()];
+                blocks.read(at, &mut factors);
+                values.iter_mut().zip(factors).for_each(|(value, factor)| *value = factor as i8);
+                let tiles = (first + at) / columns..;
+                scales.iter_mut().zip(tiles).for_each(|(scale, tile)| *scale = [of_tiles.one(tile), 0.0]);
+            }
+            Numbers::Coded { .. } => {}
         }
     }
 
