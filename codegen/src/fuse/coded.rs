@@ -128,8 +128,8 @@ pub(super) struct Way {
 }
 
 /// Makes each weight that is kept in codes an equation over its parts. Blocks are along the axis along which the checkpoint
-/// has them, else along the one that contractions sum. A weight that is summed along several axes has codes for each, and
-/// no one equation; what has no whole blocks is not kept in codes. A weight that layers keep in several ways stays what it is in
+/// has them, else along the one that contractions sum last. What has no whole blocks there, or is summed along one axis here and
+/// along another there, is not kept in codes. A weight that layers keep in several ways stays what it is in
 /// the graph, which has one equation for all layers: its equations, one for each way in codes, are beside it.
 pub(super) fn apply(graph: Graph, ways: &Ways) -> (Graph, Vec<Way>) {
     let mut several = Vec::new();

@@ -178,12 +178,12 @@ impl Homes {
         let kept: HashMap<TensorId, Kept> =
             task.contractions.iter().map(|(_, c)| (c.b, variant.kept(graph, c.b, storage))).collect();
         let storage = |c: &Contraction| {
-            let kept @ Kept { format, own, .. } = kept[&c.b];
+            let kept @ Kept { format, .. } = kept[&c.b];
             match plan.made.get(&(c.b, kept)) {
                 Some((_, blocks)) if plan.reads_codes(kernel, c.b, kept) => Format::Codes(blocks.codes),
                 Some((_, blocks)) if blocks.suit(c) => Format::F32,
                 Some(_) => fitting(graph, c, Format::Bf16),
-                None => fitting(graph, c, if own && format.is_coded() { Format::Bf16 } else { format }),
+                None => fitting(graph, c, if format.is_coded() { Format::Bf16 } else { format }),
             }
         };
         let alike = |a: &Contraction, b: &Contraction| {

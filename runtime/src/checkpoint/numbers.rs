@@ -221,7 +221,7 @@ impl<'a> Numbers<'a> {
             Numbers::Coded { codes, first, .. } => {
                 Numbers::Coded { codes, first: first + range.start, len: range.len() }
             }
-            Numbers::Woven { rows, first, .. } => Numbers::Woven { rows, first: first + range.start, len: range.len() },
+            Numbers::Woven { rows, first, .. } => rows.some(first + range.start, range.len()),
         })
     }
 
@@ -247,6 +247,18 @@ impl<'a> Woven<'a> {
     /// How many numbers there are.
     pub(super) fn len(&self) -> usize {
         self.strands.iter().map(|strand| strand.blocks.len()).sum()
+    }
+
+    /// Some of the numbers: of one tensor alone, where they are neighbours in it.
+    fn some(self, first: usize, len: usize) -> Numbers<'a> {
+        let (mut alone, mut together) = (None, true);
+        self.each_row(first, len, |strand, place, done| {
+            let (blocks, start) = *alone.get_or_insert((strand.blocks, place));
+            together &=
+                !strand.turned && std::ptr::eq(strand.blocks.bytes, blocks.bytes) && place == start + done.start;
+        });
+        let neighbours = alone.filter(|_| together).and_then(|(blocks, start)| blocks.some(start..start + len));
+        neighbours.map_or(Numbers::Woven { rows: self, first, len }, Numbers::Blocks)
     }
 
     fn read(&self, at: usize, out: &mut [f32]) {
