@@ -235,7 +235,9 @@ fn experts_keep_their_blocks() {
             };
             let (model, exact) = (load(Precision::Stored), load(Precision::F32));
             let graph = &model.program().plan(Batch::Many).graph;
-            let is_expert = |tensor| weights.contains(&graph.tensor(tensor).name.as_str());
+            // Layers that are declared alike and differ otherwise have names with numbers.
+            let name_of = |tensor| graph.tensor(tensor).name.split('.').next().unwrap_or_default();
+            let is_expert = |tensor| weights.contains(&name_of(tensor));
             let packed = model.program().weights().iter().filter(|packed| is_expert(packed.tensors[0]));
             let kept: Vec<(String, usize)> = packed.map(|packed| (packed.storage.to_string(), packed.bytes)).collect();
             assert!(kept.iter().all(|(format, _)| format == kind.kept), "{name} {}: {kept:?}", kind.kept);
