@@ -7,6 +7,7 @@ use std::fs;
 use std::path::Path;
 
 use common::{json, repository};
+use einfuse::codegen::Batch;
 use einfuse::runtime::Precision;
 use einfuse::{Checkpoint, Settings, Wanted};
 use safetensors::SafeTensors;
@@ -35,6 +36,36 @@ fn metadata(value: &Value) -> Vec<u8> {
     [&kind.to_le_bytes()[..], &bytes].concat()
 }
 
+/// A GGUF file with this metadata, and tensors by name, dimensions, number of the type and data.
+fn written<'a>(
+    entries: &serde_json::Map<String, Value>,
+    tensors: impl ExactSizeIterator<Item = (&'a str, Vec<usize>, u32, Vec<u8>)>,
+) -> Vec<u8> {
+    let (count, keys) = (tensors.len() as u64, entries.len() as u64);
+    let mut file = [&b"GGUF"[..], &3u32.to_le_bytes(), &count.to_le_bytes(), &keys.to_le_bytes()].concat();
+    for (key, value) in entries {
+        file.extend([text(key), metadata(value)].concat());
+    }
+    let mut all: Vec<u8> = Vec::new();
+    for (name, dimensions, kind, data) in tensors {
+        all.resize(all.len().next_multiple_of(32), 0);
+        file.extend(text(name));
+        file.extend((dimensions.len() as u32).to_le_bytes());
+        file.extend(dimensions.iter().flat_map(|&size| (size as u64).to_le_bytes()));
+        file.extend(kind.to_le_bytes());
+        file.extend((all.len() as u64).to_le_bytes());
+        all.extend(data);
+    }
+    file.resize(file.len().next_multiple_of(32), 0);
+    file.extend(all);
+    file
+}
+
+/// The dimensions of a tensor.
+fn dimensions(tensor: &Value) -> Vec<usize> {
+    tensor["dimensions"].as_array().unwrap().iter().map(whole).collect()
+}
+
 /// The GGUF file of a golden model.
 fn file(folder: &Path, about: &Value) -> Vec<u8> {
     let model = fs::read(folder.join("model.safetensors")).unwrap();
@@ -42,20 +73,8 @@ fn file(folder: &Path, about: &Value) -> Vec<u8> {
     let sources = about["sources"].as_array().unwrap().iter().map(|name| model.tensor(name.as_str().unwrap()).unwrap());
     let sources: Vec<_> = sources.collect();
     let (entries, tensors) = (about["metadata"].as_object().unwrap(), about["tensors"].as_object().unwrap());
-    let (count, keys) = (tensors.len() as u64, entries.len() as u64);
-    let mut file = [&b"GGUF"[..], &3u32.to_le_bytes(), &count.to_le_bytes(), &keys.to_le_bytes()].concat();
-    for (key, value) in entries {
-        file.extend([text(key), metadata(value)].concat());
-    }
-    let mut data: Vec<u8> = Vec::new();
-    for (name, tensor) in tensors {
-        data.resize(data.len().next_multiple_of(32), 0);
-        let dimensions = tensor["dimensions"].as_array().unwrap();
-        file.extend(text(name));
-        file.extend((dimensions.len() as u32).to_le_bytes());
-        file.extend(dimensions.iter().flat_map(|size| size.as_u64().unwrap().to_le_bytes()));
-        file.extend(0u32.to_le_bytes());
-        file.extend((data.len() as u64).to_le_bytes());
+    let tensors = tensors.iter().map(|(name, tensor)| {
+        let mut data: Vec<u8> = Vec::new();
         for run in tensor["runs"].as_array().unwrap() {
             let numbers = sources[whole(&run[0])].data().as_chunks::<4>().0;
             let [first, length, count] = [1, 2, 3].map(|at| whole(&run[at]));
@@ -66,10 +85,9 @@ fn file(folder: &Path, about: &Value) -> Vec<u8> {
                 data.extend(numbers.flat_map(f32::to_le_bytes));
             }
         }
-    }
-    file.resize(file.len().next_multiple_of(32), 0);
-    file.extend(data);
-    file
+        (name.as_str(), dimensions(tensor), 0, data)
+    });
+    written(entries, tensors)
 }
 
 #[test]
@@ -126,4 +144,118 @@ fn converted_models_have_the_same_logits() {
         models += 1;
     }
     assert!(models >= 15, "{models}");
+}
+
+/// A type of blocks: its number in files, the numbers of a block, and what its codes are kept as.
+struct Kind {
+    code: u32,
+    length: usize,
+    kept: &'static str,
+}
+
+const MXFP4: Kind = Kind { code: 39, length: 32, kept: "mxfp4" };
+const Q8_0: Kind = Kind { code: 8, length: 32, kept: "q8_32" };
+const Q4_K: Kind = Kind { code: 12, length: 256, kept: "q4_min" };
+
+impl Kind {
+    /// A block of ordinary weights, some 0.06 in size.
+    fn block(&self, next: &mut impl FnMut() -> f32) -> Vec<u8> {
+        // A half precision number from a power of two on, to the next.
+        let mut half = |power: i32| ((power + 15) << 10 | (next() * 1024.0) as i32).to_le_bytes()[..2].to_vec();
+        let (mut block, codes) = match self.code {
+            39 => (vec![122], 16),
+            8 => (half(-11), 32),
+            _ => ([half(-12), half(-9)].concat(), 140),
+        };
+        block.extend((0..codes).map(|_| (next() * 256.0) as u8));
+        block
+    }
+}
+
+/// A file with the tensors of a golden model, but larger: experts in such blocks, all else as it is.
+fn with_experts(about: &Value, kind: &Kind) -> Vec<u8> {
+    let size = |size: usize| match size {
+        10 => 64,
+        20 => 128,
+        22 => 512,
+        40 | 52 => 256,
+        other => other,
+    };
+    let mut entries = about["metadata"].as_object().unwrap().clone();
+    for (key, value) in &mut entries {
+        if key.ends_with("_length") && !key.ends_with("context_length") || key.ends_with("dimension_count") {
+            *value = size(whole(value)).into();
+        }
+        // All are chosen, so that rounding chooses no other.
+        if key.ends_with("expert_used_count") {
+            *value = 5.into();
+        }
+    }
+    let mut state = 1u32;
+    let mut next = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 8) as f32 / (1 << 24) as f32
+    };
+    let tensors = about["tensors"].as_object().unwrap().iter().map(|(name, tensor)| {
+        let dimensions: Vec<usize> = dimensions(tensor).into_iter().map(size).collect();
+        let count: usize = dimensions.iter().product();
+        if name.ends_with("_exps.weight") {
+            let data = (0..count / kind.length).flat_map(|_| kind.block(&mut next)).collect();
+            return (name.as_str(), dimensions, kind.code, data);
+        }
+        let (less, more) = if name.ends_with("norm.weight") { (0.2, 1.0) } else { (0.2, 0.0) };
+        let data = (0..count).flat_map(|_| (more + less * (next() - 0.5)).to_le_bytes()).collect();
+        (name.as_str(), dimensions, 0, data)
+    });
+    written(&entries, tensors)
+}
+
+/// Experts that the reference implementation has transposed, and gate and up in one tensor, are computed on in the file's blocks.
+#[test]
+fn experts_keep_their_blocks() {
+    let ids: Vec<u32> = (0..20).map(|at| at * 7 % 90).collect();
+    for (name, weights) in [("gpt_oss", ["input", "down"]), ("llama4", ["input", "output"])] {
+        let about = json(&repository("tests/golden").join(name).join("gguf.json"));
+        for kind in [MXFP4, Q8_0, Q4_K] {
+            let scratch = tempfile::tempdir().unwrap();
+            let path = scratch.path().join("model.gguf");
+            fs::write(&path, with_experts(&about, &kind)).unwrap();
+            let load = |precision| {
+                let settings = Settings {
+                    context: Some(32),
+                    chunk: 16,
+                    precision,
+                    rows: Wanted::All,
+                    threads: Some(2),
+                    ..Settings::default()
+                };
+                einfuse::load(&path, settings).unwrap_or_else(|error| panic!("{name} {}: {error}", kind.kept))
+            };
+            // Many rows, a few, one.
+            let compute = |model: &einfuse::Model| {
+                let mut session = model.session();
+                let pieces = [&ids[..16], &ids[16..19], &ids[19..]];
+                pieces.map(|ids| session.feed_all(ids).unwrap()).concat()
+            };
+            let (model, exact) = (load(Precision::Stored), load(Precision::F32));
+            let graph = &model.program().plan(Batch::Many).graph;
+            // Layers that are declared alike and differ otherwise have names with numbers.
+            let name_of = |tensor| graph.tensor(tensor).name.split('.').next().unwrap_or_default();
+            let is_expert = |tensor| weights.contains(&name_of(tensor));
+            let packed = model.program().weights().iter().filter(|packed| is_expert(packed.tensors[0]));
+            let kept: Vec<(String, usize)> = packed.map(|packed| (packed.storage.to_string(), packed.bytes)).collect();
+            assert!(kept.iter().all(|(format, _)| format == kind.kept), "{name} {}: {kept:?}", kind.kept);
+            let layers = about["tensors"].as_object().unwrap().keys().filter(|name| name.contains("down_exps.weight"));
+            let numbers = layers.count() * 5 * 3 * 256 * 512;
+            let bytes: usize = kept.iter().map(|(_, bytes)| bytes).sum();
+            let bits = 8.0 * bytes as f64 / numbers as f64;
+            assert!((4.25..9.0).contains(&bits), "{name} {}: {bits} bits", kind.kept);
+
+            let (found, wanted) = (compute(&model), compute(&exact));
+            let squares = |numbers: &mut dyn Iterator<Item = f32>| numbers.map(|x| x * x).sum::<f32>();
+            let difference = squares(&mut found.iter().zip(&wanted).map(|(a, b)| a - b));
+            let distance = (difference / squares(&mut wanted.iter().copied())).sqrt();
+            assert!(distance < 0.03, "{name} {}: {distance}", kind.kept);
+        }
+    }
 }

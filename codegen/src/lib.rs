@@ -24,7 +24,7 @@ mod team;
 pub use choices::{Choice, ChoiceObserver};
 pub use compile::{Batch, CompileError, Compiled, Options, Scheduled, Schedules};
 pub use cpu::{Caches, Cpu};
-pub use fuse::{Kept, Storage};
+pub use fuse::{Kept, Order, Storage};
 pub use fuse::{Plan, Rule, Wanted};
 pub use loops::Format;
 pub use pack::{Blocks, PackError, Packed, ReadBlocks, Values, nearest};

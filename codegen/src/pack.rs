@@ -23,7 +23,8 @@ const ROWS: usize = 256;
 /// The most scales of a run.
 const SCALES: usize = RUN / 16;
 
-/// The elements of a tensor as a checkpoint stores them: row-major in the tensor's axes, numbers little-endian.
+/// The elements of a tensor as a checkpoint stores them: row-major in the tensor's axes, which are in the order in which it is
+/// kept; numbers little-endian.
 #[derive(Clone, Copy)]
 pub enum Values<'a> {
     /// 32-bit floats.
@@ -45,7 +46,7 @@ pub enum Values<'a> {
     },
 }
 
-/// Elements in blocks along a tensor's last axis.
+/// Elements in blocks along the last axis of a tensor's order.
 #[derive(Clone, Copy)]
 pub struct Blocks<'a> {
     /// What the values can be.
@@ -277,7 +278,7 @@ impl Move {
         let size = |a: &AxisId| graph.size(*a).unwrap_or(1);
         let whole: Vec<usize> = tensor.axes.iter().map(size).collect();
         let dims = whole.len();
-        let strides: Vec<usize> = (0..dims).map(|dim| whole[dim + 1..].iter().product()).collect();
+        let strides = view.order.strides(&whole);
         // What is taken of each dimension.
         let parts = view.along.iter().zip(&whole);
         let sizes: Vec<usize> = parts.map(|(along, &all)| along.axis().as_ref().map_or(all, size)).collect();
@@ -319,7 +320,7 @@ impl Move {
                 }
                 (Piece::Panel { rows, row_stride: strides[last], column_stride: strides[column] }, first..last + 1)
             }
-            _ if dims > 0 && goes(dims - 1, &|i| i) => (Piece::Row(sizes[dims - 1]), dims - 1..dims),
+            _ if strides.last() == Some(&1) && goes(dims - 1, &|i| i) => (Piece::Row(sizes[dims - 1]), dims - 1..dims),
             _ => (Piece::Row(1), 0..0),
         };
         let panels = column.filter(|_| row.is_some());
@@ -511,6 +512,7 @@ mod tests {
     use einfuse_graph::Builder;
 
     use super::*;
+    use crate::fuse::Order;
     use crate::schedule::layout::Layout;
 
     /// A layout in panels: `columns` and `rows` are dimensions, the last of the rows innermost; the others are outermost.
@@ -552,7 +554,8 @@ mod tests {
         let mut views = Vec::new();
         for (i, layout) in layouts.iter().enumerate() {
             let tensor = b.weight(&format!("w{i}"), &axes, "w");
-            views.push(View { tensor, along: along.clone(), layout: layout.clone(), coded: None, made: None });
+            let (along, layout) = (along.clone(), layout.clone());
+            views.push(View { tensor, along, order: Order::default(), layout, coded: None, made: None });
         }
         let count: usize = sizes.iter().product();
         let numbers = |nth: usize| (0..count).map(move |i| number(i + nth));
@@ -666,6 +669,7 @@ mod tests {
         let view = View {
             tensor: b.weight("w", &axes, "w"),
             along: axes.map(|axis| Along::Axis { axis, from: 0 }).to_vec(),
+            order: Order::default(),
             layout: Layout::row_major(&[16, 2]),
             coded: None,
             made: None,

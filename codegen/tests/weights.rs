@@ -7,20 +7,15 @@ mod common;
 use common::{Runner, distance, hold, interpreted_with};
 use einfuse_codegen::fuse::in_parts;
 use einfuse_codegen::loops::{Codes, Element, Grid};
-use einfuse_codegen::{Blocks, Format, Kept, Options, Packed, Program, Rule, Values, Wanted, nearest};
-use einfuse_graph::{Graph, Kind, Tensor, parse};
+use einfuse_codegen::{Blocks, Format, Kept, Options, Order, Packed, Program, Rule, Values, Wanted, nearest};
+use einfuse_graph::{Graph, Kind, Tensor, TensorId, parse};
 
 /// One token, a few, many.
 const STEPS: [usize; 4] = [11, 1, 3, 1];
 
 /// A table that is looked up and multiplied, a weight that rows choose from, and others; one whose file has the summed axis first.
-fn graph(up: bool) -> Graph {
-    let (declared, used) = match up {
-        true => ("weight up[d, f] = \"{l}.up\"", "+ sum[d] h * up"),
-        false => ("", ""),
-    };
-    let text = format!(
-        "
+fn graph() -> Graph {
+    let text = "
 graph coded
 axis t = tokens
 axis v = 41
@@ -29,23 +24,22 @@ axis d = 128
 axis f = 192
 input tokens[t]
 weight embed[v, d] = \"embed\"
-weight gate[e, f, d] = \"{{l}}.gate\"
-weight down[d, f] = \"{{l}}.down\"
-{declared}
+weight gate[e, f, d] = \"{l}.gate\"
+weight down[d, f] = \"{l}.down\"
+weight up[d, f] = \"{l}.up\"
 i[t] = tokens % 3
 x[t, d] = embed[v = tokens]
 layers y from x as h order 0 0
   body
     g[t, f] = sum[d] h * gate[e = i]
-    u[t, f] = g {used}
+    u[t, f] = g + sum[d] h * up
     z[t, d] = h + sum[f] u * down
     result z
 end
 logits[t, v] = sum[d] y * embed
 output logits
-"
-    );
-    parse(&text).unwrap_or_else(|e| panic!("{e}\n{text}"))
+";
+    parse(text).unwrap_or_else(|e| panic!("{e}\n{text}"))
 }
 
 /// A number below 8 for an element of a weight.
@@ -111,16 +105,22 @@ fn part(tensor: &Tensor, elements: &[Element], sizes: &[usize], graph: &Graph) -
     (0..own.iter().product()).map(|place| of(first_of(place))).collect()
 }
 
-/// Holds programs without these rules against the interpreter of the graph in parts.
-fn check(graph: &Graph, format: Format, own: bool, rules: &[&[Rule]]) {
-    let codes = format.codes().unwrap();
-    let kept = |_, _| Kept { format, own };
-    let stored = Stored::of(codes);
+/// Holds programs without these rules against the interpreter of the graph in parts. Layers keep their weights in these formats, one
+/// each or all in one; a weight that they keep in several is whole in the graph. A file has `up` in its own order of axes.
+fn check(graph: &Graph, formats: &[Format], own: bool, rules: &[&[Rule]]) {
+    let format_of = |layer: Option<usize>| formats[layer.unwrap_or(0) % formats.len()];
+    let order_of = |name: &str| if own && name == "up" { Order::with_last(0..1) } else { Order::default() };
+    let kept = |tensor: TensorId, layer: Option<usize>| Kept {
+        own,
+        order: order_of(&graph.tensor(tensor).name),
+        ..format_of(layer).into()
+    };
     let parts = in_parts(graph, &kept);
     let made = |tensor: &&Tensor| matches!(tensor.kind, Kind::Made(_));
-    let weights: Vec<&Tensor> = graph.tensors.iter().filter(|t| matches!(t.kind, Kind::Weight(_))).collect();
-    assert_eq!(parts.tensors.iter().filter(made).count(), weights.len(), "{format}");
-    assert_eq!(parse(&parts.to_string()).unwrap().to_string(), parts.to_string(), "{format}");
+    let weights = graph.tensors.iter().filter(|t| matches!(t.kind, Kind::Weight(_)));
+    let several: Vec<&Tensor> = weights.clone().filter(|t| formats.len() > 1 && t.name != "embed").collect();
+    assert_eq!(parts.tensors.iter().filter(made).count(), weights.count() - several.len(), "{formats:?}");
+    assert_eq!(parse(&parts.to_string()).unwrap().to_string(), parts.to_string(), "{formats:?}");
 
     let floats = |name: &str, layer: Option<usize>, len: usize| -> Vec<f32> {
         (0..len).map(|at| (0..3).fold(-0.22, |x, n| x * 0.4 + 0.04 * hash(name, layer, 3 * at + n) as f32)).collect()
@@ -129,34 +129,52 @@ fn check(graph: &Graph, format: Format, own: bool, rules: &[&[Rule]]) {
         let tensor = graph.tensors.iter().find(|t| t.name == name).unwrap();
         tensor.axes.iter().map(|&a| graph.size(a).unwrap()).collect()
     };
+    let summed = |name: &str| if name == "up" { 0 } else { sizes_of(name).len() - 1 };
+    let codes_of = |layer: Option<usize>| format_of(layer).codes().unwrap();
+    // As a file has them.
+    let in_file = |name: &str, layer: Option<usize>| -> Vec<Element> {
+        let stored = Stored::of(codes_of(layer));
+        (0..sizes_of(name).iter().product()).map(|at| stored.element(name, layer, at)).collect()
+    };
     let elements = |name: &str, layer: Option<usize>| -> Vec<Element> {
         let sizes = sizes_of(name);
         let len = sizes.iter().product();
         match own {
-            true => (0..len).map(|at| stored.element(name, layer, at)).collect(),
+            true => {
+                let (all, strides) = (in_file(name, layer), order_of(name).strides(&sizes));
+                let place = |at: usize| {
+                    let dims = sizes.iter().zip(&strides).rev();
+                    dims.fold((at, 0), |(rest, place), (size, stride)| (rest / size, place + rest % size * stride)).1
+                };
+                (0..len).map(|at| all[place(at)]).collect()
+            }
             false => {
-                let dim = if name == "up" { 0 } else { sizes.len() - 1 };
-                let codes = format.fitting(sizes[dim]).codes().unwrap();
+                let dim = summed(name);
+                let codes = format_of(layer).fitting(sizes[dim]).codes().unwrap();
                 nearest(codes, &floats(name, layer, len), &sizes, dim)
             }
         }
     };
-    let layered = |name: &str| {
-        parts.is_layered(einfuse_graph::TensorId(parts.tensors.iter().position(|t| t.name == name).unwrap() as u32))
-    };
+    let layered =
+        |name: &str| parts.is_layered(TensorId(parts.tensors.iter().position(|t| t.name == name).unwrap() as u32));
     let weight = |tensor: &Tensor, layer: Option<usize>| {
-        let name = whole(&tensor.name);
-        Ok(part(tensor, &elements(name, layer), &sizes_of(name), &parts))
+        let (name, codes) = (whole(&tensor.name), codes_of(layer));
+        let all = elements(name, layer);
+        match several.iter().any(|weight| weight.name == tensor.name) {
+            true => Ok(all.into_iter().map(|element| codes.number(element) as f32).collect()),
+            false => Ok(part(tensor, &all, &sizes_of(name), &parts)),
+        }
     };
     let expected = interpreted_with(&parts, &weight, 7, &STEPS).unwrap();
 
     let pack = |packed: &Packed, out: &mut [u8]| {
         let names: Vec<&str> = packed.tensors.iter().map(|t| graph.tensor(*t).name.as_str()).collect();
+        let codes = codes_of(packed.layer);
         let of: Vec<(Vec<Element>, Vec<f32>)> = names
             .iter()
             .map(|name| {
                 let layer = packed.layer.filter(|_| layered(name));
-                let all = if own { elements(name, layer) } else { Vec::new() };
+                let all = if own { in_file(name, layer) } else { Vec::new() };
                 let floats = match own {
                     true => all.iter().map(|element| codes.number(*element) as f32).collect(),
                     false => floats(name, layer, sizes_of(name).iter().product()),
@@ -185,7 +203,7 @@ fn check(graph: &Graph, format: Format, own: bool, rules: &[&[Rule]]) {
             .map(|((_, floats), (read, blocks))| Values::Read {
                 elements: floats.len(),
                 read,
-                blocks: own.then_some(Blocks { grid: stored.grid, read: blocks }),
+                blocks: own.then_some(Blocks { grid: Stored::of(codes).grid, read: blocks }),
             })
             .collect();
         packed.pack(&values, 0, out).unwrap();
@@ -202,17 +220,23 @@ fn check(graph: &Graph, format: Format, own: bool, rules: &[&[Rule]]) {
         assert_eq!(text("logits").contains("+ prologue: `embed` multiplied as codes"), fused, "{}", text("logits"));
         assert_eq!(text("logits").contains("embed[v, d] = embed.scale[d."), fused, "{}", text("logits"));
         assert_eq!(text("x").contains("+ prologue: `embed` read as codes"), fused, "{}", text("x"));
+        let all: String = kernels.iter().map(|k| program.plan(einfuse_codegen::Batch::One).kernel_text(k)).collect();
+        for (weight, format) in several.iter().flat_map(|weight| formats.iter().map(move |format| (weight, format))) {
+            let format = format.fitting(sizes_of(&weight.name)[summed(&weight.name)]);
+            let scale = format!("{}.{format}.scale[", weight.name);
+            assert_eq!(all.contains(&scale), fused, "{scale} in {all}");
+        }
         let coded = program.weights().iter().filter(|packed| packed.storage.is_coded()).count();
-        assert_eq!(coded > 0, fused, "{format} without {without:?}");
+        assert_eq!(coded > 0, fused, "{formats:?} without {without:?}");
         let mut runner = Runner::of(program, pack, 64);
         for workers in [1, 2] {
             match fused {
                 true => {
                     let distance = distance(&mut runner, workers, &expected);
-                    assert!(distance < 0.02, "{format} without {without:?}: {distance}");
+                    assert!(distance < 0.02, "{formats:?} without {without:?}: {distance}");
                 }
                 false => hold(&mut runner, workers, &expected)
-                    .unwrap_or_else(|e| panic!("{format} without {without:?}: {e}")),
+                    .unwrap_or_else(|e| panic!("{formats:?} without {without:?}: {e}")),
             }
         }
     }
@@ -225,20 +249,29 @@ fn all_ways() -> Vec<&'static [Rule]> {
 
 #[test]
 fn blocks_of_a_checkpoint_are_what_their_equation_says() {
-    let graph = graph(false);
+    let graph = graph();
     let is_a_files = |codes: Codes| codes.steps.is_none() && codes.block <= 64;
     for format in Format::ALL.into_iter().filter(|format| format.codes().is_some_and(is_a_files)) {
         match format.to_string().as_str() {
-            "q4_32" | "q4_min" | "iq4" => check(&graph, format, true, &all_ways()),
-            _ => check(&graph, format, true, &[&[], &[Rule::Prologue]]),
+            "q4_32" | "q4_min" | "iq4" => check(&graph, &[format], true, &all_ways()),
+            _ => check(&graph, &[format], true, &[&[], &[Rule::Prologue]]),
         }
     }
 }
 
 #[test]
 fn codes_of_the_compilers_choice_are_what_their_equation_says() {
-    let graph = graph(true);
+    let graph = graph();
     for format in [Format::Q8, Format::Q4] {
-        check(&graph, format, false, &all_ways());
+        check(&graph, &[format], false, &all_ways());
     }
+}
+
+#[test]
+fn layers_that_keep_a_weight_in_other_codes_have_each_its_equation() {
+    let named = |name: &str| Format::ALL.into_iter().find(|format| format.to_string() == name).unwrap();
+    for formats in [["q4_min", "q6_16"], ["q5", "iq4"], ["q4_32", "q2_16_min"]] {
+        check(&graph(), &formats.map(named), true, &all_ways());
+    }
+    check(&graph(), &[Format::Q8, Format::Q4], false, &all_ways());
 }

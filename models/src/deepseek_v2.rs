@@ -24,7 +24,7 @@ einfuse_macros::model! {
         axis a = groups.all(); axis b = groups.open();
         axis m = e / a;                        // experts of a group
         axis k = queries.rank(); axis o = n * shared;
-        axis cy = c + y; axis zy = z + y; axis cu = c + u;
+        axis cy = c + y; axis zy = z + y;
         axis r = rope.pairs(y);
         host freq[r] = rope.frequencies(r); host scale = rope.scale();
         host narrow = rope.score_scale() / ((c + y) as f32).sqrt();
@@ -45,7 +45,8 @@ einfuse_macros::model! {
                 q_in[k, d] = "self_attn.q_a_proj.weight"; q_norm[k] = "self_attn.q_a_layernorm.weight";
                 q_out[h, cy, k] = "self_attn.q_b_proj.weight"; wo[d, h, u] = "self_attn.o_proj.weight";
                 kv_in[zy, d] = "self_attn.kv_a_proj_with_mqa.weight"; kv_norm[z] = "self_attn.kv_a_layernorm.weight";
-                kv_out[h, cu, z] = "self_attn.kv_b_proj.weight";
+                key_out[h, c, z] = "self_attn.kv_b_proj.weight"[0 .. c in h];
+                value_out[h, u, z] = "self_attn.kv_b_proj.weight"[c .. c + u in h];
                 gate[f, d] = "mlp.gate_proj.weight"; up[f, d] = "mlp.up_proj.weight"; down[d, f] = "mlp.down_proj.weight";
                 router[e, d] = "mlp.gate.weight"; q_all[h, cy, d] = "self_attn.q_proj.weight";
                 gates[e, n, d] = "mlp.experts.{e}.gate_proj.weight"; ups[e, n, d] = "mlp.experts.{e}.up_proj.weight";
@@ -61,8 +62,8 @@ einfuse_macros::model! {
                 let latent[t, z] = rms_norm[z](kv[zy = z], 1e-6) * kv_norm;
                 let key[t, y] = rotate_pairs[y](kv[zy = size(z) + y], freq, scale);
                 cache latent, key over s;
-                let far[s, h, c] = sum[z] latent * kv_out[cu = c];
-                let value[s, h, u] = sum[z] latent * kv_out[cu = size(c) + u];
+                let far[s, h, c] = sum[z] latent * key_out;
+                let value[s, h, u] = sum[z] latent * value_out;
                 let p[t, h, s] = softmax[s](narrow * ((sum[c] q[cy = c] * far) + sum[y] near * key) where s <= t);
                 let heads[t, h, u] = sum[s] p * value;
                 let mid[t, d] = x + sum[h, u] heads * wo;

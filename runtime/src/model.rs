@@ -367,19 +367,17 @@ fn storage(graph: &Graph, found: &HashMap<Place, Stored<'_>>, settings: &Setting
     let outputs = &graph.tensor(graph.output).axes;
     let is_last = |tensor: TensorId| graph.tensor(tensor).axes.iter().any(|axis| outputs.contains(axis));
     let kept = |tensor: TensorId, stored: &Stored<'_>| -> Kept {
-        if let Some(quant) = settings.quant.filter(|_| stored.rank >= 2) {
-            let few = quant == Quant::Q4 && !is_last(tensor);
-            return if few { Format::Q4 } else { Format::Q8 }.into();
-        }
+        let (order, is_matrix) = (stored.order, stored.rank >= 2);
         let own = stored.grid().and_then(|grid| Format::holding(&grid));
-        match (settings.precision, own) {
-            (Precision::Stored, Some(format)) => Kept { format, own: true },
-            (Precision::Bf16, _) if stored.rank >= 2 => Format::Bf16.into(),
-            (Precision::Stored | Precision::Bf16, _) if stored.parts.iter().all(Numbers::is_narrow) => {
-                Format::Bf16.into()
-            }
-            _ => Format::F32.into(),
-        }
+        let format = match (settings.quant, settings.precision, own) {
+            (Some(Quant::Q4), ..) if is_matrix && !is_last(tensor) => Format::Q4,
+            (Some(_), ..) if is_matrix => Format::Q8,
+            (_, Precision::Stored, Some(format)) => return Kept { format, own: true, order },
+            (_, Precision::Bf16, _) if is_matrix => Format::Bf16,
+            (_, Precision::Stored | Precision::Bf16, _) if stored.parts.iter().all(Numbers::is_narrow) => Format::Bf16,
+            _ => Format::F32,
+        };
+        Kept { format, own: false, order }
     };
     found.iter().map(|(&(tensor, layer), stored)| ((tensor, layer), kept(tensor, stored))).collect()
 }
@@ -406,10 +404,7 @@ fn pack(
     let total = program.weight_bytes();
     let mut block = Memory::new(total, "the weights")?.with_huge_pages();
     let (done, read) = (AtomicUsize::new(0), AtomicUsize::new(0));
-    // What is transposed in the file is turned around as a whole.
-    let whole = found.iter().filter(|(_, stored)| stored.change == Change::Transposed);
-    let whole: HashSet<TensorId> = whole.map(|((tensor, _), _)| *tensor).collect();
-    threads.for_each(portions(program.weights(), &whole, &mut block), |portion| {
+    threads.for_each(portions(program.weights(), &mut block), |portion| {
         if failed.load(Ordering::Relaxed) {
             return Ok(());
         }
@@ -429,22 +424,20 @@ fn pack(
     Ok(block)
 }
 
-/// Cuts the block of all packed weights, but not within stretches that have one of the tensors in `whole`.
-fn portions<'a>(weights: &'a [Packed], whole: &HashSet<TensorId>, block: &'a mut [u8]) -> Vec<Vec<Part<'a>>> {
+/// Cuts the block of all packed weights.
+fn portions<'a>(weights: &'a [Packed], block: &'a mut [u8]) -> Vec<Vec<Part<'a>>> {
     let mut weights: Vec<&Packed> = weights.iter().collect();
     weights.sort_by_key(|packed| packed.offset);
     let mut portions: Vec<Vec<Part<'_>>> = Vec::new();
     let mut last = None;
     let (mut rest, mut at) = (block, 0);
     for packed in weights {
-        let is_whole = packed.tensors.iter().any(|tensor| whole.contains(tensor));
-        let grain = if is_whole { packed.bytes } else { packed.grain };
         let mut from = 0;
         while from < packed.bytes {
             let start = packed.offset + from;
             let number = start / PORTION;
             let end = (number + 1) * PORTION - packed.offset;
-            let to = end.next_multiple_of(grain).min(packed.bytes);
+            let to = end.next_multiple_of(packed.grain).min(packed.bytes);
             let (part, after) = rest[start - at..].split_at_mut(to - from);
             (rest, at) = (after, packed.offset + to);
             match portions.last_mut().filter(|_| last == Some(number)) {
@@ -475,7 +468,7 @@ fn pack_part(
         .iter()
         .map(|stored| {
             let blocks = |at: usize, values: &mut [i8], scales: &mut [[f32; 2]]| stored.read_blocks(at, values, scales);
-            (stored.reader(), blocks)
+            (|at: usize, out: &mut [f32]| stored.read(at, out), blocks)
         })
         .collect();
     let parts: Vec<Vec<Values<'_>>> = stored
@@ -483,8 +476,10 @@ fn pack_part(
         .zip(&readers)
         .map(|(stored, (read, in_blocks))| {
             let floats = match stored.change {
-                Change::None => stored.parts.iter().map(floats).collect::<Option<Vec<Values<'_>>>>(),
-                Change::Transposed | Change::Pairs { .. } | Change::Fused { .. } | Change::PlusOne => None,
+                Change::None | Change::Transposed => {
+                    stored.parts.iter().map(floats).collect::<Option<Vec<Values<'_>>>>()
+                }
+                Change::Pairs { .. } | Change::Fused { .. } | Change::PlusOne => None,
             };
             let blocks = stored.grid().map(|grid| InBlocks { grid, read: in_blocks });
             floats.unwrap_or_else(|| vec![Values::Read { elements: stored.len(), read, blocks }])

@@ -5,6 +5,7 @@
 //! declaration that an equation has the form of, by which rule prologue lets cores multiply the codes.
 
 use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
 
 use einfuse_graph::{Axis, AxisId, Binary, Expr, ExprId, Extent, Graph, Kind, Node, Tensor, TensorId, Type, Unary};
 
@@ -20,14 +21,47 @@ pub type Storage<'a> = dyn Fn(TensorId, Option<usize>) -> Kept + 'a;
 pub struct Kept {
     /// In which format, if it is summed over an axis that has whole blocks; else as bf16 or f32.
     pub format: Format,
-    /// Whether codes are the stored weight's own, whose blocks are along its last axis: where another is summed over, they
-    /// cannot be kept.
+    /// Whether codes are the stored weight's own, whose blocks are along the axis that is last in its order: where another is
+    /// summed over, they cannot be kept.
     pub own: bool,
+    /// The order of the stored weight's axes.
+    pub order: Order,
 }
 
 impl From<Format> for Kept {
     fn from(format: Format) -> Kept {
-        Kept { format, own: false }
+        Kept { format, own: false, order: Order::default() }
+    }
+}
+
+/// In which order a checkpoint has the axes of a weight: as they are declared, but that some neighbours come after all others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Order {
+    first: usize,
+    count: usize,
+}
+
+impl Order {
+    /// These dimensions come last.
+    pub fn with_last(dims: Range<usize>) -> Order {
+        Order { first: dims.start, count: dims.len() }
+    }
+
+    /// So many dimensions, the outermost first.
+    pub(crate) fn dims(self, count: usize) -> impl DoubleEndedIterator<Item = usize> {
+        let end = self.first + self.count;
+        (0..self.first).chain(end..count).chain(self.first..end)
+    }
+
+    /// How far apart in the checkpoint the neighbours along each dimension are.
+    pub fn strides(self, sizes: &[usize]) -> Vec<usize> {
+        let mut strides = vec![1; sizes.len()];
+        let mut stride = 1;
+        for dim in self.dims(sizes.len()).rev() {
+            strides[dim] = stride;
+            stride *= sizes[dim];
+        }
+        strides
     }
 }
 
@@ -94,8 +128,8 @@ pub(super) struct Way {
 }
 
 /// Makes each weight that is kept in codes an equation over its parts. Blocks are along the axis along which the checkpoint
-/// has them, else along the one that contractions sum. A weight that is summed along several axes has codes for each, and
-/// no one equation; what has no whole blocks is not kept in codes. A weight that layers keep in several ways stays what it is in
+/// has them, else along the one that contractions sum last. What has no whole blocks there, or is summed along one axis here and
+/// along another there, is not kept in codes. A weight that layers keep in several ways stays what it is in
 /// the graph, which has one equation for all layers: its equations, one for each way in codes, are beside it.
 pub(super) fn apply(graph: Graph, ways: &Ways) -> (Graph, Vec<Way>) {
     let mut several = Vec::new();
@@ -127,7 +161,7 @@ fn blocks_of(graph: &Graph, weight: TensorId, kept: Kept, contractions: &[Contra
     let rows = contractions.first().and_then(|c| graph.size(*c.depth.last()?));
     let codes = kept.format.fitting(rows.unwrap_or(1)).codes()?;
     let dim = match kept.own {
-        true => axes.len().checked_sub(1)?,
+        true => kept.order.dims(axes.len()).next_back()?,
         false => one_dim(graph, contractions, codes)?,
     };
     graph.size(axes[dim])?.is_multiple_of(codes.block).then_some(Blocks { codes, dim })

@@ -30,7 +30,7 @@ mod siblings;
 mod split;
 mod tail;
 
-pub use coded::{Blocks, Kept, Storage};
+pub use coded::{Blocks, Kept, Order, Storage};
 pub(crate) use contraction::factors;
 pub use contraction::{Along, Contraction};
 pub(crate) use contraction::{is_positions, is_tokens};

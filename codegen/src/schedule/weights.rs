@@ -16,7 +16,7 @@ use super::homes::{Entry, Homes, scope_layers};
 use super::layout::Layout;
 use super::panels::{self, Part, Stored, Strides};
 use super::place::{Coded, Place};
-use crate::fuse::{Along, Blocks, Contraction, EqId, Kept, Kernel, Plan, Shape, Storage, Task};
+use crate::fuse::{Along, Blocks, Contraction, EqId, Kept, Kernel, Order, Plan, Shape, Storage, Task};
 use crate::loops::{Address, Buffer, Codes, Expr, Format, PANEL};
 
 /// The most elements of a weight that is loaded element by element for which it is worth while to keep floats as `F32`.
@@ -115,6 +115,8 @@ pub(crate) struct View {
     pub(crate) tensor: TensorId,
     /// For each axis where along it the part is. That of a choice has all coordinates.
     pub(crate) along: Vec<Along>,
+    /// In which order the checkpoint has the axes.
+    pub(crate) order: Order,
     /// Where the elements are; of codes those of the first plane.
     pub(crate) layout: Layout,
     /// Where all of codes is.
@@ -200,12 +202,12 @@ impl Homes {
         let kept: HashMap<TensorId, Kept> =
             task.contractions.iter().map(|(_, c)| (c.b, variant.kept(graph, c.b, storage))).collect();
         let storage = |c: &Contraction| {
-            let kept @ Kept { format, own } = kept[&c.b];
+            let kept @ Kept { format, .. } = kept[&c.b];
             match plan.made.get(&(c.b, kept)) {
                 Some((_, blocks)) if plan.reads_codes(kernel, c.b, kept) => Format::Codes(blocks.codes),
                 Some((_, blocks)) if blocks.suit(c) => Format::F32,
                 Some(_) => fitting(graph, c, Format::Bf16),
-                None => fitting(graph, c, if own && format.is_coded() { Format::Bf16 } else { format }),
+                None => fitting(graph, c, if format.is_coded() { Format::Bf16 } else { format }),
             }
         };
         let alike = |a: &Contraction, b: &Contraction| {
@@ -240,7 +242,8 @@ impl Homes {
                         None => panels::layout(graph, &stored, &units, &strides, storage, Part::Floats),
                     };
                     let made = made(plan, kept[&c.b], c.b, storage);
-                    View { tensor: c.b, along: c.along.clone(), layout, coded, made }
+                    let (along, order) = (c.along.clone(), kept[&c.b].order);
+                    View { tensor: c.b, along, order, layout, coded, made }
                 })
                 .collect();
             let layers = variant.layers_of(graph, group[0].1.b);
@@ -269,7 +272,8 @@ impl Homes {
                 && r.len == region.len
                 && r.views.len() == region.views.len()
                 && r.views.iter().zip(&region.views).all(|(a, b)| {
-                    a.tensor == b.tensor && a.along == b.along && a.layout == b.layout && a.made == b.made
+                    (a.tensor, &a.along, a.order) == (b.tensor, &b.along, b.order)
+                        && (&a.layout, a.made) == (&b.layout, b.made)
                 })
         };
         match self.regions.iter().position(same) {
@@ -301,7 +305,7 @@ impl Homes {
             let has =
                 |region: &Region| serves(region) && region.layers.is_superset(&layers) && region.views.iter().any(all);
             let whole = self.regions.iter().position(has);
-            let looked_up = |homes: &mut Homes| homes.looked_up(graph, tensor, codes?, &layers);
+            let looked_up = |homes: &mut Homes| homes.looked_up(graph, tensor, codes?, kept.order, &layers);
             let region = whole.or_else(|| looked_up(self)).unwrap_or_else(|| {
                 let len = sizes.iter().product::<usize>();
                 let storage = match kept.format {
@@ -312,7 +316,8 @@ impl Homes {
                 };
                 let along = axes.iter().map(|&axis| Along::Axis { axis, from: 0 }).collect();
                 let made = made(plan, kept, tensor, storage);
-                let views = vec![View { tensor, along, layout: Layout::row_major(&sizes), coded: None, made }];
+                let (layout, order) = (Layout::row_major(&sizes), kept.order);
+                let views = vec![View { tensor, along, order, layout, coded: None, made }];
                 self.region(Region { storage, len, depth: 0, views, layers: layers.clone() })
             });
             let slot = self.slot(scope, Entry::Region(region));
@@ -332,6 +337,7 @@ impl Homes {
         graph: &Graph,
         tensor: TensorId,
         codes: Codes,
+        order: Order,
         layers: &BTreeSet<Option<usize>>,
     ) -> Option<usize> {
         let storage = Format::Codes(codes);
@@ -347,7 +353,7 @@ impl Homes {
         let along: Vec<Along> = graph.tensor(tensor).axes.iter().map(|&axis| Along::Axis { axis, from: 0 }).collect();
         let stored = Stored { along: &along, depth: std::slice::from_ref(last) };
         let coded = panels::coded(graph, &stored, &units, &Strides { base: 0, panel, unit: panel }, codes);
-        let view = View { tensor, along, layout: coded.planes[0].clone(), coded: Some(coded), made: None };
+        let view = View { tensor, along, order, layout: coded.planes[0].clone(), coded: Some(coded), made: None };
         let (len, layers) = (panel * count, layers.clone());
         Some(self.region(Region { storage, len, depth, views: vec![view], layers }))
     }

@@ -164,6 +164,9 @@ impl<'a> Numbers<'a> {
                 let grid = one.blocks.dtype.grid().filter(|_| !one.turned && !other.turned);
                 grid.filter(|grid| other.blocks.dtype.grid() == Some(*grid))
             }
+            Numbers::Scaled { blocks: Blocks { dtype: Dtype::F4E2M1, .. }, scales, .. } => {
+                Dtype::Mxfp4.grid().filter(|grid| scales.tile == [1, grid.block])
+            }
             _ => self.blocks()?.dtype.grid(),
         }
     }
@@ -183,7 +186,15 @@ impl<'a> Numbers<'a> {
                     strand.blocks.read_blocks(place, &mut values[done], &mut scales[of_row]);
                 });
             }
-            Numbers::Scaled { .. } | Numbers::Coded { .. } => {}
+            Numbers::Scaled { blocks, scales: Tiles { scales: of_tiles, tile: [_, columns], .. }, first } => {
+                // Where there is a grid, factors are whole numbers, and tiles are in the order of blocks.
+                let mut factors = vec![0.0; values.len()];
+                blocks.read(at, &mut factors);
+                values.iter_mut().zip(factors).for_each(|(value, factor)| *value = factor as i8);
+                let tiles = (first + at) / columns..;
+                scales.iter_mut().zip(tiles).for_each(|(scale, tile)| *scale = [of_tiles.one(tile), 0.0]);
+            }
+            Numbers::Coded { .. } => {}
         }
     }
 
@@ -210,7 +221,7 @@ impl<'a> Numbers<'a> {
             Numbers::Coded { codes, first, .. } => {
                 Numbers::Coded { codes, first: first + range.start, len: range.len() }
             }
-            Numbers::Woven { rows, first, .. } => Numbers::Woven { rows, first: first + range.start, len: range.len() },
+            Numbers::Woven { rows, first, .. } => rows.some(first + range.start, range.len()),
         })
     }
 
@@ -236,6 +247,18 @@ impl<'a> Woven<'a> {
     /// How many numbers there are.
     pub(super) fn len(&self) -> usize {
         self.strands.iter().map(|strand| strand.blocks.len()).sum()
+    }
+
+    /// Some of the numbers: of one tensor alone, where they are neighbours in it.
+    fn some(self, first: usize, len: usize) -> Numbers<'a> {
+        let (mut alone, mut together) = (None, true);
+        self.each_row(first, len, |strand, place, done| {
+            let (blocks, start) = *alone.get_or_insert((strand.blocks, place));
+            together &=
+                !strand.turned && std::ptr::eq(strand.blocks.bytes, blocks.bytes) && place == start + done.start;
+        });
+        let neighbours = alone.filter(|_| together).and_then(|(blocks, start)| blocks.some(start..start + len));
+        neighbours.map_or(Numbers::Woven { rows: self, first, len }, Numbers::Blocks)
     }
 
     fn read(&self, at: usize, out: &mut [f32]) {

@@ -1,8 +1,8 @@
 //! A graph's weight in a checkpoint.
 
-use std::cell::RefCell;
 use std::ops::Range;
 
+use einfuse_codegen::Order;
 use einfuse_codegen::loops::Grid;
 use einfuse_graph::{FileTensor, Graph, Kind, TensorId};
 
@@ -19,10 +19,15 @@ pub struct Stored<'a> {
     pub beside: Vec<String>,
     /// How many dimensions a file's tensor has; the graph's may be more, as neighbours are merged in files.
     pub rank: usize,
-    /// The numbers of each file tensor, one after the other: row-major in the axes of the graph's tensor but for `change`.
+    /// The numbers of each file tensor, one after the other: row-major in the axes of the graph's tensor, in their order there,
+    /// but for `change`.
     pub parts: Vec<Numbers<'a>>,
     /// What makes the numbers of a file tensor the graph's.
     pub change: Change,
+    /// In which order the graph's axes are there.
+    pub order: Order,
+    /// Their sizes.
+    sizes: Vec<usize>,
     /// Rows in a file tensor: all dimensions but the last, whose numbers are neighbours.
     rows: usize,
 }
@@ -53,7 +58,7 @@ pub enum Change {
 }
 
 impl Change {
-    /// Which row of a file tensor, of so many, is a row of the reference implementation's, unless that is transposed.
+    /// Which row of a file tensor, of so many, is a row of the reference implementation's, but for the order of dimensions.
     fn row(self, rows: usize, row: usize) -> usize {
         match self {
             Change::Pairs { heads } => {
@@ -93,54 +98,34 @@ impl Stored<'_> {
 
     /// The numbers, row-major in the axes of the graph's tensor, each exactly (less one where the file adds one).
     pub fn to_f32(&self) -> Vec<f32> {
-        let mut numbers = vec![0.0; self.len()];
-        self.reader()(0, &mut numbers);
-        numbers
+        let mut stored = vec![0.0; self.len()];
+        self.read(0, &mut stored);
+        if self.order == Order::default() {
+            return stored;
+        }
+        let strides = self.order.strides(&self.sizes);
+        let place = |at: usize| {
+            let dims = self.sizes.iter().zip(&strides).rev();
+            dims.fold((at, 0), |(rest, place), (size, stride)| (rest / size, place + rest % size * stride)).1
+        };
+        (0..stored.len()).map(|at| stored[place(at)]).collect()
     }
 
-    /// Reads some of the numbers, from a number on. Of what is transposed in the file, the part that was read last is kept.
+    /// Reads some of the numbers, from the number `at` on, row-major in the axes of the graph's tensor as the file has them in
+    /// order.
     ///
     /// # Panics
-    /// The reader, if there are fewer than are wanted.
-    pub fn reader(&self) -> impl Fn(usize, &mut [f32]) {
-        let turned = RefCell::new((usize::MAX, Vec::new()));
-        move |at, out| match self.change {
-            Change::Transposed => self.read_turned(at, out, &mut turned.borrow_mut()),
-            Change::None | Change::Pairs { .. } | Change::Fused { .. } | Change::PlusOne => self.read(at, out),
-        }
-    }
-
-    /// Reads some of the numbers of tensors that are transposed in the file; the last one of them that was read is `turned`.
-    fn read_turned(&self, at: usize, out: &mut [f32], turned: &mut (usize, Vec<f32>)) {
-        let size = self.parts.first().map_or(0, Numbers::len).max(1);
-        let (mut at, mut out) = (at, out);
-        while !out.is_empty() {
-            let (part, first) = (at / size, at % size);
-            if turned.0 != part {
-                let mut stored = vec![0.0; size];
-                self.parts[part].read(0, &mut stored);
-                let columns = size / self.rows.max(1);
-                let of = |i: usize| stored[i % self.rows * columns + i / self.rows];
-                *turned = (part, (0..size).map(of).collect());
-            }
-            let (here, after) = out.split_at_mut((size - first).min(out.len()));
-            here.copy_from_slice(&turned.1[first..first + here.len()]);
-            (at, out) = (at + here.len(), after);
-        }
-    }
-
-    /// Reads some of the numbers, from the number `at` on, of what is not transposed.
-    fn read(&self, at: usize, out: &mut [f32]) {
+    /// If there are fewer than are wanted.
+    pub fn read(&self, at: usize, out: &mut [f32]) {
         self.each_row(at, out.len(), |part, from, done| part.read(from, &mut out[done]));
         if self.change == Change::PlusOne {
             out.iter_mut().for_each(|number| *number -= 1.0);
         }
     }
 
-    /// What the blocks along the rows hold, if all numbers are in such blocks, and not changed but in the order of rows.
+    /// What the blocks along the rows hold, if all numbers are in such blocks, and not changed but in their order.
     pub fn grid(&self) -> Option<Grid> {
-        let ordered = matches!(self.change, Change::None | Change::Pairs { .. } | Change::Fused { .. });
-        let grid = self.parts.first().filter(|_| ordered)?.grid();
+        let grid = self.parts.first().filter(|_| self.change != Change::PlusOne)?.grid();
         let columns = self.len().checked_div(self.rows * self.parts.len()).unwrap_or(0);
         let whole = |grid: &Grid| columns.is_multiple_of(grid.block);
         grid.filter(whole).filter(|_| self.parts.iter().all(|part| part.grid() == grid))
@@ -208,16 +193,17 @@ impl Checkpoint {
         let Some((names, place)) = found else {
             return Err(missing(places.iter().filter_map(|place| file_names(place).into_iter().next()).collect()));
         };
-        let stretches = if place.each { coordinates } else { 1 };
-        let axes = if place.is_stacked() || place.each { &axes[1..] } else { &axes[..] };
         let mut stored: Option<Stored<'_>> = None;
         for name in names {
             let found = self.find(&name)?.ok_or_else(|| missing(vec![name.clone()]))?;
             let file = found.file;
-            let part = file_tensor(graph, tensor, (axes, stretches), place, name, found)?;
+            let part = file_tensor(graph, tensor, &axes, place, name, found)?;
             match &mut stored {
                 None => stored = Some(part),
-                Some(all) if (all.change, all.rows, all.rank) == (part.change, part.rows, part.rank) => {
+                Some(all)
+                    if (all.change, all.rows, all.rank, all.order)
+                        == (part.change, part.rows, part.rank, part.order) =>
+                {
                     all.names.extend(part.names);
                     all.beside.extend(part.beside);
                     all.parts.extend(part.parts);
@@ -234,17 +220,20 @@ impl Checkpoint {
     }
 }
 
-/// A tensor of a file as (a part of) a weight over these axes, in so many stretches.
+/// A tensor of a file as (a part of) a weight over these axes.
 fn file_tensor<'a>(
     graph: &Graph,
     tensor: TensorId,
-    (axes, stretches): (&[(&str, usize)], usize),
+    all_axes: &[(&str, usize)],
     place: &FileTensor,
     name: String,
     found: Found<'a>,
 ) -> Result<Stored<'a>, Error> {
     let wrong = |problem| Error::Tensor { file: found.file.to_owned(), tensor: name.clone(), problem };
     let (mut shape, rank, mut change) = (found.shape.clone(), found.shape.len(), found.change);
+    let outer = usize::from(place.is_stacked() || place.each);
+    let (stack, axes) = all_axes.split_at(outer);
+    let stretches = if place.each { stack.iter().map(|(_, size)| size).product() } else { 1 };
     let mut parts = Vec::new();
     if let Some(rows) = &place.rows {
         let stored = shape.first().copied().unwrap_or(0);
@@ -272,16 +261,10 @@ fn file_tensor<'a>(
             change = Change::None;
         }
         shape[0] = rows.len();
-    } else if let (Change::Transposed, [matrices @ .., down, across]) = (found.change, &shape[..]) {
-        let (count, size) = (matrices.iter().product::<usize>(), down.saturating_mul(*across));
-        parts.extend((0..count).filter_map(|nth| found.numbers.some(nth * size..(nth + 1) * size)));
-        if parts.len() != count {
-            return Err(wrong("has matrices that are not of whole blocks, and are transposed".into()));
-        }
     } else {
         parts.push(found.numbers);
     }
-    let (groups, exact) = group(axes, &shape);
+    let (groups, cuts, exact) = group(axes, &shape);
     if !exact {
         return Err(Error::Shape {
             weight: declared(graph, tensor),
@@ -291,13 +274,19 @@ fn file_tensor<'a>(
             tensor: name,
         });
     }
+    let mut order = Order::default();
+    if let (Change::Transposed, [.., start, end, _]) = (change, &[&[0], &cuts[..]].concat()[..]) {
+        order = Order::with_last(outer + start..outer + end);
+        let last = shape.len() - 1;
+        shape.swap(last - 1, last);
+    }
     let rows = match change {
-        Change::Transposed => shape.last().copied().unwrap_or(1),
         // Of a bias, each number is a row.
         Change::Pairs { .. } | Change::Fused { .. } if rank == 1 => shape[0],
         _ => shape[..shape.len().saturating_sub(1)].iter().product(),
     };
-    Ok(Stored { names: vec![name], beside: found.beside, rank, parts, change, rows })
+    let sizes = all_axes.iter().map(|(_, size)| *size).collect();
+    Ok(Stored { names: vec![name], beside: found.beside, rank, parts, change, order, sizes, rows })
 }
 
 /// A tensor's name and line in the model, as messages say them: `` `wq` (src/llama.rs:24) ``.
@@ -315,8 +304,8 @@ fn axes(graph: &Graph, tensor: TensorId) -> Vec<(&str, usize)> {
 }
 
 /// Merges neighbouring axes into as many groups as the file has dimensions, so that as many groups as possible have the
-/// dimensions' sizes; says each group (`n·g·c = 576`), and whether all sizes are right.
-fn group(axes: &[(&str, usize)], dimensions: &[usize]) -> (Vec<String>, bool) {
+/// dimensions' sizes; says each group (`n·g·c = 576`), where it ends, and whether all sizes are right.
+fn group(axes: &[(&str, usize)], dimensions: &[usize]) -> (Vec<String>, Vec<usize>, bool) {
     let parts = if (1..=axes.len()).contains(&dimensions.len()) { dimensions.len() } else { axes.len() };
     let mut best: Option<(usize, Vec<usize>)> = None;
     let mut cuts: Vec<usize> = (1..=parts).collect();
@@ -339,7 +328,7 @@ fn group(axes: &[(&str, usize)], dimensions: &[usize]) -> (Vec<String>, bool) {
         names.join("·")
     });
     let groups = names.zip(sizes(axes, &cuts)).map(|(name, size)| format!("{name} = {size}")).collect();
-    (groups, right == parts && parts == dimensions.len())
+    (groups, cuts, right == parts && parts == dimensions.len())
 }
 
 /// The size of each group of axes, where a group ends at each cut.
