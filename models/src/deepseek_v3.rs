@@ -20,8 +20,7 @@ einfuse_macros::model! {
         }
         context = positions;
         axis m = e / a;                        // experts of a group
-        axis best = 2; axis o = n * shared;
-        axis cy = c + y; axis zy = z + y;
+        axis best = 2; axis o = n * shared; axis cy = c + y; axis zy = z + y;
         axis r = rope.pairs(y);
         host freq[r] = rope.frequencies(r); host scale = rope.scale();
         host narrow = rope.score_scale() / ((c + y) as f32).sqrt();

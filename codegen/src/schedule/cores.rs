@@ -135,8 +135,8 @@ fn together(count: usize, at_once: usize, e: &mut Emitter, mut with: impl FnMut(
     e.repeat(whole.into(), count.into(), 1, |e, panel| with(e, panel, 1));
 }
 
-/// The same with panels of a weight, which are unpacked, once for all cores, where a step has more rows than are few (see
-/// [`Context::rows_of`]); `a` are the rows for either.
+/// The same with panels of a weight, which are unpacked, once for all cores, where rows are not few; `a` are the rows for either, see
+/// [`Context::rows_of`].
 pub(super) fn multiply(
     cx: &Context,
     (rows, of_step): (&Expr, &Expr),
@@ -171,7 +171,9 @@ pub(super) fn multiply(
         let most = Some(cx.cores.rows_by(format));
         each_panel(cx, (rows, most), a[0], b, c, e);
     };
-    match cx.are_few(of_step, format) {
+    // What each step has made of its rows decides; where it is the same in any case, a block of few rows alone may go directly.
+    let decide = if a[0].format == a[1].format { rows } else { of_step };
+    match cx.are_few(decide, format) {
         When::Always => directly(e),
         When::Never => unpacked(e),
         When::If(mask) => {

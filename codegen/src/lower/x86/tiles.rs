@@ -80,12 +80,12 @@ pub(super) fn floats(w: &mut Writer, shape: Shape) -> Result<(), IcedError> {
 
 /// Writes the code of a core of bytes by one panel. The sums of a block pass through the stack, are scaled and added to the result.
 pub(super) fn bytes(w: &mut Writer, shape: Shape, codes: Codes) -> Result<(), IcedError> {
-    let (blocks, tiles) = (shape.depth / codes.block, shape.rows / GROUP);
+    let blocks = shape.depth / codes.block;
     strides(w, &shape)?;
     for (register, at) in [(ROW_SCALES, shape.depth), (ROW_SUMS, codes.sums_of_row(shape.depth))] {
         w.push(Instruction::with2(Code::Lea_r64_m, register, w.at(A, at)))?;
     }
-    let room = (tiles * TILE + STEP) as i32;
+    let room = (shape.rows * STEP + STEP) as i32;
     w.push(Instruction::with2(Code::Sub_rm64_imm32, Register::RSP, room))?;
     w.push(Instruction::with2(Code::Lea_r64_m, SUMS, w.at(Register::RSP, STEP - 1)))?;
     w.push(Instruction::with2(Code::And_rm64_imm32, SUMS, -(STEP as i32)))?;
