@@ -3,8 +3,8 @@
 mod support;
 
 use einfuse_codegen::loops::{
-    Address, Arg, Buffer, Core, Cores, Elem, Encode, Expr, Exps, Format, GROUP, Kernel, MAX_PANELS, Memory, PANEL,
-    Slot, Stmt, Ty, Unpack, Var, interpret, parse,
+    Address, Arg, Buffer, Core, Cores, Elem, Encode, Encoding, Expr, Exps, Format, GROUP, Kernel, MAX_PANELS, Memory,
+    PANEL, Slot, Stmt, Ty, Unpack, Var, interpret, parse,
 };
 use einfuse_codegen::lower::{Lowering, compile};
 use support::{Random, both, bytes, floats, host, run};
@@ -249,6 +249,27 @@ fn products_of_bytes_are_one_instruction_where_there_is_one() {
         let asm = code.asm(0).unwrap_or_default();
         assert_eq!(asm.contains("vpdpbusd"), adds_products_of_bytes(), "{format}: {asm}");
     }
+}
+
+#[test]
+fn codes_that_tiles_do_not_multiply_as_bytes_are_unpacked_to_bf16() {
+    let vectors = Cores { bits: 512, bf16: true, bytes: Some(Encoding::Evex), tiles: false };
+    let tiles = Cores { tiles: true, ..vectors };
+    let named = |name: &str| Format::ALL.into_iter().find(|format| format.to_string() == name).unwrap();
+    for (stored, by_tiles, by_vectors) in [
+        ("f32", "f32", "f32"),
+        ("bf16", "bf16", "bf16"),
+        ("q8", "q8", "q8"),
+        ("q4_192", "q8_192", "q8_192"),
+        ("q8_32", "bf16", "q8_32"),
+        ("q4_min", "bf16", "q4_min"),
+        ("iq4", "bf16", "iq4"),
+    ] {
+        let unpacked = |cores: Cores| cores.unpacked(named(stored), 192).to_string();
+        assert_eq!((unpacked(tiles).as_str(), unpacked(vectors).as_str()), (by_tiles, by_vectors), "{stored}");
+    }
+    // No whole tiles.
+    assert_eq!(tiles.unpacked(named("q6_16"), 48), named("q6_16"));
 }
 
 #[test]

@@ -25,12 +25,7 @@ pub(super) fn unpack(e: &mut Emitter, from: (Value, i32), to: (Value, i32), dept
     let length = format.block();
     let (start, end, step) = (e.int(0), e.int((depth / length) as i64), e.int(1));
     repeat(e, Range { start, end, step, runs: depth > 0 }, &[], |e, block, _| {
-        let within = |e: &mut Emitter, (pointer, offset): (Value, i32), format: Format| {
-            let each = e.int(format.rows(length) as i64);
-            let further = e.ins().imul(block, each);
-            (e.ins().iadd(pointer, further), offset)
-        };
-        let (from, to) = (within(e, from, format), within(e, to, unpacked));
+        let (from, to) = (stretch(e, from, block, format.rows(length)), stretch(e, to, block, unpacked.rows(length)));
         let panel = Panel { at: from, codes };
         for part in 0..length / codes.summed() {
             let parts: Vec<Option<(Value, Value)>> =
@@ -59,12 +54,8 @@ pub(super) fn unpack_floats(e: &mut Emitter, from: (Value, i32), to: (Value, i32
     let length = format.block();
     let (start, end, step) = (e.int(0), e.int((depth / length) as i64), e.int(1));
     repeat(e, Range { start, end, step, runs: depth > 0 }, &[], |e, block, _| {
-        let within = |e: &mut Emitter, (pointer, offset): (Value, i32), each: usize| {
-            let each = e.int(each as i64);
-            let further = e.ins().imul(block, each);
-            (e.ins().iadd(pointer, further), offset)
-        };
-        let (from, to) = (within(e, from, format.rows(length)), within(e, to, 2 * Format::Bf16.rows(length)));
+        let (from, to) =
+            (stretch(e, from, block, format.rows(length)), stretch(e, to, block, 2 * Format::Bf16.rows(length)));
         let panel = Panel { at: from, codes };
         // scale * byte + what the byte is too much of, or the minimum: one rounding in all.
         let lines: Vec<(Value, Value)> = (0..VECTORS)
@@ -110,6 +101,13 @@ pub(super) fn unpack_floats(e: &mut Emitter, from: (Value, i32), to: (Value, i32
         }
         Vec::new()
     });
+}
+
+/// Where one of many stretches of so many bytes begins.
+fn stretch(e: &mut Emitter, (pointer, offset): (Value, i32), number: Value, each: usize) -> (Value, i32) {
+    let each = e.int(each as i64);
+    let further = e.ins().imul(number, each);
+    (e.ins().iadd(pointer, further), offset)
 }
 
 /// Bytes times the steps of their columns, moved by their zeros. Two products of four bits each fit into a half: the bytes don't meet.
@@ -280,13 +278,8 @@ impl Rows<'_> {
     /// Adds the products of a block to the sums.
     fn block(&self, e: &mut Emitter, block: Value, sums: &[Value]) -> Vec<Value> {
         let length = self.format.block();
-        let within = |e: &mut Emitter, (pointer, offset): (Value, i32), each: usize| {
-            let each = e.int(each as i64);
-            let further = e.ins().imul(block, each);
-            (e.ins().iadd(pointer, further), offset)
-        };
-        let codes: Vec<(Value, i32)> = self.a.iter().map(|row| within(e, *row, length)).collect();
-        let panel = Panel { at: within(e, self.b, self.format.rows(length)), codes: self.codes };
+        let codes: Vec<(Value, i32)> = self.a.iter().map(|row| stretch(e, *row, block, length)).collect();
+        let panel = Panel { at: stretch(e, self.b, block, self.format.rows(length)), codes: self.codes };
         let mut results = sums.to_vec();
         for part in 0..length / self.codes.summed() {
             self.part(e, block, part, &panel, &codes, &mut results);
@@ -307,10 +300,9 @@ impl Rows<'_> {
         let length = self.format.block();
         let parts = length / self.codes.summed();
         let first = (self.codes.sums_of_row(self.depth) - self.depth) as i32;
-        let beside = |e: &mut Emitter, (pointer, offset): (Value, i32), each: usize| {
-            let each = e.int(4 * each as i64);
-            let further = e.ins().imul(block, each);
-            (e.ins().iadd(pointer, further), offset + self.depth as i32)
+        let beside = |e: &mut Emitter, row: (Value, i32), each: usize| {
+            let (pointer, offset) = stretch(e, row, block, 4 * each);
+            (pointer, offset + self.depth as i32)
         };
         let sums: Vec<(Value, i32)> = self
             .a
@@ -399,11 +391,7 @@ pub(super) fn encode(e: &mut Emitter, from: (Value, i32), to: (Value, i32), dept
     let blocks = (depth / length) as i64;
     let (start, end, step) = (e.int(0), e.int(blocks), e.int(1));
     repeat(e, Range { start, end, step, runs: blocks > 0 }, &[], |e, block, _| {
-        let within = |e: &mut Emitter, pointer: Value, each: usize| {
-            let each = e.int(each as i64);
-            let further = e.ins().imul(block, each);
-            e.ins().iadd(pointer, further)
-        };
+        let within = |e: &mut Emitter, pointer: Value, each: usize| stretch(e, (pointer, 0), block, each).0;
         let source = within(e, from.0, 4 * length);
         let number = |e: &mut Emitter, i: usize| e.ins().load(F32X4, memory(), source, from.1 + 16 * i as i32);
         let mut largest = e.float_of(F32X4, SMALLEST);

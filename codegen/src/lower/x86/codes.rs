@@ -85,15 +85,9 @@ pub(super) fn unpack_floats(w: &mut Writer, depth: usize, format: Format) -> Res
     let numbers = [Register::ZMM0, Register::ZMM1, Register::ZMM2, Register::ZMM3];
     constants(w, codes)?;
     of_steps(w, unpacked)?;
-    // Of two vectors of sixteen halves, one after the other, one of each in turn. Below the stack are 128 bytes that a function which
-    // calls none may use.
-    for lane in 0..PANEL {
-        let at = MemoryOperand::with_base_displ(Register::RSP, 4 * lane as i64 - STEP as i64);
-        let both = (PANEL + lane) as u32 * 0x1_0000 + lane as u32;
-        w.push(Instruction::with2(Code::Mov_rm32_imm32, at, both))?;
-    }
-    let at = MemoryOperand::with_base_displ(Register::RSP, -(STEP as i64));
-    w.push(Instruction::with2(Code::EVEX_Vmovdqu32_zmm_k1z_zmmm512, order, at))?;
+    // Of two vectors of sixteen halves, one after the other, one of each in turn.
+    let from = w.words(std::array::from_fn(|lane| ((PANEL + lane) << 16 | lane) as u32))?;
+    w.push(Instruction::with2(Code::EVEX_Vmovdqu32_zmm_k1z_zmmm512, order, from))?;
     w.constant(byte, 0xff)?;
     w.constant(offset, (-unpacked.offset as f32).to_bits())?;
     w.times(depth / block, |w| {
@@ -157,10 +151,10 @@ fn in_steps(w: &mut Writer, codes: Codes, step: usize, vector: usize) -> Result<
     Ok(bytes)
 }
 
-/// Loads numbers beside a block's codes, those of sixteen columns.
-fn halves(w: &mut Writer, at: usize, to: Register) -> Result<(), IcedError> {
+/// Loads numbers beside a block's codes, as many as a vector holds.
+pub(super) fn halves(w: &mut Writer, at: usize, to: Register) -> Result<(), IcedError> {
     let from = w.at(B, at);
-    w.push(Instruction::with2(Code::EVEX_Vpmovzxwd_zmm_k1z_ymmm256, to, from))?;
+    w.two([Code::EVEX_Vpmovzxwd_zmm_k1z_ymmm256, Code::VEX_Vpmovzxwd_ymm_xmmm128], to, from)?;
     w.shift(LEFT, to, to, 16)
 }
 
@@ -433,11 +427,8 @@ impl Rows<'_> {
     /// Adds a part's sums, scaled, to the result.
     fn scale(&mut self, part: usize, vector: usize) -> Result<(), IcedError> {
         let (scale, minimum, steps) = (self.w.scale(), self.w.minimum(), self.w.steps());
-        let halves = [scale, minimum].into_iter().enumerate().take(1 + usize::from(self.codes.minimum));
-        for (nth, register) in halves {
-            let from = self.w.at(B, self.shape.b.values() + nth * 2 * PANEL + vector * PANEL);
-            self.w.two([Code::EVEX_Vpmovzxwd_zmm_k1z_ymmm256, Code::VEX_Vpmovzxwd_ymm_xmmm128], register, from)?;
-            self.w.shift(LEFT, register, register, 16)?;
+        for (nth, register) in [scale, minimum].into_iter().enumerate().take(1 + usize::from(self.codes.minimum)) {
+            halves(self.w, self.shape.b.values() + nth * 2 * PANEL + vector * PANEL, register)?;
         }
         let convert = self.w.of([Code::EVEX_Vcvtdq2ps_zmm_k1z_zmmm512b32_er, Code::VEX_Vcvtdq2ps_ymm_ymmm256]);
         let multiply = [Code::EVEX_Vmulps_zmm_k1z_zmm_zmmm512b32_er, Code::VEX_Vmulps_ymm_ymm_ymmm256];

@@ -385,6 +385,15 @@ impl Writer {
         self.three([wide, narrow], sum, a, b)
     }
 
+    /// Writes the code that puts sixteen words where the stack ends: below it are 128 bytes that a function which calls none may use.
+    fn words(&mut self, words: [u32; 16]) -> Result<MemoryOperand, IcedError> {
+        let at = |nth: usize| MemoryOperand::with_base_displ(Register::RSP, 4 * nth as i64 - 64);
+        for (nth, word) in words.into_iter().enumerate() {
+            self.push(Instruction::with2(Code::Mov_rm32_imm32, at(nth), word))?;
+        }
+        Ok(at(0))
+    }
+
     /// A number in every lane.
     fn constant(&mut self, to: Register, bits: u32) -> Result<(), IcedError> {
         self.push(Instruction::with2(Code::Mov_r32_imm32, Register::EAX, bits))?;

@@ -6,6 +6,7 @@
 
 use iced_x86::{Code, IcedError, Instruction, MemoryOperand, Register};
 
+use super::codes::halves;
 use super::{A, B, C, STEP, Shape, Writer};
 use crate::loops::{Codes, GROUP};
 
@@ -43,12 +44,9 @@ pub(super) fn set_up(w: &mut Writer) -> Result<(), IcedError> {
         config[16 + 2 * nth] = STEP as u8;
         config[48 + nth] = GROUP as u8;
     }
-    // Below the stack are 128 bytes that a function which calls none may use.
-    let at = |byte: usize| MemoryOperand::with_base_displ(Register::RSP, byte as i64 - config.len() as i64);
-    for (nth, bytes) in config.as_chunks::<4>().0.iter().enumerate() {
-        w.push(Instruction::with2(Code::Mov_rm32_imm32, at(4 * nth), u32::from_le_bytes(*bytes)))?;
-    }
-    w.push(Instruction::with1(Code::VEX_Ldtilecfg_m512, at(0)))
+    let word = |nth: usize| u32::from_le_bytes(std::array::from_fn(|byte| config[4 * nth + byte]));
+    let from = w.words(std::array::from_fn(word))?;
+    w.push(Instruction::with1(Code::VEX_Ldtilecfg_m512, from))
 }
 
 /// Writes the code that leaves them, after the last core.
@@ -115,8 +113,7 @@ fn block(w: &mut Writer, shape: &Shape, codes: Codes) -> Result<(), IcedError> {
         w.push(Instruction::with2(Code::VEX_Tilestored_sibmem_tmm, to, sums(group)))?;
     }
     // The panel has moved on over the codes.
-    w.push(Instruction::with2(Code::EVEX_Vpmovzxwd_zmm_k1z_ymmm256, SCALES, w.at(B, 0)))?;
-    w.push(Instruction::with3(Code::EVEX_Vpslld_zmm_k1z_zmmm512b32_imm8, SCALES, SCALES, 16))?;
+    halves(w, 0, SCALES)?;
     w.advance(B, shape.b.rows(codes.block) - shape.b.values())?;
     for row in 0..shape.rows {
         let (of_row, place) = (row * shape.a_stride, w.result(shape, row, 0));
