@@ -312,9 +312,22 @@ impl Cores {
         if self.tiles { MAX_ROWS } else { self.rows() }
     }
 
-    /// The most rows that a core of vectors takes at once by panels of a format. Of codes, sums of products of both kinds are held.
-    pub fn rows_by(&self, format: Format) -> usize {
-        if format.is_coded() { self.rows().min(8) } else { self.rows() }
+    /// The most rows that a core of vectors takes at once by so many panels, of operands stored so; 0 if there is none by so many.
+    /// Of codes, sums of products of both kinds are held.
+    pub fn rows_by(&self, a: Format, b: Format, panels: usize) -> usize {
+        let one = if b.is_coded() { self.rows().min(8) } else { self.rows() };
+        match (panels, b) {
+            (1, _) => one,
+            _ if self.bits < 512 || a != b => 0,
+            (_, Format::Codes(codes)) => {
+                if codes.are_bytes() {
+                    6
+                } else {
+                    0
+                }
+            }
+            _ => 12,
+        }
     }
 
     /// Whether tiles multiply rows and panels of so many rows that are stored so: as bf16 or bytes that fill tiles.
@@ -336,10 +349,14 @@ impl Cores {
         if as_floats && !self.tiles_serve(bytes, bytes, depth) { floats } else { bytes }
     }
 
-    /// How many panels a core of many rows is best made for: by two, tiles of floats take less from the caches. Those of bytes have
-    /// more to do with the sums of blocks.
+    /// How many panels a core of many rows is best made for: by two, less is loaded for a product. Tiles of bytes have more to do with
+    /// the sums of blocks.
     pub fn panels(&self, a: Format, b: Format, depth: usize) -> usize {
-        if self.tiles_serve(a, b, depth) && !b.is_coded() { MAX_PANELS } else { 1 }
+        let two = match self.tiles_serve(a, b, depth) {
+            true => !b.is_coded(),
+            false => self.rows_by(a, b, MAX_PANELS) > 0,
+        };
+        if two { MAX_PANELS } else { 1 }
     }
 }
 

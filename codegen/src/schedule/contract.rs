@@ -9,7 +9,7 @@ use std::collections::HashMap;
 
 use einfuse_graph::{AxisId, TensorId};
 
-use super::cores::{Matrix, Products, multiply};
+use super::cores::{Matrix, Products, beside, multiply};
 use super::emit::{Emitter, Scope, Span};
 use super::layout::Layout;
 use super::operands::{Operand, Room, are_shared, operands};
@@ -339,7 +339,7 @@ impl Context<'_> {
         let at_once = task.contractions.iter().map(|(q, _)| {
             let panels = &self.variant.panels[q];
             let unpacked = self.cores.unpacked(panels.format, panels.depth);
-            self.cores.panels(self.rows_of(panels, mode)[1], unpacked, panels.depth)
+            self.cores.panels(beside(self.rows_of(panels, mode)[1], unpacked), unpacked, panels.depth)
         });
         let at_once = if *mode == Mode::Many { at_once.min().unwrap_or(1) } else { 1 };
         Units::of(&self.plan.graph, task).joined(at_once)

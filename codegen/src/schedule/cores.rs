@@ -5,19 +5,19 @@ use super::weights::Panels;
 use super::{Context, Mode};
 use crate::loops::{Address, Core, Expr, Format, GROUP, PANEL, Stmt, Unpack};
 
-/// Covers so many rows with cores, of operands in such formats: as many as there can be of the most rows, then smaller ones for the
+/// Covers so many rows with cores, of operands in such formats, by so many panels: as many as there can be of the most rows, then smaller ones for the
 /// rest. Where the number is known at run time only, the last core may take rows beyond, fewer than
 /// [`Cores::rows`](crate::loops::Cores) of them. There may be a number that they never exceed.
 fn cover(
     cx: &Context,
     (rows, limit): (&Expr, Option<usize>),
     depth: usize,
-    formats: (Format, Format),
+    (a, b, panels): (Format, Format, usize),
     e: &mut Emitter,
     core: impl Fn(usize, Expr) -> Stmt,
 ) {
-    let vectors = cx.cores.rows_by(formats.1);
-    let tiles = cx.tiling.core >= GROUP && cx.cores.tiles_serve(formats.0, formats.1, depth);
+    let vectors = cx.cores.rows_by(a, b, panels);
+    let tiles = cx.tiling.core >= GROUP && cx.cores.tiles_serve(a, b, depth);
     let most = if tiles { cx.tiling.core / GROUP * GROUP } else { vectors.min(cx.tiling.core) };
     let most = limit.map_or(most, |limit| limit.min(most));
     let Some(rows) = rows.as_int() else {
@@ -109,7 +109,7 @@ fn each_panel(cx: &Context, rows: (&Expr, Option<usize>), a: &Matrix, b: &Panell
     let at_once = if c.apart == PANEL { cx.cores.panels(a.format, b.format, b.depth) } else { 1 };
     together(b.count, at_once, e, |e, panel, count| {
         let (b, c) = (b.some(panel.clone(), count), c.of_panel(panel));
-        cover(cx, rows, b.depth, (a.format, b.format), e, |rows, row| {
+        cover(cx, rows, b.depth, (a.format, b.format, count), e, |rows, row| {
             Stmt::Core(Core {
                 rows,
                 depth: b.depth.into(),
@@ -151,8 +151,7 @@ pub(super) fn multiply(
         return products(cx, rows, a[1], b, c, e);
     }
     let unpacked = |e: &mut Emitter| {
-        // Rows of codes go with the bytes, too.
-        let a = Matrix { format: if into.is_coded() { into } else { a[1].format }, ..a[1].clone() };
+        let a = Matrix { format: beside(a[1].format, into), ..a[1].clone() };
         let (before, apart) = (e.scratch, into.panel(depth));
         let at_once = cx.cores.panels(into, into, depth);
         let at = Address::new(e.memory(at_once * apart, into.elem()), 0);
@@ -168,7 +167,7 @@ pub(super) fn multiply(
         e.release(before);
     };
     let directly = |e: &mut Emitter| {
-        let most = Some(cx.cores.rows_by(format));
+        let most = Some(cx.cores.rows_by(format, format, 1));
         each_panel(cx, (rows, most), a[0], b, c, e);
     };
     // What each step has made of its rows decides; where it is the same in any case, a block of few rows alone may go directly.
@@ -181,6 +180,11 @@ pub(super) fn multiply(
             e.push(Stmt::If { mask, then, otherwise });
         }
     }
+}
+
+/// How rows are read beside panels that were unpacked: what is multiplied with codes is with their bytes, too.
+pub(super) fn beside(rows: Format, unpacked: Format) -> Format {
+    if unpacked.is_coded() { unpacked } else { rows }
 }
 
 /// The smallest core that takes what is left.
@@ -227,7 +231,7 @@ impl Context<'_> {
 
     /// Whether so many rows of a step are multiplied with such panels as they are, not unpacked: no more than one core takes.
     pub(super) fn are_few(&self, rows: &Expr, format: Format) -> When {
-        let few = self.cores.rows_by(format) as i64;
+        let few = self.cores.rows_by(format, format, 1) as i64;
         match rows.as_int() {
             Some(rows) if rows <= few => When::Always,
             Some(_) => When::Never,
@@ -240,7 +244,7 @@ impl Context<'_> {
         match self.are_few(rows, format) {
             When::Always => When::Never,
             When::Never => When::Always,
-            When::If(_) => When::If(Expr::from(self.cores.rows_by(format)).lt(rows.clone())),
+            When::If(_) => When::If(Expr::from(self.cores.rows_by(format, format, 1)).lt(rows.clone())),
         }
     }
 }

@@ -34,7 +34,7 @@ pub use tiling::{Sizes, Tiling};
 use weights::Variant;
 
 /// The number of this way to write kernels: another one where a kernel's best tiling may be another than it was.
-pub const REVISION: u32 = 12;
+pub const REVISION: u32 = 13;
 
 /// The most tokens that count as few: all of them together share the positions of a cache among the workers.
 pub(crate) const FEW: usize = 8;

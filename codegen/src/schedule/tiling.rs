@@ -137,6 +137,7 @@ impl Tiling {
         let block = match cores.tiles {
             true if sizes.bits == 16 && sizes.depth <= 1024 => 512,
             true => 256,
+            false if cores.bits == 512 => 256,
             false => 64,
         };
         Tiling { block, core: cores.most_rows(), prepared: 4, tile, parts }

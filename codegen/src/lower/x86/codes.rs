@@ -16,11 +16,11 @@ const ROW_SUMS: Register = Register::R9;
 /// Sums of a block that are carried side by side, at least.
 const CHAINS: usize = 4;
 
-/// Writes the code of a core, of at most eight rows at 512 bits and of six at 256. What the blocks before add up to is held in
-/// registers where there are 32 of them, else in the result.
+/// Writes the code of a core, of at most eight rows at 512 bits (six by two panels, of bytes) and of six at 256. What the blocks before
+/// add up to is held in registers where there are 32 of them, else in the result.
 pub(super) fn write(w: &mut Writer, shape: Shape, codes: Codes) -> Result<(), IcedError> {
-    let Shape { rows, depth, .. } = shape;
-    let chains = (CHAINS / rows).max(1);
+    let Shape { rows, panels, depth, .. } = shape;
+    let chains = (CHAINS / (rows * panels)).max(1);
     let blocks = depth / codes.block;
     for (register, at) in [(ROW_SCALES, depth), (ROW_SUMS, codes.sums_of_row(depth))] {
         let at = w.at(A, at);
@@ -29,9 +29,9 @@ pub(super) fn write(w: &mut Writer, shape: Shape, codes: Codes) -> Result<(), Ic
     constants(w, codes)?;
     let core = Rows { w, shape, codes, chains };
     for row in 0..rows {
-        for vector in 0..core.w.vectors() {
+        for vector in 0..panels * core.w.vectors() {
             let place = core.w.result(&shape, row, vector);
-            let total = core.total(row);
+            let total = core.total(row, vector);
             match (shape.accumulate, total) {
                 (true, Some(total)) => core.w.two(MOVE, total, place)?,
                 (true, None) => {}
@@ -47,9 +47,11 @@ pub(super) fn write(w: &mut Writer, shape: Shape, codes: Codes) -> Result<(), Ic
     core.w.times(blocks, |w| Rows { w, shape, codes, chains }.block())?;
     let core = Rows { w, shape, codes, chains };
     for row in 0..rows {
-        if let Some(total) = core.total(row) {
-            let to = core.w.result(&shape, row, 0);
-            core.w.store(to, total)?;
+        for panel in 0..panels {
+            if let Some(total) = core.total(row, panel) {
+                let to = core.w.result(&shape, row, panel);
+                core.w.store(to, total)?;
+            }
         }
     }
     Ok(())
@@ -191,9 +193,9 @@ impl Writer {
         self.held(27, 9)
     }
 
-    /// A word of a row in every lane, at 256 bits.
+    /// A word of a row in every lane, where it is not read with each product.
     fn word_of_row(&self) -> Register {
-        Register::YMM10
+        self.held(31, 10)
     }
 
     /// The minima of a block. With 16 registers, they and the scales take the place of words that have passed by.
@@ -380,10 +382,16 @@ impl Rows<'_> {
                 }
                 self.start(part)?;
                 for step in part * steps..(part + 1) * steps {
-                    let bytes = bytes(self.w, self.codes, step, vector)?;
-                    self.multiply(step, bytes)?;
+                    if self.shape.panels == 1 {
+                        let bytes = bytes(self.w, self.codes, step, vector)?;
+                        self.multiply(step, bytes)?;
+                    } else {
+                        self.multiply_panels(step)?;
+                    }
                 }
-                self.scale(part, vector)?;
+                for panel in 0..self.shape.panels {
+                    self.scale(part, panel, vector)?;
+                }
             }
         }
         self.w.advance(A, format.block())?;
@@ -396,19 +404,22 @@ impl Rows<'_> {
     fn start(&mut self, part: usize) -> Result<(), IcedError> {
         let from_sum = !self.codes.minimum && self.codes.steps.is_none();
         for row in 0..self.shape.rows {
-            let (at, first) = (row * self.shape.a_stride + 4 * part, self.sum(0, row));
-            if from_sum {
-                let start = self.w.at(ROW_SUMS, at);
-                self.w.two(SPREAD, first, start)?;
-            }
-            for chain in usize::from(from_sum)..self.chains {
-                let sum = self.sum(chain, row);
-                self.w.zero(sum)?;
-            }
-            if self.codes.steps.is_some() {
-                // The upper halves of the zeros are 0, and the sums fit into the lower ones.
-                let zeros = self.w.zeros();
-                self.w.dot_word(HALVES, first, zeros, (ROW_SUMS, at))?;
+            let at = row * self.shape.a_stride + 4 * part;
+            for panel in 0..self.shape.panels {
+                let first = self.sum(0, row, panel);
+                if from_sum {
+                    let start = self.w.at(ROW_SUMS, at);
+                    self.w.two(SPREAD, first, start)?;
+                }
+                for chain in usize::from(from_sum)..self.chains {
+                    let sum = self.sum(chain, row, panel);
+                    self.w.zero(sum)?;
+                }
+                if self.codes.steps.is_some() {
+                    // The upper halves of the zeros are 0, and the sums fit into the lower ones.
+                    let zeros = self.w.zeros();
+                    self.w.dot_word(HALVES, first, zeros, (ROW_SUMS, at))?;
+                }
             }
         }
         Ok(())
@@ -417,18 +428,37 @@ impl Rows<'_> {
     /// Multiplies a step's codes with each row's, and adds.
     fn multiply(&mut self, step: usize, codes: Register) -> Result<(), IcedError> {
         for row in 0..self.shape.rows {
-            let sum = self.sum(step % self.chains, row);
+            let sum = self.sum(step % self.chains, row, 0);
             let at = row * self.shape.a_stride + 4 * step;
             self.w.dot_word(BYTES, sum, codes, (A, at))?;
         }
         Ok(())
     }
 
-    /// Adds a part's sums, scaled, to the result.
-    fn scale(&mut self, part: usize, vector: usize) -> Result<(), IcedError> {
+    /// The same of the bytes of several panels: each row's are loaded once.
+    fn multiply_panels(&mut self, step: usize) -> Result<(), IcedError> {
+        let Shape { rows, panels, a_stride, .. } = self.shape;
+        for panel in 0..panels {
+            let (word, from) = (self.w.word(panel), self.w.panel(&self.shape, step, panel));
+            self.w.two(MOVE, word, from)?;
+        }
+        for row in 0..rows {
+            let (of_row, from) = (self.w.word_of_row(), self.w.at(A, row * a_stride + 4 * step));
+            self.w.two(SPREAD, of_row, from)?;
+            for panel in 0..panels {
+                let (sum, word) = (self.sum(step % self.chains, row, panel), self.w.word(panel));
+                self.w.dot(BYTES, sum, word, of_row)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds a part's sums of a panel, or of half of one, scaled, to the result.
+    fn scale(&mut self, part: usize, panel: usize, vector: usize) -> Result<(), IcedError> {
         let (scale, minimum, steps) = (self.w.scale(), self.w.minimum(), self.w.steps());
+        let values = panel * self.shape.b_stride + self.shape.b.values() + vector * PANEL;
         for (nth, register) in [scale, minimum].into_iter().enumerate().take(1 + usize::from(self.codes.minimum)) {
-            halves(self.w, self.shape.b.values() + nth * 2 * PANEL + vector * PANEL, register)?;
+            halves(self.w, values + nth * 2 * PANEL, register)?;
         }
         let convert = self.w.of([Code::EVEX_Vcvtdq2ps_zmm_k1z_zmmm512b32_er, Code::VEX_Vcvtdq2ps_ymm_ymmm256]);
         let multiply = [Code::EVEX_Vmulps_zmm_k1z_zmm_zmmm512b32_er, Code::VEX_Vmulps_ymm_ymm_ymmm256];
@@ -438,9 +468,9 @@ impl Rows<'_> {
             self.w.three(multiply, scale, scale, steps)?;
         }
         for row in 0..self.shape.rows {
-            let sum = self.sum(0, row);
+            let sum = self.sum(0, row, panel);
             for chain in 1..self.chains {
-                let other = self.sum(chain, row);
+                let other = self.sum(chain, row, panel);
                 self.w.three(
                     [Code::EVEX_Vpaddd_zmm_k1z_zmm_zmmm512b32, Code::VEX_Vpaddd_ymm_ymm_ymmm256],
                     sum,
@@ -452,7 +482,7 @@ impl Rows<'_> {
             let factor = if row % 2 == 0 { self.w.bytes() } else { self.w.others() };
             let of_row = row * self.shape.a_stride;
             let sum_of_row = of_row + 4 * part;
-            if let Some(total) = self.total(row) {
+            if let Some(total) = self.total(row, panel) {
                 let (of_row, sum_of_row) = (self.w.each(ROW_SCALES, of_row), self.w.each(ROW_SUMS, sum_of_row));
                 self.w.push(Instruction::with3(multiply[0], factor, scale, of_row))?;
                 self.w.three(MULTIPLY_ADD, total, sum, factor)?;
@@ -476,13 +506,14 @@ impl Rows<'_> {
         Ok(())
     }
 
-    fn sum(&self, chain: usize, row: usize) -> Register {
-        self.w.first() + (chain * self.shape.rows + row) as u32
+    fn sum(&self, chain: usize, row: usize, panel: usize) -> Register {
+        let Shape { rows, panels, .. } = self.shape;
+        self.w.first() + ((chain * rows + row) * panels + panel) as u32
     }
 
     /// The register of what the blocks before add up to, if there are enough.
-    fn total(&self, row: usize) -> Option<Register> {
-        self.w.wide.then(|| self.sum(self.chains, row))
+    fn total(&self, row: usize, panel: usize) -> Option<Register> {
+        self.w.wide.then(|| self.sum(self.chains, row, panel))
     }
 }
 

@@ -1,5 +1,7 @@
 //! Cores of floats: single precision, and pairs of bf16.
 
+use std::ops::Range;
+
 use iced_x86::{Code, IcedError, Instruction, Register};
 
 use super::{A, B, COUNT, STEP, Shape, Writer};
@@ -13,7 +15,7 @@ const UNROLL: usize = 64;
 
 /// Writes the code of a core.
 pub(super) fn write(w: &mut Writer, shape: Shape) -> Result<(), IcedError> {
-    let vectors = w.vectors();
+    let vectors = shape.panels * w.vectors();
     let registers = if w.wide { 28 } else { 12 };
     let sums = shape.rows * vectors;
     let chains = CHAINS.div_ceil(sums).next_power_of_two().min(registers / sums).max(1);
@@ -23,7 +25,7 @@ pub(super) fn write(w: &mut Writer, shape: Shape) -> Result<(), IcedError> {
 struct Floats<'w> {
     w: &'w mut Writer,
     shape: Shape,
-    /// Vectors that a step of the panel fills.
+    /// Vectors that a step of the panels fills.
     vectors: usize,
     /// How often each sum is split, so that enough are carried side by side.
     chains: usize,
@@ -93,51 +95,51 @@ impl Floats<'_> {
     }
 
     fn step(&mut self, step: usize) -> Result<(), IcedError> {
-        for vector in 0..self.vectors {
-            let panel = self.w.at(B, step * STEP + vector * if self.w.wide { 64 } else { 32 });
-            let load = [Code::EVEX_Vmovups_zmm_k1z_zmmm512, Code::VEX_Vmovups_ymm_ymmm256];
-            match (self.shape.a, self.shape.b) {
-                (Format::F32, Format::Bf16) => {
-                    let (lower, upper) = (self.spare(0), self.spare(1));
-                    self.w.two(load, upper, panel)?;
-                    let shift = [Code::EVEX_Vpslld_zmm_k1z_zmmm512b32_imm8, Code::VEX_Vpslld_ymm_ymm_imm8];
-                    self.w.push(Instruction::with3(self.w.of(shift), lower, upper, 16))?;
-                    let and = [Code::EVEX_Vpandd_zmm_k1z_zmm_zmmm512b32, Code::VEX_Vpand_ymm_ymm_ymmm256];
-                    self.w.three(and, upper, upper, self.spare(3))?;
-                    self.multiply(step, vector, 0, lower)?;
-                    self.multiply(step, vector, 1, upper)?;
-                }
-                _ => {
-                    let both = self.spare(0);
-                    self.w.two(load, both, panel)?;
-                    self.multiply(step, vector, 0, both)?;
-                }
+        let load = [Code::EVEX_Vmovups_zmm_k1z_zmmm512, Code::VEX_Vmovups_ymm_ymmm256];
+        if self.shape.a == self.shape.b {
+            for vector in 0..self.vectors {
+                let from = self.w.panel(&self.shape, step, vector);
+                self.w.two(load, self.spare(vector as u32), from)?;
             }
+            return self.multiply(step, 0, 0..self.vectors, self.spare(0));
+        }
+        // Two neighbours in bf16, each a vector of its own.
+        for vector in 0..self.vectors {
+            let (lower, upper) = (self.spare(0), self.spare(1));
+            let from = self.w.panel(&self.shape, step, vector);
+            self.w.two(load, upper, from)?;
+            let shift = [Code::EVEX_Vpslld_zmm_k1z_zmmm512b32_imm8, Code::VEX_Vpslld_ymm_ymm_imm8];
+            self.w.push(Instruction::with3(self.w.of(shift), lower, upper, 16))?;
+            let and = [Code::EVEX_Vpandd_zmm_k1z_zmm_zmmm512b32, Code::VEX_Vpand_ymm_ymm_ymmm256];
+            self.w.three(and, upper, upper, self.spare(3))?;
+            self.multiply(step, 0, vector..vector + 1, lower)?;
+            self.multiply(step, 1, vector..vector + 1, upper)?;
         }
         Ok(())
     }
 
-    /// Multiplies a vector of the panel with each row's number (of the neighbours in a step the `nth`), and adds.
-    fn multiply(&mut self, step: usize, vector: usize, nth: usize, panel: Register) -> Result<(), IcedError> {
-        let pairs = self.shape.a == Format::Bf16;
+    /// Multiplies vectors of the panels, which are in registers from the first on, with each row's number (of the neighbours in a step
+    /// the `nth`), and adds.
+    fn multiply(&mut self, step: usize, nth: usize, vectors: Range<usize>, first: Register) -> Result<(), IcedError> {
+        let product = match self.shape.a {
+            Format::Bf16 => [Code::EVEX_Vdpbf16ps_zmm_k1z_zmm_zmmm512b32, Code::INVALID],
+            _ => [Code::EVEX_Vfmadd231ps_zmm_k1z_zmm_zmmm512b32_er, Code::VEX_Vfmadd231ps_ymm_ymm_ymmm256],
+        };
         let numbers = if self.shape.a == self.shape.b { 1 } else { self.shape.b.together() };
         let chain = (step * numbers + nth) % self.chains;
         for row in 0..self.shape.rows {
-            let sum = self.sum(chain, row, vector);
             let at = row * self.shape.a_stride + step * self.shape.a_step() + 4 * nth;
-            if self.w.wide {
-                let number = self.w.each(A, at);
-                let code = if pairs {
-                    Code::EVEX_Vdpbf16ps_zmm_k1z_zmm_zmmm512b32
-                } else {
-                    Code::EVEX_Vfmadd231ps_zmm_k1z_zmm_zmmm512b32_er
-                };
-                self.w.push(Instruction::with3(code, sum, panel, number))?;
-            } else {
-                let number = self.spare(2);
-                let at = self.w.at(A, at);
-                self.w.push(Instruction::with2(Code::VEX_Vbroadcastss_ymm_m32, number, at))?;
-                self.w.three([Code::INVALID, Code::VEX_Vfmadd231ps_ymm_ymm_ymmm256], sum, panel, number)?;
+            if self.w.wide && vectors.len() == 1 {
+                let (sum, number) = (self.sum(chain, row, vectors.start), self.w.each(A, at));
+                self.w.push(Instruction::with3(product[0], sum, first, number))?;
+                continue;
+            }
+            // Loaded once for all vectors.
+            let (number, at) = (self.spare(2), self.w.at(A, at));
+            self.w.two([Code::EVEX_Vbroadcastss_zmm_k1z_xmmm32, Code::VEX_Vbroadcastss_ymm_m32], number, at)?;
+            for (panel, vector) in vectors.clone().enumerate() {
+                let sum = self.sum(chain, row, vector);
+                self.w.three(product, sum, first + panel as u32, number)?;
             }
         }
         Ok(())

@@ -93,9 +93,9 @@ impl Leaf {
         let tiles = shape.rows.is_multiple_of(GROUP) && cores.tiles_serve(shape.a, shape.b, shape.depth);
         let shape = Shape { tiles, ..shape };
         let near = MAX_ROWS * shape.a_stride.max(shape.c_stride) + shape.b_stride + 8 * shape.depth < i32::MAX as usize;
-        let fits = match core.panels {
-            1 => tiles || core.rows <= cores.rows_by(core.b_format),
-            _ => tiles && !core.b_format.is_coded(),
+        let fits = match tiles {
+            true => core.panels == 1 || !core.b_format.is_coded(),
+            false => core.rows <= cores.rows_by(core.a_format, core.b_format, core.panels),
         };
         (near && fits && serve(cores, shape.a, shape.b)).then_some(Leaf::Core(shape))
     }
@@ -357,9 +357,20 @@ impl Writer {
         MemoryOperand::new(base, Register::None, 1, bytes as i64, 1, true, Register::None)
     }
 
+    /// Bytes of a vector.
+    fn width(&self) -> usize {
+        if self.wide { 64 } else { 32 }
+    }
+
+    /// Where a vector of the panels lies: those of a step of one panel, then those of the next.
+    fn panel(&self, shape: &Shape, step: usize, vector: usize) -> MemoryOperand {
+        let (panel, within) = (vector / self.vectors(), vector % self.vectors());
+        self.at(B, panel * shape.b_stride + step * STEP + within * self.width())
+    }
+
     /// Where a vector of the result lies.
     fn result(&self, shape: &Shape, row: usize, vector: usize) -> MemoryOperand {
-        self.at(C, row * shape.c_stride + vector * 32)
+        self.at(C, row * shape.c_stride + vector * self.width())
     }
 
     fn of(&self, [wide, narrow]: [Code; 2]) -> Code {
