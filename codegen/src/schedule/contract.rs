@@ -9,18 +9,19 @@ use std::collections::HashMap;
 
 use einfuse_graph::{AxisId, TensorId};
 
-use super::cores::{Matrix, Products, beside, multiply};
+use super::cores::{Count, Matrix, Products, When, beside, multiply, no_more};
 use super::emit::{Emitter, Scope, Span};
 use super::layout::Layout;
 use super::operands::{Operand, Room, are_shared, operands};
 use super::place::Place;
 use super::select;
 use super::weights::{Panels, Units};
-use super::{Context, Mode};
+use super::{Context, FEW, Mode};
 use crate::fuse::{Contract, Contraction, Kernel, Task, is_tokens};
 use crate::loops::{self, Address, Arg, Buffer, Cores, Elem, Expr, Format, PANEL, Share, Stmt};
 
 /// The rows at hand.
+#[derive(Clone)]
 pub(super) struct Block<'a> {
     pub(super) cores: &'a Cores,
     /// The tokens' axis among the rows, and the block's first token.
@@ -32,6 +33,8 @@ pub(super) struct Block<'a> {
     pub(super) per_token: usize,
     /// Rows of the whole step.
     pub(super) of_step: Expr,
+    /// Whether there are no more than [`FEW`] rows.
+    pub(super) few: bool,
     /// The first operands of the cores.
     pub(super) operands: HashMap<(TensorId, Format), Operand>,
 }
@@ -79,6 +82,7 @@ pub(super) fn schedule(
         most,
         per_token,
         of_step: if mode == Mode::Many { Expr::from(Arg::Tokens) * per_token } else { per_token.into() },
+        few: false,
         operands: HashMap::new(),
     };
     let (Some(t), Mode::Many) = (tokens, &mode) else {
@@ -133,10 +137,24 @@ pub(super) fn schedule(
     (kernels, end - partial)
 }
 
-/// Everything for one block of rows. Every other one (`odd`, 0 or 1) has its turns in the opposite order: so that a worker
-/// whose units take longer has the shorter ones next.
+/// Everything for one block of rows. Few wait for memory: they take units as they are stored, one after the other.
 fn work(cx: &Context, kernel: &Kernel, contract: &Contract, block: &Block, odd: Option<Expr>, e: &mut Emitter) {
-    let units: Vec<Units> = contract.tasks.iter().map(|t| cx.units(t, &cx.mode(kernel))).collect();
+    let of = |few: bool, e: &mut Emitter| turns(cx, kernel, contract, &Block { few, ..block.clone() }, odd.clone(), e);
+    match no_more(&block.rows(), FEW) {
+        When::Always => of(true, e),
+        When::Never => of(false, e),
+        When::If(mask) => {
+            let (then, otherwise) = (e.block(|e| of(true, e)), e.block(|e| of(false, e)));
+            e.push(Stmt::If { mask, then, otherwise });
+        }
+    }
+}
+
+/// All units. Every other block (`odd`, 0 or 1) has its turns in the opposite order: so that a worker whose units take longer has the
+/// shorter ones next.
+fn turns(cx: &Context, kernel: &Kernel, contract: &Contract, block: &Block, odd: Option<Expr>, e: &mut Emitter) {
+    let mode = cx.mode(kernel);
+    let units: Vec<Units> = contract.tasks.iter().map(|t| cx.units(t, &mode, block.few)).collect();
     // Units of different tasks have different numbers of panels: each stands for as many turns as it has more than others.
     let panels: Vec<usize> = contract.tasks.iter().zip(&units).map(|(t, u)| u.panels * t.contractions.len()).collect();
     let common = (1..=panels[0]).rev().find(|n| panels.iter().all(|p| p.is_multiple_of(*n))).unwrap_or(1);
@@ -204,9 +222,8 @@ pub(super) fn enter(units: &Units, unit: &Expr, scope: &mut Scope, e: &mut Emitt
 fn tile(cx: &Context, kernel: &Kernel, task: &Task, units: &Units, block: &Block, unit: Expr, e: &mut Emitter) {
     let unit = e.int(unit);
     let mut scope = Scope::default();
-    let spans = e.spans.clone();
+    let (spans, places, before) = (e.spans.clone(), e.places.clone(), e.scratch);
     enter(units, &unit, &mut scope, e);
-    let before = e.scratch;
     let outputs = cx.plan.outputs(kernel);
     for (q, c) in &task.contractions {
         let place = tile_place(cx, c.out, units, block, e);
@@ -233,7 +250,7 @@ fn tile(cx: &Context, kernel: &Kernel, task: &Task, units: &Units, block: &Block
     }
     // The next task's tiles may lie where this one's were.
     e.release(before);
-    e.spans = spans;
+    (e.spans, e.places) = (spans, places);
 }
 
 /// A tile in private memory: rows one after the other, each with the unit's columns, panel by panel.
@@ -312,7 +329,8 @@ fn cores(
         return select::row_by_row(cx, c, panels, units, block, &rows[0], &b.at, &c_at, e);
     }
     let to = Products { at: c_at, stride: units.panels * PANEL, apart: PANEL, accumulate: false };
-    multiply(cx, (&block.rows(), &block.of_step), rows.each_ref(), &b, &to, e);
+    let count = Count { rows: block.rows(), most: block.few.then_some(FEW), of_step: block.of_step.clone() };
+    multiply(cx, &count, rows.each_ref(), &b, &to, e);
 }
 
 /// The buffer of a place that is one stretch.
@@ -334,14 +352,14 @@ impl Context<'_> {
         rows
     }
 
-    /// The units of a task's columns: of many rows as wide as cores are.
-    pub(super) fn units(&self, task: &Task, mode: &Mode) -> Units {
+    /// The units of a task's columns: as wide as cores are, where rows are many.
+    pub(super) fn units(&self, task: &Task, mode: &Mode, few: bool) -> Units {
         let at_once = task.contractions.iter().map(|(q, _)| {
             let panels = &self.variant.panels[q];
             let unpacked = self.cores.unpacked(panels.format, panels.depth);
             self.cores.panels(beside(self.rows_of(panels, mode)[1], unpacked), unpacked, panels.depth)
         });
-        let at_once = if *mode == Mode::Many { at_once.min().unwrap_or(1) } else { 1 };
+        let at_once = if few || *mode != Mode::Many { 1 } else { at_once.min().unwrap_or(1) };
         Units::of(&self.plan.graph, task).joined(at_once)
     }
 

@@ -2,8 +2,19 @@
 
 use super::emit::Emitter;
 use super::weights::Panels;
-use super::{Context, Mode};
+use super::{Context, FEW, Mode};
 use crate::loops::{Address, Core, Expr, Format, GROUP, PANEL, Stmt, Unpack};
+
+/// Rows that are multiplied.
+#[derive(Clone)]
+pub(super) struct Count {
+    /// How many.
+    pub(super) rows: Expr,
+    /// A number that they never exceed, if one is known.
+    pub(super) most: Option<usize>,
+    /// How many the whole step has.
+    pub(super) of_step: Expr,
+}
 
 /// Covers so many rows with cores, of operands in such formats, by so many panels: as many as there can be of the most rows, then smaller ones for the
 /// rest. Where the number is known at run time only, the last core may take rows beyond, fewer than
@@ -99,17 +110,21 @@ impl Products {
     }
 }
 
-/// The products of so many rows with panels.
-pub(super) fn products(cx: &Context, rows: &Expr, a: &Matrix, b: &Panelled, c: &Products, e: &mut Emitter) {
-    each_panel(cx, (rows, None), a, b, c, e);
-}
-
-/// The same of rows of which there may be a most; of as many panels at once as cores take.
-fn each_panel(cx: &Context, rows: (&Expr, Option<usize>), a: &Matrix, b: &Panelled, c: &Products, e: &mut Emitter) {
-    let at_once = if c.apart == PANEL { cx.cores.panels(a.format, b.format, b.depth) } else { 1 };
+/// The products of so many rows with panels, as many panels at once as cores are best made for. But where rows are known to be few: these
+/// wait for memory, which delivers one panel after the other faster than two side by side.
+pub(super) fn products(
+    cx: &Context,
+    (rows, most): (&Expr, Option<usize>),
+    a: &Matrix,
+    b: &Panelled,
+    c: &Products,
+    e: &mut Emitter,
+) {
+    let few = rows.as_int().is_some_and(|rows| rows <= FEW as i64) || most.is_some_and(|most| most <= FEW);
+    let at_once = if few || c.apart != PANEL { 1 } else { cx.cores.panels(a.format, b.format, b.depth) };
     together(b.count, at_once, e, |e, panel, count| {
         let (b, c) = (b.some(panel.clone(), count), c.of_panel(panel));
-        cover(cx, rows, b.depth, (a.format, b.format, count), e, |rows, row| {
+        cover(cx, (rows, most), b.depth, (a.format, b.format, count), e, |rows, row| {
             Stmt::Core(Core {
                 rows,
                 depth: b.depth.into(),
@@ -137,18 +152,12 @@ fn together(count: usize, at_once: usize, e: &mut Emitter, mut with: impl FnMut(
 
 /// The same with panels of a weight, which are unpacked, once for all cores, where rows are not few; `a` are the rows for either, see
 /// [`Context::rows_of`].
-pub(super) fn multiply(
-    cx: &Context,
-    (rows, of_step): (&Expr, &Expr),
-    a: [&Matrix; 2],
-    b: &Panelled,
-    c: &Products,
-    e: &mut Emitter,
-) {
+pub(super) fn multiply(cx: &Context, count: &Count, a: [&Matrix; 2], b: &Panelled, c: &Products, e: &mut Emitter) {
     let (depth, format) = (b.depth, b.format);
+    let Count { rows, most, of_step } = count;
     let into = cx.cores.unpacked(format, depth);
     if into == format {
-        return products(cx, rows, a[1], b, c, e);
+        return products(cx, (rows, *most), a[1], b, c, e);
     }
     let unpacked = |e: &mut Emitter| {
         let a = Matrix { format: beside(a[1].format, into), ..a[1].clone() };
@@ -162,13 +171,13 @@ pub(super) fn multiply(
                 let (from, to) = (b.some(nth.clone(), 1).at, all.some(nth, 1).at);
                 e.push(Stmt::Unpack(Unpack { depth, from, format, to, into }));
             });
-            products(cx, rows, &a, &all, &c, e);
+            products(cx, (rows, *most), &a, &all, &c, e);
         });
         e.release(before);
     };
     let directly = |e: &mut Emitter| {
-        let most = Some(cx.cores.rows_by(format, format, 1));
-        each_panel(cx, (rows, most), a[0], b, c, e);
+        let core = cx.cores.rows_by(format, format, 1);
+        products(cx, (rows, Some(most.map_or(core, |most| most.min(core)))), a[0], b, c, e);
     };
     // What each step has made of its rows decides; where it is the same in any case, a block of few rows alone may go directly.
     let decide = if a[0].format == a[1].format { rows } else { of_step };
@@ -210,6 +219,15 @@ pub(super) enum When {
     If(Expr),
 }
 
+/// Whether there are no more rows than so many.
+pub(super) fn no_more(rows: &Expr, most: usize) -> When {
+    match rows.as_int() {
+        Some(rows) if rows <= most as i64 => When::Always,
+        Some(_) => When::Never,
+        None => When::If(rows.clone().lt(most + 1)),
+    }
+}
+
 impl Context<'_> {
     /// The format in which the first operand of a core is best: where a machine multiplies pairs of bf16 at once, many rows
     /// are worth the rounding.
@@ -231,12 +249,7 @@ impl Context<'_> {
 
     /// Whether so many rows of a step are multiplied with such panels as they are, not unpacked: no more than one core takes.
     pub(super) fn are_few(&self, rows: &Expr, format: Format) -> When {
-        let few = self.cores.rows_by(format, format, 1) as i64;
-        match rows.as_int() {
-            Some(rows) if rows <= few => When::Always,
-            Some(_) => When::Never,
-            None => When::If(rows.clone().lt(few + 1)),
-        }
+        no_more(rows, self.cores.rows_by(format, format, 1))
     }
 
     /// The opposite.

@@ -11,7 +11,7 @@ use einfuse_graph::{AxisId, TensorId};
 
 use super::Context;
 use super::contract::{Block, columns, enter};
-use super::cores::{Matrix, Products, apart, multiply};
+use super::cores::{Count, Matrix, Products, apart, multiply};
 use super::emit::{Emitter, Scope, graph_name};
 use super::layout::Layout;
 use super::place::Place;
@@ -215,7 +215,7 @@ pub(super) fn schedule(
         keep(cx, kernel, task, &rest, &mut room, &mut kept);
         late.extend(rest);
         let groups = read(&sorted.groups, 0, &mut e);
-        let units = cx.units(task, &cx.mode);
+        let units = cx.units(task, &cx.mode, false);
         e.parallel(groups * units.count, Share::Blocks, |e, turn| {
             unit(cx, kernel, task, &units, &rows, &sorted, &operands, &kept, turn, e);
         });
@@ -412,7 +412,8 @@ fn unit(
             let b = units.panelled(panels, &number, from);
             let to = Address::new(tile.clone(), 0);
             let to = Products { at: to, stride: width, apart: PANEL, accumulate: false };
-            multiply(cx, (&count, &count), a.each_ref(), &b, &to, e);
+            let count = Count { rows: count.clone(), most: None, of_step: count.clone() };
+            multiply(cx, &count, a.each_ref(), &b, &to, e);
             tiles.insert(c.out, tile);
         }
         e.repeat(0.into(), count, 1, |e, row| {

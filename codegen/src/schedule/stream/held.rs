@@ -5,7 +5,7 @@ use einfuse_graph::{AxisId, Kind, TensorId};
 
 use super::super::Context;
 use super::super::contract::{columns, flat};
-use super::super::cores::{Matrix, Products, multiply};
+use super::super::cores::{Count, Matrix, Products, multiply};
 use super::super::emit::{Emitter, Scope, Span};
 use super::super::homes::{RUN, streams_scores};
 use super::super::layout::Layout;
@@ -253,7 +253,8 @@ impl Held {
         e.note(format!("{} by cores", super::super::emit::graph_name(graph, c.out)));
         let at = Address::new(buffer.clone(), 0);
         let results = Products { at, stride: row, apart: panel_apart, accumulate: false };
-        multiply(cx, (&RUN.into(), &RUN.into()), [&rows, &rows], &b, &results, e);
+        let count = Count { rows: RUN.into(), most: None, of_step: RUN.into() };
+        multiply(cx, &count, [&rows, &rows], &b, &results, e);
         if !direct {
             let mut layout = columns(cx, c.out, &units);
             let axes = &graph.tensor(c.out).axes;

@@ -57,7 +57,7 @@ impl Run<'_> {
             let b = Panelled { at: stored, format, depth, count: RUN / PANEL, apart: format.panel(depth) };
             let to = Address::new(flat(&place), 0);
             let to = Products { at: to, stride: RUN, apart: PANEL, accumulate: false };
-            products(cx, &self.rows, &queries.matrix(), &b, &to, e);
+            products(cx, (&self.rows, None), &queries.matrix(), &b, &to, e);
         }
     }
 
@@ -272,7 +272,7 @@ impl Run<'_> {
         let at = self.panel_address(c, &order, scope, e);
         let b = Panelled { at, format, depth: RUN, count: width / PANEL, apart: format.panel(RUN) };
         let to = Products { at: Address::new(flat(place), 0), stride: width, apart: PANEL, accumulate: true };
-        products(cx, &self.rows, &weights.matrix(), &b, &to, e);
+        products(cx, (&self.rows, None), &weights.matrix(), &b, &to, e);
     }
 
     /// The address of a stored operand's first panel in the run, at the scope's outer coordinates.
