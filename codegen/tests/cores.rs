@@ -23,6 +23,9 @@ fn all_cores() -> Vec<Cores> {
     if host.tiles {
         all.push(Cores { tiles: false, ..host });
     }
+    if host.bits == 512 {
+        all.push(Cores { tiles: false, fetch: !host.fetch, ..host });
+    }
     if host.bits > 128 {
         all.push(host);
     }
@@ -258,7 +261,7 @@ fn products_of_bytes_are_one_instruction_where_there_is_one() {
 
 #[test]
 fn codes_that_tiles_do_not_multiply_as_bytes_are_unpacked_to_bf16() {
-    let vectors = Cores { bits: 512, bf16: true, bytes: Some(Encoding::Evex), tiles: false };
+    let vectors = Cores { bits: 512, bf16: true, bytes: Some(Encoding::Evex), ..Cores::PORTABLE };
     let tiles = Cores { tiles: true, ..vectors };
     let named = |name: &str| Format::ALL.into_iter().find(|format| format.to_string() == name).unwrap();
     for (stored, by_tiles, by_vectors) in [

@@ -283,6 +283,8 @@ pub struct Cores {
     pub bytes: Option<Encoding>,
     /// Whether tiles of sixteen rows by sixteen columns of both are multiplied at once (AMX).
     pub tiles: bool,
+    /// Whether cores had better fetch panels of fewer than 8 bits ahead: the machine's own guesses come too late.
+    pub fetch: bool,
 }
 
 /// How an instruction of x86 is encoded that there is in two ways.
@@ -296,7 +298,7 @@ pub enum Encoding {
 
 impl Cores {
     /// The portable core alone.
-    pub const PORTABLE: Cores = Cores { bits: 128, bf16: false, bytes: None, tiles: false };
+    pub const PORTABLE: Cores = Cores { bits: 128, bf16: false, bytes: None, tiles: false, fetch: false };
 
     /// The most rows that a core of vectors takes at once. The last of several may take rows beyond, fewer than these.
     pub const fn rows(&self) -> usize {

@@ -27,14 +27,24 @@ fn host_cores() -> Cores {
             let bytes = std::is_x86_feature_detected!("avx512vnni") && std::is_x86_feature_detected!("avx512bw");
             let bytes = bytes.then_some(Encoding::Evex);
             let bf16 = std::is_x86_feature_detected!("avx512bf16");
-            return Cores { bits: 512, bf16, bytes, tiles: bf16 && bytes.is_some() && has_tiles() };
+            let tiles = bf16 && bytes.is_some() && has_tiles();
+            return Cores { bits: 512, bf16, bytes, tiles, fetch: is_zen5() };
         }
         if std::is_x86_feature_detected!("avx2") && std::is_x86_feature_detected!("fma") {
             let bytes = std::is_x86_feature_detected!("avxvnni").then_some(Encoding::Vex);
-            return Cores { bits: 256, bf16: false, bytes, tiles: false };
+            return Cores { bits: 256, bytes, ..Cores::PORTABLE };
         }
     }
     Cores::PORTABLE
+}
+
+/// Whether this is a Zen 5 of AMD, by family.
+#[cfg(target_arch = "x86_64")]
+fn is_zen5() -> bool {
+    let [name, version] = [0, 1].map(std::arch::x86_64::__cpuid);
+    let vendor = [name.ebx, name.edx, name.ecx].map(u32::to_le_bytes);
+    // The extended family counts from 15 on.
+    vendor.as_flattened() == b"AuthenticAMD" && 15 + (version.eax >> 20 & 0xff) == 0x1a
 }
 
 /// Whether this machine has tiles of bf16 and of bytes, and the system lets this process use them.

@@ -16,6 +16,12 @@ const ROW_SUMS: Register = Register::R9;
 /// Sums of a block that are carried side by side, at least.
 const CHAINS: usize = 4;
 
+/// Bytes of a line of a cache.
+const LINE: usize = 64;
+
+/// How far ahead is fetched, in bytes.
+const AHEAD: usize = 8192;
+
 /// Writes the code of a core, of at most eight rows at 512 bits (six by two panels, of bytes) and of six at 256. What the blocks before
 /// add up to is held in registers where there are 32 of them, else in the result.
 pub(super) fn write(w: &mut Writer, shape: Shape, codes: Codes) -> Result<(), IcedError> {
@@ -382,6 +388,9 @@ impl Rows<'_> {
                 }
                 self.start(part)?;
                 for step in part * steps..(part + 1) * steps {
+                    if self.w.fetch && vector == 0 {
+                        self.fetch(step, parts * steps)?;
+                    }
                     if self.shape.panels == 1 {
                         let bytes = bytes(self.w, self.codes, step, vector)?;
                         self.multiply(step, bytes)?;
@@ -398,6 +407,20 @@ impl Rows<'_> {
         self.w.advance(B, format.rows(format.block()))?;
         self.w.advance(ROW_SCALES, 4)?;
         self.w.advance(ROW_SUMS, 4 * parts)
+    }
+
+    /// Fetches what of the panels a step is to read some blocks later, of so many steps of a block.
+    fn fetch(&mut self, step: usize, steps: usize) -> Result<(), IcedError> {
+        let format = self.shape.b;
+        if self.codes.bits == 8 {
+            return Ok(());
+        }
+        let lines = format.rows(format.block()).div_ceil(LINE);
+        for line in step * lines / steps..(step + 1) * lines / steps {
+            let at = self.w.at(B, AHEAD + line * LINE);
+            self.w.push(Instruction::with1(Code::Prefetcht0_m8, at))?;
+        }
+        Ok(())
     }
 
     /// Begins the sums of a part with what the offset of the codes, or their zeros, take away.
@@ -524,7 +547,7 @@ mod tests {
 
     /// The instructions of a core at 256 bits, and of the unpacking of its panels: of its products alone, or of all else.
     fn instructions(rows: usize, format: Format, encoding: Encoding, of_products: bool) -> Vec<String> {
-        let cores = Cores { bits: 256, bf16: false, bytes: Some(encoding), tiles: false };
+        let cores = Cores { bits: 256, bytes: Some(encoding), ..Cores::PORTABLE };
         let mut w = Writer::new(&cores).unwrap();
         let depth = 2 * format.block();
         let (a, b, a_stride) = (format, format, format.row(depth));

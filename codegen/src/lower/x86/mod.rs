@@ -322,11 +322,14 @@ struct Writer {
     wide: bool,
     /// How the products of bytes are encoded.
     encoding: Option<Encoding>,
+    /// Whether panels of codes had better be fetched ahead.
+    fetch: bool,
 }
 
 impl Writer {
     fn new(cores: &Cores) -> Result<Writer, IcedError> {
-        Ok(Writer { code: CodeAssembler::new(64)?, wide: cores.bits == 512, encoding: cores.bytes })
+        let Cores { bits, bytes, fetch, .. } = *cores;
+        Ok(Writer { code: CodeAssembler::new(64)?, wide: bits == 512, encoding: bytes, fetch })
     }
 
     /// Vectors that the columns of a panel fill.
