@@ -283,7 +283,7 @@ pub struct Cores {
     pub bytes: Option<Encoding>,
     /// Whether tiles of sixteen rows by sixteen columns of both are multiplied at once (AMX).
     pub tiles: bool,
-    /// Whether cores had better fetch panels of fewer than 8 bits ahead: the machine's own guesses come too late.
+    /// Whether cores of few rows had better fetch panels ahead: the machine's own guesses come too late.
     pub fetch: bool,
 }
 

@@ -4,7 +4,7 @@ use std::cmp::Ordering;
 
 use iced_x86::{Code, IcedError, Instruction, MemoryOperand, Register};
 
-use super::{A, B, BYTES, HALVES, STEP, Shape, Writer};
+use super::{A, B, BYTES, HALVES, LINE, STEP, Shape, Writer};
 use crate::loops::{Codes, Format, PANEL};
 
 /// Where the scales of the rows are.
@@ -15,12 +15,6 @@ const ROW_SUMS: Register = Register::R9;
 
 /// Sums of a block that are carried side by side, at least.
 const CHAINS: usize = 4;
-
-/// Bytes of a line of a cache.
-const LINE: usize = 64;
-
-/// How far ahead is fetched, in bytes.
-const AHEAD: usize = 8192;
 
 /// Writes the code of a core, of at most eight rows at 512 bits (six by two panels, of bytes) and of six at 256. What the blocks before
 /// add up to is held in registers where there are 32 of them, else in the result.
@@ -388,7 +382,7 @@ impl Rows<'_> {
                 }
                 self.start(part)?;
                 for step in part * steps..(part + 1) * steps {
-                    if self.w.fetch && vector == 0 {
+                    if self.shape.fetch && vector == 0 {
                         self.fetch(step, parts * steps)?;
                     }
                     if self.shape.panels == 1 {
@@ -409,16 +403,12 @@ impl Rows<'_> {
         self.w.advance(ROW_SUMS, 4 * parts)
     }
 
-    /// Fetches what of the panels a step is to read some blocks later, of so many steps of a block.
+    /// Fetches a step's share of a later block, where a block has so many steps.
     fn fetch(&mut self, step: usize, steps: usize) -> Result<(), IcedError> {
         let format = self.shape.b;
-        if self.codes.bits == 8 {
-            return Ok(());
-        }
         let lines = format.rows(format.block()).div_ceil(LINE);
         for line in step * lines / steps..(step + 1) * lines / steps {
-            let at = self.w.at(B, AHEAD + line * LINE);
-            self.w.push(Instruction::with1(Code::Prefetcht0_m8, at))?;
+            self.w.fetch(line * LINE)?;
         }
         Ok(())
     }
@@ -562,6 +552,7 @@ mod tests {
             c_stride: 4 * PANEL,
             accumulate: false,
             tiles: false,
+            fetch: false,
         };
         write(&mut w, shape, format.codes().unwrap()).unwrap();
         if format.unpacked() != format {

@@ -95,6 +95,9 @@ impl Floats<'_> {
     }
 
     fn step(&mut self, step: usize) -> Result<(), IcedError> {
+        if self.shape.fetch {
+            self.w.fetch(step * STEP)?;
+        }
         let load = [Code::EVEX_Vmovups_zmm_k1z_zmmm512, Code::VEX_Vmovups_ymm_ymmm256];
         if self.shape.a == self.shape.b {
             for vector in 0..self.vectors {

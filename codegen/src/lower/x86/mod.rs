@@ -37,6 +37,8 @@ struct Shape {
     accumulate: bool,
     /// Whether tiles multiply.
     tiles: bool,
+    /// Whether the panel is fetched ahead.
+    fetch: bool,
 }
 
 impl Shape {
@@ -89,6 +91,8 @@ impl Leaf {
             c_stride: known(&core.c_stride)? * 4,
             accumulate: core.accumulate,
             tiles: false,
+            // One row goes through bytes and floats so quickly that reading them runs ahead by itself.
+            fetch: cores.fetch && core.panels == 1 && core.rows <= FEW && (core.rows > 1 || core.b_format.bits() < 8),
         };
         let tiles = shape.rows.is_multiple_of(GROUP) && cores.tiles_serve(shape.a, shape.b, shape.depth);
         let shape = Shape { tiles, ..shape };
@@ -302,6 +306,15 @@ const COUNT: Register = Register::ECX;
 /// Bytes of the panel that a step takes.
 const STEP: usize = 4 * PANEL;
 
+/// Bytes of a line of a cache.
+const LINE: usize = 64;
+
+/// How far ahead panels are fetched, in bytes.
+const AHEAD: usize = 8192;
+
+/// Rows that wait for their panels, at most.
+const FEW: usize = 8;
+
 /// The products of four unsigned bytes with four signed ones, and of two halves with two: at 512 bits, and at 256 as AVX-512 and
 /// as AVX-VNNI encode them.
 const BYTES: [Code; 3] = [
@@ -322,14 +335,11 @@ struct Writer {
     wide: bool,
     /// How the products of bytes are encoded.
     encoding: Option<Encoding>,
-    /// Whether panels of codes had better be fetched ahead.
-    fetch: bool,
 }
 
 impl Writer {
     fn new(cores: &Cores) -> Result<Writer, IcedError> {
-        let Cores { bits, bytes, fetch, .. } = *cores;
-        Ok(Writer { code: CodeAssembler::new(64)?, wide: bits == 512, encoding: bytes, fetch })
+        Ok(Writer { code: CodeAssembler::new(64)?, wide: cores.bits == 512, encoding: cores.bytes })
     }
 
     /// Vectors that the columns of a panel fill.
@@ -441,6 +451,12 @@ impl Writer {
             self.push(Instruction::with3(quarter, x, x, x_other))?;
         }
         Ok(x)
+    }
+
+    /// Fetches the line that lies so many bytes behind what is read next, and [`AHEAD`].
+    fn fetch(&mut self, bytes: usize) -> Result<(), IcedError> {
+        let line = self.at(B, AHEAD + bytes);
+        self.push(Instruction::with1(Code::Prefetcht0_m8, line))
     }
 
     /// Moves an address on.
