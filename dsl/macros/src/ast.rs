@@ -46,6 +46,16 @@ impl Declaration {
     pub(crate) fn is_block(&self) -> bool {
         matches!(self.head, Head::Block { .. })
     }
+
+    /// Whether a block is used under this name, in whatever layer.
+    pub(crate) fn uses_block(&self, name: &Ident) -> bool {
+        let sections = self.items.iter().flat_map(|item| match item {
+            Item::Weights(section) => std::slice::from_ref(section),
+            Item::Layer(layer) => &layer.weights[..],
+            _ => &[],
+        });
+        sections.flat_map(|section| &section.uses).any(|block| block.name == *name)
+    }
 }
 
 /// A value of the config: `name: type = "key", "key" null value else default;`

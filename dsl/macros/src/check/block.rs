@@ -145,6 +145,12 @@ impl<'m> Checker<'m> {
         }
     }
 
+    /// Reports a call of a block where it can't be called.
+    pub(super) fn not_called_here(&self, name: &Ident) {
+        let message = format!("`{name}` is a block: it is called by the `fn` of the layer that declares it");
+        self.diagnostics.error(name.span(), message);
+    }
+
     /// `name(arguments)` of a block that is used.
     pub(super) fn call_block(
         &mut self,
@@ -160,8 +166,7 @@ impl<'m> Checker<'m> {
             self.diagnostics.help(axis.span(), format!("`{name}` was given its axes where it is declared"), help);
         }
         if !matches!(cx.kind, Place::Layer | Place::Block) || !cx.calls.is_empty() {
-            let message = format!("`{name}` is a block: it is called by the `fn` of the layer, not in a function");
-            self.diagnostics.error(name.span(), message);
+            self.not_called_here(name);
             return cx.unknown();
         }
         if !cx.blocks.insert(of) {

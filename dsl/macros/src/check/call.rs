@@ -49,6 +49,10 @@ impl Checker<'_> {
             for argument in arguments {
                 self.expr(cx, argument);
             }
+            if self.declaration.uses_block(name) {
+                self.not_called_here(name);
+                return cx.unknown();
+            }
             let functions = self.functions.iter().filter_map(|f| f.name.as_ref()).map(ToString::to_string);
             let known: Vec<String> = functions.chain(UNARY.iter().chain(&BINARY).map(|f| f.0.to_owned())).collect();
             let message = match self.lookup(cx, &text) {
