@@ -6,6 +6,7 @@ use std::error::Error;
 
 use einfuse::codegen::Batch;
 use einfuse::graph::{Interpreter, Kind, Tensor};
+use einfuse::models::blocks::SwiGlu;
 use einfuse::runtime::Embedded;
 use einfuse::{Checkpoint, Generate, Graph, Model, Settings};
 use safetensors::tensor::{Dtype, SafeTensorError, TensorView};
@@ -35,8 +36,7 @@ einfuse::model! {
                 wv[h, c, d] = "v.weight";
                 wo[d, h, c] = "o.weight";
                 rate[h]     = "rate";
-                up[f, d]    = "up.weight";
-                down[d, f]  = "down.weight";
+                block feed[d, f] -> [t, d] = SwiGlu in "feed.";
             }
             fn fade(x[t, d]) -> [t, d] {
                 let a = rms_norm[d](x, 1e-5) * norm;
@@ -47,7 +47,7 @@ einfuse::model! {
                 let e = (sum[c] q * k) * exp(-abs(rate) * (t - s));
                 let o[t, h, c] = sum[s] (e where s <= t) * u;
                 let y[t, d] = x + sum[h, c] rms_norm[c](o, 1e-5) * wo;
-                y + sum[f] gelu(sum[d] y * up) * down
+                y + feed(y)
             }
             fn attend(x[t, d]) -> [t, d] {
                 let a = rms_norm[d](x, 1e-5) * norm;
@@ -59,7 +59,7 @@ einfuse::model! {
                 let p = softmax[s](e where s <= t);
                 let o[t, h, c] = sum[s] p * u;
                 let y[t, d] = x + sum[h, c] o * wo;
-                y + sum[f] gelu(sum[d] y * up) * down
+                y + feed(y)
             }
             match l % 3 { 2 => attend, _ => fade }
         }

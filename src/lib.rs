@@ -46,9 +46,18 @@ macro_rules! model {
     };
 }
 
+/// Declares a block: equations with weights that models share, such as those in [`models::blocks`]. It expands to a type of the
+/// block's name, which the layers of a model use under a prefix of their checkpoint.
+#[macro_export]
+macro_rules! block {
+    ($($declaration:tt)*) => {
+        $crate::__private::block! { crate = $crate::graph; $($declaration)* }
+    };
+}
+
 #[doc(hidden)]
 pub mod __private {
-    pub use einfuse_macros::model;
+    pub use einfuse_macros::{block, model};
 }
 
 /// Why a model was not loaded, or did not run.

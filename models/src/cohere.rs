@@ -1,5 +1,7 @@
 //! Cohere.
 
+use crate::blocks::SwiGlu;
+
 einfuse_macros::model! {
     /// Command R (Cohere, 2024): layer norms without bias, attention and feed-forward part beside each other, rotary pairs of
     /// neighbours, scaled logits.
@@ -46,9 +48,7 @@ einfuse_macros::model! {
                 bo[d]          = "self_attn.o_proj.bias" if biased else 0;
                 q_norm[n, g, c] = "self_attn.q_norm.weight";
                 k_norm[n, c]   = "self_attn.k_norm.weight";
-                gate[f, d]     = "mlp.gate_proj.weight";
-                up[f, d]       = "mlp.up_proj.weight";
-                down[d, f]     = "mlp.down_proj.weight";
+                block feed[d, f] -> [t, d] = SwiGlu in "mlp.";
             }
             fn (x[t, d]) -> [t, d] {
                 let a = layer_norm[d](x, eps) * attn_norm;
@@ -61,7 +61,7 @@ einfuse_macros::model! {
                 let p[t, n, g, s] = softmax[s](size(c)^-0.5 * (sum[c] q * k) where s <= t);
                 let o[t, n, g, c] = sum[s] p * u;
                 let y[t, d] = x + bo + sum[n, g, c] o * wo;
-                y + sum[f] silu(sum[d] a * gate) * (sum[d] a * up) * down
+                y + feed(a)
             }
         }
         fn (tokens[t]) -> [t, v] {

@@ -1,5 +1,7 @@
 //! DeepSeek V2.
 
+use crate::blocks::SwiGlu;
+
 einfuse_macros::model! {
     /// DeepSeek V2 (DeepSeek-AI, 2024): keys and values of all heads come from one latent, which is what is cached; each token
     /// goes through the likeliest experts of the groups whose best are likeliest, and through one that all share.
@@ -31,7 +33,6 @@ einfuse_macros::model! {
         weights "model." { embed[v, d] = "embed_tokens.weight"; final_norm[d] = "norm.weight"; }
         weights { head[v, d] = "lm_head.weight" if !tied else embed; }
 
-        fn network[i](x, gate, up, down) { sum[i] silu(sum[d] x * gate) * (sum[d] x * up) * down }
         fn experts(x, router, gate, up, down) {
             let score = softmax[e](sum[d] x * router);
             let (best, group) = top[a -> b](max[m] score[e = a * size(m) + m]);
@@ -47,11 +48,11 @@ einfuse_macros::model! {
                 kv_in[zy, d] = "self_attn.kv_a_proj_with_mqa.weight"; kv_norm[z] = "self_attn.kv_a_layernorm.weight";
                 key_out[h, c, z] = "self_attn.kv_b_proj.weight"[0 .. c in h];
                 value_out[h, u, z] = "self_attn.kv_b_proj.weight"[c .. c + u in h];
-                gate[f, d] = "mlp.gate_proj.weight"; up[f, d] = "mlp.up_proj.weight"; down[d, f] = "mlp.down_proj.weight";
+                block feed[d, f] -> [t, d] = SwiGlu in "mlp.";
+                block share[d, o] -> [t, d] = SwiGlu in "mlp.shared_experts.";
                 router[e, d] = "mlp.gate.weight"; q_all[h, cy, d] = "self_attn.q_proj.weight";
                 gates[e, n, d] = "mlp.experts.{e}.gate_proj.weight"; ups[e, n, d] = "mlp.experts.{e}.up_proj.weight";
-                downs[e, d, n] = "mlp.experts.{e}.down_proj.weight"; all_gate[o, d] = "mlp.shared_experts.gate_proj.weight";
-                all_up[o, d] = "mlp.shared_experts.up_proj.weight"; all_down[d, o] = "mlp.shared_experts.down_proj.weight";
+                downs[e, d, n] = "mlp.experts.{e}.down_proj.weight";
             }
             fn (x[t, d]) -> [t, d] {
                 let w = rms_norm[d](x, eps) * attn_norm;
@@ -68,8 +69,7 @@ einfuse_macros::model! {
                 let heads[t, h, u] = sum[s] p * value;
                 let mid[t, d] = x + sum[h, u] heads * wo;
                 let i = rms_norm[d](mid, eps) * ffn_norm;
-                mid + if l < first then network[f](i, gate, up, down)
-                    else experts(i, router, gates, ups, downs) + network[o](i, all_gate, all_up, all_down)
+                mid + if l < first then feed(i) else experts(i, router, gates, ups, downs) + share(i)
             }
         }
         fn (tokens[t]) -> [t, v] {

@@ -1,5 +1,7 @@
 //! Gemma.
 
+use crate::blocks::{Attention, GeGlu};
+
 einfuse_macros::model! {
     /// Gemma (Gemma Team, 2024): as Llama, with scaled embeddings, and GELU in place of SiLU.
     pub Gemma for "GemmaForCausalLM" {
@@ -33,27 +35,16 @@ einfuse_macros::model! {
 
         layer l in layers {
             weights "model.layers.{l}." {
-                attn_norm[d]   = "input_layernorm.weight";
-                wq[n, g, c, d] = "self_attn.q_proj.weight";
-                wk[n, c, d]    = "self_attn.k_proj.weight";
-                wv[n, c, d]    = "self_attn.v_proj.weight";
-                wo[d, n, g, c] = "self_attn.o_proj.weight";
-                ffn_norm[d]    = "post_attention_layernorm.weight";
-                gate[f, d]     = "mlp.gate_proj.weight";
-                up[f, d]       = "mlp.up_proj.weight";
-                down[d, f]     = "mlp.down_proj.weight";
+                attn_norm[d] = "input_layernorm.weight";
+                block attend[d, n, g, c, r] -> [t, d] = Attention in "self_attn.";
+                ffn_norm[d] = "post_attention_layernorm.weight";
+                block feed[d, f] -> [t, d] = GeGlu in "mlp.";
             }
             fn (x[t, d]) -> [t, d] {
                 let a = rms_norm[d](x, eps) * (1 + attn_norm);
-                let q[t, n, g, c] = rotate[c](sum[d] a * wq, freq, scale);
-                let k[t, n, c]    = rotate[c](sum[d] a * wk, freq, scale);
-                let u[t, n, c]    = sum[d] a * wv;
-                cache k, u over s;
-                let p[t, n, g, s] = softmax[s](size(c)^-0.5 * (sum[c] q * k) where s <= t);
-                let o[t, n, g, c] = sum[s] p * u;
-                let y[t, d] = x + sum[n, g, c] o * wo;
+                let y[t, d] = x + attend(a, freq, scale, size(c)^-0.5);
                 let b = rms_norm[d](y, eps) * (1 + ffn_norm);
-                y + sum[f] gelu_tanh(sum[d] b * gate) * (sum[d] b * up) * down
+                y + feed(b)
             }
         }
         fn (tokens[t]) -> [t, v] {

@@ -1,5 +1,7 @@
 //! Gemma 2.
 
+use crate::blocks::GeGlu;
+
 einfuse_macros::model! {
     /// Gemma 2 (Gemma Team, 2024): scaled embeddings, norms before and behind each part, a window in every other layer, scores
     /// and logits bent so that they stay below a cap.
@@ -45,9 +47,7 @@ einfuse_macros::model! {
                 wo[d, n, g, c] = "self_attn.o_proj.weight";
                 attn_out[d]    = "post_attention_layernorm.weight";
                 ffn_norm[d]    = "pre_feedforward_layernorm.weight";
-                gate[f, d]     = "mlp.gate_proj.weight";
-                up[f, d]       = "mlp.up_proj.weight";
-                down[d, f]     = "mlp.down_proj.weight";
+                block feed[d, f] -> [t, d] = GeGlu in "mlp.";
                 ffn_out[d]     = "post_feedforward_layernorm.weight";
             }
             fn (x[t, d]) -> [t, d] {
@@ -61,7 +61,7 @@ einfuse_macros::model! {
                 let o[t, n, g, c] = sum[s] p * u;
                 let y[t, d] = x + rms_norm[d](sum[n, g, c] o * wo, eps) * (1 + attn_out);
                 let b = rms_norm[d](y, eps) * (1 + ffn_norm);
-                let z[t, d] = sum[f] gelu_tanh(sum[d] b * gate) * (sum[d] b * up) * down;
+                let z[t, d] = feed(b);
                 y + rms_norm[d](z, eps) * (1 + ffn_out)
             }
         }

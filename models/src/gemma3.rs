@@ -1,5 +1,7 @@
 //! Gemma 3.
 
+use crate::blocks::{GeGlu, NormedAttention};
+
 einfuse_macros::model! {
     /// Gemma 3, text (Gemma Team, 2025): scaled embeddings, norms before and behind each part, most layers with a window and
     /// rotary frequencies of their own, a norm on the queries and keys of each head.
@@ -37,31 +39,20 @@ einfuse_macros::model! {
             host freq[r] = ropes.of(windows.is_local(l, 6)).frequencies(r);
             host scale = ropes.of(windows.is_local(l, 6)).scale();
             weights "model.layers.{l}." {
-                attn_norm[d]   = "input_layernorm.weight";
-                wq[n, g, c, d] = "self_attn.q_proj.weight";
-                wk[n, c, d]    = "self_attn.k_proj.weight";
-                wv[n, c, d]    = "self_attn.v_proj.weight";
-                wo[d, n, g, c] = "self_attn.o_proj.weight";
-                q_norm[c]      = "self_attn.q_norm.weight";
-                k_norm[c]      = "self_attn.k_norm.weight";
-                attn_out[d]    = "post_attention_layernorm.weight";
-                ffn_norm[d]    = "pre_feedforward_layernorm.weight";
-                gate[f, d]     = "mlp.gate_proj.weight";
-                up[f, d]       = "mlp.up_proj.weight";
-                down[d, f]     = "mlp.down_proj.weight";
-                ffn_out[d]     = "post_feedforward_layernorm.weight";
+                attn_norm[d] = "input_layernorm.weight";
+                block attend[d, n, g, c, r] -> [t, d] =
+                    NormedAttention { centred: true, window: windows.alternating(l, 6, 4096) } in "self_attn.";
+                attn_out[d] = "post_attention_layernorm.weight";
+                ffn_norm[d] = "pre_feedforward_layernorm.weight";
+                block feed[d, f] -> [t, d] = GeGlu in "mlp.";
+                ffn_out[d] = "post_feedforward_layernorm.weight";
             }
             fn (x[t, d]) -> [t, d] {
                 let a = rms_norm[d](x, eps) * (1 + attn_norm);
-                let q[t, n, g, c] = rotate[c](rms_norm[c](sum[d] a * wq, eps) * (1 + q_norm), freq, scale);
-                let k[t, n, c]    = rotate[c](rms_norm[c](sum[d] a * wk, eps) * (1 + k_norm), freq, scale);
-                let u[t, n, c]    = sum[d] a * wv;
-                cache k, u over s within windows.alternating(l, 6, 4096);
-                let p[t, n, g, s] = softmax[s](per_score^-0.5 * (sum[c] q * k) where s <= t);
-                let o[t, n, g, c] = sum[s] p * u;
-                let y[t, d] = x + rms_norm[d](sum[n, g, c] o * wo, eps) * (1 + attn_out);
+                let m[t, d] = attend(a, freq, scale, per_score^-0.5, eps);
+                let y[t, d] = x + rms_norm[d](m, eps) * (1 + attn_out);
                 let b = rms_norm[d](y, eps) * (1 + ffn_norm);
-                let z[t, d] = sum[f] gelu_tanh(sum[d] b * gate) * (sum[d] b * up) * down;
+                let z[t, d] = feed(b);
                 y + rms_norm[d](z, eps) * (1 + ffn_out)
             }
         }

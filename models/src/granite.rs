@@ -1,5 +1,7 @@
 //! Granite.
 
+use crate::blocks::{Attention, SwiGlu};
+
 einfuse_macros::model! {
     /// Granite 3 (Granite Team, 2024): as Llama, with multipliers on embeddings, scores, residuals and logits.
     pub Granite for "GraniteForCausalLM" {
@@ -37,31 +39,16 @@ einfuse_macros::model! {
 
         layer l in layers {
             weights "model.layers.{l}." {
-                attn_norm[d]   = "input_layernorm.weight";
-                wq[n, g, c, d] = "self_attn.q_proj.weight";
-                bq[n, g, c]    = "self_attn.q_proj.bias" if biased else 0;
-                wk[n, c, d]    = "self_attn.k_proj.weight";
-                bk[n, c]       = "self_attn.k_proj.bias" if biased else 0;
-                wv[n, c, d]    = "self_attn.v_proj.weight";
-                bv[n, c]       = "self_attn.v_proj.bias" if biased else 0;
-                wo[d, n, g, c] = "self_attn.o_proj.weight";
-                bo[d]          = "self_attn.o_proj.bias" if biased else 0;
-                ffn_norm[d]    = "post_attention_layernorm.weight";
-                gate[f, d]     = "mlp.gate_proj.weight";
-                up[f, d]       = "mlp.up_proj.weight";
-                down[d, f]     = "mlp.down_proj.weight";
+                attn_norm[d] = "input_layernorm.weight";
+                block attend[d, n, g, c, r] -> [t, d] = Attention { biased, out_biased: biased } in "self_attn.";
+                ffn_norm[d] = "post_attention_layernorm.weight";
+                block feed[d, f] -> [t, d] = SwiGlu in "mlp.";
             }
             fn (x[t, d]) -> [t, d] {
                 let a = rms_norm[d](x, eps) * attn_norm;
-                let q[t, n, g, c] = rotate[c](bq + sum[d] a * wq, freq, scale);
-                let k[t, n, c]    = rotate[c](bk + sum[d] a * wk, freq, scale);
-                let u[t, n, c]    = bv + sum[d] a * wv;
-                cache k, u over s;
-                let p[t, n, g, s] = softmax[s](per_score * (sum[c] q * k) where s <= t);
-                let o[t, n, g, c] = sum[s] p * u;
-                let y[t, d] = x + per_part * (bo + sum[n, g, c] o * wo);
+                let y[t, d] = x + per_part * attend(a, freq, scale, per_score);
                 let b = rms_norm[d](y, eps) * ffn_norm;
-                y + per_part * (sum[f] silu(sum[d] b * gate) * (sum[d] b * up) * down)
+                y + per_part * feed(b)
             }
         }
         fn (tokens[t]) -> [t, v] {

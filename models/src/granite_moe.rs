@@ -1,5 +1,7 @@
 //! Granite with a mixture of experts.
 
+use crate::blocks::Attention;
+
 einfuse_macros::model! {
     /// Granite 3 MoE (IBM, 2024): as Mixtral, with scaled embeddings, residuals and logits, and weights that are the softmax of
     /// the chosen experts' scores.
@@ -40,25 +42,16 @@ einfuse_macros::model! {
 
         layer l in layers {
             weights "model.layers.{l}." {
-                attn_norm[d]      = "input_layernorm.weight";
-                wq[n, g, c, d]    = "self_attn.q_proj.weight";
-                wk[n, c, d]       = "self_attn.k_proj.weight";
-                wv[n, c, d]       = "self_attn.v_proj.weight";
-                wo[d, n, g, c]    = "self_attn.o_proj.weight";
-                ffn_norm[d]       = "post_attention_layernorm.weight";
+                attn_norm[d] = "input_layernorm.weight";
+                block attend[d, n, g, c, r] -> [t, d] = Attention in "self_attn.";
+                ffn_norm[d] = "post_attention_layernorm.weight";
                 router[e, d]      = "block_sparse_moe.router.layer.weight";
                 input[e, p, f, d] = "block_sparse_moe.input_linear.weight";
                 down[e, d, f]     = "block_sparse_moe.output_linear.weight";
             }
             fn (x[t, d]) -> [t, d] {
                 let a = rms_norm[d](x, eps) * attn_norm;
-                let q[t, n, g, c] = rotate[c](sum[d] a * wq, freq, scale);
-                let k[t, n, c]    = rotate[c](sum[d] a * wk, freq, scale);
-                let u[t, n, c]    = sum[d] a * wv;
-                cache k, u over s;
-                let m[t, n, g, s] = softmax[s](attention_scale * (sum[c] q * k) where s <= t);
-                let o[t, n, g, c] = sum[s] m * u;
-                let y[t, d] = x + residual_scale * (sum[n, g, c] o * wo);
+                let y[t, d] = x + residual_scale * attend(a, freq, scale, attention_scale);
                 let b = rms_norm[d](y, eps) * ffn_norm;
                 let (scores, i)[t, j] = top[e -> j](sum[d] b * router);
                 let share[t, j] = softmax[j](scores);

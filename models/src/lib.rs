@@ -3,6 +3,7 @@
 //! [`graph_from_config`] finds the architecture that a config.json names and builds its graph.
 
 mod alibi;
+pub mod blocks;
 mod bloom;
 mod cohere;
 mod deepseek_v2;

@@ -1,5 +1,7 @@
 //! Llama 4, text.
 
+use crate::blocks::SwiGlu;
+
 einfuse_macros::model! {
     /// Llama 4, text (Meta, 2025): most layers turn queries and keys by their positions and see their own chunk of them alone,
     /// the others see all without positions; each token goes through one expert that all share, and the likeliest others.
@@ -32,7 +34,6 @@ einfuse_macros::model! {
             let y = rotate_pairs[c](x, freq, scale);
             if normed then rms_norm[c](y, eps) else y
         }
-        fn network[i](x, gate, up, down) { sum[i] silu(sum[d] x * gate) * (sum[d] x * up) * down }
         fn experts(x, router, input, down) {
             let (score, i) = top[e -> j](sum[d] x * router);
             let w = sigmoid(score);
@@ -44,12 +45,10 @@ einfuse_macros::model! {
                 attn_norm[d] = "input_layernorm.weight"; ffn_norm[d] = "post_attention_layernorm.weight";
                 wq[n, g, c, d] = "self_attn.q_proj.weight"; wk[n, c, d] = "self_attn.k_proj.weight";
                 wv[n, c, d] = "self_attn.v_proj.weight"; wo[d, n, g, c] = "self_attn.o_proj.weight";
-                gate[m, d] = "feed_forward.gate_proj.weight"; up[m, d] = "feed_forward.up_proj.weight";
-                down[d, m] = "feed_forward.down_proj.weight"; router[e, d] = "feed_forward.router.weight";
+                block feed[d, m] -> [t, d] = SwiGlu in "feed_forward.";
+                block share[d, f] -> [t, d] = SwiGlu in "feed_forward.shared_expert.";
+                router[e, d] = "feed_forward.router.weight";
                 input[e, d, p, f] = "feed_forward.experts.gate_up_proj"; output[e, f, d] = "feed_forward.experts.down_proj";
-                all_gate[f, d] = "feed_forward.shared_expert.gate_proj.weight";
-                all_up[f, d] = "feed_forward.shared_expert.up_proj.weight";
-                all_down[d, f] = "feed_forward.shared_expert.down_proj.weight";
             }
             fn (x[t, d]) -> [t, d] {
                 let a = rms_norm[d](x, eps) * attn_norm;
@@ -65,8 +64,8 @@ einfuse_macros::model! {
                     else sum[s] softmax[s](size(c)^-0.5 * (sum[c] q * k) where s <= t) * u;
                 let y[t, d] = x + sum[n, g, c] o * wo;
                 let b = rms_norm[d](y, eps) * ffn_norm;
-                y + if sparse.has(l) then experts(b, router, input, output) + network[f](b, all_gate, all_up, all_down)
-                    else network[m](b, gate, up, down)
+                y + if sparse.has(l) then experts(b, router, input, output) + share(b)
+                    else feed(b)
             }
         }
         fn (tokens[t]) -> [t, v] {

@@ -1,5 +1,7 @@
 //! Mixtral.
 
+use crate::blocks::{Attention, Experts};
+
 einfuse_macros::model! {
     /// Mixtral (Jiang et al., 2024): Mistral's attention; of several gated networks, each token goes through those that a
     /// router finds the likeliest, weighted by their probabilities among each other.
@@ -36,31 +38,17 @@ einfuse_macros::model! {
 
         layer l in layers {
             weights "model.layers.{l}." {
-                attn_norm[d]   = "input_layernorm.weight";
-                wq[n, g, c, d] = "self_attn.q_proj.weight";
-                wk[n, c, d]    = "self_attn.k_proj.weight";
-                wv[n, c, d]    = "self_attn.v_proj.weight";
-                wo[d, n, g, c] = "self_attn.o_proj.weight";
-                ffn_norm[d]    = "post_attention_layernorm.weight";
-                router[e, d]   = "block_sparse_moe.gate.weight";
-                gate[e, f, d]  = "block_sparse_moe.experts.{e}.w1.weight";
-                up[e, f, d]    = "block_sparse_moe.experts.{e}.w3.weight";
-                down[e, d, f]  = "block_sparse_moe.experts.{e}.w2.weight";
+                attn_norm[d] = "input_layernorm.weight";
+                block attend[d, n, g, c, r] -> [t, d] = Attention { window } in "self_attn.";
+                ffn_norm[d] = "post_attention_layernorm.weight";
+                block route[d, e, f, j] -> [t, d] =
+                    Experts { normed: true, numbered: true } in "block_sparse_moe.";
             }
             fn (x[t, d]) -> [t, d] {
                 let a = rms_norm[d](x, eps) * attn_norm;
-                let q[t, n, g, c] = rotate[c](sum[d] a * wq, freq, scale);
-                let k[t, n, c]    = rotate[c](sum[d] a * wk, freq, scale);
-                let u[t, n, c]    = sum[d] a * wv;
-                cache k, u over s within window;
-                let p[t, n, g, s] = softmax[s](size(c)^-0.5 * (sum[c] q * k) where s <= t);
-                let o[t, n, g, c] = sum[s] p * u;
-                let y[t, d] = x + sum[n, g, c] o * wo;
+                let y[t, d] = x + attend(a, freq, scale, size(c)^-0.5);
                 let b = rms_norm[d](y, eps) * ffn_norm;
-                let (w, i)[t, j] = top[e -> j](softmax[e](sum[d] b * router));
-                let z[t, j, f] = silu(sum[d] b * gate[e = i]) * (sum[d] b * up[e = i]);
-                let share[t, j] = w / sum[j] w;
-                y + sum[j] share * (sum[f] z * down[e = i])
+                y + route(b)
             }
         }
         fn (tokens[t]) -> [t, v] {

@@ -1,5 +1,7 @@
 //! OLMo 2.
 
+use crate::blocks::SwiGlu;
+
 einfuse_macros::model! {
     /// OLMo 2 (OLMo Team, 2024): as Llama, with the norms behind each part in place of before it, and one over all queries
     /// and one over all keys of a token.
@@ -44,9 +46,7 @@ einfuse_macros::model! {
                 q_norm[n, g, c] = "self_attn.q_norm.weight";
                 k_norm[n, c]   = "self_attn.k_norm.weight";
                 attn_out[d]    = "post_attention_layernorm.weight";
-                gate[f, d]     = "mlp.gate_proj.weight";
-                up[f, d]       = "mlp.up_proj.weight";
-                down[d, f]     = "mlp.down_proj.weight";
+                block feed[d, f] -> [t, d] = SwiGlu in "mlp.";
                 ffn_out[d]     = "post_feedforward_layernorm.weight";
             }
             fn (x[t, d]) -> [t, d] {
@@ -60,7 +60,7 @@ einfuse_macros::model! {
                 let o[t, n, g, c] = sum[s] p * u;
                 let m[t, d] = bo + sum[n, g, c] o * wo;
                 let y[t, d] = x + rms_norm[d](m, eps) * attn_out;
-                let z[t, d] = sum[f] silu(sum[d] y * gate) * (sum[d] y * up) * down;
+                let z[t, d] = feed(y);
                 y + rms_norm[d](z, eps) * ffn_out
             }
         }

@@ -1,5 +1,7 @@
 //! OLMoE.
 
+use crate::blocks::Experts;
+
 einfuse_macros::model! {
     /// OLMoE (Muennighoff et al., 2024): as Llama, with norms on all queries and all keys, and experts in every layer.
     pub Olmoe for "OlmoeForCausalLM" {
@@ -41,10 +43,7 @@ einfuse_macros::model! {
                 q_norm[n, g, c]  = "self_attn.q_norm.weight";
                 k_norm[n, c]     = "self_attn.k_norm.weight";
                 ffn_norm[d]      = "post_attention_layernorm.weight";
-                router[e, d]     = "mlp.gate.weight";
-                gate[e, f, d]    = "mlp.experts.{e}.gate_proj.weight";
-                up[e, f, d]      = "mlp.experts.{e}.up_proj.weight";
-                down[e, d, f]    = "mlp.experts.{e}.down_proj.weight";
+                block route[d, e, f, j] -> [t, d] = Experts { normed } in "mlp.";
             }
             fn (x[t, d]) -> [t, d] {
                 let a = rms_norm[d](x, eps) * attn_norm;
@@ -58,10 +57,7 @@ einfuse_macros::model! {
                 let o[t, n, g, c] = sum[s] p * u;
                 let y[t, d] = x + sum[n, g, c] o * wo;
                 let b = rms_norm[d](y, eps) * ffn_norm;
-                let (w, i)[t, j] = top[e -> j](softmax[e](sum[d] b * router));
-                let share[t, j] = if normed then w / sum[j] w else w;
-                let z[t, j, f] = silu(sum[d] b * gate[e = i]) * (sum[d] b * up[e = i]);
-                y + sum[j] share * (sum[f] z * down[e = i])
+                y + route(b)
             }
         }
         fn (tokens[t]) -> [t, v] {

@@ -1,5 +1,7 @@
 //! Qwen2.
 
+use crate::blocks::{Attention, SwiGlu};
+
 einfuse_macros::model! {
     /// Qwen2 and Qwen2.5 (Yang et al., 2024): as Llama, with biases on queries, keys and values, and a window in some layers.
     pub Qwen2 for "Qwen2ForCausalLM" {
@@ -32,30 +34,17 @@ einfuse_macros::model! {
 
         layer l in layers {
             weights "model.layers.{l}." {
-                attn_norm[d]   = "input_layernorm.weight";
-                wq[n, g, c, d] = "self_attn.q_proj.weight";
-                bq[n, g, c]    = "self_attn.q_proj.bias";
-                wk[n, c, d]    = "self_attn.k_proj.weight";
-                bk[n, c]       = "self_attn.k_proj.bias";
-                wv[n, c, d]    = "self_attn.v_proj.weight";
-                bv[n, c]       = "self_attn.v_proj.bias";
-                wo[d, n, g, c] = "self_attn.o_proj.weight";
-                ffn_norm[d]    = "post_attention_layernorm.weight";
-                gate[f, d]     = "mlp.gate_proj.weight";
-                up[f, d]       = "mlp.up_proj.weight";
-                down[d, f]     = "mlp.down_proj.weight";
+                attn_norm[d] = "input_layernorm.weight";
+                block attend[d, n, g, c, r] -> [t, d] =
+                    Attention { biased: true, window: windows.late(l, 4096) } in "self_attn.";
+                ffn_norm[d] = "post_attention_layernorm.weight";
+                block feed[d, f] -> [t, d] = SwiGlu in "mlp.";
             }
             fn (x[t, d]) -> [t, d] {
                 let a = rms_norm[d](x, eps) * attn_norm;
-                let q[t, n, g, c] = rotate[c](bq + sum[d] a * wq, freq, scale);
-                let k[t, n, c]    = rotate[c](bk + sum[d] a * wk, freq, scale);
-                let u[t, n, c]    = bv + sum[d] a * wv;
-                cache k, u over s within windows.late(l, 4096);
-                let p[t, n, g, s] = softmax[s](size(c)^-0.5 * (sum[c] q * k) where s <= t);
-                let o[t, n, g, c] = sum[s] p * u;
-                let y[t, d] = x + sum[n, g, c] o * wo;
+                let y[t, d] = x + attend(a, freq, scale, size(c)^-0.5);
                 let b = rms_norm[d](y, eps) * ffn_norm;
-                y + sum[f] silu(sum[d] b * gate) * (sum[d] b * up) * down
+                y + feed(b)
             }
         }
         fn (tokens[t]) -> [t, v] {

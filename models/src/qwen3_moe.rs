@@ -1,5 +1,7 @@
 //! Qwen3 with a mixture of experts.
 
+use crate::blocks::{Experts, NormedAttention, SwiGlu};
+
 einfuse_macros::model! {
     /// Qwen3 MoE (Yang et al., 2025): as Qwen3, and in most layers each token goes through the experts that a router finds the
     /// likeliest.
@@ -33,42 +35,19 @@ einfuse_macros::model! {
         weights "model." { embed[v, d] = "embed_tokens.weight"; final_norm[d] = "norm.weight"; }
         weights { head[v, d] = "lm_head.weight" if !tied else embed; }
 
-        fn experts(b, router, gate, up, down) {
-            let (w, i) = top[e -> j](softmax[e](sum[d] b * router));
-            let z = silu(sum[d] b * gate[e = i]) * (sum[d] b * up[e = i]);
-            let all = sum[j] w * (sum[m] z * down[e = i]);
-            if normed then all / (sum[j] w) else all
-        }
         layer l in layers {
             weights "model.layers.{l}." {
-                attn_norm[d]     = "input_layernorm.weight";
-                wq[n, g, c, d]   = "self_attn.q_proj.weight";
-                wk[n, c, d]      = "self_attn.k_proj.weight";
-                wv[n, c, d]      = "self_attn.v_proj.weight";
-                wo[d, n, g, c]   = "self_attn.o_proj.weight";
-                q_norm[c]        = "self_attn.q_norm.weight";
-                k_norm[c]        = "self_attn.k_norm.weight";
-                ffn_norm[d]      = "post_attention_layernorm.weight";
-                gate[f, d]       = "mlp.gate_proj.weight";
-                up[f, d]         = "mlp.up_proj.weight";
-                down[d, f]       = "mlp.down_proj.weight";
-                router[e, d]     = "mlp.gate.weight";
-                gates[e, m, d]   = "mlp.experts.{e}.gate_proj.weight";
-                ups[e, m, d]     = "mlp.experts.{e}.up_proj.weight";
-                downs[e, d, m]   = "mlp.experts.{e}.down_proj.weight";
+                attn_norm[d] = "input_layernorm.weight";
+                block attend[d, n, g, c, r] -> [t, d] = NormedAttention in "self_attn.";
+                ffn_norm[d] = "post_attention_layernorm.weight";
+                block feed[d, f] -> [t, d] = SwiGlu in "mlp.";
+                block route[d, e, m, j] -> [t, d] = Experts { normed } in "mlp.";
             }
             fn (x[t, d]) -> [t, d] {
                 let a = rms_norm[d](x, eps) * attn_norm;
-                let q[t, n, g, c] = rotate[c](rms_norm[c](sum[d] a * wq, eps) * q_norm, freq, scale);
-                let k[t, n, c]    = rotate[c](rms_norm[c](sum[d] a * wk, eps) * k_norm, freq, scale);
-                let u[t, n, c]    = sum[d] a * wv;
-                cache k, u over s;
-                let p[t, n, g, s] = softmax[s](size(c)^-0.5 * (sum[c] q * k) where s <= t);
-                let o[t, n, g, c] = sum[s] p * u;
-                let y[t, d] = x + sum[n, g, c] o * wo;
+                let y[t, d] = x + attend(a, freq, scale, size(c)^-0.5, eps);
                 let b = rms_norm[d](y, eps) * ffn_norm;
-                y + if sparse.has(l) then experts(b, router, gates, ups, downs)
-                    else sum[f] silu(sum[d] b * gate) * (sum[d] b * up) * down
+                y + if sparse.has(l) then route(b) else feed(b)
             }
         }
         fn (tokens[t]) -> [t, v] {

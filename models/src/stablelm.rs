@@ -1,5 +1,7 @@
 //! StableLM.
 
+use crate::blocks::SwiGlu;
+
 einfuse_macros::model! {
     /// StableLM and StableLM 2 (Bellagente et al., 2024): layer norms, a share of each head rotated, gated units; in some the
     /// two parts of a layer stand beside each other.
@@ -53,9 +55,7 @@ einfuse_macros::model! {
                 wo[d, n, g, c] = "self_attn.o_proj.weight";
                 ffn_gain[d]    = "post_attention_layernorm.weight";
                 ffn_bias[d]    = "post_attention_layernorm.bias";
-                gate[f, d]     = "mlp.gate_proj.weight";
-                up[f, d]       = "mlp.up_proj.weight";
-                down[d, f]     = "mlp.down_proj.weight";
+                block feed[d, f] -> [t, d] = SwiGlu in "mlp.";
             }
             fn (x[t, d]) -> [t, d] {
                 let a = layer_norm[d](x, eps) * attn_gain + attn_bias;
@@ -67,7 +67,7 @@ einfuse_macros::model! {
                 let o[t, n, g, c] = sum[s] p * u;
                 let y[t, d] = x + sum[n, g, c] o * wo;
                 let b = if parallel then a else layer_norm[d](y, eps) * ffn_gain + ffn_bias;
-                y + sum[f] silu(sum[d] b * gate) * (sum[d] b * up) * down
+                y + feed(b)
             }
         }
         fn (tokens[t]) -> [t, v] {

@@ -1,5 +1,7 @@
 //! StarCoder2.
 
+use crate::blocks::Attention;
+
 einfuse_macros::model! {
     /// StarCoder2 (Lozhkov et al., 2024): layer norms, biases, rotary positions, grouped queries, a window, GELU.
     pub Starcoder2 for "Starcoder2ForCausalLM" {
@@ -36,14 +38,8 @@ einfuse_macros::model! {
             weights "model.layers.{l}." {
                 attn_gain[d]   = "input_layernorm.weight";
                 attn_bias[d]   = "input_layernorm.bias";
-                wq[n, g, c, d] = "self_attn.q_proj.weight";
-                bq[n, g, c]    = "self_attn.q_proj.bias" if biased else 0;
-                wk[n, c, d]    = "self_attn.k_proj.weight";
-                bk[n, c]       = "self_attn.k_proj.bias" if biased else 0;
-                wv[n, c, d]    = "self_attn.v_proj.weight";
-                bv[n, c]       = "self_attn.v_proj.bias" if biased else 0;
-                wo[d, n, g, c] = "self_attn.o_proj.weight";
-                bo[d]          = "self_attn.o_proj.bias" if biased else 0;
+                block attend[d, n, g, c, r] -> [t, d] =
+                    Attention { biased, out_biased: biased, window } in "self_attn.";
                 ffn_gain[d]    = "post_attention_layernorm.weight";
                 ffn_bias[d]    = "post_attention_layernorm.bias";
                 up[f, d]       = "mlp.c_fc.weight";
@@ -53,13 +49,7 @@ einfuse_macros::model! {
             }
             fn (x[t, d]) -> [t, d] {
                 let a = layer_norm[d](x, eps) * attn_gain + attn_bias;
-                let q[t, n, g, c] = rotate[c](bq + sum[d] a * wq, freq, scale);
-                let k[t, n, c]    = rotate[c](bk + sum[d] a * wk, freq, scale);
-                let u[t, n, c]    = bv + sum[d] a * wv;
-                cache k, u over s within window;
-                let p[t, n, g, s] = softmax[s](size(c)^-0.5 * (sum[c] q * k) where s <= t);
-                let o[t, n, g, c] = sum[s] p * u;
-                let y[t, d] = x + bo + sum[n, g, c] o * wo;
+                let y[t, d] = x + attend(a, freq, scale, size(c)^-0.5);
                 let b = layer_norm[d](y, eps) * ffn_gain + ffn_bias;
                 y + down_bias + sum[f] gelu_tanh(up_bias + sum[d] b * up) * down
             }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use einfuse_graph::{Expr, Extent, Graph, Kind, Node, verify};
-use einfuse_models::{ARCHITECTURES, context_from_config, graph_from_config};
+use einfuse_models::{ARCHITECTURES, blocks, context_from_config, graph_from_config};
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
 
@@ -225,6 +225,48 @@ fn an_unknown_architecture_lists_the_known_ones() {
     for config in [json!({}), json!([]), json!({"architectures": []}), json!({"architectures": [1]}), json!(null)] {
         assert!(graph_from_config(&config, None).unwrap_err().to_string().contains("`architectures`"));
     }
+}
+
+einfuse_macros::model! {
+    /// A model of another crate than the blocks that it uses.
+    Another for "AnotherForCausalLM" {
+        config { d: size = "d"; f: size = "f"; n: size = "n"; c: size = "c"; v: size = "v"; layers: count = "layers"; }
+        axis g = alias n;
+        axis r = c / 2;
+        host freq[r] = vec![1.0; r];
+        weights { embed[v, d] = "embed"; }
+        layer l in layers {
+            weights "{l}." {
+                block attend[d, n, g, c, r] -> [t, d] = blocks::Attention { biased: l == 1 } in "attend.";
+                block feed[d, f] -> [t, d] = einfuse_models::blocks::SwiGlu in "feed.";
+            }
+            fn (x[t, d]) -> [t, d] { x + feed(x + attend(x, freq, 1, 0.5)) }
+        }
+        fn (tokens[t]) -> [t, v] {
+            let x = layers(embed[v = tokens]);
+            sum[d] x * embed
+        }
+    }
+}
+
+#[test]
+fn blocks_are_for_other_crates_too() {
+    let config = AnotherConfig::from_json(&json!({"d": 6, "f": 5, "n": 2, "c": 4, "v": 7, "layers": 2})).unwrap();
+    let asked = asked(&Another::graph(&config).unwrap());
+    let all = [
+        "attend.q_proj",
+        "attend.k_proj",
+        "attend.v_proj",
+        "attend.o_proj",
+        "feed.gate_proj",
+        "feed.up_proj",
+        "feed.down_proj",
+    ];
+    let mut wanted: BTreeSet<String> =
+        all.iter().flat_map(|name| (0..2).map(move |l| format!("{l}.{name}.weight"))).collect();
+    wanted.extend(["q", "k", "v"].map(|name| format!("1.attend.{name}_proj.bias")));
+    wanted.insert("embed".to_owned());
+    assert_eq!(asked, wanted);
 }
 
 /// A model is read from top to bottom, like the paper.

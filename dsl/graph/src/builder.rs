@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use crate::config::ModelError;
 use crate::graph::*;
 use crate::verify::{Site, VerifyError, verify};
 
@@ -160,7 +161,8 @@ impl Builder {
         id
     }
 
-    fn tokens_axis(&self) -> Option<AxisId> {
+    /// The axis of this step's tokens.
+    pub(crate) fn tokens_axis(&self) -> Option<AxisId> {
         let at = self.graph.axes.iter().position(|a| a.extent == Extent::Tokens)?;
         Some(AxisId(at as u32))
     }
@@ -527,6 +529,31 @@ impl Builder {
         self.binary(Binary::Div, sum, count)
     }
 
+    /// The tensor of which an expression is an element, at the coordinates of the tensor's own axes; if there is none, a new
+    /// one with this name.
+    pub fn tensor(&mut self, name: &str, value: ExprId) -> TensorId {
+        if let Expr::Load { tensor, .. } = *self.graph.expr(value)
+            && self.load(tensor) == value
+        {
+            return tensor;
+        }
+        self.define(name, None, value)
+    }
+
+    /// What a block's function yields. Its mistakes are those of the graph, at the block's own declarations.
+    pub fn block(&mut self, build: impl FnOnce(&mut Builder) -> Result<ExprId, ModelError>) -> ExprId {
+        let location = self.location.clone();
+        let result = match build(self) {
+            Ok(result) => result,
+            Err(error) => {
+                self.fail(error.to_string());
+                self.float(0.0)
+            }
+        };
+        self.location = location;
+        result
+    }
+
     // ---- nodes
 
     /// `let name[axes] = body`: an equation. With `axes` given they must be exactly those of the body, and their order is
@@ -584,14 +611,7 @@ impl Builder {
             }
             _ => self.fail(format!("`top[{of} -> {name}]` is along axes of fixed sizes")),
         }
-        let loaded = match self.graph.expr(body) {
-            Expr::Load { tensor, .. } => Some(*tensor),
-            _ => None,
-        };
-        let x = match loaded {
-            Some(tensor) if self.load(tensor) == body => tensor,
-            _ => self.define(&format!("{values}.of"), None, body),
-        };
+        let x = self.tensor(&format!("{values}.of"), body);
         let other = match self.others.get(&over) {
             Some(&other) => other,
             None => {

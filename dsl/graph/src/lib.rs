@@ -11,6 +11,7 @@
 //! | | |
 //! |---|---|
 //! | [`Builder`] | makes graphs from Rust |
+//! | [`Signature`], [`Use`] | a block of equations that models share, and where one of them uses it |
 //! | `Display`, [`parse`], [`print_expr`] | a text form that reads like the language, both ways |
 //! | [`verify`] | everything that holds of a well-formed graph |
 //! | [`Interpreter`] | what a graph means, in `f64`, with a bound on what `f32` may make of it ([`Number`]) |
@@ -51,6 +52,7 @@
 //! - Masks are selections: a reduction skips what is masked by selecting its neutral value.
 //! - This crate knows no checkpoint and no machine, and imports no other crate of the project.
 
+mod block;
 mod builder;
 mod config;
 mod graph;
@@ -60,6 +62,7 @@ mod print;
 pub mod random;
 mod verify;
 
+pub use block::{Signature, Use};
 pub use builder::{BuildError, Builder};
 pub use config::ModelError;
 pub use graph::*;

@@ -1,4 +1,4 @@
-//! A model as it is written.
+//! A model or a block as it is written.
 
 use proc_macro2::{Ident, Span, TokenStream};
 
@@ -9,21 +9,53 @@ pub(crate) struct Text {
     pub(crate) span: Span,
 }
 
-/// `pub Name for "Architecture", … { items }`
-pub(crate) struct Model {
+/// A model, or a block that models share: a head, `{ items }`.
+pub(crate) struct Declaration {
     /// Where the generated code finds `einfuse-graph`.
     pub(crate) graph: TokenStream,
     /// Doc comments and other attributes.
     pub(crate) attributes: TokenStream,
     pub(crate) visibility: TokenStream,
     pub(crate) name: Ident,
-    pub(crate) architectures: Vec<Text>,
+    pub(crate) head: Head,
     pub(crate) config: Vec<Value>,
     pub(crate) requires: Vec<Require>,
     pub(crate) items: Vec<Item>,
-    /// What is run for the tokens of a step.
+    /// The `fn` without a name.
     pub(crate) main: Option<Function>,
     pub(crate) context: Option<(Span, Expr)>,
+}
+
+/// What is declared.
+pub(crate) enum Head {
+    /// `pub Name for "Architecture", …`: a model, whose config is read, and whose `fn` is run for the tokens of a step.
+    Model { architectures: Vec<Text> },
+    /// `pub Name[axes]`: a block, whose axes and config its use gives, and whose `fn` is called there.
+    Block { axes: Vec<Ident> },
+}
+
+impl Declaration {
+    /// The axes that a block is given.
+    pub(crate) fn given_axes(&self) -> &[Ident] {
+        match &self.head {
+            Head::Model { .. } => &[],
+            Head::Block { axes } => axes,
+        }
+    }
+
+    pub(crate) fn is_block(&self) -> bool {
+        matches!(self.head, Head::Block { .. })
+    }
+
+    /// Whether a block is used under this name, in whatever layer.
+    pub(crate) fn uses_block(&self, name: &Ident) -> bool {
+        let sections = self.items.iter().flat_map(|item| match item {
+            Item::Weights(section) => std::slice::from_ref(section),
+            Item::Layer(layer) => &layer.weights[..],
+            _ => &[],
+        });
+        sections.flat_map(|section| &section.uses).any(|block| block.name == *name)
+    }
 }
 
 /// A value of the config: `name: type = "key", "key" null value else default;`
@@ -80,7 +112,7 @@ pub(crate) struct Require {
     pub(crate) allowed: Vec<Expr>,
 }
 
-/// What a model is made of, beside its config.
+/// What a declaration is made of, beside its config.
 pub(crate) enum Item {
     /// `axis name = extent;`
     Axis { name: Ident, extent: Expr },
@@ -107,6 +139,27 @@ pub(crate) struct Host {
 pub(crate) struct Weights {
     pub(crate) prefixes: Vec<Text>,
     pub(crate) weights: Vec<Weight>,
+    pub(crate) uses: Vec<Use>,
+}
+
+impl Weights {
+    /// What stands in front of a name, in order of preference.
+    pub(crate) fn prefixes(&self) -> Vec<&str> {
+        match &self.prefixes[..] {
+            [] => vec![""],
+            prefixes => prefixes.iter().map(|prefix| prefix.value.as_str()).collect(),
+        }
+    }
+}
+
+/// `block name[axes] -> [axes] = path { values } in "prefix" else "prefix";`
+pub(crate) struct Use {
+    pub(crate) name: Ident,
+    pub(crate) axes: Vec<Ident>,
+    pub(crate) result_axes: Vec<Ident>,
+    pub(crate) path: syn::Path,
+    pub(crate) values: Vec<(Ident, Expr)>,
+    pub(crate) prefixes: Vec<Text>,
 }
 
 /// `name[axes] = source else source;`

@@ -1,11 +1,11 @@
-//! A checked model, written down as Rust that reads the config and builds the graph.
+//! A checked declaration, written down as Rust that reads the config and builds the graph.
 
 use std::collections::HashSet;
 
 use proc_macro2::{Ident, Span, TokenStream};
 use quote::{format_ident, quote, quote_spanned};
 
-use crate::ast::{Item, Model};
+use crate::ast::{Declaration, Head, Item};
 use crate::program::*;
 
 /// A variable that no name of the user's can mean.
@@ -13,20 +13,26 @@ pub(crate) fn internal(name: &str) -> Ident {
     Ident::new(name, Span::mixed_site())
 }
 
-/// The Rust of a model.
-pub(crate) fn emit(model: &Model, program: &Program) -> TokenStream {
-    let config = config(model, program);
-    let architecture = architecture(model, program);
-    quote!(#config #architecture)
+/// The Rust of a declaration.
+pub(crate) fn emit(declaration: &Declaration, program: &Program) -> TokenStream {
+    match &declaration.head {
+        Head::Block { axes } => block(declaration, program, axes),
+        Head::Model { architectures } => {
+            let config = config(declaration, program);
+            let architectures: Vec<&str> = architectures.iter().map(|a| a.value.as_str()).collect();
+            let architecture = architecture(declaration, program, &architectures);
+            quote!(#config #architecture)
+        }
+    }
 }
 
-fn config_name(model: &Model) -> Ident {
-    format_ident!("{}Config", model.name, span = model.name.span())
+fn config_name(declaration: &Declaration) -> Ident {
+    format_ident!("{}Config", declaration.name, span = declaration.name.span())
 }
 
-fn config(model: &Model, program: &Program) -> TokenStream {
-    let (graph, visibility, name) = (&model.graph, &model.visibility, &model.name.to_string());
-    let config = config_name(model);
+fn config(declaration: &Declaration, program: &Program) -> TokenStream {
+    let (graph, visibility, name) = (&declaration.graph, &declaration.visibility, &declaration.name.to_string());
+    let config = config_name(declaration);
     let source = internal("source");
     let fields = program.values.iter().map(|v| {
         let (docs, name, ty) = (&v.docs, &v.name, &v.ty);
@@ -72,15 +78,14 @@ fn config(model: &Model, program: &Program) -> TokenStream {
     }
 }
 
-fn architecture(model: &Model, program: &Program) -> TokenStream {
-    let (graph, visibility, name) = (&model.graph, &model.visibility, &model.name);
-    let (attributes, config, text) = (&model.attributes, config_name(model), name.to_string());
-    let architectures = model.architectures.iter().map(|a| &a.value);
+fn architecture(declaration: &Declaration, program: &Program, architectures: &[&str]) -> TokenStream {
+    let (graph, visibility, name) = (&declaration.graph, &declaration.visibility, &declaration.name);
+    let (attributes, config, text) = (&declaration.attributes, config_name(declaration), name.to_string());
     let context = program.context.clone().unwrap_or(quote!(::std::option::Option::None));
     let config_parameter = if program.context.is_some() { quote!(config) } else { quote!(_) };
-    let docs = documentation(model);
+    let docs = documentation(declaration);
     let (builder, output) = (internal("builder"), internal("output"));
-    let body = graph_body(model, program);
+    let body = graph_body(declaration, program);
     let unused = if program.mistaken { quote!(, unused) } else { TokenStream::new() };
     quote! {
         #attributes
@@ -112,16 +117,16 @@ fn architecture(model: &Model, program: &Program) -> TokenStream {
 }
 
 /// Signatures and formulas, for the documentation.
-fn documentation(model: &Model) -> TokenStream {
+fn documentation(declaration: &Declaration) -> TokenStream {
     let mut sources = Vec::new();
-    for item in &model.items {
+    for item in &declaration.items {
         match item {
             Item::Function(function) => sources.push(&function.source),
             Item::Layer(layer) => sources.extend(layer.bodies.iter().map(|b| &b.source)),
             _ => {}
         }
     }
-    sources.extend(model.main.as_ref().map(|m| &m.source));
+    sources.extend(declaration.main.as_ref().map(|m| &m.source));
     let mut text = String::from("\n# Equations\n");
     for source in sources {
         text += &format!("```text\n{}\n```\n", unindented(source));
@@ -137,35 +142,14 @@ fn unindented(source: &str) -> String {
     lines.collect::<Vec<_>>().join("\n")
 }
 
-fn graph_body(model: &Model, program: &Program) -> TokenStream {
-    let (graph, builder, output) = (&model.graph, internal("builder"), internal("output"));
-    let prologue = &program.prologue;
-    let axes = program.axes.iter().map(|(name, size)| {
-        let text = name.to_string();
-        let at = at(name.span());
-        match size {
-            None => quote!(let #name = #builder.tokens(#text);),
-            Some(size) => quote!(#at let #name = #builder.axis(#text, #size);),
-        }
-    });
-    let hosts = program.hosts.iter().map(|host| {
-        let Host { name, axes, bindings, rust } = host;
-        let (text, at) = (name.to_string(), at(name.span()));
-        quote! {
-            #at
-            let #name = {
-                #(#bindings)*
-                #graph::__private::HostValues::values({ #rust }, #text)?
-            };
-            let #name = #builder.constant(#text, &[#(#axes),*], #name);
-        }
-    });
-    let weights = program.weights.iter().map(|w| weight(graph, w));
+fn graph_body(declaration: &Declaration, program: &Program) -> TokenStream {
+    let (builder, output) = (internal("builder"), internal("output"));
+    let before = before(declaration, program);
     let main = match &program.main {
         Some(main) => {
             let (name, axes) = (&main.parameter, &main.parameter_axes);
             let (text, at) = (name.to_string(), at(name.span()));
-            let steps = steps(model, program, main);
+            let steps = steps(declaration, program, &main.steps, None);
             let result = local(&main.result);
             quote! {
                 #at
@@ -176,13 +160,103 @@ fn graph_body(model: &Model, program: &Program) -> TokenStream {
         }
         None => quote!(let #output = #builder.constant("output", &[], ::std::vec::Vec::new());),
     };
+    quote!(#before #main)
+}
+
+/// What stands before the equations: sizes, axes, constants and weights.
+fn before(declaration: &Declaration, program: &Program) -> TokenStream {
+    let (graph, builder) = (&declaration.graph, internal("builder"));
+    let prologue = &program.prologue;
+    let given = declaration.given_axes();
+    let own = program.axes.iter().filter(|(name, size)| match size {
+        Some(_) => !given.contains(name),
+        None => !declaration.is_block(),
+    });
+    let axes = own.map(|(name, size)| {
+        let text = name.to_string();
+        let at = at(name.span());
+        match size {
+            None => quote!(let #name = #builder.tokens(#text);),
+            Some(size) => quote!(#at let #name = #builder.axis(#text, #size);),
+        }
+    });
+    let hosts = program.hosts.iter().map(|host| {
+        let Host { name, axes, bindings, rust } = host;
+        let (text, label, at) = (name.to_string(), label(declaration, &name.to_string()), at(name.span()));
+        quote! {
+            #at
+            let #name = {
+                #(#bindings)*
+                #graph::__private::HostValues::values({ #rust }, #text)?
+            };
+            let #name = #builder.constant(#label, &[#(#axes),*], #name);
+        }
+    });
+    let weights = program.weights.iter().map(|w| weight(declaration, w));
     quote! {
         #(#prologue)*
         #(#axes)*
         #(#hosts)*
         #(#weights)*
-        #main
     }
+}
+
+/// A block: a type with a field for each value of its config, whose `build` adds its equations to a graph.
+fn block(declaration: &Declaration, program: &Program, axes: &[Ident]) -> TokenStream {
+    let Declaration { graph, attributes, visibility, name, .. } = declaration;
+    let docs = documentation(declaration);
+    let fields = program.values.iter().map(|v| {
+        let (docs, name, ty) = (&v.docs, &v.name, &v.ty);
+        quote!(#docs pub #name: #ty,)
+    });
+    let (builder, place, t) = (internal("builder"), internal("place"), internal("tokens"));
+    let config = Ident::new("config", Span::call_site());
+    let before = before(declaration, program);
+    let (parameters, signature, body) = match &program.block {
+        Some(block) => {
+            let steps = steps(declaration, program, &block.steps, Some(block.result));
+            let result = scalar(block.result);
+            (&block.parameters[..], block.signature.as_ref(), quote!(#steps ::std::result::Result::Ok(#result)))
+        }
+        None => (&[][..], None, quote!(::std::result::Result::Ok(#builder.float(0.0)))),
+    };
+    let signature = signature.map_or(quote!(#graph::Signature::new("", "")), |s| self::signature(graph, s));
+    let sizes: Vec<Ident> = axes.iter().map(|axis| internal(&format!("size_of_{axis}"))).collect();
+    let tokens = program.axes.iter().filter(|axis| axis.1.is_none()).map(|axis| &axis.0);
+    let unused = if program.mistaken { quote!(, unused) } else { TokenStream::new() };
+    quote! {
+        #attributes
+        #docs
+        #[derive(::std::clone::Clone, ::std::marker::Copy, ::std::fmt::Debug, ::std::default::Default)]
+        #visibility struct #name {
+            #(#fields)*
+        }
+
+        #[allow(clippy::all, clippy::pedantic, non_snake_case #unused)]
+        impl #name {
+            /// What the block takes and yields.
+            pub const SIGNATURE: #graph::Signature = #signature;
+
+            /// Adds the equations to a graph, and returns what the function yields. A mistake is one of the graph.
+            pub fn build(&self, builder: &mut #graph::Builder, place: &#graph::Use<'_>) -> #graph::ExprId {
+                let (#config, #place) = (self, place);
+                let _ = #config;
+                builder.block(|#builder| {
+                    let (#t, [#((#axes, #sizes)),*], [#(#parameters),*]) =
+                        #place.given(#builder, &Self::SIGNATURE)?;
+                    #(let _ = (#axes, #sizes);)*
+                    #(let #tokens = #t; let _ = #tokens;)*
+                    #before
+                    #body
+                })
+            }
+        }
+    }
+}
+
+fn signature(graph: &TokenStream, signature: &Signature) -> TokenStream {
+    let Signature { written, shape } = signature;
+    quote!(#graph::Signature::new(#written, #shape))
 }
 
 /// Tells the builder where in the source the next declaration stands.
@@ -203,28 +277,41 @@ fn scalar(id: usize) -> Ident {
     internal(&format!("e{id}"))
 }
 
-fn weight(graph: &TokenStream, weight: &Weight) -> TokenStream {
-    let Weight { name, axes, places, otherwise } = weight;
-    let (builder, found, text) = (internal("builder"), internal("places"), name.to_string());
-    let files: Vec<TokenStream> = places
-        .iter()
-        .map(|place| {
-            let name = &place.name;
-            let each = place.each;
-            let rows = match &place.rows {
-                Some(rows) => quote!(::std::option::Option::Some(#rows.clone())),
-                None => quote!(::std::option::Option::None),
-            };
-            quote!(#graph::FileTensor { name: ::std::string::String::from(#name), rows: #rows, each: #each })
-        })
-        .collect();
-    let at = at(name.span());
-    if otherwise.is_none() && places.iter().all(|p| p.condition.is_none()) {
-        return quote!(#at let #name = #builder.weight(#text, &[#(#axes),*], ::std::vec![#(#files),*]););
+/// The name of a tensor: in a block, behind that of its use.
+fn label(declaration: &Declaration, name: &str) -> TokenStream {
+    if !declaration.is_block() {
+        return quote!(#name);
     }
-    let pushes = places.iter().zip(&files).map(|(place, file)| match &place.condition {
-        Some(condition) => quote!(if #condition { #found.push(#file); }),
-        None => quote!(#found.push(#file);),
+    let place = internal("place");
+    quote!(&#place.named(#name))
+}
+
+fn weight(declaration: &Declaration, weight: &Weight) -> TokenStream {
+    let Weight { name, axes, places, otherwise } = weight;
+    let (graph, text) = (&declaration.graph, label(declaration, &name.to_string()));
+    let (builder, found, place) = (internal("builder"), internal("places"), internal("place"));
+    let files = places.iter().map(|at| {
+        let FileTensor { name, rows, each, .. } = at;
+        let rows = match rows {
+            Some(rows) => quote!(::std::option::Option::Some(#rows.clone())),
+            None => quote!(::std::option::Option::None),
+        };
+        match declaration.is_block() {
+            true => quote!(#place.files(#name, #rows, #each)),
+            false => {
+                let name = quote!(::std::string::String::from(#name));
+                quote!(::std::vec![#graph::FileTensor { name: #name, rows: #rows, each: #each }])
+            }
+        }
+    });
+    let files: Vec<TokenStream> = files.collect();
+    let at = at(name.span());
+    if let (None, [FileTensor { condition: None, .. }], [files]) = (otherwise, &places[..], &files[..]) {
+        return quote!(#at let #name = #builder.weight(#text, &[#(#axes),*], #files););
+    }
+    let pushes = places.iter().zip(&files).map(|(place, files)| match &place.condition {
+        Some(condition) => quote!(if #condition { #found.extend(#files); }),
+        None => quote!(#found.extend(#files);),
     });
     let value = quote!(#builder.weight(#text, &[#(#axes),*], #found));
     let value = match otherwise {
@@ -244,18 +331,19 @@ fn weight(graph: &TokenStream, weight: &Weight) -> TokenStream {
     }
 }
 
-fn steps(model: &Model, program: &Program, body: &Body) -> TokenStream {
-    let mut used = HashSet::new();
-    find_used(&body.steps, &mut used);
-    sequence(model, program, &body.steps, &used)
+/// Statements, and the scalar that they are about, if they are about one.
+fn steps(declaration: &Declaration, program: &Program, steps: &[Step], result: Option<usize>) -> TokenStream {
+    let mut used = HashSet::from_iter(result);
+    find_used(steps, &mut used);
+    sequence(declaration, program, steps, &used)
 }
 
 /// Statements, without the scalars that nothing is made of.
-fn sequence(model: &Model, program: &Program, steps: &[Step], used: &HashSet<usize>) -> TokenStream {
+fn sequence(declaration: &Declaration, program: &Program, steps: &[Step], used: &HashSet<usize>) -> TokenStream {
     let mut tokens = TokenStream::new();
     for step in steps {
         if program.mistaken || !matches!(step, Step::Scalar(id, _) if !used.contains(id)) {
-            tokens.extend(self::step(model, program, step, used));
+            tokens.extend(self::step(declaration, program, step, used));
         }
     }
     tokens
@@ -277,6 +365,7 @@ fn find_used(steps: &[Step], used: &mut HashSet<usize>) {
             Step::Define { body, .. } | Step::Top { body, .. } => {
                 used.insert(*body);
             }
+            Step::Block { arguments, .. } => used.extend(arguments),
             Step::Either { then, otherwise, .. } => {
                 for branch in [then, otherwise] {
                     used.insert(branch.id);
@@ -288,30 +377,31 @@ fn find_used(steps: &[Step], used: &mut HashSet<usize>) {
     }
 }
 
-fn step(model: &Model, program: &Program, step: &Step, used: &HashSet<usize>) -> TokenStream {
+fn step(declaration: &Declaration, program: &Program, step: &Step, used: &HashSet<usize>) -> TokenStream {
     let builder = internal("builder");
     match step {
         Step::Scalar(id, op) => {
             let name = scalar(*id);
-            let op = self::op(&model.graph, op);
+            let op = self::op(&declaration.graph, op);
             quote!(let #name = #builder.#op;)
         }
         Step::Either { id, condition, then, otherwise } => {
             let name = scalar(*id);
             let [then, otherwise] = [then, otherwise].map(|branch| {
-                let (steps, value) = (sequence(model, program, &branch.steps, used), scalar(branch.id));
+                let (steps, value) = (sequence(declaration, program, &branch.steps, used), scalar(branch.id));
                 quote!({ #steps #value })
             });
             quote!(let #name = if #condition #then else #otherwise;)
         }
         Step::Define { tensor, label, axes, body, at: span } => {
             let (tensor, body, at) = (local(tensor), scalar(*body), at(*span));
-            let axes = optional(axes);
+            let (axes, label) = (optional(axes), self::label(declaration, label));
             quote!(#at let #tensor = #builder.define(#label, #axes, #body);)
         }
         Step::Top { values, indices, labels: [first, second], axes, body, over, rank, at: span } => {
             let (values, indices, body, at) = (local(values), local(indices), scalar(*body), at(*span));
             let axes = optional(axes);
+            let [first, second] = [first, second].map(|name| label(declaration, name));
             quote!(#at let (#values, #indices) = #builder.top((#first, #second), #axes, #body, #over, #rank);)
         }
         Step::Rename { name, tensor } => {
@@ -326,9 +416,61 @@ fn step(model: &Model, program: &Program, step: &Step, used: &HashSet<usize>) ->
             let at = at(name.span());
             quote!(#at let #name = #builder.append(#rows, #over);)
         }
+        Step::Block { id, of, name, arguments, signature } => {
+            let result = scalar(*id);
+            let call = call(declaration, &program.uses[*of], name, arguments, signature.as_ref());
+            quote!(let #result = #call;)
+        }
+        Step::Argument { name, id: None } => {
+            let (label, at) = (label(declaration, &name.to_string()), at(name.span()));
+            quote!(#at let #name = #builder.tensor(#label, #name);)
+        }
+        Step::Argument { name, id: Some(id) } => {
+            let scalar = scalar(*id);
+            quote!(let #scalar = #name;)
+        }
         Step::At(span) => at(*span),
         Step::Mention(axis) => quote!(let _ = #axis;),
-        Step::Layers { out, stack, initial } => layers(model, program, *stack, out, initial),
+        Step::Layers { out, stack, initial } => layers(declaration, program, *stack, out, initial),
+    }
+}
+
+/// The call of a block, where its signature is as the block declares it.
+fn call(
+    declaration: &Declaration,
+    of: &Use,
+    called: &Ident,
+    arguments: &[usize],
+    signature: Option<&Signature>,
+) -> TokenStream {
+    let (graph, builder) = (&declaration.graph, internal("builder"));
+    let Use { name, axes, path, values, prefixes } = of;
+    let check = signature.map(|signature| {
+        let used = self::signature(graph, signature);
+        let check = quote_spanned!(called.span()=> <#path>::SIGNATURE.hold(&#used));
+        quote!(const _: () = #check;)
+    });
+    let (names, values): (Vec<_>, Vec<_>) = values.iter().map(|(name, value)| (name, value)).unzip();
+    let arguments = arguments.iter().map(|argument| scalar(*argument));
+    let label = label(declaration, &name.to_string());
+    let prefixes = match declaration.is_block() {
+        true => {
+            let place = internal("place");
+            quote!(#place.prefixed(&[#(#prefixes),*]))
+        }
+        false => quote!([#(::std::string::String::from(#prefixes)),*]),
+    };
+    quote! {
+        {
+            #check
+            let #name = #path { #(#names: #values,)* ..::std::default::Default::default() };
+            #called.build(#builder, &#graph::Use {
+                name: #label,
+                prefixes: &#prefixes,
+                axes: &[#(#axes),*],
+                arguments: &[#(#arguments),*],
+            })
+        }
     }
 }
 
@@ -340,8 +482,8 @@ fn optional(axes: &Option<Vec<Ident>>) -> TokenStream {
     }
 }
 
-fn layers(model: &Model, program: &Program, stack: usize, out: &Local, initial: &Local) -> TokenStream {
-    let (graph, builder) = (&model.graph, internal("builder"));
+fn layers(declaration: &Declaration, program: &Program, stack: usize, out: &Local, initial: &Local) -> TokenStream {
+    let (graph, builder) = (&declaration.graph, internal("builder"));
     let (bodies, order, body) = (internal("bodies"), internal("order"), internal("body"));
     let (which, carry) = (internal("which"), internal("carry"));
     let Stack { key, count, index, choice, values, bodies: each } = &program.stacks[stack];
@@ -349,13 +491,13 @@ fn layers(model: &Model, program: &Program, stack: usize, out: &Local, initial: 
     let blocks: Vec<TokenStream> = each
         .iter()
         .map(|body| {
-            let weights = body.weights.iter().map(|w| weight(graph, w));
+            let weights = body.weights.iter().map(|w| weight(declaration, w));
             let hosts = body.hosts.iter().map(|(name, axes, at)| {
                 let (text, value, at) = (name.to_string(), layer_value(*at), self::at(name.span()));
                 quote!(#at let #name = #builder.constant(#text, &[#(#axes),*], #value);)
             });
             let (parameter, axes) = (&body.parameter, &body.parameter_axes);
-            let (steps, result) = (steps(model, program, body), local(&body.result));
+            let (steps, result) = (steps(declaration, program, &body.steps, None), local(&body.result));
             quote!({ let #parameter = #carry; #(let _ = #axes;)* #(#hosts)* #(#weights)* #steps #result })
         })
         .collect();

@@ -1,6 +1,6 @@
-//! `model!`: a language model declared as equations over named axes.
+//! `model!`: a language model declared as equations over named axes; `block!`: what several have in common.
 //!
-//! The macro parses the declaration (`parse`), checks every name, axis and type (`check`), and emits Rust that reads a
+//! A macro parses the declaration (`parse`), checks every name, axis and type (`check`), and emits Rust that reads a
 //! config and builds the graph (`emit`). The language is described in `docs/language.md`; its functions are written in it,
 //! in `prelude.ein`.
 
@@ -25,20 +25,32 @@ use diagnostics::Diagnostics;
 /// `::einfuse_graph`.
 #[proc_macro]
 pub fn model(input: proc_macro::TokenStream) -> proc_macro::TokenStream {
-    expand(input.into()).into()
+    expand(input.into(), parse::model).into()
 }
 
-fn expand(input: TokenStream) -> TokenStream {
+/// Declares a block of equations that models share: the axes that it is given, its config, its weights, and a function.
+///
+/// It expands to a type with a field for each value of the config, whose `build` adds the equations to a graph. A model uses it
+/// in the weights of a layer, by `block name[axes] -> [axes] = Name { value } in "prefix";`, and calls it there. Mistakes and
+/// `crate = path;` are as in a model's declaration.
+#[proc_macro]
+pub fn block(input: proc_macro::TokenStream) -> proc_macro::TokenStream {
+    expand(input.into(), parse::block).into()
+}
+
+type Parse = fn(TokenStream, &Diagnostics) -> Option<ast::Declaration>;
+
+fn expand(input: TokenStream, parse: Parse) -> TokenStream {
     let diagnostics = Diagnostics::default();
-    let Some(model) = parse::model(input, &diagnostics) else { return diagnostics.to_tokens() };
-    let prelude = prelude(model.name.span(), &diagnostics);
-    let program = check::check(&model, prelude, &diagnostics);
+    let Some(declaration) = parse(input, &diagnostics) else { return diagnostics.to_tokens() };
+    let prelude = prelude(declaration.name.span(), &diagnostics);
+    let program = check::check(&declaration, prelude, &diagnostics);
     let mut tokens = diagnostics.to_tokens();
-    tokens.extend(emit::emit(&model, &program));
+    tokens.extend(emit::emit(&declaration, &program));
     tokens
 }
 
-/// The functions of the prelude, as if they were written where the model's name is.
+/// The functions of the prelude, as if they were written where the declaration's name is.
 fn prelude(span: Span, diagnostics: &Diagnostics) -> Vec<ast::Function> {
     let tokens: TokenStream = include_str!("prelude.ein").parse().unwrap_or_default();
     parse::functions(located(tokens, span), diagnostics)

@@ -1,8 +1,8 @@
-//! A model that was checked: what is left to do is writing it down as Rust.
+//! A declaration that was checked: what is left to do is writing it down as Rust.
 
 use proc_macro2::{Ident, Span, TokenStream};
 
-/// A checked model. Token streams in it are Rust expressions over `config`.
+/// A checked declaration. Token streams in it are Rust expressions over `config`.
 #[derive(Default)]
 pub(crate) struct Program {
     /// Whether mistakes were reported: then the rest is for editors.
@@ -18,9 +18,13 @@ pub(crate) struct Program {
     pub(crate) hosts: Vec<Host>,
     /// The weights outside of layers.
     pub(crate) weights: Vec<Weight>,
+    /// The blocks that it uses.
+    pub(crate) uses: Vec<Use>,
     pub(crate) stacks: Vec<Stack>,
-    /// What is computed for the tokens of a step.
+    /// What a model computes for the tokens of a step.
     pub(crate) main: Option<Body>,
+    /// What a block computes where it is used.
+    pub(crate) block: Option<Block>,
     /// The number of positions the model was made for.
     pub(crate) context: Option<TokenStream>,
 }
@@ -72,6 +76,30 @@ pub(crate) struct FileTensor {
     pub(crate) each: bool,
     /// When this place counts.
     pub(crate) condition: Option<TokenStream>,
+}
+
+/// A block that is used: `path { values }` under these prefixes and with these axes.
+pub(crate) struct Use {
+    pub(crate) name: Ident,
+    pub(crate) axes: Vec<Ident>,
+    pub(crate) path: syn::Path,
+    pub(crate) values: Vec<(Ident, TokenStream)>,
+    pub(crate) prefixes: Vec<String>,
+}
+
+/// What a block takes and yields: as it is written, and with each axis given by its place among the block's.
+pub(crate) struct Signature {
+    pub(crate) written: String,
+    pub(crate) shape: String,
+}
+
+/// What a block's `fn` computes: a scalar.
+pub(crate) struct Block {
+    pub(crate) parameters: Vec<Ident>,
+    pub(crate) steps: Vec<Step>,
+    pub(crate) result: usize,
+    /// Unless a mistake was reported.
+    pub(crate) signature: Option<Signature>,
 }
 
 /// A stack of layers.
@@ -134,6 +162,10 @@ pub(crate) enum Step {
     Append { name: Ident, rows: Ident, over: Ident },
     /// A stack of layers.
     Layers { out: Local, stack: usize, initial: Local },
+    /// A call of a block that is used, a position in the program's list.
+    Block { id: usize, of: usize, name: Ident, arguments: Vec<usize>, signature: Option<Signature> },
+    /// What the argument of a block's parameter is: a tensor under the parameter's name, or a scalar.
+    Argument { name: Ident, id: Option<usize> },
     /// What follows belongs to the declaration that stands here.
     At(Span),
     /// An axis that is written here and does nothing in the generated code: an editor shall find it all the same.

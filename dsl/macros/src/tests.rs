@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use proc_macro2::{TokenStream, TokenTree};
 
-use crate::expand;
+use crate::{Parse, expand, parse};
 
 const MODEL: &str = r#"
 /// One layer of attention.
@@ -27,6 +27,7 @@ pub Small for "SmallForCausalLM" {
         weights "layers.{l}." {
             wq[h, c, d] = "q";
             wk[c, d] = "k";
+            block feed[d, c] -> [t, d] = crate::Gated { biased: tied } in "feed.";
         }
         fn (x[t, d]) -> [t, d] {
             let a = rms_norm[d](x, eps);
@@ -34,7 +35,8 @@ pub Small for "SmallForCausalLM" {
             let k[t, c] = sum[d] a * wk;
             cache k over s within window;
             let p[t, h, s] = softmax[s]((sum[c] q * k) where s <= t);
-            x + sum[h, s] p * (sum[c] k * wk)
+            let y[t, d] = x + sum[h, s] p * (sum[c] k * wk);
+            y + feed(y, eps)
         }
     }
     fn (tokens[t]) -> [t, v] {
@@ -46,7 +48,7 @@ pub Small for "SmallForCausalLM" {
 "#;
 
 fn expanded(model: &str) -> TokenStream {
-    expand(model.parse().unwrap())
+    expand(model.parse().unwrap(), parse::model)
 }
 
 #[test]
@@ -69,12 +71,30 @@ fn names(tokens: TokenStream, found: &mut HashSet<(String, usize, usize)>) {
     }
 }
 
+const BLOCK: &str = r#"
+/// A gated network.
+pub Gated[d, f] {
+    config { biased: bool; }
+    weights { gate[f, d] = "gate" else "w1"; up[f, d] = "up"; bias[f] = "bias" if biased else 0; down[d, f] = "down"; }
+    fn (x[t, d], factor) -> [t, d] {
+        let z[t, f] = silu(sum[d] x * gate) * (bias + sum[d] x * up);
+        factor * sum[f] z * down
+    }
+}
+"#;
+
+#[test]
+fn expansion_of_a_block() {
+    let file = syn::parse2(expand(BLOCK.parse().unwrap(), parse::block)).unwrap();
+    insta::assert_snapshot!(prettyplease::unparse(&file));
+}
+
 #[test]
 fn names_keep_the_place_where_they_are_written() {
     let tokens: TokenStream = MODEL.parse().unwrap();
     let (mut written, mut kept) = (HashSet::new(), HashSet::new());
     names(tokens.clone(), &mut written);
-    names(expand(tokens), &mut kept);
+    names(expand(tokens, parse::model), &mut kept);
     let own = ["d", "h", "c", "v", "r", "t", "s", "freq", "embed", "head", "wq", "wk", "x", "a", "q", "k", "p", "y"];
     let lost: Vec<_> = written.iter().filter(|n| own.contains(&n.0.as_str()) && !kept.contains(n)).collect();
     assert_eq!(lost, Vec::<&(String, usize, usize)>::new());
@@ -84,10 +104,11 @@ fn names_keep_the_place_where_they_are_written() {
 fn the_reference_is_right() {
     let reference = include_str!("../../../docs/language.md");
     let blocks: Vec<&str> = reference.split("```rust\n").skip(1).filter_map(|b| b.split("```").next()).collect();
-    assert_eq!(blocks.len(), 3);
+    assert_eq!(blocks.len(), 5);
     for block in blocks {
-        let model = block.trim().strip_prefix("einfuse::model! {").and_then(|b| b.strip_suffix('}')).unwrap();
-        let tokens = expanded(model).to_string();
+        let (head, declaration) = block.trim().strip_suffix('}').unwrap().split_once('{').unwrap();
+        let parse = if head == "einfuse::block! " { parse::block } else { parse::model };
+        let tokens = expand(declaration.parse().unwrap(), parse).to_string();
         assert!(!tokens.contains("compile_error"), "{tokens}");
     }
     let prelude = include_str!("prelude.ein");
@@ -132,15 +153,18 @@ fn with(tokens: TokenStream, at: &mut usize, new: &TokenStream) -> TokenStream {
 
 #[test]
 fn whatever_is_written_expands_to_rust() {
-    let tokens: TokenStream = MODEL.parse().unwrap();
-    for new in ["", "x", "; {}"] {
-        let new: TokenStream = new.parse().unwrap();
-        for at in 0..count(tokens.clone()) {
-            assert_rust(expand(with(tokens.clone(), &mut at.clone(), &new)));
+    let parsers: [(_, Parse); 2] = [(MODEL, parse::model), (BLOCK, parse::block)];
+    for (declaration, parse) in parsers {
+        let tokens: TokenStream = declaration.parse().unwrap();
+        for new in ["", "x", "; {}"] {
+            let new: TokenStream = new.parse().unwrap();
+            for at in 0..count(tokens.clone()) {
+                assert_rust(expand(with(tokens.clone(), &mut at.clone(), &new), parse));
+            }
         }
-    }
-    let all: Vec<TokenTree> = tokens.into_iter().collect();
-    for cut in 0..all.len() {
-        assert_rust(expand(all[..cut].iter().cloned().collect()));
+        let all: Vec<TokenTree> = tokens.into_iter().collect();
+        for cut in 0..all.len() {
+            assert_rust(expand(all[..cut].iter().cloned().collect(), parse));
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! What declarations mean: small models, built from a config and run by the interpreter.
 
 use einfuse_graph::{Graph, Interpreter, Kind, ModelError, Tensor, verify};
-use einfuse_macros::model;
+use einfuse_macros::{block, model};
 use serde_json::{Value, json};
 
 /// Weights whose elements count up from 1 in each tensor, plus 100 for each layer.
@@ -663,5 +663,216 @@ mod nulls {
         assert_eq!(read(None), [Some(6), Some(8)]);
         assert_eq!(read(Some(json!(null))), [None, Some(7)]);
         assert_eq!(read(Some(json!(3))), [Some(3); 2]);
+    }
+}
+
+mod blocks {
+    use super::*;
+    use einfuse_graph::{Binary, Builder, Node, Use};
+
+    /// Blocks stand in a module of their own, as those of another crate do.
+    pub(crate) mod shared {
+        einfuse_macros::block! {
+            /// A gain.
+            pub(crate) Gain[d] {
+                config { doubled: bool; }
+                weights { gain[d] = "gain"; }
+                fn (x[t, d]) -> [t, d] { if doubled then 2 * gain * x else gain * x }
+            }
+        }
+
+        einfuse_macros::block! {
+            /// Every part that a block can have.
+            pub(crate) Mixer[d, e] {
+                config {
+                    /// Whether there is a bias.
+                    biased: bool;
+                    window: option<size>;
+                    times: count;
+                    least: f32;
+                }
+                axis p = 2 * e;
+                host part[p] = vec![0.5; p];
+                weights "in." {
+                    block inner[d] -> [t, d] = Gain { doubled: times > 1 } in "gain.";
+                    left[e, d] = "both"[0 .. e]; right[e, d] = "both"[e .. 2 * e] else "right";
+                }
+                weights { bias[e] = "bias" if biased else 0; }
+                fn least_of(x) { if least > 0 then max(x, least) else x }
+                fn (x[t, d], factor) -> [t, d] {
+                    let k[t, e] = least_of(bias + sum[d] inner(x) * left);
+                    cache k over s within window;
+                    let seen[t, e] = times * sum[s] (k where s <= t);
+                    factor * (sum[e] seen * right) + 0 * sum[p] part
+                }
+            }
+        }
+    }
+    use shared::{Gain, Mixer};
+
+    model! {
+        Mixed for "Mixed" {
+            config {
+                d: size = "d"; e: size = "e"; v: size = "v"; depth: count = "depth";
+                biased: bool = "biased" else false; window: option<size> = "window"; dense: count = "dense" else 0;
+            }
+            weights { table[v, d] = "table"; }
+            layer l in depth {
+                weights "h.{l}." else "g.{l}." {
+                    block mix[d, e] -> [t, d] =
+                        Mixer { biased, window, times: if l < 2 then 2 else 3, least: 0.5 } in "mix.";
+                    block plain[d] -> [t, d] = shared::Gain in "plain.";
+                }
+                fn (x[t, d]) -> [t, d] {
+                    let y = x + 1;
+                    if l < dense then plain(y) else mix(2 * y, 1)
+                }
+            }
+            fn (tokens[t]) -> [t, d] {
+                let x = table[v = tokens];
+                depth(x)
+            }
+        }
+    }
+
+    model! {
+        /// What `Mixed` is, written out.
+        Written for "Written" {
+            config {
+                d: size = "d"; e: size = "e"; v: size = "v"; depth: count = "depth";
+                biased: bool = "biased" else false; window: option<size> = "window"; dense: count = "dense" else 0;
+            }
+            weights { table[v, d] = "table"; }
+            layer l in depth {
+                weights "h.{l}." {
+                    left[e, d] = "left"; right[e, d] = "right"; bias[e] = "bias" if biased else 0; gain[d] = "gain";
+                }
+                fn plain(x[t, d]) -> [t, d] { gain * (x + 1) }
+                fn mix(x[t, d]) -> [t, d] {
+                    let k[t, e] = max(bias + sum[d] 2 * gain * 2 * (x + 1) * left, 0.5);
+                    cache k over s within window;
+                    let seen = if l < 2 then 2 * sum[s] (k where s <= t) else 3 * sum[s] (k where s <= t);
+                    sum[e] seen * right
+                }
+                if l < dense { plain } else { mix }
+            }
+            fn (tokens[t]) -> [t, d] {
+                let x = table[v = tokens];
+                depth(x)
+            }
+        }
+    }
+
+    fn mixed(config: &Value) -> Graph {
+        Mixed::graph(&MixedConfig::from_json(config).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn a_block_means_what_it_says_written_out() {
+        for more in [json!({}), json!({"biased": true}), json!({"window": 1, "dense": 1}), json!({"dense": 4})] {
+            let mut config = json!({"d": 2, "e": 3, "v": 2, "depth": 4});
+            config.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            let written = Written::graph(&WrittenConfig::from_json(&config).unwrap()).unwrap();
+            let steps: [&[i64]; 2] = [&[0, 1], &[1]];
+            let (found, expected) = (run(&mixed(&config), &steps), run(&written, &steps));
+            assert_eq!(found.len(), expected.len());
+            for (found, expected) in found.iter().zip(&expected) {
+                assert!((found - expected).abs() <= 1e-12 * expected.abs(), "{config}: {found} {expected}");
+            }
+        }
+    }
+
+    #[test]
+    fn its_tensors_are_named_after_its_use() {
+        let g = mixed(&json!({"d": 2, "e": 3, "v": 2, "depth": 1, "biased": true}));
+        for name in ["mix.x", "mix.k", "mix.k.cache", "mix.seen", "mix.bias", "mix.inner.gain"] {
+            assert!(g.tensors.iter().any(|tensor| tensor.name == name), "{name} in\n{g}");
+        }
+        assert_eq!(places(&g, "mix.left"), ["h.{l}.mix.in.both[0..3]", "g.{l}.mix.in.both[0..3]"]);
+        let right = ["h.{l}.mix.in.both[3..6]", "g.{l}.mix.in.both[3..6]", "h.{l}.mix.in.right", "g.{l}.mix.in.right"];
+        assert_eq!(places(&g, "mix.right"), right);
+        assert_eq!(places(&g, "mix.inner.gain"), ["h.{l}.mix.in.gain.gain", "g.{l}.mix.in.gain.gain"]);
+        assert!(g.tensors.iter().all(|tensor| !tensor.name.starts_with("plain")), "no layer calls it");
+    }
+
+    #[test]
+    fn its_tensors_know_their_lines() {
+        let g = mixed(&json!({"d": 2, "e": 3, "v": 2, "depth": 1}));
+        let line = |text: &str| include_str!("language.rs").lines().position(|line| line.contains(text)).unwrap() + 1;
+        let of = |name: &str| {
+            let tensor = g.tensors.iter().find(|tensor| tensor.name == name).unwrap();
+            tensor.location.clone().unwrap().line as usize
+        };
+        assert_eq!(of("mix.left"), line("left[e, d] = \"both\"[0 .. e]"));
+        assert_eq!(of("mix.inner.gain"), line("weights { gain[d] = \"gain\"; }"));
+        assert_eq!(of("mix.seen"), line("let seen[t, e] = times"));
+        assert_eq!(of("x.out"), line("if l < dense then plain(y)"));
+    }
+
+    #[test]
+    fn layers_in_which_it_is_the_same_share_a_body() {
+        let order = |config: Value| match mixed(&config).nodes.iter().find_map(|node| match node {
+            Node::Layers(layers) => Some(layers.order.clone()),
+            _ => None,
+        }) {
+            Some(order) => order,
+            None => panic!("there are layers"),
+        };
+        assert_eq!(order(json!({"d": 2, "e": 3, "v": 2, "depth": 5})), [0, 0, 1, 1, 1]);
+        assert_eq!(order(json!({"d": 2, "e": 3, "v": 2, "depth": 5, "dense": 1})), [0, 1, 2, 2, 2]);
+    }
+
+    /// A graph that is made by hand with a block in it.
+    fn by_hand(axes: usize, gain: &Gain) -> Result<Graph, String> {
+        let mut b = Builder::new("by hand");
+        let (t, d, v) = (b.tokens("t"), b.axis("d", 2), b.axis("v", 3));
+        let (tokens, table) = (b.input("tokens", &[t]), b.weight("table", &[v, d], "table"));
+        let id = b.load(tokens);
+        let x = b.load_at(table, &[(v, id)]);
+        let place = Use { name: "scaled", prefixes: &["a.".to_owned()], axes: &[d, v][..axes], arguments: &[x] };
+        let y = gain.build(&mut b, &place);
+        let y = b.binary(Binary::Add, y, x);
+        let y = b.define("y", Some(&[t, d]), y);
+        b.finish(y).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn it_is_ordinary_rust() {
+        let graph = by_hand(1, &Gain { doubled: true }).unwrap();
+        assert_eq!(places(&graph, "scaled.gain"), ["a.gain"]);
+        assert_eq!(run(&graph, &[&[2]]), [2.0 * 5.0 + 5.0, 2.0 * 2.0 * 6.0 + 6.0]);
+        let error = by_hand(2, &Gain::default()).unwrap_err();
+        assert_eq!(error, "`Gain[d](x[t, d]) -> [t, d]` is given the axes [d, v] and 1 arguments");
+    }
+
+    block! {
+        Halves[d, h] {
+            axis half = d / 2;
+            weights { w[h, half] = "w"; }
+            fn (x[t, d]) -> [t, h] { sum[half] w * x[d = half] }
+        }
+    }
+
+    model! {
+        Odd for "Odd" {
+            config { d: size = "d"; h: size = "h"; v: size = "v"; depth: count = "depth"; }
+            weights { table[v, d] = "table"; }
+            layer l in depth {
+                weights "{l}." { block halves[d, h] -> [t, h] = Halves in ""; }
+                fn (x[t, d]) -> [t, d] { x + sum[h] halves(x) }
+            }
+            fn (tokens[t]) -> [t, d] { depth(table[v = tokens]) }
+        }
+    }
+
+    #[test]
+    fn what_the_config_makes_wrong_in_it_is_an_error_of_the_graph() {
+        let graph = |d: usize| {
+            let config = OddConfig::from_json(&json!({"d": d, "h": 2, "v": 2, "depth": 1})).unwrap();
+            Odd::graph(&config).map_err(|error| error.to_string())
+        };
+        assert!(graph(4).is_ok());
+        let error = graph(3).unwrap_err();
+        assert!(error.starts_with("axis `half` = d / 2: 3 / 2 is not a whole number"), "{error}");
     }
 }

@@ -36,6 +36,9 @@ impl Checker<'_> {
     /// `name[axes](arguments)`
     pub(super) fn call(&mut self, cx: &mut Cx, name: &Ident, axes: &[Ident], arguments: &[Expr]) -> Scalar {
         let text = name.to_string();
+        if let Some(Entry::Block(of)) = self.lookup(cx, &text) {
+            return self.call_block(cx, of, name, axes, arguments);
+        }
         if let Some(at) = self.functions.iter().position(|f| f.name.as_ref().is_some_and(|n| *n == text)) {
             return self.inline(cx, at, name, axes, arguments);
         }
@@ -45,6 +48,10 @@ impl Checker<'_> {
         if unary.is_none() && binary.is_none() && stack.is_none() && text != "size" {
             for argument in arguments {
                 self.expr(cx, argument);
+            }
+            if self.declaration.uses_block(name) {
+                self.not_called_here(name);
+                return cx.unknown();
             }
             let functions = self.functions.iter().filter_map(|f| f.name.as_ref()).map(ToString::to_string);
             let known: Vec<String> = functions.chain(UNARY.iter().chain(&BINARY).map(|f| f.0.to_owned())).collect();
@@ -160,7 +167,8 @@ impl Checker<'_> {
                 count(function.axes.len(), "axis", "axes"),
                 axes.len()
             );
-            self.diagnostics.help(name.span(), message, format!("its signature is `{}`", signature(&function)));
+            let signature = signature(name, &function.axes, &function.parameters);
+            self.diagnostics.help(name.span(), message, format!("its signature is `fn {signature}`"));
             return cx.unknown();
         }
         if function.parameters.len() != arguments.len() {
@@ -330,17 +338,16 @@ fn count(n: usize, one: &str, many: &str) -> String {
     format!("{n} {}", if n == 1 { one } else { many })
 }
 
-/// A function's signature.
-fn signature(function: &Function) -> String {
+/// The signature of a function or a block, without its result.
+pub(super) fn signature(name: &Ident, axes: &[Ident], parameters: &[Parameter]) -> String {
     let list = |names: &[Ident]| names.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     let brackets = |text: String| if text.is_empty() { text } else { format!("[{text}]") };
-    let parameters = function.parameters.iter().map(|p| {
+    let parameters = parameters.iter().map(|p| {
         let axes = p.axes.as_deref().map_or(String::new(), list);
         let axes = if p.open { format!("{axes}, ..") } else { axes };
         format!("{}{}", p.name, brackets(axes))
     });
-    let name = function.name.as_ref().map_or(String::new(), ToString::to_string);
-    format!("fn {name}{}({})", brackets(list(&function.axes)), parameters.collect::<Vec<_>>().join(", "))
+    format!("{name}{}({})", brackets(list(axes)), parameters.collect::<Vec<_>>().join(", "))
 }
 
 /// Whether a function selects along an axis of a parameter, which then must be a tensor.

@@ -43,12 +43,17 @@ pub(super) enum At {
 }
 
 impl Checker<'_> {
-    /// Declares the config's values and what is required of its keys.
+    /// Declares the config's values and what is required of its keys, and the axes that a block is given.
     pub(super) fn config(&mut self) {
-        let model = self.model;
-        for value in &model.config {
-            let key = value.keys.texts().first().map_or(String::new(), |k| k.value.clone());
-            let read = self.reading(value);
+        let declaration = self.declaration;
+        for axis in declaration.given_axes() {
+            let size = internal(&format!("size_of_{axis}"));
+            let entry = self.new_axis(axis, AxisKind::Fixed(quote!(#size)));
+            self.declare(axis, entry);
+        }
+        for value in &declaration.config {
+            let key = value.keys.texts().first().map_or(value.name.to_string(), |k| k.value.clone());
+            let read = if declaration.is_block() { self.given(value) } else { self.reading(value) };
             let (name, ty) = (value.name.clone(), value.ty.clone());
             let fixed = matches!(ty, ConfigType::Size).then(|| AxisKind::Fixed(quote!(config.#name)));
             let entry = match fixed {
@@ -61,10 +66,26 @@ impl Checker<'_> {
                 self.program.values.push(ConfigField { docs, ty: rust_type(&ty), name, read });
             }
         }
-        for require in &model.requires {
+        for require in &declaration.requires {
             let allowed = require.allowed.iter().map(|e| self.allowed(e)).collect();
             self.program.requires.push((require.key.value.clone(), allowed));
         }
+    }
+
+    /// A value that the use of a block gives, which is read from nowhere.
+    fn given(&self, value: &ast::Value) -> TokenStream {
+        let (name, span) = (&value.name, value.name.span());
+        match value.ty {
+            ConfigType::Size => {
+                let help = format!("`block! {{ {}[{name}, …] {{ … }} }}`", self.declaration.name);
+                self.diagnostics.help(span, "a block's axes stand in brackets behind its name", help);
+            }
+            ConfigType::Rust(_) => {
+                self.diagnostics.error(span, "a value of a block is a `count`, `f32`, `bool` or `option<size>`");
+            }
+            _ => {}
+        }
+        TokenStream::new()
     }
 
     /// A Rust expression that reads a value out of `source`.
@@ -102,7 +123,7 @@ impl Checker<'_> {
             match value.ty {
                 ConfigType::Rust(_) => quote!(::std::convert::From::from(#tokens)),
                 ConfigType::Size => {
-                    let graph = &self.model.graph;
+                    let graph = &self.declaration.graph;
                     quote!(#graph::__private::extent(#of, #tokens)?)
                 }
                 _ => tokens,
@@ -145,7 +166,7 @@ impl Checker<'_> {
 
     /// A value that a key may have, as a JSON value.
     fn allowed(&self, expr: &Expr) -> TokenStream {
-        let graph = &self.model.graph;
+        let graph = &self.declaration.graph;
         let value = match &expr.bare().kind {
             ExprKind::Int(n) => quote!(#n),
             ExprKind::Float(x) => quote!(#x),
@@ -318,13 +339,14 @@ impl Checker<'_> {
                 Some((field, kind))
             }
             Some(Entry::Layer) => Some((quote!(#ident), Kind::Number)),
-            Some(Entry::Declared(..) | Entry::Tensor(_) | Entry::Bound(_)) => {
-                let message = format!("`{ident}` is a tensor: only values of the config are known here");
+            Some(entry @ (Entry::Declared(..) | Entry::Tensor(_) | Entry::Bound(_) | Entry::Block(_))) => {
+                let what = if matches!(entry, Entry::Block(_)) { "block" } else { "tensor" };
+                let message = format!("`{ident}` is a {what}: only values of the config are known here");
                 self.diagnostics.error(ident.span(), message);
                 None
             }
             None => {
-                if self.model.config.iter().any(|v| v.name == *ident) {
+                if self.declaration.config.iter().any(|v| v.name == *ident) {
                     self.diagnostics.error(ident.span(), format!("`{ident}` is declared further below"));
                 } else {
                     let known = self.values.iter().map(|v| v.name.to_string()).collect::<Vec<_>>();
@@ -373,7 +395,7 @@ impl Checker<'_> {
             let op: TokenStream = op.parse().unwrap_or_default();
             return Some((quote!(((#a) #op (#b))), if comparison { Kind::Flag } else { Kind::Real }));
         }
-        let graph = &self.model.graph;
+        let graph = &self.declaration.graph;
         let function = format_ident!(
             "{}",
             match op {
@@ -414,13 +436,13 @@ impl Checker<'_> {
     }
 
     /// Computes an expression over the config before anything is built; the name of its value.
-    pub(super) fn hoist(&mut self, cx: &Cx, expr: &Expr, want: Kind, of: &str) -> TokenStream {
-        let tokens = self.config_expr(cx, expr, Some(want), At::Building, of);
+    pub(super) fn hoist(&mut self, cx: &Cx, expr: &Expr, want: Option<Kind>, of: &str) -> TokenStream {
+        let tokens = self.config_expr(cx, expr, want, At::Building, of);
         self.prologue(tokens)
     }
 
     /// Computes an expression over the config, and over the number of the layer if that occurs in it; the name of its value.
-    pub(super) fn decided(&mut self, cx: &Cx, expr: &Expr, want: Kind, of: &str) -> TokenStream {
+    pub(super) fn decided(&mut self, cx: &Cx, expr: &Expr, want: Option<Kind>, of: &str) -> TokenStream {
         let mut layered = false;
         expr.walk(&mut |e| {
             if let ExprKind::Name(name) = &e.kind {
@@ -430,7 +452,7 @@ impl Checker<'_> {
         if !layered {
             return self.hoist(cx, expr, want, of);
         }
-        let value = self.config_expr(cx, expr, Some(want), At::Building, of);
+        let value = self.config_expr(cx, expr, want, At::Building, of);
         let name = layer_value(self.layer_values.len());
         self.layer_values.push(value);
         quote!(#name)
@@ -464,8 +486,9 @@ fn documentation(value: &ast::Value) -> TokenStream {
         ConfigType::OptionSize => "A size that may be missing".to_owned(),
         _ => "A value".to_owned(),
     };
-    let from = match value.keys {
+    let from = match &value.keys {
         Keys::All => format!("{what}, read from config.json."),
+        Keys::First(keys) if keys.is_empty() => format!("{what} that the use of the block chooses."),
         _ => format!("{what}: {} of config.json.", keys.join(", ")),
     };
     let docs = &value.docs;

@@ -136,9 +136,12 @@ impl Checker<'_> {
     /// `if condition then a else b` of which the config decides one side; the other is not built.
     fn either(&mut self, cx: &mut Cx, span: Span, condition: &Expr, then: &Expr, otherwise: &Expr) -> Scalar {
         let of = format!("the condition of an `if` in `{}`", cx.label);
-        let condition = self.decided(cx, condition, Kind::Flag, &of);
+        let condition = self.decided(cx, condition, Some(Kind::Flag), &of);
+        let before = cx.blocks.clone();
         let (then, a) = self.branch(cx, then);
+        let called = std::mem::replace(&mut cx.blocks, before);
         let (otherwise, b) = self.branch(cx, otherwise);
+        cx.blocks.extend(called);
         if let (Some(left), Some(right)) = (&a.axes, &b.axes)
             && !same(left, right)
         {
@@ -224,6 +227,11 @@ impl Checker<'_> {
                 self.diagnostics.error(ident.span(), message);
                 cx.unknown()
             }
+            Some(Entry::Block(_)) => {
+                let help = format!("call it, as in `{ident}(x)`");
+                self.diagnostics.help(ident.span(), format!("`{ident}` is a block"), help);
+                cx.unknown()
+            }
             Some(Entry::Declared(..) | Entry::Tensor(_)) => match self.tensor(cx, ident) {
                 Some(tensor) => cx.load(tensor),
                 None => cx.unknown(),
@@ -290,7 +298,7 @@ impl Checker<'_> {
             return cx.unknown();
         };
         let tensor = match self.lookup(cx, &ident.to_string()) {
-            Some(Entry::Axis(_) | Entry::Value(_) | Entry::Layer) => {
+            Some(Entry::Axis(_) | Entry::Value(_) | Entry::Layer | Entry::Block(_)) => {
                 self.diagnostics.error(ident.span(), format!("`{ident}` is not a tensor: it has no axes to index"));
                 None
             }
@@ -362,7 +370,8 @@ impl Checker<'_> {
         cx.scalar(Op::Load(tensor.local, selected), axes, tensor.ty)
     }
 
-    fn axis_quietly(&self, cx: &Cx, ident: &Ident) -> Option<usize> {
+    /// The axis that a name stands for, if it stands for one.
+    pub(super) fn axis_quietly(&self, cx: &Cx, ident: &Ident) -> Option<usize> {
         match self.lookup(cx, &ident.to_string()) {
             Some(Entry::Axis(axis)) => Some(axis),
             _ => None,

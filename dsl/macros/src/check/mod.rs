@@ -1,5 +1,6 @@
-//! From a model as it is written to one that was checked: names, axes, types.
+//! From a declaration as it is written to one that was checked: names, axes, types.
 
+mod block;
 mod call;
 mod config;
 mod expr;
@@ -70,14 +71,23 @@ struct StackInfo {
     calls: Cell<usize>,
 }
 
-/// Everything that is known of a model while it is checked.
+/// A block that is used.
+struct UseInfo<'m> {
+    of: &'m ast::Use,
+    axes: Axes,
+    result: Axes,
+    used: Cell<bool>,
+}
+
+/// Everything that is known of a declaration while it is checked.
 struct Checker<'m> {
-    model: &'m ast::Model,
+    declaration: &'m ast::Declaration,
     diagnostics: &'m Diagnostics,
     functions: Vec<ast::Function>,
     axes: Vec<Axis>,
     values: Vec<Value>,
     tensors: Vec<Declared>,
+    uses: Vec<UseInfo<'m>>,
     stacks: Vec<StackInfo>,
     /// What else the number of a layer decides, in the stack that is being checked.
     layer_values: Vec<TokenStream>,
@@ -102,6 +112,8 @@ struct Cx {
     numbered: usize,
     /// The layer's weights that were used.
     weights: BTreeSet<usize>,
+    /// The blocks that were called.
+    blocks: BTreeSet<usize>,
     /// The `let` that is being checked, which names what is defined on its way.
     label: String,
     /// The functions that are being inlined.
@@ -113,6 +125,7 @@ struct Cx {
 enum Place {
     Model,
     Layer,
+    Block,
     /// A function with a name, checked by itself.
     Function,
 }
@@ -128,6 +141,7 @@ impl Cx {
             scalars: 0,
             numbered: 0,
             weights: BTreeSet::new(),
+            blocks: BTreeSet::new(),
             label: String::new(),
             calls: Vec::new(),
         }

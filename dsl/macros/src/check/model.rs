@@ -10,20 +10,21 @@ use quote::quote;
 use super::call::is_built_in;
 use super::config::{At, Kind};
 use super::expr::same;
-use super::scope::{Entry, Tensor, Type};
+use super::scope::{Entry, Scalar, Tensor, Type};
 use super::*;
 use crate::ast::{Choice, Expr, Function, Item, Layer, Statement};
 use crate::emit::internal;
 
-/// Checks a model. What could be understood is in the program, the rest was reported.
-pub(crate) fn check(model: &ast::Model, prelude: Vec<Function>, diagnostics: &Diagnostics) -> Program {
+/// Checks a declaration. What could be understood is in the program, the rest was reported.
+pub(crate) fn check(declaration: &ast::Declaration, prelude: Vec<Function>, diagnostics: &Diagnostics) -> Program {
     let mut checker = Checker {
-        model,
+        declaration,
         diagnostics,
         functions: prelude,
         axes: Vec::new(),
         values: Vec::new(),
         tensors: Vec::new(),
+        uses: Vec::new(),
         stacks: Vec::new(),
         layer_values: Vec::new(),
         layer_hosts: HashMap::new(),
@@ -31,18 +32,18 @@ pub(crate) fn check(model: &ast::Model, prelude: Vec<Function>, diagnostics: &Di
         globals: HashMap::new(),
         program: Program::default(),
     };
-    checker.model();
+    checker.declaration();
     checker.program
 }
 
-impl Checker<'_> {
-    fn model(&mut self) {
-        let model = self.model;
-        let tokens = self.new_axis(&Ident::new(TOKENS, model.name.span()), AxisKind::Tokens);
+impl<'m> Checker<'m> {
+    fn declaration(&mut self) {
+        let declaration = self.declaration;
+        let tokens = self.new_axis(&Ident::new(TOKENS, declaration.name.span()), AxisKind::Tokens);
         self.globals.insert(TOKENS.to_owned(), tokens);
         self.config();
         let base = Cx::new(Place::Model);
-        for item in &model.items {
+        for item in &declaration.items {
             match item {
                 Item::Axis { name, extent } => self.declare_axis(&base, name, extent),
                 Item::Alias { name, of } => {
@@ -59,28 +60,37 @@ impl Checker<'_> {
                 }
                 Item::Host(host) => self.declare_host(&base, host),
                 Item::Function(function) => self.declare_function(function),
-                Item::Weights(section) => self.weights(section, None),
+                Item::Weights(section) => {
+                    self.weights(section, None);
+                    self.uses(section, None);
+                }
                 Item::Layer(_) => {}
             }
         }
         self.check_functions();
-        for item in &model.items {
+        for item in &declaration.items {
             if let Item::Layer(layer) = item {
                 self.layer(layer);
             }
         }
-        match &model.main {
+        match &declaration.main {
+            Some(main) if declaration.is_block() => self.program.block = self.block(main),
             Some(main) => {
                 let cx = Cx::new(Place::Model);
                 self.program.main = self.body(cx, main, Some(Type::Int)).map(|(body, _)| body);
             }
             None if self.diagnostics.count() == 0 => {
-                let help = "`fn (tokens[t]) -> [t, v] { … }` says what is computed for the tokens of a step";
-                self.diagnostics.help(model.name.span(), "the model has no `fn` of its own", help);
+                let (what, help) = match declaration.is_block() {
+                    true => ("block", "`fn (x[t, d]) -> [t, d] { … }` says what is computed where it is used"),
+                    false => {
+                        ("model", "`fn (tokens[t]) -> [t, v] { … }` says what is computed for the tokens of a step")
+                    }
+                };
+                self.diagnostics.help(declaration.name.span(), format!("the {what} has no `fn` of its own"), help);
             }
             None => {}
         }
-        if let Some((_, context)) = &model.context {
+        if let Some((_, context)) = &declaration.context {
             let of = format!("context {}", self.describe(context));
             self.program.context = Some(self.config_expr(&base, context, Some(Kind::Optional), At::Alone, &of));
         }
@@ -94,7 +104,7 @@ impl Checker<'_> {
     fn declare_axis(&mut self, cx: &Cx, name: &Ident, extent: &Expr) {
         let of = format!("axis `{name}` = {}", self.describe(extent));
         let tokens = self.config_expr(cx, extent, Some(Kind::Number), At::Building, &of);
-        let graph = &self.model.graph;
+        let graph = &self.declaration.graph;
         let size = internal(&format!("size_of_{name}"));
         self.program.prologue.push(quote!(let #size: usize = #graph::__private::extent(#of, #tokens)?;));
         let axis = self.new_axis(name, AxisKind::Fixed(quote!(#size)));
@@ -116,7 +126,7 @@ impl Checker<'_> {
         if self.may_declare(name.span(), &text, self.lookup(&cx, &text)) {
             scope.insert(text.clone(), Entry::Declared(at, true));
         }
-        let graph = &self.model.graph;
+        let graph = &self.declaration.graph;
         let value = quote!({ #(#bindings)* #graph::__private::HostValues::values({ #rust }, #text)? });
         self.layer_hosts.insert(at, (axes, self.layer_values.len()));
         self.layer_values.push(value);
@@ -224,7 +234,7 @@ impl Checker<'_> {
 
     // ---- layers
 
-    fn layer(&mut self, layer: &Layer) {
+    fn layer(&mut self, layer: &'m Layer) {
         let mut scope = HashMap::from([(layer.index.to_string(), Entry::Layer)]);
         let earlier = self.globals.get(&layer.index.to_string()).cloned();
         self.may_declare(layer.index.span(), &layer.index.to_string(), earlier);
@@ -240,6 +250,7 @@ impl Checker<'_> {
         }
         for section in &layer.weights {
             self.weights(section, Some((&layer.index, &mut scope)));
+            self.uses(section, Some((&layer.index, &mut scope)));
         }
         let mut bodies = Vec::new();
         let mut carried = None;
@@ -377,27 +388,13 @@ impl Checker<'_> {
         let ty = ty.unwrap_or(Type::Float);
         let local = Local::Named(parameter.name.clone());
         cx.locals.push((name, Entry::Tensor(Tensor { local, axes: axes.clone(), equation: false, ty })));
-        cx.later = function.statements.iter().flat_map(Statement::names).rev().collect();
-        for statement in &function.statements {
-            self.statement(&mut cx, statement);
-        }
+        self.statements(&mut cx, function);
         let label = if main { "output".to_owned() } else { format!("{}.out", parameter.name) };
         cx.label = label.clone();
         let result = function.result.as_ref()?;
         cx.steps.push(Step::At(result.span));
         let value = self.expr(&mut cx, result);
-        let wanted = function.result_axes.as_deref();
-        if wanted.is_none() {
-            let message = "this `fn` says what it yields, as in `-> [t, d]`";
-            self.diagnostics.error(function.span, message);
-        }
-        let order = wanted.and_then(|idents| self.axis_list(&cx, idents));
-        if let (Some(want), Some(has)) = (&order, &value.axes)
-            && !same(want, has)
-        {
-            let message = format!("the `fn` yields {}, but its last line has {}", self.names(want), self.names(has));
-            self.diagnostics.error(result.span, message);
-        }
+        let order = self.result_axes(&cx, function, &value, result.span);
         self.want_number(result.span, "the result of a `fn`", &value);
         if let (false, Some(want), Some(axes)) = (main, &order, &axes)
             && want != axes
@@ -411,7 +408,7 @@ impl Checker<'_> {
             Some(tensor) => tensor.local.clone(),
             None => {
                 let tensor = cx.numbered();
-                let axes = wanted.filter(|_| order.is_some()).map(<[Ident]>::to_vec);
+                let axes = function.result_axes.clone().filter(|_| order.is_some());
                 let (at, body) = (result.span, value.id);
                 cx.steps.push(Step::Define { tensor: tensor.clone(), label, axes, body, at });
                 tensor
@@ -438,6 +435,31 @@ impl Checker<'_> {
 
     fn is_global(&self, tensor: usize) -> bool {
         self.globals.values().any(|e| matches!(e, Entry::Declared(at, _) if *at == tensor))
+    }
+
+    /// Checks all that a `fn` computes before its result.
+    pub(super) fn statements(&mut self, cx: &mut Cx, function: &Function) {
+        cx.later = function.statements.iter().flat_map(Statement::names).rev().collect();
+        for statement in &function.statements {
+            self.statement(cx, statement);
+        }
+    }
+
+    /// Checks what a `fn` of the model, a layer or a block says that it yields; the axes in this order.
+    pub(super) fn result_axes(&self, cx: &Cx, function: &Function, value: &Scalar, at: Span) -> Axes {
+        let wanted = function.result_axes.as_deref();
+        if wanted.is_none() {
+            let message = "this `fn` says what it yields, as in `-> [t, d]`";
+            self.diagnostics.error(function.span, message);
+        }
+        let order = wanted.and_then(|idents| self.axis_list(cx, idents));
+        if let (Some(want), Some(has)) = (&order, &value.axes)
+            && !same(want, has)
+        {
+            let message = format!("the `fn` yields {}, but its last line has {}", self.names(want), self.names(has));
+            self.diagnostics.error(at, message);
+        }
+        order
     }
 
     fn statement(&mut self, cx: &mut Cx, statement: &Statement) {
@@ -490,7 +512,7 @@ impl Checker<'_> {
         for _ in names {
             cx.later.pop();
         }
-        if cx.kind != Place::Layer {
+        if !matches!(cx.kind, Place::Layer | Place::Block) {
             self.diagnostics.error(span, "`cache` outside of a layer: only a layer keeps what it computed");
             return;
         }
@@ -504,7 +526,7 @@ impl Checker<'_> {
         }
         let of = format!("the window of `{over}`");
         let window = match within {
-            Some(within) => self.decided(cx, within, Kind::Optional, &of),
+            Some(within) => self.decided(cx, within, Some(Kind::Optional), &of),
             None => quote!(::std::option::Option::None),
         };
         let entry = self.new_axis(over, AxisKind::Positions);
@@ -560,6 +582,10 @@ impl Checker<'_> {
             let message = format!("`{}` is {} that is never used", tensor.name, tensor.what);
             self.diagnostics.error(tensor.name.span(), message);
         }
+        for block in self.uses.iter().filter(|block| !block.used.get()) {
+            let name = &block.of.name;
+            self.diagnostics.error(name.span(), format!("`{name}` is a block that is never called"));
+        }
         for value in self.values.iter().filter(|v| !v.used.get()) {
             if !self.axes.iter().any(|a| a.name == value.name && a.used.get()) {
                 let message = format!("`{}` is a value of the config that is never used", value.name);
@@ -571,7 +597,7 @@ impl Checker<'_> {
                 self.diagnostics.error(axis.name.span(), format!("`{}` is an axis that is never used", axis.name));
             }
         }
-        let layers = self.model.items.iter().filter_map(|item| match item {
+        let layers = self.declaration.items.iter().filter_map(|item| match item {
             Item::Layer(layer) => Some(layer),
             _ => None,
         });

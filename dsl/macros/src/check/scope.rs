@@ -52,12 +52,14 @@ pub(super) enum Entry {
     Value(usize),
     /// A position in the list of declared tensors; whether it belongs to the layer.
     Declared(usize, bool),
-    /// A `let` or a parameter of a model's or layer's `fn`.
+    /// A `let` or a parameter of a model's, layer's or block's `fn`.
     Tensor(Tensor),
     /// A `let` or a parameter of a function that is inlined.
     Bound(Rc<RefCell<Scalar>>),
     /// The number of the layer.
     Layer,
+    /// A position in the list of blocks that are used.
+    Block(usize),
 }
 
 impl Checker<'_> {
@@ -93,7 +95,7 @@ impl Checker<'_> {
 
     /// Whether an axis of this name is declared anywhere in the model.
     fn declared_below(&self, name: &str) -> bool {
-        self.model.items.iter().any(|item| match item {
+        self.declaration.items.iter().any(|item| match item {
             Item::Axis { name: axis, .. } | Item::Alias { name: axis, .. } => axis == name,
             _ => false,
         })
@@ -185,6 +187,7 @@ impl Checker<'_> {
             Some(Entry::Value(_)) => "a value of the config",
             Some(Entry::Declared(tensor, _)) => self.tensors[tensor].what,
             Some(Entry::Layer) => "the number of the layer",
+            Some(Entry::Block(_)) => "a block",
         };
         self.diagnostics.error(span, format!("`{name}` is {what} already"));
         false

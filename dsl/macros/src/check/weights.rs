@@ -95,7 +95,7 @@ impl Checker<'_> {
             let of = format!("weight `{}`", weight.name);
             match &source.place {
                 ast::Place::File { name, rows } => {
-                    let condition = source.condition.as_ref().map(|c| self.hoist(cx, c, Kind::Flag, &of));
+                    let condition = source.condition.as_ref().map(|c| self.hoist(cx, c, Some(Kind::Flag), &of));
                     certain |= condition.is_none();
                     let axis = rows.as_ref().and_then(|rows| rows.2.as_ref());
                     if let Some(axis) = axis
@@ -107,11 +107,9 @@ impl Checker<'_> {
                     }
                     let each = axis.is_some();
                     let rows = rows.as_ref().map(|rows| self.rows(cx, &rows.0, &rows.1, &of));
-                    let empty = [Text { value: String::new(), span: name.span }];
-                    let prefixes = if section.prefixes.is_empty() { &empty[..] } else { &section.prefixes };
-                    for prefix in prefixes {
-                        let whole = Text { value: format!("{}{}", prefix.value, name.value), span: name.span };
-                        let name = self.template(&whole, index, weight);
+                    for prefix in section.prefixes() {
+                        let whole = Text { value: format!("{prefix}{}", name.value), span: name.span };
+                        let name = self.template(&whole, index, Some(weight));
                         places.push(FileTensor { name, rows: rows.clone(), each, condition: condition.clone() });
                     }
                 }
@@ -156,14 +154,14 @@ impl Checker<'_> {
     fn rows(&mut self, cx: &Cx, from: &Expr, to: &Expr, of: &str) -> TokenStream {
         let from = self.config_expr(cx, from, Some(Kind::Number), At::Building, of);
         let to = self.config_expr(cx, to, Some(Kind::Number), At::Building, of);
-        let graph = &self.model.graph;
+        let graph = &self.declaration.graph;
         let rows = quote!(#graph::__private::rows(#of, #from, #to)?);
         self.prologue(rows)
     }
 
     /// The name of a tensor in the file, with `{l}` for the number of the layer, and `{e}` for the coordinate along the
-    /// weight's first axis, whatever they are called here.
-    fn template(&self, name: &Text, index: Option<&Ident>, weight: &ast::Weight) -> String {
+    /// weight's first axis, whatever they are called here; or a prefix of names.
+    pub(super) fn template(&self, name: &Text, index: Option<&Ident>, weight: Option<&ast::Weight>) -> String {
         let mut result = String::new();
         let mut rest = name.value.as_str();
         let mut layered = false;
@@ -175,9 +173,11 @@ impl Checker<'_> {
             let mut stacked = false;
             match index {
                 Some(index) if *index == word => layered = true,
-                _ if matches!(self.globals.get(word), Some(Entry::Axis(_))) => {
+                _ if weight.is_some() && matches!(self.globals.get(word), Some(Entry::Axis(_))) => {
                     stacked = true;
-                    if weight.axes.first().is_none_or(|first| first != word) {
+                    if let Some(weight) = weight
+                        && weight.axes.first().is_none_or(|first| first != word)
+                    {
                         self.diagnostics.help(
                             name.span,
                             format!(

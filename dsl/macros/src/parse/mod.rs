@@ -1,4 +1,4 @@
-//! From tokens to a model as it is written. What can't be read is reported and left out; the rest is kept.
+//! From tokens to a declaration as it is written. What can't be read is reported and left out; the rest is kept.
 
 mod cursor;
 mod expr;
@@ -14,34 +14,53 @@ pub(crate) use expr::REDUCTIONS;
 pub(crate) use function::functions;
 
 /// Reads a model. `None` if not even its name is there.
-pub(crate) fn model(tokens: TokenStream, diagnostics: &Diagnostics) -> Option<Model> {
+pub(crate) fn model(tokens: TokenStream, diagnostics: &Diagnostics) -> Option<Declaration> {
+    declaration(tokens, diagnostics, "model", "pub Llama for \"LlamaForCausalLM\" { … }", |c| {
+        let architectures = if c.eat_word("for").is_some() { c.architectures() } else { c.expected("`for`") };
+        if architectures.is_some() && !c.is_group(Delimiter::Brace) {
+            c.expected::<()>("`,` or the model in braces");
+        }
+        Head::Model { architectures: architectures.unwrap_or_default() }
+    })
+}
+
+/// Reads a block. `None` if not even its name is there.
+pub(crate) fn block(tokens: TokenStream, diagnostics: &Diagnostics) -> Option<Declaration> {
+    declaration(tokens, diagnostics, "block", "pub Gated[d, f] { … }", |c| {
+        let axes = if c.is_group(Delimiter::Bracket) { c.axes() } else { Some(Vec::new()) };
+        if axes.is_some() && !c.is_group(Delimiter::Brace) {
+            c.expected::<()>("axes in brackets, or the block in braces");
+        }
+        Head::Block { axes: axes.unwrap_or_default() }
+    })
+}
+
+fn declaration(
+    tokens: TokenStream,
+    diagnostics: &Diagnostics,
+    what: &str,
+    form: &str,
+    head: impl FnOnce(&mut Cursor) -> Head,
+) -> Option<Declaration> {
     let mut c = Cursor::new(tokens, Span::call_site(), diagnostics);
     let graph = graph_path(&mut c)?;
     let attributes = c.attributes();
     let visibility = c.visibility();
-    let name = c.name("the model's name, as in `pub Llama for \"LlamaForCausalLM\" { … }`")?;
-    let architectures = if c.eat_word("for").is_some() { c.architectures() } else { c.expected("`for`") };
-    let body = match c.eat_group(Delimiter::Brace) {
-        Some(body) => body,
-        None => {
-            if architectures.is_some() {
-                c.expected::<()>("`,` or the model in braces");
-            }
-            while !c.is_empty() && !c.is_group(Delimiter::Brace) {
-                c.next();
-            }
-            c.eat_group(Delimiter::Brace).unwrap_or_else(|| Group::new(Delimiter::Brace, TokenStream::new()))
-        }
-    };
-    if !c.is_empty() {
-        c.expected::<()>("nothing after the model: one `model!` declares one model");
+    let name = c.name(&format!("the {what}'s name, as in `{form}`"))?;
+    let head = head(&mut c);
+    while !c.is_empty() && !c.is_group(Delimiter::Brace) {
+        c.next();
     }
-    let mut model = Model {
+    let body = c.eat_group(Delimiter::Brace).unwrap_or_else(|| Group::new(Delimiter::Brace, TokenStream::new()));
+    if !c.is_empty() {
+        c.expected::<()>(&format!("nothing after the {what}: one `{what}!` declares one {what}"));
+    }
+    let mut declaration = Declaration {
         graph,
         attributes,
         visibility,
         name,
-        architectures: architectures.unwrap_or_default(),
+        head,
         config: Vec::new(),
         requires: Vec::new(),
         items: Vec::new(),
@@ -50,11 +69,11 @@ pub(crate) fn model(tokens: TokenStream, diagnostics: &Diagnostics) -> Option<Mo
     };
     let mut c = c.inside(&body);
     while !c.is_empty() {
-        if item(&mut c, &mut model).is_none() {
+        if item(&mut c, &mut declaration).is_none() {
             c.recover();
         }
     }
-    Some(model)
+    Some(declaration)
 }
 
 /// `crate = path;` in front of the model says where the generated code finds the crate `einfuse-graph`.
@@ -66,7 +85,7 @@ fn graph_path(c: &mut Cursor) -> Option<TokenStream> {
     Some(c.until_semicolon().0)
 }
 
-fn item(c: &mut Cursor, model: &mut Model) -> Option<()> {
+fn item(c: &mut Cursor, declaration: &mut Declaration) -> Option<()> {
     c.attributes();
     let span = c.span();
     let word = match c.peek() {
@@ -74,48 +93,53 @@ fn item(c: &mut Cursor, model: &mut Model) -> Option<()> {
         _ => String::new(),
     };
     match word.as_str() {
+        "context" | "layer" if declaration.is_block() => {
+            c.diagnostics.error(span, format!("`{word}` stands in a model, not in a block"));
+            return None;
+        }
         "config" => {
             c.next();
             let group = c.group(Delimiter::Brace, "`{`, as in `config { d: size = \"hidden_size\"; }`")?;
-            config(&mut c.inside(&group), model);
+            config(&mut c.inside(&group), declaration);
         }
         "axis" => {
             c.next();
             let name = c.name("the axis' name")?;
             c.sign("=")?;
-            model.items.push(match c.eat_word("alias") {
+            declaration.items.push(match c.eat_word("alias") {
                 Some(_) => Item::Alias { name, of: c.name("the axis that it is an alias of")? },
                 None => Item::Axis { name, extent: c.sum()? },
             });
             c.sign(";")?;
         }
         "host" => {
-            model.items.push(Item::Host(host(c)?));
+            declaration.items.push(Item::Host(host(c)?));
         }
         "context" => {
             c.next();
             c.sign("=")?;
             let context = c.sum()?;
             c.sign(";")?;
-            if model.context.replace((span, context)).is_some() {
+            if declaration.context.replace((span, context)).is_some() {
                 c.diagnostics.error(span, "`context` is given twice");
             }
         }
-        "weights" => model.items.push(Item::Weights(weights(c)?)),
-        "layer" => model.items.push(Item::Layer(layer(c)?)),
+        "weights" => declaration.items.push(Item::Weights(weights(c)?)),
+        "layer" => declaration.items.push(Item::Layer(layer(c)?)),
         "fn" => {
             let function = c.function(false)?;
             if function.name.is_some() {
-                model.items.push(Item::Function(function));
-            } else if model.main.is_some() {
-                c.diagnostics.error(function.span, "the model has two `fn` without a name");
+                declaration.items.push(Item::Function(function));
+            } else if declaration.main.is_some() {
+                let what = if declaration.is_block() { "block" } else { "model" };
+                c.diagnostics.error(function.span, format!("the {what} has two `fn` without a name"));
             } else {
-                model.main = Some(function);
+                declaration.main = Some(function);
             }
         }
-        "block" | "use" => {
-            c.diagnostics
-                .error(span, format!("`{word}`: sharing blocks between models is not part of the language yet"));
+        "block" => {
+            let help = "`weights \"layers.{l}.\" { block feed[d, f] -> [t, d] = Gated in \"feed.\"; }`";
+            c.diagnostics.help(span, "a block is used in the `weights` of a layer", help);
             return None;
         }
         "let" | "cache" => {
@@ -126,6 +150,7 @@ fn item(c: &mut Cursor, model: &mut Model) -> Option<()> {
             c.diagnostics.error(span, "`require` stands in `config { … }`");
             return None;
         }
+        _ if declaration.is_block() => return c.expected("`config`, `axis`, `host`, `weights` or `fn`"),
         _ => return c.expected("`config`, `axis`, `host`, `context`, `weights`, `layer` or `fn`"),
     }
     Some(())
@@ -147,13 +172,18 @@ fn host(c: &mut Cursor) -> Option<Host> {
     Some(Host { name, axes, rust })
 }
 
-fn config(c: &mut Cursor, model: &mut Model) {
+fn config(c: &mut Cursor, declaration: &mut Declaration) {
+    let block = declaration.is_block();
     while !c.is_empty() {
         let docs = c.attributes();
-        let read = if c.eat_word("require").is_some() {
-            require(c).map(|r| model.requires.push(r))
-        } else {
-            value(c, docs).map(|v| model.config.push(v))
+        let span = c.span();
+        let read = match c.eat_word("require") {
+            Some(_) if block => {
+                c.diagnostics.error(span, "`require` stands in a model, not in a block");
+                None
+            }
+            Some(_) => require(c).map(|r| declaration.requires.push(r)),
+            None => value(c, docs, block).map(|v| declaration.config.push(v)),
         };
         if read.is_none() {
             c.recover();
@@ -173,11 +203,20 @@ fn require(c: &mut Cursor) -> Option<Require> {
     Some(Require { key, allowed })
 }
 
-/// `name: type = "key", "key" null value else default;`
-fn value(c: &mut Cursor, docs: TokenStream) -> Option<Value> {
-    let name = c.name("a value, as in `d: size = \"hidden_size\";`, or `require`")?;
+/// `name: type = "key", "key" null value else default;`, or in a block `name: type;`
+fn value(c: &mut Cursor, docs: TokenStream, block: bool) -> Option<Value> {
+    let name = c.name(match block {
+        true => "a value, as in `biased: bool;`",
+        false => "a value, as in `d: size = \"hidden_size\";`, or `require`",
+    })?;
     c.sign(":")?;
     let ty = config_type(c)?;
+    if block {
+        if c.eat_sign(";").is_none() {
+            return c.expected("`;`: the use of a block gives its values");
+        }
+        return Some(Value { docs, name, ty, keys: Keys::First(Vec::new()), null: None, default: None });
+    }
     c.sign("=")?;
     let Some(keys) = keys(c) else {
         // The name is known all the same, so that its uses are no further mistakes.
@@ -262,19 +301,66 @@ fn weights(c: &mut Cursor) -> Option<Weights> {
     }
     let group = c.group(Delimiter::Brace, "a prefix in quotes, or `{`")?;
     let mut inner = c.inside(&group);
-    let mut weights = Vec::new();
+    let (mut weights, mut uses) = (Vec::new(), Vec::new());
     while !inner.is_empty() {
-        match weight(&mut inner) {
-            Some(weight) => weights.push(weight),
-            None => inner.recover(),
+        inner.attributes();
+        let read = match inner.is_word("block") {
+            true => block_use(&mut inner).map(|block| uses.push(block)),
+            false => weight(&mut inner).map(|weight| weights.push(weight)),
+        };
+        if read.is_none() {
+            inner.recover();
         }
     }
-    Some(Weights { prefixes, weights })
+    Some(Weights { prefixes, weights, uses })
+}
+
+/// `block name[axes] -> [axes] = path { values } in "prefix" else "prefix";`
+fn block_use(c: &mut Cursor) -> Option<Use> {
+    const FORM: &str = "as in `block feed[d, f] -> [t, d] = Gated in \"feed.\";`";
+    c.next();
+    let name = c.name(&format!("the name by which the block is called, {FORM}"))?;
+    let axes = if c.is_group(Delimiter::Bracket) { c.axes()? } else { Vec::new() };
+    if c.eat_sign("->").is_none() {
+        return c.expected(&format!("`->` and the axes of the result, {FORM}"));
+    }
+    let result_axes = c.axes()?;
+    c.sign("=")?;
+    let mut path = TokenStream::new();
+    let span = c.span();
+    while !c.is_empty() && !c.is_group(Delimiter::Brace) && !c.is_word("in") && !c.is_sign(";") {
+        path.extend(c.next());
+    }
+    let Ok(path) = syn::parse2(path) else {
+        c.diagnostics.error(span, format!("expected the path of a block, {FORM}"));
+        return None;
+    };
+    let values = match c.eat_group(Delimiter::Brace) {
+        Some(group) => c.inside(&group).list(|c| {
+            let name = c.name("a value of the block")?;
+            let value = match c.eat_sign(":") {
+                Some(_) => c.expr()?,
+                None => Expr { span: name.span(), kind: ExprKind::Name(name.clone()) },
+            };
+            Some((name, value))
+        })?,
+        None => Vec::new(),
+    };
+    if c.eat_word("in").is_none() {
+        return c.expected(&format!("`in` and a prefix of the checkpoint's names, {FORM}"));
+    }
+    let mut prefixes = vec![c.text("a prefix in quotes")?];
+    while c.eat_word("else").is_some() {
+        prefixes.push(c.text("another prefix in quotes")?);
+    }
+    if c.eat_sign(";").is_none() {
+        return c.expected("`else` or `;`");
+    }
+    Some(Use { name, axes, result_axes, path, values, prefixes })
 }
 
 /// `name[axes] = source else source;`
 fn weight(c: &mut Cursor) -> Option<Weight> {
-    c.attributes();
     let name = c.name("a weight, as in `w[f, d] = \"w.weight\";`")?;
     let axes = c.axes()?;
     c.sign("=")?;
