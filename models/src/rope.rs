@@ -1,5 +1,6 @@
 //! Rotary positions: the frequencies by which a token's position turns the pairs of a query or key.
 
+use einfuse_graph::from_keys;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
@@ -99,10 +100,19 @@ impl Keys {
         value.map(|value| T::deserialize(value).map_err(|error| format!("`{key}`: {error}"))).transpose()
     }
 
-    /// The first of some numbers that is there.
-    fn number(&self, keys: &[&str]) -> Result<Option<f32>, String> {
-        let mut numbers = keys.iter().map(|key| self.get(key));
-        numbers.find(|number| !matches!(number, Ok(None))).unwrap_or(Ok(None))
+    /// The first of some numbers that is there, and its key.
+    fn first<'k>(&self, keys: &[&'k str]) -> Result<Option<(&'k str, f32)>, String> {
+        let first = keys.iter().find_map(|key| Some(self.get(key).transpose()?.map(|number| (*key, number))));
+        first.transpose()
+    }
+
+    fn number(&self, key: &str) -> Result<Option<f32>, String> {
+        Ok(self.first(&[key])?.map(|(_, number)| number))
+    }
+
+    /// The base of the frequencies, under the first of these keys that is there.
+    fn base(&self, keys: &[&str], unsaid: f32) -> Result<f32, String> {
+        self.first(keys)?.map_or(Ok(unsaid), |(key, base)| positive(key, Some(base)))
     }
 
     /// The parameters of all layers, or of one kind of them.
@@ -110,7 +120,9 @@ impl Keys {
         for key in ["rope_parameters", "rope_scaling"] {
             let Some(mut value) = self.0.get(key).filter(|value| !value.is_null()) else { continue };
             value = value.get(kind).unwrap_or(value);
-            let parameters = Parameters::deserialize(value).map_err(|error| format!("`{key}`: {error}"))?;
+            let object = value.as_object().ok_or_else(|| format!("`{key}`: expected an object, found {value}"))?;
+            let pairs = object.iter().map(|(key, value)| (key.as_str(), value));
+            let parameters: Parameters = from_keys(pairs).map_err(|error| format!("`{key}`: {error}"))?;
             return Ok(Parameters { key, ..parameters });
         }
         Ok(Parameters::default())
@@ -132,8 +144,8 @@ impl TryFrom<Keys> for Rope {
     type Error = String;
 
     fn try_from(keys: Keys) -> Result<Rope, String> {
-        let theta = keys.number(&["rope_theta", "rotary_emb_base"])?;
-        Rope::new(&keys, keys.parameters("full_attention")?, theta.unwrap_or(BASE))
+        let theta = keys.base(&["rope_theta", "rotary_emb_base"], BASE)?;
+        Rope::new(&keys, keys.parameters("full_attention")?, theta)
     }
 }
 
@@ -141,12 +153,12 @@ impl TryFrom<Keys> for LayerRopes {
     type Error = String;
 
     fn try_from(keys: Keys) -> Result<LayerRopes, String> {
-        let theta = keys.number(&["rope_theta"])?.unwrap_or(1_000_000.0);
+        let theta = keys.base(&["rope_theta"], 1_000_000.0)?;
         let global = Rope::new(&keys, keys.parameters("full_attention")?, theta)?;
         // In the older style the scaling is that of the layers without a window alone.
         let nested = keys.0.get("rope_parameters").and_then(|value| value.get("sliding_attention")).is_some();
         let parameters = if nested { keys.parameters("sliding_attention")? } else { Parameters::default() };
-        let theta = keys.number(&["rope_local_base_freq"])?.unwrap_or(BASE);
+        let theta = keys.base(&["rope_local_base_freq"], BASE)?;
         Ok(LayerRopes { local: Rope::new(&keys, parameters, theta)?, global })
     }
 }
@@ -160,13 +172,20 @@ impl LayerRopes {
 
 impl Rope {
     fn new(keys: &Keys, parameters: Parameters, theta: f32) -> Result<Rope, String> {
-        let theta = positive("rope_theta", Some(parameters.rope_theta.unwrap_or(theta)))?;
-        let share = keys.number(&["partial_rotary_factor", "rotary_pct", "rope_pct"])?;
-        let share = parameters.partial_rotary_factor.or(share);
-        if let Some(share) = share.filter(|share| !(*share > 0.0 && *share <= 1.0)) {
-            return Err(format!("`partial_rotary_factor` is {share}, expected a share of a head, from 0 to 1"));
+        let theta = parameters.rope_theta.map_or(Ok(theta), |own| positive("rope_theta", Some(own)))?;
+        let share = keys.first(&["partial_rotary_factor", "rotary_pct", "rope_pct"])?;
+        let share = parameters.partial_rotary_factor.map(|share| ("partial_rotary_factor", share)).or(share);
+        if let Some((key, share)) = share.filter(|(_, share)| !(*share > 0.0 && *share <= 1.0)) {
+            return Err(format!("`{key}` is {share}, expected a share of a head, from 0 to 1"));
         }
-        let (scaling, scale) = scaling(keys, &parameters).map_err(|error| format!("`{}`: {error}", parameters.key))?;
+        let share = share.map(|(_, share)| share);
+        let (scaling, scale) = scaling(keys, &parameters).map_err(|error| match parameters.key {
+            "" => error,
+            key => format!("`{key}`: {error}"),
+        })?;
+        if !scale.is_finite() {
+            return Err(format!("`{}` makes {scale} of `attention_factor`, expected a number", parameters.key));
+        }
         Ok(Rope { theta, share, scaling, scale })
     }
 
@@ -245,8 +264,8 @@ impl Rope {
 /// The scaling, and what rotated pairs are stretched by.
 fn scaling(keys: &Keys, parameters: &Parameters) -> Result<(Scaling, f32), String> {
     let factor = || positive("factor", parameters.factor);
-    let positions = keys.number(&["max_position_embeddings"])?;
-    let original = keys.number(&["original_max_position_embeddings"])?;
+    let positions = keys.number("max_position_embeddings")?;
+    let original = keys.number("original_max_position_embeddings")?;
     let original = parameters.original_max_position_embeddings.or(original);
     let original_positions = || positive("original_max_position_embeddings", original);
     // How many times longer the context became, where it is not said.
@@ -285,8 +304,11 @@ fn scaling(keys: &Keys, parameters: &Parameters) -> Result<(Scaling, f32), Strin
         Some("longrope" | "su") => {
             let original = original_positions()?;
             let factor = if parameters.factor.is_some() { factor()? } else { ratio()? };
+            if original <= 1.0 {
+                return Err(format!("`original_max_position_embeddings` is {original}, expected more than 1"));
+            }
             let implied = if factor > 1.0 { (1.0 + factor.ln() / original.ln()).sqrt() } else { 1.0 };
-            let context = keys.number(&[crate::CONTEXT])?.or(positions).unwrap_or(original);
+            let context = keys.number(crate::CONTEXT)?.or(positions).unwrap_or(original);
             let (key, factors) = match context > original {
                 true => ("long_factor", &parameters.long_factor),
                 false => ("short_factor", &parameters.short_factor),
@@ -411,7 +433,25 @@ mod tests {
         assert!(error(json!({"rope_type": "yarn", "factor": 2})).contains("`original_max_position_embeddings` is"));
         assert!(error(json!({"rope_type": "longrope", "factor": 2})).contains("`original_max_position_embeddings` is"));
         assert!(error(json!({"partial_rotary_factor": 1.5})).contains("`partial_rotary_factor`"));
-        assert!(error(json!("linear")).contains("`rope_scaling`: invalid type"));
+        assert!(
+            error(json!({"rope_type": "linear", "factor": [2]})).contains("`rope_scaling`: `factor`: invalid type")
+        );
+        assert!(
+            error(json!({"rope_type": "yarn", "factor": 1e39, "original_max_position_embeddings": 8}))
+                .contains("`factor` is inf")
+        );
+        assert_eq!(error(json!("linear")), "`rope_scaling`: expected an object, found \"linear\"");
+        assert_eq!(error(json!([])), "`rope_scaling`: expected an object, found []");
+        let small = json!({"rope_type": "longrope", "short_factor": [1], "long_factor": [1], "factor": 2, "original_max_position_embeddings": 0.9});
+        assert!(error(small).contains("`original_max_position_embeddings` is 0.9, expected more than 1"));
+        let large = json!({"rope_type": "yarn", "factor": 2, "mscale": 1e39, "mscale_all_dim": 1, "original_max_position_embeddings": 8});
+        assert!(error(large).contains("`rope_scaling` makes inf of `attention_factor`"));
+        assert!(
+            serde_json::from_value::<LayerRopes>(json!({"rope_local_base_freq": 0}))
+                .unwrap_err()
+                .to_string()
+                .contains("`rope_local_base_freq` is 0")
+        );
         assert!(read(json!({"rope_theta": -1.0})).unwrap_err().contains("`rope_theta` is -1"));
     }
 }

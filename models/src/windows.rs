@@ -51,7 +51,8 @@ impl TryFrom<Keys> for Windows {
         Ok(Windows {
             window: keys.sliding_window.map(|window| positive("sliding_window", window)).transpose()?,
             local: local.transpose()?,
-            period: positive("sliding_window_pattern", keys.sliding_window_pattern.or(keys._sliding_window_pattern))?,
+            period: positive("sliding_window_pattern", keys.sliding_window_pattern)?
+                .or(positive("_sliding_window_pattern", keys._sliding_window_pattern)?),
             first: keys.max_window_layers.unwrap_or(28),
             used: keys.use_sliding_window.unwrap_or(false),
         })

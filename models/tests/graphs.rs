@@ -170,7 +170,7 @@ fn what_an_architecture_does_not_describe_is_refused() {
             json!({"rope_scaling": {"rope_type": "mrope", "factor": 2.0}}),
             "the config: `rope_scaling`: `rope_type` is \"mrope\", supported are",
         ),
-        ("llama3", json!({"rope_scaling": 3}), "the config: `rope_scaling`: invalid type: integer `3`"),
+        ("llama3", json!({"rope_scaling": 3}), "the config: `rope_scaling`: expected an object, found 3"),
         (
             "llama3",
             json!({"partial_rotary_factor": 1.5}),
@@ -213,6 +213,77 @@ fn what_an_architecture_does_not_describe_is_refused() {
         assert!(error.contains(expected), "{error}\n{expected}");
         assert!(!error.contains('\n'));
     }
+}
+
+/// Pointers to all values of a config, those within objects and lists too.
+fn pointers(value: &Value, at: &str, all: &mut Vec<String>) {
+    let inner: Vec<(String, &Value)> = match value {
+        Value::Object(object) => object.iter().map(|(key, value)| (format!("{at}/{key}"), value)).collect(),
+        Value::Array(list) => list.iter().enumerate().map(|(nth, value)| (format!("{at}/{nth}"), value)).collect(),
+        _ => Vec::new(),
+    };
+    for (at, value) in inner {
+        pointers(value, &at, all);
+        all.push(at);
+    }
+}
+
+/// A config without one of its values.
+fn without(mut config: Value, pointer: &str) -> Value {
+    let (parent, key) = pointer.rsplit_once('/').unwrap();
+    match config.pointer_mut(parent).unwrap() {
+        Value::Object(object) => drop(object.remove(key).unwrap()),
+        Value::Array(list) => drop(list.remove(key.parse().unwrap())),
+        other => panic!("{other}"),
+    }
+    config
+}
+
+/// Whatever a value of a config is replaced by, there is a graph, or an error that names the key, another that it does not fit, an axis or a constant.
+#[test]
+fn no_value_of_a_config_breaks_more_than_its_key() {
+    let large = [json!(1u64 << 24), json!(1_000_000_000_000_000_000u64), json!(u64::MAX), json!(1e18), json!(1e300)];
+    let small = [json!(0), json!(-1), json!(i64::MIN), json!(1), json!(3), json!(0.5), json!(-0.5), json!(1e-300)];
+    let others =
+        [json!("NaN"), json!("Infinity"), json!(""), json!(null), json!([]), json!([null]), json!({}), json!(true)];
+    let values = [&large[..], &small, &others].concat();
+    let (mut made, mut refused, mut unnamed) = (0, 0, Vec::new());
+    for model in models() {
+        let [old, new] = ["config.json", "config_v5.json"].map(|file| config(&folder(&model), file));
+        for (config, other) in [(&old, None), (&new, Some(&old))] {
+            let mut all = Vec::new();
+            pointers(config, "", &mut all);
+            // What both have is changed once, and of architectures is the next test.
+            let both = |at: &str| other.is_some_and(|other| other.pointer(at) == config.pointer(at));
+            all.retain(|at| !both(at) && !at.starts_with("/architectures"));
+            for at in &all {
+                let replaced = values.iter().map(|value| {
+                    let mut config = config.clone();
+                    *config.pointer_mut(at).unwrap() = value.clone();
+                    (config, value.to_string())
+                });
+                for (config, value) in replaced.chain([(without(config.clone(), at), "missing".to_owned())]) {
+                    let graph = context_from_config(&config).and_then(|context| graph_from_config(&config, context));
+                    let Err(error) = graph else {
+                        made += 1;
+                        continue;
+                    };
+                    let error = error.to_string();
+                    let names = |key: &str| key.parse::<usize>().is_err() && error.contains(key);
+                    let named = at.split('/').skip(1).any(names)
+                        || ["axis `", "constant `", "`top[", "models/src/", "supports only"]
+                            .iter()
+                            .any(|word| error.contains(word));
+                    if !named || error.contains('\n') || error.len() > 300 {
+                        unnamed.push(format!("{model}: {at} = {value}: {error}"));
+                    }
+                    refused += 1;
+                }
+            }
+        }
+    }
+    assert!(unnamed.is_empty(), "{}", unnamed.join("\n"));
+    assert!(made > 5000 && refused > 5000, "{made} made, {refused} refused");
 }
 
 #[test]

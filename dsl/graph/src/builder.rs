@@ -405,7 +405,11 @@ impl Builder {
         let (a, b) = if float { (self.as_float(a), self.as_float(b)) } else { (a, b) };
         let folded = match (self.graph.expr(a), self.graph.expr(b)) {
             (&Expr::Float(Real(x)), &Expr::Float(Real(y))) if op.is_arithmetic() => {
-                Some(Expr::Float(Real(op.of(x, y))))
+                let value = op.of(x, y);
+                if value.is_nan() {
+                    self.fail(format!("`{op}` of {x} and {y} is not a number"));
+                }
+                Some(Expr::Float(Real(value)))
             }
             (&Expr::Int(x), &Expr::Int(y)) if op.is_arithmetic() => op.of_ints(x, y).map(Expr::Int),
             _ => None,
@@ -607,7 +611,7 @@ impl Builder {
             }
             (Some(all), Some(some)) if some <= all => {}
             (Some(all), Some(some)) => {
-                self.fail(format!("`top[{of} -> {name}]`: {some} of the {all} coordinates of `{of}`"));
+                self.fail(format!("`top[{of} -> {name}]` wants {some} of the {all} coordinates of `{of}`"));
             }
             _ => self.fail(format!("`top[{of} -> {name}]` is along axes of fixed sizes")),
         }

@@ -7,6 +7,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use crate::builder::BuildError;
+use crate::keyed::from_keys;
 
 /// Sizes and counts above this are taken for a broken config: they would ask for more memory than any machine has.
 const LARGEST: u64 = 1 << 24;
@@ -176,8 +177,7 @@ impl<'a> Source<'a> {
     /// A value read from an object of those of the keys that are there.
     pub fn gathered<T: DeserializeOwned>(&self, keys: &[&str]) -> Result<T, ModelError> {
         let there: Vec<(&str, &Value)> = keys.iter().filter_map(|&key| self.first(&[key])).collect();
-        let object: Map<String, Value> = there.iter().map(|&(k, v)| (k.to_owned(), v.clone())).collect();
-        T::deserialize(Value::Object(object)).map_err(|error| {
+        from_keys(there.iter().copied()).map_err(|error| {
             let named: Vec<&str> = if there.is_empty() { keys.to_vec() } else { there.iter().map(|p| p.0).collect() };
             ModelError::Invalid { keys: quoted(&named), message: error.to_string() }
         })
@@ -186,8 +186,8 @@ impl<'a> Source<'a> {
     /// A value read from all keys that are there. Its own errors say which of them they are about.
     pub fn whole<T: DeserializeOwned>(&self) -> Result<T, ModelError> {
         let there = self.keys.iter().filter(|(_, value)| !value.is_null());
-        let object = there.map(|(key, value)| (key.clone(), value.clone())).collect();
-        T::deserialize(Value::Object(object)).map_err(|error| ModelError::Keys { message: error.to_string() })
+        from_keys(there.map(|(key, value)| (key.as_str(), value)))
+            .map_err(|error| ModelError::Keys { message: error.to_string() })
     }
 
     /// The value, or the error that none of its keys is there.
@@ -280,26 +280,29 @@ pub fn stack<B: PartialEq>(
     Ok((bodies, order))
 }
 
-/// What a `host` expression may yield: the values, or an error in words.
+/// What a `host` expression may yield: finite values, or an error in words.
 pub trait HostValues {
     /// The values, in the order of the constant's axes.
     fn values(self, name: &'static str) -> Result<Vec<f32>, ModelError>;
 }
 
 impl HostValues for Vec<f32> {
-    fn values(self, _: &'static str) -> Result<Vec<f32>, ModelError> {
-        Ok(self)
+    fn values(self, name: &'static str) -> Result<Vec<f32>, ModelError> {
+        match self.iter().position(|value| !value.is_finite()) {
+            Some(at) => Err(ModelError::Host { name, message: format!("element {at} is {}", self[at]) }),
+            None => Ok(self),
+        }
     }
 }
 
 impl HostValues for f32 {
-    fn values(self, _: &'static str) -> Result<Vec<f32>, ModelError> {
-        Ok(vec![self])
+    fn values(self, name: &'static str) -> Result<Vec<f32>, ModelError> {
+        vec![self].values(name)
     }
 }
 
 impl<E: Display> HostValues for Result<Vec<f32>, E> {
     fn values(self, name: &'static str) -> Result<Vec<f32>, ModelError> {
-        self.map_err(|error| ModelError::Host { name, message: error.to_string() })
+        self.map_err(|error| ModelError::Host { name, message: error.to_string() })?.values(name)
     }
 }

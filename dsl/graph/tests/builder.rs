@@ -141,5 +141,5 @@ fn a_choice_of_more_than_there_are_is_refused() {
     let x = b.load(x);
     let (w, _) = b.top(("w", "i"), None, x, e, j);
     let error = b.finish(w).unwrap_err();
-    assert_eq!(error.message, "`top[e -> j]`: 3 of the 2 coordinates of `e`");
+    assert_eq!(error.message, "`top[e -> j]` wants 3 of the 2 coordinates of `e`");
 }

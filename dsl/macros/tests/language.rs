@@ -433,7 +433,7 @@ mod decided_by_the_config {
         assert!(text.contains("\"parts\"[3 .. 6 each]"), "{text}");
         assert_eq!(einfuse_graph::parse(&text).unwrap().to_string(), text);
         let error = DecidedConfig::from_json(&json!({"d": 1, "v": 2, "period": "x"})).unwrap_err().to_string();
-        assert_eq!(error, "the config: invalid type: string \"x\", expected usize");
+        assert_eq!(error, "the config: `period`: invalid type: string \"x\", expected usize");
     }
 
     model! {
@@ -552,7 +552,7 @@ mod config {
             (changed(json!({"eps": "x"})), "the config's `eps`: expected a number, found \"x\""),
             (changed(json!({"eps": 1e300})), "the config's `eps`: expected a number, found 1e+300"),
             (changed(json!({"name": 1})), "the config's `name`: invalid type: integer `1`, expected a string"),
-            (changed(json!({"a": "x"})), "the config's `a` or `b`: invalid type: string \"x\", expected u32"),
+            (changed(json!({"a": "x"})), "the config's `a` or `b`: `a`: invalid type: string \"x\", expected u32"),
             (
                 changed(json!({"act": "gelu"})),
                 "the config's `act` is \"gelu\", Keys supports only \"silu\" or \"swish\"",
