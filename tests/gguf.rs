@@ -3,6 +3,7 @@
 
 mod common;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
@@ -172,23 +173,19 @@ impl Kind {
     }
 }
 
-/// A file with the tensors of a golden model, but larger: experts in such blocks, all else as it is.
-fn with_experts(about: &Value, kind: &Kind) -> Vec<u8> {
-    let size = |size: usize| match size {
-        10 => 64,
-        20 => 128,
-        22 => 512,
-        40 | 52 => 256,
-        other => other,
-    };
+/// A file with the tensors of a golden model, but larger, as `sizes` says: those of such names in such blocks, all else as it is.
+fn enlarged(about: &Value, sizes: &[(usize, usize)], kind: &Kind, in_blocks: &[&str]) -> Vec<u8> {
+    let size = |size: usize| sizes.iter().find(|(small, _)| *small == size).map_or(size, |(_, large)| *large);
     let mut entries = about["metadata"].as_object().unwrap().clone();
+    let experts = entries.iter().find(|(key, _)| key.ends_with("expert_count")).unwrap().1.clone();
     for (key, value) in &mut entries {
-        if key.ends_with("_length") && !key.ends_with("context_length") || key.ends_with("dimension_count") {
+        let is_size = ["_length", "_length_mla", "_lora_rank", "dimension_count"].iter().any(|end| key.ends_with(end));
+        if is_size && !key.ends_with("context_length") {
             *value = size(whole(value)).into();
         }
         // All are chosen, so that rounding chooses no other.
         if key.ends_with("expert_used_count") {
-            *value = 5.into();
+            *value = experts.clone();
         }
     }
     let mut state = 1u32;
@@ -199,7 +196,7 @@ fn with_experts(about: &Value, kind: &Kind) -> Vec<u8> {
     let tensors = about["tensors"].as_object().unwrap().iter().map(|(name, tensor)| {
         let dimensions: Vec<usize> = dimensions(tensor).into_iter().map(size).collect();
         let count: usize = dimensions.iter().product();
-        if name.ends_with("_exps.weight") {
+        if in_blocks.iter().any(|end| name.ends_with(end)) {
             let data = (0..count / kind.length).flat_map(|_| kind.block(&mut next)).collect();
             return (name.as_str(), dimensions, kind.code, data);
         }
@@ -213,31 +210,14 @@ fn with_experts(about: &Value, kind: &Kind) -> Vec<u8> {
 /// Experts that the reference implementation has transposed, and gate and up in one tensor, are computed on in the file's blocks.
 #[test]
 fn experts_keep_their_blocks() {
-    let ids: Vec<u32> = (0..20).map(|at| at * 7 % 90).collect();
     for (name, weights) in [("gpt_oss", ["input", "down"]), ("llama4", ["input", "output"])] {
         let about = json(&repository("tests/golden").join(name).join("gguf.json"));
         for kind in [MXFP4, Q8_0, Q4_K] {
             let scratch = tempfile::tempdir().unwrap();
             let path = scratch.path().join("model.gguf");
-            fs::write(&path, with_experts(&about, &kind)).unwrap();
-            let load = |precision| {
-                let settings = Settings {
-                    context: Some(32),
-                    chunk: 16,
-                    precision,
-                    rows: Wanted::All,
-                    threads: Some(2),
-                    ..Settings::default()
-                };
-                einfuse::load(&path, settings).unwrap_or_else(|error| panic!("{name} {}: {error}", kind.kept))
-            };
-            // Many rows, a few, one.
-            let compute = |model: &einfuse::Model| {
-                let mut session = model.session();
-                let pieces = [&ids[..16], &ids[16..19], &ids[19..]];
-                pieces.map(|ids| session.feed_all(ids).unwrap()).concat()
-            };
-            let (model, exact) = (load(Precision::Stored), load(Precision::F32));
+            let sizes = [(10, 64), (20, 128), (22, 512), (40, 256), (52, 256)];
+            fs::write(&path, enlarged(&about, &sizes, &kind, &["_exps.weight"])).unwrap();
+            let model = load(&path, Precision::Stored);
             let graph = &model.program().plan(Batch::Many).graph;
             // Layers that are declared alike and differ otherwise have names with numbers.
             let name_of = |tensor| graph.tensor(tensor).name.split('.').next().unwrap_or_default();
@@ -251,11 +231,56 @@ fn experts_keep_their_blocks() {
             let bits = 8.0 * bytes as f64 / numbers as f64;
             assert!((4.25..9.0).contains(&bits), "{name} {}: {bits} bits", kind.kept);
 
-            let (found, wanted) = (compute(&model), compute(&exact));
-            let squares = |numbers: &mut dyn Iterator<Item = f32>| numbers.map(|x| x * x).sum::<f32>();
-            let difference = squares(&mut found.iter().zip(&wanted).map(|(a, b)| a - b));
-            let distance = (difference / squares(&mut wanted.iter().copied())).sqrt();
+            let distance = distance(&model, &load(&path, Precision::F32));
             assert!(distance < 0.03, "{name} {}: {distance}", kind.kept);
         }
     }
+}
+
+fn load(path: &Path, precision: Precision) -> einfuse::Model {
+    let settings = Settings {
+        context: Some(32),
+        chunk: 16,
+        precision,
+        rows: Wanted::All,
+        threads: Some(2),
+        ..Settings::default()
+    };
+    einfuse::load(path, settings).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// How far the logits of a model are from those of another, in shares of the latter: of many rows, of a few, of one.
+fn distance(model: &einfuse::Model, exact: &einfuse::Model) -> f32 {
+    let ids: Vec<u32> = (0..20).map(|at| at * 7 % 90).collect();
+    let compute = |model: &einfuse::Model| {
+        let mut session = model.session();
+        let pieces = [&ids[..16], &ids[16..19], &ids[19..]];
+        pieces.map(|ids| session.feed_all(ids).unwrap()).concat()
+    };
+    let (found, wanted) = (compute(model), compute(exact));
+    let squares = |numbers: &mut dyn Iterator<Item = f32>| numbers.map(|x| x * x).sum::<f32>();
+    let difference = squares(&mut found.iter().zip(&wanted).map(|(a, b)| a - b));
+    (difference / squares(&mut wanted.iter().copied())).sqrt()
+}
+
+/// Keys that a file has the other way round, with blocks along what queries are multiplied by, are computed on in these blocks
+/// for a token; the values that are in one tensor with them for the reference implementation, for a prompt too.
+#[test]
+fn latent_keys_and_values_keep_their_blocks() {
+    let about = json(&repository("tests/golden/deepseek_v2_lite/gguf.json"));
+    let scratch = tempfile::tempdir().unwrap();
+    let path = scratch.path().join("model.gguf");
+    let sizes = [(10, 32), (16, 38), (20, 64), (26, 70), (64, 152)];
+    fs::write(&path, enlarged(&about, &sizes, &Q8_0, &["attn_k_b.weight", "attn_v_b.weight"])).unwrap();
+    let model = load(&path, Precision::Stored);
+    let graph = &model.program().plan(Batch::One).graph;
+    let kept = |weight: &str| -> BTreeSet<String> {
+        let packed = model.program().weights().iter();
+        let is_it = |tensor| graph.tensor(tensor).name.split('.').next() == Some(weight);
+        packed.filter(|packed| is_it(packed.tensors[0])).map(|packed| packed.storage.to_string()).collect()
+    };
+    assert!(kept("key_out").contains(Q8_0.kept), "{:?}", kept("key_out"));
+    assert_eq!(kept("value_out"), [Q8_0.kept.to_owned()].into());
+    let distance = distance(&model, &load(&path, Precision::F32));
+    assert!(distance < 0.03, "{distance}");
 }

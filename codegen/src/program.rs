@@ -340,6 +340,11 @@ impl Program {
         }
     }
 
+    /// How much memory steps by so many workers are run in, but for little.
+    pub fn workspace_bytes(&self, workers: usize) -> usize {
+        self.kernels.arena_bytes.saturating_add(self.scratch_bytes.saturating_mul(workers))
+    }
+
     /// Memory to run steps in, by so many workers.
     pub fn workspace(&self, workers: usize) -> Workspace {
         Workspace {

@@ -140,12 +140,19 @@ fn strftime_now(format: &str) -> Result<String, minijinja::Error> {
     written.map_err(|error| minijinja::Error::new(ErrorKind::InvalidOperation, format!("strftime_now: {error}")))
 }
 
+/// The most blanks before a line of JSON, for each level.
+const MOST_INDENT: usize = 64;
+
 /// A value as Python's `json.dumps(value, ensure_ascii=False)` writes it, which is what templates expect.
 fn tojson(value: &Value, options: Kwargs) -> Result<Value, minijinja::Error> {
     let indent: Option<usize> = options.get("indent")?;
     let separators: Option<Vec<String>> = options.get("separators")?;
     let _: Option<bool> = options.get("ensure_ascii")?;
     options.assert_all_used()?;
+    if let Some(indent) = indent.filter(|indent| *indent > MOST_INDENT) {
+        let problem = format!("`indent` is {indent}, at most {MOST_INDENT} was expected");
+        return Err(minijinja::Error::new(ErrorKind::InvalidOperation, problem));
+    }
     let comma = if indent.is_some() { "," } else { ", " };
     let (comma, colon) = match separators.as_deref() {
         None => (comma, ": "),
@@ -192,7 +199,7 @@ impl Python<'_> {
 
     fn line<W: io::Write + ?Sized>(&self, out: &mut W) -> io::Result<()> {
         match self.indent {
-            Some(indent) => write!(out, "\n{:1$}", "", indent * self.depth),
+            Some(indent) => write!(out, "\n{}", " ".repeat(indent * self.depth)),
             None => Ok(()),
         }
     }

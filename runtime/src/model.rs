@@ -22,6 +22,9 @@ use crate::tokens::Tokenizer;
 /// The context of a model of which nobody says how long a text it can read.
 const DEFAULT_CONTEXT: usize = 4096;
 
+/// The most positions that a sequence can have: kernels compute with them in 32-bit floats, which count no further.
+const MOST_POSITIONS: usize = 1 << 24;
+
 /// How weights lie in memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Precision {
@@ -173,7 +176,10 @@ impl Model {
         };
         at_least_1("chunk", settings.chunk)?;
         at_least_1("sequences", settings.sequences)?;
-        at_least_1("context", settings.context.unwrap_or(1))?;
+        if let Some(context) = settings.context.filter(|context| !(1..=MOST_POSITIONS).contains(context)) {
+            let wants = "a number from 1 to 16777216";
+            return Err(Error::Option { option: "context", wants, got: context.to_string() });
+        }
         let progress = |progress| {
             if let Some(report) = &settings.progress {
                 report(progress);
@@ -213,6 +219,11 @@ impl Model {
             Ok::<_, Error>((program, weights, start.elapsed()))
         };
         let (tokenizer, (program, weights, pack_time)) = side_by_side(|| Tokenizer::of(checkpoint), compile_and_pack)?;
+        let bytes = program.workspace_bytes(options.workers);
+        Vec::<u8>::new().try_reserve_exact(bytes).map_err(|error| {
+            let what = "what is computed in a step (a smaller chunk needs less)";
+            Error::Memory { bytes, what, source: std::io::Error::other(error) }
+        })?;
 
         let bounds = [(program.context(), "that the model has places for"), (settings.context, "of its context")];
         let bounds = bounds.into_iter().filter_map(|(positions, bound)| Some((positions?, bound)));

@@ -653,7 +653,11 @@ fn what_cannot_be_loaded_is_refused() {
     let cases = [
         (threads(0), "option threads wants a number from 1 to 1024, got 0"),
         (Settings { chunk: 0, ..threads(1) }, "option chunk wants a number of at least 1, got 0"),
-        (Settings { context: Some(0), ..threads(1) }, "option context wants a number of at least 1, got 0"),
+        (Settings { context: Some(0), ..threads(1) }, "option context wants a number from 1 to 16777216, got 0"),
+        (
+            Settings { context: Some((1 << 24) + 1), ..threads(1) },
+            "option context wants a number from 1 to 16777216, got 16777217",
+        ),
         (Settings { sequences: 0, ..threads(1) }, "option sequences wants a number of at least 1, got 0"),
     ];
     for (settings, expected) in cases {

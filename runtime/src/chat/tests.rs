@@ -88,6 +88,10 @@ fn what_is_no_template_is_named() {
         ("{{ 'a'.no_such() }}", "does not work in line 1: unknown method: "),
         ("{% include 'other' %}", "does not work in line 1: "),
         ("{{ strftime_now('%!') }}", "does not work in line 1: invalid operation: strftime_now: "),
+        (
+            "{{ messages | tojson(indent=70000) }}",
+            "does not work in line 1: invalid operation: `indent` is 70000, at most 64",
+        ),
         ("{{ messages | tojson(sort=1) }}", "does not work in line 1: too many arguments: "),
         ("{{ raise_exception('no\n  such role') }}", "refuses these messages: no such role"),
         (

@@ -211,9 +211,9 @@ impl<'a> Numbers<'a> {
         }
     }
 
-    /// Some of them; `None` if the range is not of whole blocks.
-    pub fn some(&self, range: Range<usize>) -> Option<Numbers<'a>> {
-        Some(match *self {
+    /// Some of them, and whether rows and columns are exchanged there; `None` if the range is not of whole blocks.
+    pub fn some(&self, range: Range<usize>) -> Option<(Numbers<'a>, bool)> {
+        let some = match *self {
             Numbers::Blocks(blocks) => Numbers::Blocks(blocks.some(range)?),
             Numbers::Scaled { blocks, scales, first } => {
                 Numbers::Scaled { first: first + range.start, blocks: blocks.some(range)?, scales }
@@ -221,8 +221,9 @@ impl<'a> Numbers<'a> {
             Numbers::Coded { codes, first, .. } => {
                 Numbers::Coded { codes, first: first + range.start, len: range.len() }
             }
-            Numbers::Woven { rows, first, .. } => rows.some(first + range.start, range.len()),
-        })
+            Numbers::Woven { rows, first, .. } => return Some(rows.some(first + range.start, range.len())),
+        };
+        Some((some, false))
     }
 
     /// Reads neighbours, from the number `at` on, each exactly as its format defines it (products of scales in single
@@ -249,8 +250,11 @@ impl<'a> Woven<'a> {
         self.strands.iter().map(|strand| strand.blocks.len()).sum()
     }
 
-    /// Some of the numbers: of one tensor alone, where they are neighbours in it.
-    fn some(self, first: usize, len: usize) -> Numbers<'a> {
+    /// Some of the numbers: of one tensor alone, where they are neighbours in it, and whether it has them column by column.
+    fn some(self, first: usize, len: usize) -> (Numbers<'a>, bool) {
+        if let Some(turned) = self.turned(first, len) {
+            return (Numbers::Blocks(turned), true);
+        }
         let (mut alone, mut together) = (None, true);
         self.each_row(first, len, |strand, place, done| {
             let (blocks, start) = *alone.get_or_insert((strand.blocks, place));
@@ -258,7 +262,19 @@ impl<'a> Woven<'a> {
                 !strand.turned && std::ptr::eq(strand.blocks.bytes, blocks.bytes) && place == start + done.start;
         });
         let neighbours = alone.filter(|_| together).and_then(|(blocks, start)| blocks.some(start..start + len));
-        neighbours.map_or(Numbers::Woven { rows: self, first, len }, Numbers::Blocks)
+        (neighbours.map_or(Numbers::Woven { rows: self, first, len }, Numbers::Blocks), false)
+    }
+
+    /// The numbers of one turn's rows of the tensor that has them as columns, if these are all of them.
+    fn turned(&self, first: usize, len: usize) -> Option<Blocks<'a>> {
+        let [one, other] = &self.strands;
+        let size = self.columns * (one.rows + other.rows);
+        let (turn, within) = (first.checked_div(size)?, first.checked_rem(size)?);
+        let strand = if within == 0 { one } else { other };
+        let starts = within == 0 || within == one.rows * self.columns;
+        let start = turn * len;
+        let all = strand.turned && starts && len == strand.rows * self.columns;
+        strand.blocks.some(start..start + len).filter(|_| all)
     }
 
     fn read(&self, at: usize, out: &mut [f32]) {

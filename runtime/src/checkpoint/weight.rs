@@ -247,18 +247,29 @@ fn file_tensor<'a>(
             return Err(wrong(format!("has {stored} rows, {}", wants())));
         }
         let row = found.numbers.len() / stored.max(1);
+        let mut turned = Vec::new();
         for first in (0..stretches).map(|nth| nth * stretch) {
             // The rows have to be neighbours in the file too.
             let at = |nth: usize| change.row(stored, first + nth);
             let begin = if start < end { at(start) } else { 0 };
             let together = (start..end).all(|nth| at(nth) == begin + nth - start) && change != Change::Transposed;
             match found.numbers.some(begin * row..(begin + rows.len()) * row).filter(|_| together) {
-                Some(some) => parts.push(some),
+                Some((some, is_turned)) => {
+                    parts.push(some);
+                    turned.push(is_turned);
+                }
                 None => return Err(wrong(format!("is not stored row by row; {}", wants()))),
             }
         }
         if matches!(change, Change::Pairs { .. } | Change::Fused { .. }) {
             change = Change::None;
+        }
+        match turned.contains(&true) {
+            true if turned.contains(&false) => {
+                return Err(wrong(format!("is partly stored column by column; {}", wants())));
+            }
+            true => change = Change::Transposed,
+            false => {}
         }
         shape[0] = rows.len();
     } else {
