@@ -321,13 +321,8 @@ impl Cores {
         match (panels, b) {
             (1, _) => one,
             _ if self.bits < 512 || a != b => 0,
-            (_, Format::Codes(codes)) => {
-                if codes.are_bytes() {
-                    6
-                } else {
-                    0
-                }
-            }
+            (_, Format::Codes(codes)) if codes.are_bytes() => 6,
+            (_, Format::Codes(_)) => 0,
             _ => 12,
         }
     }

@@ -39,7 +39,7 @@ fn host_cores() -> Cores {
 }
 
 /// Whether this is a Zen 5 of AMD, by family.
-#[cfg(target_arch = "x86_64")]
+#[cfg(all(target_arch = "x86_64", unix))]
 fn is_zen5() -> bool {
     let [name, version] = [0, 1].map(std::arch::x86_64::__cpuid);
     let vendor = [name.ebx, name.edx, name.ecx].map(u32::to_le_bytes);

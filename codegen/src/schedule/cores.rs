@@ -16,8 +16,8 @@ pub(super) struct Count {
     pub(super) of_step: Expr,
 }
 
-/// Covers so many rows with cores, of operands in such formats, by so many panels: as many as there can be of the most rows, then smaller ones for the
-/// rest. Where the number is known at run time only, the last core may take rows beyond, fewer than
+/// Covers so many rows with cores, of operands in such formats, by so many panels: as many as there can be of the most rows, then
+/// smaller ones for the rest. Where the number is known at run time only, the last core may take rows beyond, fewer than
 /// [`Cores::rows`](crate::loops::Cores) of them. There may be a number that they never exceed.
 fn cover(
     cx: &Context,

@@ -132,13 +132,12 @@ impl Tiling {
         let parts = (TILES * workers).div_ceil(sizes.outer.max(1)).next_power_of_two().min(MOST_PARTS);
         // What a tile computes for each page it computes for all of its rows.
         let tile = if sizes.operands > 0 { EXPANDING } else { 48 };
-        // Panels are read anew for each block, and tiles multiply faster than memory brings them: most of all those of bf16, of
-        // which as many rows as stay near are best.
-        let block = match cores.tiles {
-            true if sizes.bits == 16 && sizes.depth <= 1024 => 512,
-            true => 256,
-            false if cores.bits == 512 => 256,
-            false => 64,
+        // Panels are read anew for each block, and wide cores multiply faster than memory brings them. Of bf16, which tiles multiply
+        // fastest, as many rows as stay near are best.
+        let block = match cores.bits {
+            512 if cores.tiles && sizes.bits == 16 && sizes.depth <= 1024 => 512,
+            512 => 256,
+            _ => 64,
         };
         Tiling { block, core: cores.most_rows(), prepared: 4, tile, parts }
     }
