@@ -7,13 +7,13 @@ use einfuse_graph::{AxisId, Extent, Graph, Kind, Type};
 use crate::checks::Checks;
 use crate::choices::{Watched, watched};
 use crate::fuse::{Kernel, Multiplications, Plan, Rule, Segment, Shape, Storage, Typical, Wanted, fuse, orders};
-use crate::loops::{self, Format, GROUP};
+use crate::loops::{self, FEW, Format, GROUP};
 use crate::lower::{Code, LowerError, Lowering, Target};
 use crate::pack::Packed;
 use crate::schedule::homes::{Entry, Extents, Homes};
 use crate::schedule::tiling::EXPANDING;
 use crate::schedule::weights::Variant;
-use crate::schedule::{Context, FEW, Mode, Prepared, Sizes, Tiling, schedule};
+use crate::schedule::{Context, Mode, Prepared, Sizes, Tiling, schedule};
 
 /// What a program is made for.
 #[derive(Clone, Debug)]

@@ -239,7 +239,8 @@ fn without(mut config: Value, pointer: &str) -> Value {
     config
 }
 
-/// Whatever a value of a config is replaced by, there is a graph, or an error that names the key, another that it does not fit, an axis or a constant.
+/// Whatever a value of a config is replaced by, there is a graph, or an error that names the key, another that it does not fit, an
+/// axis or a constant.
 #[test]
 fn no_value_of_a_config_breaks_more_than_its_key() {
     let large = [json!(1u64 << 24), json!(1_000_000_000_000_000_000u64), json!(u64::MAX), json!(1e18), json!(1e300)];

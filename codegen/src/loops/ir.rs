@@ -16,6 +16,10 @@ pub const PANEL: usize = 16;
 /// How many rows a [`Core`] has at most.
 pub const MAX_ROWS: usize = 64;
 
+/// The most tokens of a step, and the most rows of a core, that count as few: such rows wait for what they are multiplied with, and all
+/// the tokens together share the positions of a cache among the workers.
+pub const FEW: usize = 8;
+
 /// How many panels a [`Core`] has at most.
 pub const MAX_PANELS: usize = 2;
 

@@ -16,9 +16,9 @@ use super::operands::{Operand, Room, are_shared, operands};
 use super::place::Place;
 use super::select;
 use super::weights::{Panels, Units};
-use super::{Context, FEW, Mode};
+use super::{Context, Mode};
 use crate::fuse::{Contract, Contraction, Kernel, Task, is_tokens};
-use crate::loops::{self, Address, Arg, Buffer, Cores, Elem, Expr, Format, PANEL, Share, Stmt};
+use crate::loops::{self, Address, Arg, Buffer, Cores, Elem, Expr, FEW, Format, PANEL, Share, Stmt};
 
 /// The rows at hand.
 #[derive(Clone)]
@@ -329,8 +329,8 @@ fn cores(
         return select::row_by_row(cx, c, panels, units, block, &rows[0], &b.at, &c_at, e);
     }
     let to = Products { at: c_at, stride: units.panels * PANEL, apart: PANEL, accumulate: false };
-    let count = Count { rows: block.rows(), most: block.few.then_some(FEW), of_step: block.of_step.clone() };
-    multiply(cx, &count, rows.each_ref(), &b, &to, e);
+    let count = Count { rows: block.rows(), most: block.few.then_some(FEW) };
+    multiply(cx, (&count, &block.of_step), rows.each_ref(), &b, &to, e);
 }
 
 /// The buffer of a place that is one stretch.

@@ -2,26 +2,39 @@
 
 use super::emit::Emitter;
 use super::weights::Panels;
-use super::{Context, FEW, Mode};
-use crate::loops::{Address, Core, Expr, Format, GROUP, PANEL, Stmt, Unpack};
+use super::{Context, Mode};
+use crate::loops::{Address, Core, Expr, FEW, Format, GROUP, PANEL, Stmt, Unpack};
 
-/// Rows that are multiplied.
-#[derive(Clone)]
+/// How many rows are multiplied.
 pub(super) struct Count {
-    /// How many.
     pub(super) rows: Expr,
     /// A number that they never exceed, if one is known.
     pub(super) most: Option<usize>,
-    /// How many the whole step has.
-    pub(super) of_step: Expr,
+}
+
+impl Count {
+    pub(super) fn of(rows: Expr) -> Count {
+        Count { rows, most: None }
+    }
+
+    /// The same where there are no more than so many.
+    fn within(&self, most: usize) -> Count {
+        Count { rows: self.rows.clone(), most: Some(self.most.map_or(most, |known| known.min(most))) }
+    }
+
+    /// Whether they are known to be few.
+    fn is_few(&self) -> bool {
+        let most = self.rows.as_int().map(|rows| rows as usize).or(self.most);
+        most.is_some_and(|most| most <= FEW)
+    }
 }
 
 /// Covers so many rows with cores, of operands in such formats, by so many panels: as many as there can be of the most rows, then
 /// smaller ones for the rest. Where the number is known at run time only, the last core may take rows beyond, fewer than
-/// [`Cores::rows`](crate::loops::Cores) of them. There may be a number that they never exceed.
+/// [`Cores::rows`](crate::loops::Cores) of them.
 fn cover(
     cx: &Context,
-    (rows, limit): (&Expr, Option<usize>),
+    count: &Count,
     depth: usize,
     (a, b, panels): (Format, Format, usize),
     e: &mut Emitter,
@@ -30,7 +43,9 @@ fn cover(
     let vectors = cx.cores.rows_by(a, b, panels);
     let tiles = cx.tiling.core >= GROUP && cx.cores.tiles_serve(a, b, depth);
     let most = if tiles { cx.tiling.core / GROUP * GROUP } else { vectors.min(cx.tiling.core) };
+    let limit = count.most;
     let most = limit.map_or(most, |limit| limit.min(most));
+    let rows = &count.rows;
     let Some(rows) = rows.as_int() else {
         let (mut whole, mut left) = (Expr::Int(0), rows.clone());
         if limit != Some(most) {
@@ -112,19 +127,11 @@ impl Products {
 
 /// The products of so many rows with panels, as many panels at once as cores are best made for. But where rows are known to be few: these
 /// wait for memory, which delivers one panel after the other faster than two side by side.
-pub(super) fn products(
-    cx: &Context,
-    (rows, most): (&Expr, Option<usize>),
-    a: &Matrix,
-    b: &Panelled,
-    c: &Products,
-    e: &mut Emitter,
-) {
-    let few = rows.as_int().is_some_and(|rows| rows <= FEW as i64) || most.is_some_and(|most| most <= FEW);
-    let at_once = if few || c.apart != PANEL { 1 } else { cx.cores.panels(a.format, b.format, b.depth) };
+pub(super) fn products(cx: &Context, rows: &Count, a: &Matrix, b: &Panelled, c: &Products, e: &mut Emitter) {
+    let at_once = if rows.is_few() || c.apart != PANEL { 1 } else { cx.cores.panels(a.format, b.format, b.depth) };
     together(b.count, at_once, e, |e, panel, count| {
         let (b, c) = (b.some(panel.clone(), count), c.of_panel(panel));
-        cover(cx, (rows, most), b.depth, (a.format, b.format, count), e, |rows, row| {
+        cover(cx, rows, b.depth, (a.format, b.format, count), e, |rows, row| {
             Stmt::Core(Core {
                 rows,
                 depth: b.depth.into(),
@@ -152,12 +159,18 @@ fn together(count: usize, at_once: usize, e: &mut Emitter, mut with: impl FnMut(
 
 /// The same with panels of a weight, which are unpacked, once for all cores, where rows are not few; `a` are the rows for either, see
 /// [`Context::rows_of`].
-pub(super) fn multiply(cx: &Context, count: &Count, a: [&Matrix; 2], b: &Panelled, c: &Products, e: &mut Emitter) {
+pub(super) fn multiply(
+    cx: &Context,
+    (rows, of_step): (&Count, &Expr),
+    a: [&Matrix; 2],
+    b: &Panelled,
+    c: &Products,
+    e: &mut Emitter,
+) {
     let (depth, format) = (b.depth, b.format);
-    let Count { rows, most, of_step } = count;
     let into = cx.cores.unpacked(format, depth);
     if into == format {
-        return products(cx, (rows, *most), a[1], b, c, e);
+        return products(cx, rows, a[1], b, c, e);
     }
     let unpacked = |e: &mut Emitter| {
         let a = Matrix { format: beside(a[1].format, into), ..a[1].clone() };
@@ -171,16 +184,15 @@ pub(super) fn multiply(cx: &Context, count: &Count, a: [&Matrix; 2], b: &Panelle
                 let (from, to) = (b.some(nth.clone(), 1).at, all.some(nth, 1).at);
                 e.push(Stmt::Unpack(Unpack { depth, from, format, to, into }));
             });
-            products(cx, (rows, *most), &a, &all, &c, e);
+            products(cx, rows, &a, &all, &c, e);
         });
         e.release(before);
     };
     let directly = |e: &mut Emitter| {
-        let core = cx.cores.rows_by(format, format, 1);
-        products(cx, (rows, Some(most.map_or(core, |most| most.min(core)))), a[0], b, c, e);
+        products(cx, &rows.within(cx.cores.rows_by(format, format, 1)), a[0], b, c, e);
     };
     // What each step has made of its rows decides; where it is the same in any case, a block of few rows alone may go directly.
-    let decide = if a[0].format == a[1].format { rows } else { of_step };
+    let decide = if a[0].format == a[1].format { &rows.rows } else { of_step };
     match cx.are_few(decide, format) {
         When::Always => directly(e),
         When::Never => unpacked(e),

@@ -36,15 +36,12 @@ use weights::Variant;
 /// The number of this way to write kernels: another one where a kernel's best tiling may be another than it was.
 pub const REVISION: u32 = 13;
 
-/// The most tokens that count as few: all of them together share the positions of a cache among the workers.
-pub(crate) const FEW: usize = 8;
-
 /// How many rows a program's kernels are made for.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Mode {
     /// One token, at this place among the step's.
     One(Expr),
-    /// A few, at most [`FEW`].
+    /// A few, at most [`FEW`](crate::loops::FEW).
     Few,
     /// As many as there are.
     Many,

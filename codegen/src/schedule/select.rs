@@ -412,8 +412,7 @@ fn unit(
             let b = units.panelled(panels, &number, from);
             let to = Address::new(tile.clone(), 0);
             let to = Products { at: to, stride: width, apart: PANEL, accumulate: false };
-            let count = Count { rows: count.clone(), most: None, of_step: count.clone() };
-            multiply(cx, &count, a.each_ref(), &b, &to, e);
+            multiply(cx, (&Count::of(count.clone()), &count), a.each_ref(), &b, &to, e);
             tiles.insert(c.out, tile);
         }
         e.repeat(0.into(), count, 1, |e, row| {

@@ -385,12 +385,11 @@ impl Rows<'_> {
                     if self.shape.fetch && vector == 0 {
                         self.fetch(step, parts * steps)?;
                     }
-                    if self.shape.panels == 1 {
-                        let bytes = bytes(self.w, self.codes, step, vector)?;
-                        self.multiply(step, bytes)?;
-                    } else {
-                        self.multiply_panels(step)?;
-                    }
+                    let panels = match self.shape.panels {
+                        1 => vec![bytes(self.w, self.codes, step, vector)?],
+                        panels => (0..panels).map(|panel| self.load(step, panel)).collect::<Result<_, _>>()?,
+                    };
+                    self.multiply(step, &panels)?;
                 }
                 for panel in 0..self.shape.panels {
                     self.scale(part, panel, vector)?;
@@ -438,29 +437,29 @@ impl Rows<'_> {
         Ok(())
     }
 
-    /// Multiplies a step's codes with each row's, and adds.
-    fn multiply(&mut self, step: usize, codes: Register) -> Result<(), IcedError> {
-        for row in 0..self.shape.rows {
-            let sum = self.sum(step % self.chains, row, 0);
-            let at = row * self.shape.a_stride + 4 * step;
-            self.w.dot_word(BYTES, sum, codes, (A, at))?;
-        }
-        Ok(())
+    /// Loads the bytes of a step of one of several panels.
+    fn load(&mut self, step: usize, panel: usize) -> Result<Register, IcedError> {
+        let (word, from) = (self.w.word(panel), self.w.panel(&self.shape, step, panel));
+        self.w.two(MOVE, word, from)?;
+        Ok(word)
     }
 
-    /// The same of the bytes of several panels: each row's are loaded once.
-    fn multiply_panels(&mut self, step: usize) -> Result<(), IcedError> {
-        let Shape { rows, panels, a_stride, .. } = self.shape;
-        for panel in 0..panels {
-            let (word, from) = (self.w.word(panel), self.w.panel(&self.shape, step, panel));
-            self.w.two(MOVE, word, from)?;
-        }
-        for row in 0..rows {
-            let (of_row, from) = (self.w.word_of_row(), self.w.at(A, row * a_stride + 4 * step));
+    /// Multiplies a step's codes, of each panel, with each row's, and adds.
+    fn multiply(&mut self, step: usize, panels: &[Register]) -> Result<(), IcedError> {
+        for row in 0..self.shape.rows {
+            let sum = |panel| self.sum(step % self.chains, row, panel);
+            let at = row * self.shape.a_stride + 4 * step;
+            if let [codes] = panels {
+                let sum = sum(0);
+                self.w.dot_word(BYTES, sum, *codes, (A, at))?;
+                continue;
+            }
+            // Loaded once for all panels.
+            let sums: Vec<Register> = (0..panels.len()).map(sum).collect();
+            let (of_row, from) = (self.w.word_of_row(), self.w.at(A, at));
             self.w.two(SPREAD, of_row, from)?;
-            for panel in 0..panels {
-                let (sum, word) = (self.sum(step % self.chains, row, panel), self.w.word(panel));
-                self.w.dot(BYTES, sum, word, of_row)?;
+            for (sum, codes) in sums.into_iter().zip(panels) {
+                self.w.dot(BYTES, sum, *codes, of_row)?;
             }
         }
         Ok(())

@@ -20,7 +20,7 @@ use iced_x86::{Code, FastFormatter, IcedError, Instruction, MemoryOperand, Regis
 
 use self::lanes::Lanes;
 use super::target::serve;
-use crate::loops::{Core, Cores, Encode, Encoding, Expr, Exps, Format, GROUP, MAX_ROWS, PANEL, Stmt, Unpack};
+use crate::loops::{Core, Cores, Encode, Encoding, Expr, Exps, FEW, Format, GROUP, MAX_ROWS, PANEL, Stmt, Unpack};
 
 /// The shape of a core, which its machine code is made for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,7 +98,7 @@ impl Leaf {
         let shape = Shape { tiles, ..shape };
         let near = MAX_ROWS * shape.a_stride.max(shape.c_stride) + shape.b_stride + 8 * shape.depth < i32::MAX as usize;
         let fits = match tiles {
-            true => core.panels == 1 || !core.b_format.is_coded(),
+            true => core.panels <= cores.panels(shape.a, shape.b, shape.depth),
             false => core.rows <= cores.rows_by(core.a_format, core.b_format, core.panels),
         };
         (near && fits && serve(cores, shape.a, shape.b)).then_some(Leaf::Core(shape))
@@ -311,9 +311,6 @@ const LINE: usize = 64;
 
 /// How far ahead panels are fetched, in bytes.
 const AHEAD: usize = 8192;
-
-/// Rows that wait for their panels, at most.
-const FEW: usize = 8;
 
 /// The products of four unsigned bytes with four signed ones, and of two halves with two: at 512 bits, and at 256 as AVX-512 and
 /// as AVX-VNNI encode them.

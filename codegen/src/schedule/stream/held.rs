@@ -253,8 +253,7 @@ impl Held {
         e.note(format!("{} by cores", super::super::emit::graph_name(graph, c.out)));
         let at = Address::new(buffer.clone(), 0);
         let results = Products { at, stride: row, apart: panel_apart, accumulate: false };
-        let count = Count { rows: RUN.into(), most: None, of_step: RUN.into() };
-        multiply(cx, &count, [&rows, &rows], &b, &results, e);
+        multiply(cx, (&Count::of(RUN.into()), &RUN.into()), [&rows, &rows], &b, &results, e);
         if !direct {
             let mut layout = columns(cx, c.out, &units);
             let axes = &graph.tensor(c.out).axes;

@@ -5,7 +5,7 @@ use einfuse_graph::{ExprId, TensorId};
 
 use super::super::Context;
 use super::super::contract::flat;
-use super::super::cores::{Panelled, Products, products};
+use super::super::cores::{Count, Panelled, Products, products};
 use super::super::emit::{Emitter, Scope, Span, graph_name, widen};
 use super::super::homes::RUN;
 use super::super::place::Place;
@@ -57,7 +57,7 @@ impl Run<'_> {
             let b = Panelled { at: stored, format, depth, count: RUN / PANEL, apart: format.panel(depth) };
             let to = Address::new(flat(&place), 0);
             let to = Products { at: to, stride: RUN, apart: PANEL, accumulate: false };
-            products(cx, (&self.rows, None), &queries.matrix(), &b, &to, e);
+            products(cx, &Count::of(self.rows.clone()), &queries.matrix(), &b, &to, e);
         }
     }
 
@@ -272,7 +272,7 @@ impl Run<'_> {
         let at = self.panel_address(c, &order, scope, e);
         let b = Panelled { at, format, depth: RUN, count: width / PANEL, apart: format.panel(RUN) };
         let to = Products { at: Address::new(flat(place), 0), stride: width, apart: PANEL, accumulate: true };
-        products(cx, (&self.rows, None), &weights.matrix(), &b, &to, e);
+        products(cx, &Count::of(self.rows.clone()), &weights.matrix(), &b, &to, e);
     }
 
     /// The address of a stored operand's first panel in the run, at the scope's outer coordinates.
