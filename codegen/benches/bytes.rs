@@ -38,6 +38,7 @@ impl Case {
             b: Address::new(Buffer::Frame(5), Expr::Var(Var(0)) * panel),
             b_format: format,
             b_stride: 0.into(),
+            next: None,
             c: Address::new(Buffer::Frame(6), Expr::Var(Var(0)) * PANEL),
             c_stride: columns.into(),
             accumulate: false,

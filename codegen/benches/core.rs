@@ -98,6 +98,7 @@ fn product(name: &str, m: usize, n: usize, depth: usize, rows: usize, elem: Elem
         b: Address::new(Buffer::Frame(B), Expr::Var(panel) * (depth * PANEL)),
         b_format: Format::of(elem),
         b_stride: 0.into(),
+        next: None,
         c: Address::new(Buffer::Frame(C), Expr::Var(row) * n + Expr::Var(panel) * PANEL),
         c_stride: n.into(),
         accumulate: false,

@@ -391,6 +391,8 @@ pub struct Core {
     pub b_format: Format,
     /// Units from one panel to the next, an `Int`.
     pub b_stride: Expr,
+    /// The panel that is multiplied next, where it does not lie behind this one: a core that fetches ahead fetches that.
+    pub next: Option<Address>,
     /// The result.
     pub c: Address,
     /// Elements from one row of `c` to the next, an `Int`.

@@ -268,7 +268,8 @@ impl Parser {
         }
         self.word("depth")?;
         let depth = self.expr()?;
-        Ok(Core { rows, depth, a, a_format, a_stride, panels, b, b_format, b_stride, c, c_stride, accumulate })
+        let next = if self.take_word("then") { Some(self.address()?) } else { None };
+        Ok(Core { rows, depth, a, a_format, a_stride, panels, b, b_format, b_stride, next, c, c_stride, accumulate })
     }
 
     fn exps(&mut self) -> Parsed<Exps> {

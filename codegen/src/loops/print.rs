@@ -96,7 +96,8 @@ impl Display for Core {
         if self.panels > 1 {
             write!(f, "panels {} stride {} ", self.panels, self.b_stride)?;
         }
-        write!(f, "depth {}", self.depth)
+        write!(f, "depth {}", self.depth)?;
+        self.next.iter().try_for_each(|next| write!(f, " then {next}"))
     }
 }
 

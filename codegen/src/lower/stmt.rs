@@ -310,7 +310,9 @@ impl Lowerer<'_> {
     fn core(&mut self, core: &Core) {
         let units = (core.a_format.elem(), core.b_format.elem());
         if let Some(callee) = self.cores.core(&mut self.e.func, core) {
-            return self.call(callee, &[(&core.a, units.0), (&core.b, units.1), (&core.c, Elem::F32)]);
+            let next = core.next.iter().map(|next| (next, units.1));
+            let all = [(&core.a, units.0), (&core.b, units.1), (&core.c, Elem::F32)].into_iter().chain(next);
+            return self.call(callee, &all.collect::<Vec<_>>());
         }
         if core.panels > 1 {
             return (0..core.panels).for_each(|nth| self.core(&core.of_panel(nth)));

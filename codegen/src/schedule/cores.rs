@@ -99,11 +99,14 @@ pub(super) struct Panelled {
     pub(super) count: usize,
     /// Units from one to the next.
     pub(super) apart: usize,
+    /// The panels that are multiplied after these, if they do not lie behind them.
+    pub(super) next: Option<Address>,
 }
 
 impl Panelled {
     fn some(&self, from: Expr, count: usize) -> Panelled {
-        Panelled { at: self.at.clone().plus(from * self.apart), count, ..self.clone() }
+        let further = |at: &Address| at.clone().plus(from.clone() * self.apart);
+        Panelled { at: further(&self.at), count, next: self.next.as_ref().map(further), ..*self }
     }
 }
 
@@ -142,6 +145,7 @@ pub(super) fn products(cx: &Context, rows: &Count, a: &Matrix, b: &Panelled, c: 
                 b: b.at.clone(),
                 b_format: b.format,
                 b_stride: if count > 1 { b.apart.into() } else { 0.into() },
+                next: b.next.clone(),
                 c: c.at.clone().plus(row * c.stride),
                 c_stride: c.stride.into(),
                 accumulate: c.accumulate,
@@ -179,7 +183,7 @@ pub(super) fn multiply(
         let at = Address::new(e.memory(at_once * apart, into.elem()), 0);
         together(b.count, at_once, e, |e, panel, count| {
             let (b, c) = (b.some(panel.clone(), count), c.of_panel(panel));
-            let all = Panelled { at: at.clone(), format: into, depth, count, apart };
+            let all = Panelled { at: at.clone(), format: into, depth, count, apart, next: None };
             e.repeat(Expr::Int(0), count.into(), 1, |e, nth| {
                 let (from, to) = (b.some(nth.clone(), 1).at, all.some(nth, 1).at);
                 e.push(Stmt::Unpack(Unpack { depth, from, format, to, into }));

@@ -95,6 +95,7 @@ pub(super) fn row_by_row(
                 b: b.clone().plus(panel.clone() * panels.panel),
                 b_format: panels.format,
                 b_stride: 0.into(),
+                next: None,
                 c: c_at.clone().plus(panel * PANEL),
                 c_stride: (units.panels * PANEL).into(),
                 accumulate: false,

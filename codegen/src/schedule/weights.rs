@@ -89,7 +89,7 @@ impl Units {
         let apart = if self.joined == 1 { panels.panel } else { panels.unit_stride };
         let at = from + unit.clone() * (self.joined * panels.unit_stride) + panels.base;
         let at = Address::new(panels.buffer.clone(), at);
-        Panelled { at, format: panels.format, depth: panels.depth, count: self.panels, apart }
+        Panelled { at, format: panels.format, depth: panels.depth, count: self.panels, apart, next: None }
     }
 }
 

@@ -397,7 +397,7 @@ impl Rows<'_> {
             }
         }
         self.w.advance(A, format.block())?;
-        self.w.advance(B, format.rows(format.block()))?;
+        self.w.advance_panel(&self.shape, format.rows(format.block()))?;
         self.w.advance(ROW_SCALES, 4)?;
         self.w.advance(ROW_SUMS, 4 * parts)
     }
@@ -407,7 +407,7 @@ impl Rows<'_> {
         let format = self.shape.b;
         let lines = format.rows(format.block()).div_ceil(LINE);
         for line in step * lines / steps..(step + 1) * lines / steps {
-            self.w.fetch(line * LINE)?;
+            self.w.fetch(&self.shape, line * LINE)?;
         }
         Ok(())
     }
@@ -552,6 +552,7 @@ mod tests {
             accumulate: false,
             tiles: false,
             fetch: false,
+            next: false,
         };
         write(&mut w, shape, format.codes().unwrap()).unwrap();
         if format.unpacked() != format {

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use iced_x86::{Code, IcedError, Instruction, Register};
 
-use super::{A, B, COUNT, STEP, Shape, Writer};
+use super::{A, COUNT, STEP, Shape, Writer};
 use crate::loops::Format;
 
 /// Sums that are carried side by side, at least: what hides the latency of one on every machine so far.
@@ -89,14 +89,14 @@ impl Floats<'_> {
         }
         if count > 0 {
             self.w.advance(A, count * self.shape.a_step())?;
-            self.w.advance(B, count * STEP)?;
+            self.w.advance_panel(&self.shape, count * STEP)?;
         }
         Ok(())
     }
 
     fn step(&mut self, step: usize) -> Result<(), IcedError> {
         if self.shape.fetch {
-            self.w.fetch(step * STEP)?;
+            self.w.fetch(&self.shape, step * STEP)?;
         }
         let load = [Code::EVEX_Vmovups_zmm_k1z_zmmm512, Code::VEX_Vmovups_ymm_ymmm256];
         if self.shape.a == self.shape.b {

@@ -1,7 +1,7 @@
 //! Contraction cores of 256 and 512 bits, as machine code: Cranelift's vectors end at 128.
 //!
 //! A core is a function of its own, `extern "C" fn(a, b, c)`, for exactly one shape: rows, strides and depth are written
-//! into it. So is the encoding of a row, `extern "C" fn(from, to)`. The kernels call them directly. Registers are few and
+//! into it. Where it is told what comes after its panel, that is a fourth address. So is the encoding of a row, `extern "C" fn(from, to)`. The kernels call them directly. Registers are few and
 //! their use is fixed, so none is allocated: the sums come first, and the last few hold what passes by.
 
 mod codes;
@@ -37,8 +37,10 @@ struct Shape {
     accumulate: bool,
     /// Whether tiles multiply.
     tiles: bool,
-    /// Whether the panel is fetched ahead.
+    /// Whether what is read next is fetched.
     fetch: bool,
+    /// Whether that is told, and does not lie behind the panel.
+    next: bool,
 }
 
 impl Shape {
@@ -91,8 +93,12 @@ impl Leaf {
             c_stride: known(&core.c_stride)? * 4,
             accumulate: core.accumulate,
             tiles: false,
-            // One row goes through bytes and floats so quickly that reading them runs ahead by itself.
-            fetch: cores.fetch && core.panels == 1 && core.rows <= FEW && (core.rows > 1 || core.b_format.bits() < 8),
+            // One row goes through bytes and floats so quickly that reading what lies behind them runs ahead by itself.
+            fetch: cores.fetch
+                && core.panels == 1
+                && core.rows <= FEW
+                && (core.rows > 1 || core.b_format.bits() < 8 || core.next.is_some()),
+            next: core.next.is_some(),
         };
         let tiles = shape.rows.is_multiple_of(GROUP) && cores.tiles_serve(shape.a, shape.b, shape.depth);
         let shape = Shape { tiles, ..shape };
@@ -126,7 +132,7 @@ impl Leaf {
     fn signature(&self, call_conv: CallConv) -> Signature {
         let mut signature = Signature::new(call_conv);
         let addresses = match self {
-            Leaf::Core(_) => 3,
+            Leaf::Core(shape) => 3 + usize::from(shape.next),
             Leaf::Unpack { .. } | Leaf::Encode { .. } | Leaf::Exps { .. } => 2,
             Leaf::Lanes(lanes) => lanes.pointers.len() + usize::from(lanes.rows),
             Leaf::SetUp | Leaf::Leave => 0,
@@ -250,12 +256,17 @@ pub(super) struct Assembled {
 fn assemble(leaf: &Leaf, cores: &Cores, call_conv: CallConv, text: Option<usize>) -> Result<Assembled, IcedError> {
     let mut w = Writer::new(cores)?;
     match leaf {
-        Leaf::Core(shape) => match (shape.b.codes(), shape.tiles) {
-            (Some(codes), false) => codes::write(&mut w, *shape, codes)?,
-            (Some(codes), true) => tiles::bytes(&mut w, *shape, codes)?,
-            (None, false) => floats::write(&mut w, *shape)?,
-            (None, true) => tiles::floats(&mut w, *shape)?,
-        },
+        Leaf::Core(shape) => {
+            if shape.next {
+                w.push(Instruction::with2(Code::Mov_r64_rm64, NEXT, Register::RCX))?;
+            }
+            match (shape.b.codes(), shape.tiles) {
+                (Some(codes), false) => codes::write(&mut w, *shape, codes)?,
+                (Some(codes), true) => tiles::bytes(&mut w, *shape, codes)?,
+                (None, false) => floats::write(&mut w, *shape)?,
+                (None, true) => tiles::floats(&mut w, *shape)?,
+            }
+        }
         Leaf::Unpack { depth, format, into: Format::Bf16 } => codes::unpack_floats(&mut w, *depth, *format)?,
         Leaf::Unpack { depth, format, .. } => codes::unpack(&mut w, *depth, *format)?,
         Leaf::Encode { depth, format } => encode::write(&mut w, *depth, *format)?,
@@ -302,6 +313,8 @@ const A: Register = Register::RDI;
 const B: Register = Register::RSI;
 const C: Register = Register::RDX;
 const COUNT: Register = Register::ECX;
+/// What comes after the panel, once it was moved from where [`COUNT`] is.
+const NEXT: Register = Register::R10;
 
 /// Bytes of the panel that a step takes.
 const STEP: usize = 4 * PANEL;
@@ -450,10 +463,16 @@ impl Writer {
         Ok(x)
     }
 
-    /// Fetches the line that lies so many bytes behind what is read next, and [`AHEAD`].
-    fn fetch(&mut self, bytes: usize) -> Result<(), IcedError> {
-        let line = self.at(B, AHEAD + bytes);
+    /// Fetches a line that lies so many bytes behind the place in the panel: of the next one, else [`AHEAD`] of here.
+    fn fetch(&mut self, shape: &Shape, bytes: usize) -> Result<(), IcedError> {
+        let line = if shape.next { self.at(NEXT, bytes) } else { self.at(B, AHEAD + bytes) };
         self.push(Instruction::with1(Code::Prefetcht0_m8, line))
+    }
+
+    /// Moves on in the panel, and in the next.
+    fn advance_panel(&mut self, shape: &Shape, bytes: usize) -> Result<(), IcedError> {
+        self.advance(B, bytes)?;
+        if shape.fetch && shape.next { self.advance(NEXT, bytes) } else { Ok(()) }
     }
 
     /// Moves an address on.

@@ -251,11 +251,15 @@ fn tile(
         to_run = e.int(from_run + (runs * (split + 1)).div(shape.splits));
         from_run = e.int(begin);
     }
+    let last = to_run.clone() - 1;
     e.repeat(from_run, to_run, 1, |e, run| {
-        let first = e.int(run * RUN);
+        let first = e.int(run.clone() * RUN);
+        // Few rows wait for memory.
+        let fetches = cx.cores.fetch && cx.mode(kernel) != Mode::Many;
+        let next = fetches.then(|| e.int((run + 1).min(last) * RUN));
         let whole = Span { from: first.clone(), to: first.clone() + RUN, aligned: true, len: Some(RUN) };
         e.spans.insert(stream.positions, whole);
-        let run = Run { cx, kernel, shape, tile: &tile, first, end: end.clone(), rows: rows.clone() };
+        let run = Run { cx, kernel, shape, tile: &tile, first, next, end: end.clone(), rows: rows.clone() };
         tile.held.fill(&run, &scope, e);
         run.scores(&scope, e);
         each_row(shape, &scope, e, |e, scope| run.row(scope, e));

@@ -22,6 +22,8 @@ pub(super) struct Run<'a> {
     pub(super) tile: &'a Tile,
     /// The run's first position.
     pub(super) first: Expr,
+    /// That of the run that comes next, where cores fetch it meanwhile.
+    pub(super) next: Option<Expr>,
     /// The number of positions after this step.
     pub(super) end: Expr,
     /// Rows of the tile.
@@ -52,9 +54,9 @@ impl Run<'_> {
             e.note(format!("{} by cores", graph_name(&cx.plan.graph, equation.out)));
             let order = Order::of_scores(cx, c);
             let Some(format) = tile.held.format(cx, c, &order) else { continue };
-            let stored = self.panel_address(c, &order, scope, e);
+            let (at, next) = self.panels(c, &order, scope, e);
             let depth = queries.depth;
-            let b = Panelled { at: stored, format, depth, count: RUN / PANEL, apart: format.panel(depth) };
+            let b = Panelled { at, format, depth, count: RUN / PANEL, apart: format.panel(depth), next };
             let to = Address::new(flat(&place), 0);
             let to = Products { at: to, stride: RUN, apart: PANEL, accumulate: false };
             products(cx, &Count::of(self.rows.clone()), &queries.matrix(), &b, &to, e);
@@ -194,7 +196,7 @@ impl Run<'_> {
     fn encode(&self, rows: &Rows, number: &Expr, scope: &Scope, e: &mut Emitter) {
         if let Some(c) = &rows.scaled_by {
             let place = e.places[&c.b].clone();
-            let index = self.home_index(c, scope);
+            let index = self.home_index(&self.first, c, scope);
             let scales = place.coded.as_ref().map(|coded| place.address_in(&coded.scales, &index));
             let first = e.int(number.clone() * RUN);
             e.repeat(Expr::Int(0), RUN.into(), LANES, |e, at| {
@@ -269,28 +271,29 @@ impl Run<'_> {
         let width = columns(cx, c);
         let order = Order::of_sums(c);
         let Some(format) = tile.held.format(cx, c, &order) else { return };
-        let at = self.panel_address(c, &order, scope, e);
-        let b = Panelled { at, format, depth: RUN, count: width / PANEL, apart: format.panel(RUN) };
+        let (at, next) = self.panels(c, &order, scope, e);
+        let b = Panelled { at, format, depth: RUN, count: width / PANEL, apart: format.panel(RUN), next };
         let to = Products { at: Address::new(flat(place), 0), stride: width, apart: PANEL, accumulate: true };
         products(cx, &Count::of(self.rows.clone()), &weights.matrix(), &b, &to, e);
     }
 
-    /// The address of a stored operand's first panel in the run, at the scope's outer coordinates.
-    fn panel_address(&self, c: &Contraction, order: &Order, scope: &Scope, e: &mut Emitter) -> Address {
-        match self.tile.held.place(c.b, order) {
-            Some(place) => Address::new(flat(place), 0),
-            None => e.places[&c.b].address(&self.home_index(c, scope)),
+    /// The address of a stored operand's first panel in the run, at the scope's outer coordinates; and in the next run.
+    fn panels(&self, c: &Contraction, order: &Order, scope: &Scope, e: &Emitter) -> (Address, Option<Address>) {
+        if let Some(place) = self.tile.held.place(c.b, order) {
+            return (Address::new(flat(place), 0), None);
         }
+        let at = |first: &Expr| e.places[&c.b].address(&self.home_index(first, c, scope));
+        (at(&self.first), self.next.as_ref().map(at))
     }
 
-    /// The coordinates of a state's first element in the run, at the scope's outer coordinates.
-    fn home_index(&self, c: &Contraction, scope: &Scope) -> Vec<Expr> {
+    /// The coordinates of a state's first element in the run that begins there, at the scope's outer coordinates.
+    fn home_index(&self, first: &Expr, c: &Contraction, scope: &Scope) -> Vec<Expr> {
         let axes = &self.cx.plan.graph.tensor(c.b).axes;
         axes.iter()
             .zip(&c.along)
             .enumerate()
             .map(|(dim, (a, along))| match (dim, along) {
-                (0, _) => self.first.clone(),
+                (0, _) => first.clone(),
                 (_, Along::Fixed(at)) => Expr::from(*at),
                 _ => scope.at.get(a).filter(|_| c.batch.contains(a)).cloned().unwrap_or(Expr::Int(0)),
             })
