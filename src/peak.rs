@@ -13,7 +13,7 @@ use einfuse_codegen::lower::LowerError;
 use einfuse_codegen::peak::{Multiplier, MultiplyAdds};
 use memmap2::MmapMut;
 
-/// Bytes read by [`read_bandwidth`]: many times more than any cache holds.
+/// Bytes read in one measurement: many times more than any cache holds.
 const BUFFER: usize = 512 << 20;
 
 /// How often that is repeated; the best counts.
@@ -24,24 +24,17 @@ const READS: usize = 5;
 const RUNS: usize = 10;
 
 /// How often that is repeated.
-const REPEATS: usize = 50;
+const REPEATS: usize = 20;
 
 /// The most that some threads do, per second.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Peaks {
     /// Bytes read from main memory.
     pub(crate) bytes: f64,
-    /// Arithmetic with weights.
-    pub(crate) weights: Arithmetic,
-    /// Arithmetic with what streams read from caches: keys and values.
-    pub(crate) caches: Arithmetic,
-}
-
-/// Multiplications and additions per second, and by what.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Arithmetic {
-    pub(crate) flops: f64,
-    pub(crate) multiplier: Multiplier,
+    /// Multiplications and additions of what multiplies weights.
+    pub(crate) weights: f64,
+    /// The same of what multiplies that which streams read from caches: keys and values.
+    pub(crate) caches: f64,
 }
 
 /// A peak could not be measured.
@@ -54,74 +47,93 @@ pub(crate) enum PeakError {
     Code(#[from] LowerError),
 }
 
-impl Peaks {
-    /// Measures memory, and the arithmetic of what multiplies weights and caches that are stored so.
-    pub(crate) fn measure(threads: usize, [weights, caches]: [Format; 2]) -> Result<Peaks, PeakError> {
-        let bytes = read_bandwidth(threads)?;
-        let kernels = [MultiplyAdds::new(weights)?, MultiplyAdds::new(caches)?];
-        let measured = |kernel: &MultiplyAdds| Arithmetic {
-            flops: multiply_adds(threads, kernel),
-            multiplier: kernel.multiplier(),
-        };
-        let weights = measured(&kernels[0]);
-        let alike = kernels[1].multiplier() == weights.multiplier;
-        Ok(Peaks { bytes, weights, caches: if alike { weights } else { measured(&kernels[1]) } })
+/// What measures peaks, as often as wanted.
+pub(crate) struct Gauge {
+    threads: usize,
+    /// What is read.
+    buffer: MmapMut,
+    weights: MultiplyAdds,
+    caches: MultiplyAdds,
+}
+
+impl Gauge {
+    /// Prepares to measure memory, and the arithmetic of what multiplies weights and caches that are stored so.
+    pub(crate) fn new(threads: usize, [weights, caches]: [Format; 2]) -> Result<Gauge, PeakError> {
+        let mut buffer = MmapMut::map_anon(BUFFER)?;
+        #[cfg(target_os = "linux")]
+        // only advice: without huge pages the figure is lower
+        let _ = buffer.advise(memmap2::Advice::HugePage);
+        // pages that were never written are all the same page
+        buffer.fill(1);
+        Ok(Gauge { threads, buffer, weights: MultiplyAdds::new(weights)?, caches: MultiplyAdds::new(caches)? })
     }
 
+    /// What multiplies weights, and what multiplies caches.
+    pub(crate) fn multipliers(&self) -> [Multiplier; 2] {
+        [self.weights.multiplier(), self.caches.multiplier()]
+    }
+
+    /// Measures all, in some tenths of a second.
+    pub(crate) fn peaks(&self) -> Peaks {
+        let [weights, caches] = self.multipliers();
+        let flops = self.flops(&self.weights);
+        let of_caches = if weights == caches { flops } else { self.flops(&self.caches) };
+        Peaks { bytes: self.bytes(), weights: flops, caches: of_caches }
+    }
+
+    /// Bytes per second that the threads read from main memory, each its own part of the buffer from front to back.
+    fn bytes(&self) -> f64 {
+        let share = BUFFER / self.threads / CHUNK * CHUNK;
+        let seconds = fastest(self.threads, READS, |worker| {
+            black_box(sum(&self.buffer[worker * share..(worker + 1) * share]));
+        });
+        (share * self.threads) as f64 / seconds
+    }
+
+    /// Multiplications and additions per second that the threads do at most, all in registers.
+    fn flops(&self, kernel: &MultiplyAdds) -> f64 {
+        let seconds = fastest(self.threads, REPEATS, |_| {
+            for _ in 0..RUNS {
+                black_box(kernel.run());
+            }
+        });
+        kernel.operations() * (self.threads * RUNS) as f64 / seconds
+    }
+}
+
+impl Peaks {
     /// The arithmetic of a kernel.
-    pub(crate) fn arithmetic(&self, kernel: &Kernel) -> Arithmetic {
+    pub(crate) fn arithmetic(&self, kernel: &Kernel) -> f64 {
         if matches!(kernel.shape, Shape::Stream(_)) { self.caches } else { self.weights }
     }
 
     /// Which of the two holds up a kernel that takes this, if it could have all of both: `memory` or `compute`.
     pub(crate) fn bound(&self, kernel: &Kernel, cost: Cost) -> &'static str {
-        if cost.intensity() < self.arithmetic(kernel).flops / self.bytes { "memory" } else { "compute" }
+        if cost.intensity() < self.arithmetic(kernel) / self.bytes { "memory" } else { "compute" }
     }
 
-    /// The better of two measurements of the same.
-    pub(crate) fn or(self, other: Peaks) -> Peaks {
+    /// The means of several measurements of the same.
+    pub(crate) fn mean(all: impl Iterator<Item = Peaks> + Clone) -> Peaks {
+        let mean = |of: fn(Peaks) -> f64| all.clone().map(of).sum::<f64>() / all.clone().count() as f64;
         Peaks {
-            bytes: self.bytes.max(other.bytes),
-            weights: self.weights.or(other.weights),
-            caches: self.caches.or(other.caches),
+            bytes: mean(|peaks| peaks.bytes),
+            weights: mean(|peaks| peaks.weights),
+            caches: mean(|peaks| peaks.caches),
         }
     }
 }
 
-impl Arithmetic {
-    fn or(self, other: Arithmetic) -> Arithmetic {
-        Arithmetic { flops: self.flops.max(other.flops), ..self }
-    }
-}
+/// Bytes that a turn of [`sum`] reads at most: four of the widest vectors.
+const CHUNK: usize = 256;
 
-/// Bytes per second that `threads` threads read from main memory, each its own part of one large buffer from front to
-/// back.
-fn read_bandwidth(threads: usize) -> io::Result<f64> {
-    let mut buffer = MmapMut::map_anon(BUFFER)?;
-    #[cfg(target_os = "linux")]
-    // only advice: without huge pages the figure is lower
-    let _ = buffer.advise(memmap2::Advice::HugePage);
-    // pages that were never written are all the same page
-    buffer.fill(1);
-    let share = BUFFER / threads / 128 * 128;
-    let seconds = fastest(threads, READS, |worker| {
-        black_box(sum(&buffer[worker * share..(worker + 1) * share]));
-    });
-    Ok((share * threads) as f64 / seconds)
-}
-
-/// Multiplications and additions per second that `threads` threads do at most, all in registers.
-fn multiply_adds(threads: usize, kernel: &MultiplyAdds) -> f64 {
-    let seconds = fastest(threads, REPEATS, |_| {
-        for _ in 0..RUNS {
-            black_box(kernel.run());
-        }
-    });
-    kernel.operations() * (threads * RUNS) as f64 / seconds
-}
-
-/// The sum of the 64-bit words, in sixteen lanes: more independent loads than a core can have under way.
+/// The sum of the 64-bit words, by the widest loads that this machine has.
 fn sum(bytes: &[u8]) -> u64 {
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("avx512f") {
+        // SAFETY: the machine has what the function is compiled for.
+        return unsafe { sum_in_512_bits(bytes) };
+    }
+    // In sixteen lanes: more independent loads than a core can have under way.
     let mut lanes = [0u64; 16];
     for chunk in bytes.chunks_exact(128) {
         for (lane, word) in lanes.iter_mut().zip(chunk.as_chunks::<8>().0) {
@@ -129,6 +141,21 @@ fn sum(bytes: &[u8]) -> u64 {
         }
     }
     lanes.iter().fold(0, |a, b| a.wrapping_add(*b))
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+fn sum_in_512_bits(bytes: &[u8]) -> u64 {
+    use std::arch::x86_64::{_mm512_add_epi64, _mm512_loadu_si512, _mm512_reduce_add_epi64, _mm512_setzero_si512};
+    let mut lanes = [_mm512_setzero_si512(); CHUNK / 64];
+    for chunk in bytes.as_chunks::<CHUNK>().0 {
+        for (lanes, vector) in lanes.iter_mut().zip(chunk.as_chunks::<64>().0) {
+            // SAFETY: a vector is as long as what is loaded, wherever it begins.
+            let words = unsafe { _mm512_loadu_si512(vector.as_ptr().cast()) };
+            *lanes = _mm512_add_epi64(*lanes, words);
+        }
+    }
+    lanes.into_iter().fold(0, |sum, lanes| sum.wrapping_add(_mm512_reduce_add_epi64(lanes) as u64))
 }
 
 /// Seconds that `work` takes when all threads do it at the same time, from the first start to the last end; the best of
@@ -154,4 +181,17 @@ fn fastest(threads: usize, repeats: usize, work: impl Fn(usize) + Sync) -> f64 {
         start.zip(end).map_or(f64::INFINITY, |(start, end)| (end - start).as_secs_f64())
     };
     (0..repeats).map(seconds).fold(f64::INFINITY, f64::min)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_word_is_read_once() {
+        let words = 5 * CHUNK / 8;
+        let bytes: Vec<u8> = (0..words as u64).flat_map(|word| (word * 0x0123_4567_89ab).to_le_bytes()).collect();
+        let expected = (0..words as u64).fold(0u64, |sum, word| sum.wrapping_add(word * 0x0123_4567_89ab));
+        assert_eq!(sum(&bytes), expected);
+    }
 }

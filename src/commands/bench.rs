@@ -13,7 +13,7 @@ use super::output::{markdown, print, print_json};
 use super::profile::{Profile, Timed};
 use super::step;
 use super::{Outcome, Usage};
-use crate::peak::Peaks;
+use crate::peak::{Gauge, Peaks};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -28,8 +28,8 @@ more than the model was made for. Beside tokens per second stands what of the ma
 and cache (GB/s, against a plain read of a large buffer), a prompt computes (GFLOP/s, against the multiplier that most
 weights go through, in the widest vectors that this machine's cores have: of f32, of pairs of bf16, of fours of bytes,
 which serve codes of 8 and 4 bits; alone, and in registers; where keys and values go through another one, each counts
-for its share of the operations). Both peaks are measured before and after the tests, on as many threads, and the better
-one counts.
+for its share of the operations). Both peaks are measured before each repetition, on as many threads: machines that are
+shared have better and worse minutes. All that is shown is a mean of the repetitions.
 
 `tg 4×` goes on by 4 tokens at once, as when drafts are verified, as far as `tg` does, in runs that alternate with it. Its
 `cost` is what a step takes, where one of a single token takes 1 (medians).
@@ -226,17 +226,15 @@ impl Bench {
     /// The rows of all tests with so many threads.
     fn rows(&self, threads: NonZeroUsize, rows: &mut Vec<Row>) -> Outcome {
         let model = self.load(threads)?;
-        let before = Peaks::measure(threads.get(), step::storages(&model))?;
-        let measured = self.depth.iter().map(|&depth| self.at(&model, depth)).collect::<Result<Vec<_>, _>>()?;
-        // what else runs on the machine lowers a peak, and must not flatter us
-        let peaks = before.or(Peaks::measure(threads.get(), step::storages(&model))?);
-        for AtDepth { prompt, generated, rows: at_once } in measured {
-            rows.extend(prompt.map(|measured| self.prompt_row(&model, &measured, peaks)));
+        let gauge = Gauge::new(threads.get(), step::storages(&model))?;
+        for &depth in &self.depth {
+            let AtDepth { prompt, generated, rows: at_once } = self.at(&model, &gauge, depth)?;
+            rows.extend(prompt.map(|measured| self.prompt_row(&model, &gauge, &measured)));
             let Some(generated) = generated else { continue };
-            rows.push(self.generated_row(&model, &generated, None, peaks));
+            rows.push(self.generated_row(&model, &generated, None));
             for measured in at_once {
                 let cost = measured.step() / generated.step();
-                rows.push(self.generated_row(&model, &measured, Some(cost), peaks));
+                rows.push(self.generated_row(&model, &measured, Some(cost)));
             }
         }
         Ok(())
@@ -263,7 +261,7 @@ impl Bench {
     }
 
     /// Measures all tests after a depth.
-    fn at(&self, model: &Model, depth: usize) -> Result<AtDepth, Box<dyn std::error::Error>> {
+    fn at(&self, model: &Model, gauge: &Gauge, depth: usize) -> Result<AtDepth, Box<dyn std::error::Error>> {
         let room = model.context().saturating_sub(depth);
         let (prompt, generate) = (self.prompt.unwrap_or(room.min(PROMPT)), self.generate.unwrap_or(room.min(GENERATE)));
         if prompt == 0 && generate == 0 {
@@ -284,8 +282,8 @@ impl Bench {
             Test { depth, tokens: steps * rows, at_once: rows }
         });
         let generated: Vec<Test> = one.into_iter().chain(rows.filter(|_| one.is_some())).collect();
-        let mut prompts = self.measure(&base, &tokens[depth..], prompts.as_slice())?;
-        let mut generated = self.measure(&base, &tokens[depth..], &generated)?.into_iter();
+        let mut prompts = self.measure(&base, gauge, &tokens[depth..], prompts.as_slice())?;
+        let mut generated = self.measure(&base, gauge, &tokens[depth..], &generated)?.into_iter();
         Ok(AtDepth { prompt: prompts.pop(), generated: generated.next(), rows: generated.collect() })
     }
 
@@ -294,6 +292,7 @@ impl Bench {
     fn measure(
         &self,
         base: &runtime::Session<'_>,
+        gauge: &Gauge,
         tokens: &[u32],
         tests: &[Test],
     ) -> Result<Vec<Measured>, runtime::Error> {
@@ -303,6 +302,7 @@ impl Bench {
         for profile in [false, true].into_iter().take(if self.profile { 2 } else { 1 }) {
             for repetition in 0..=self.repeat.get() {
                 for Measured { test, runs, profiled } in &mut measured {
+                    let peaks = gauge.peaks();
                     let mut session = base.fork();
                     if profile {
                         session.workspace().measure();
@@ -310,7 +310,8 @@ impl Bench {
                     let start = Instant::now();
                     let mut steps = tokens[..test.tokens].chunks(test.at_once);
                     steps.try_for_each(|tokens| session.feed(tokens).map(drop))?;
-                    let run = Timed { whole: start.elapsed(), kernels: session.workspace().times().to_vec() };
+                    let whole = start.elapsed();
+                    let run = Timed { whole, kernels: session.workspace().times().to_vec(), peaks };
                     if repetition > 0 {
                         if profile { profiled } else { runs }.push(run);
                     }
@@ -321,8 +322,8 @@ impl Bench {
     }
 
     /// What a prompt's rate is, beside the peak of its arithmetic.
-    fn prompt_row(&self, model: &Model, measured: &Measured, peaks: Peaks) -> Row {
-        let test = measured.test;
+    fn prompt_row(&self, model: &Model, gauge: &Gauge, measured: &Measured) -> Row {
+        let (test, peaks) = (measured.test, Peaks::mean(measured.runs.iter().map(|run| run.peaks)));
         let chunk = model.program().options().chunk;
         let steps: Vec<(usize, usize)> = Test { at_once: chunk, ..test }.steps().collect();
         let (mut flops, mut least) = (0.0, 0.0);
@@ -331,23 +332,23 @@ impl Bench {
             for (kernel, times) in model.program().plan(model.program().batch(tokens, past)).runs() {
                 let own = (cost(kernel) * times).flops;
                 flops += own;
-                least += own / peaks.arithmetic(kernel).flops;
+                least += own / peaks.arithmetic(kernel);
             }
         }
-        let profile = self.profile.then(|| Profile::of(model, &steps, &measured.profiled, 1, peaks));
+        let profile = self.profile.then(|| Profile::of(model, &steps, &measured.profiled, 1));
         let row = self.row(model, measured, format!("pp{}", test.tokens), flops / test.tokens as f64);
-        let multiplier = Some(peaks.weights.multiplier.to_string());
-        let multiplier_of_caches = Some(peaks.caches.multiplier.to_string());
+        let [multiplier, multiplier_of_caches] = gauge.multipliers().map(|multiplier| Some(multiplier.to_string()));
         Row { unit: "FLOP/s", peak: flops / least, multiplier, multiplier_of_caches, profile, ..row }
     }
 
     /// What the rate of a generation is, beside the peak of what it reads.
-    fn generated_row(&self, model: &Model, measured: &Measured, cost: Option<f64>, peaks: Peaks) -> Row {
+    fn generated_row(&self, model: &Model, measured: &Measured, cost: Option<f64>) -> Row {
+        let peaks = Peaks::mean(measured.runs.iter().map(|run| run.peaks));
         let Test { depth, tokens, at_once } = measured.test;
         let step = (at_once, depth + tokens / 2);
         let bytes = step::cost(model, step.0, step.1).stored / at_once as f64;
         let steps = measured.test.steps().count();
-        let profile = self.profile.then(|| Profile::of(model, &[step], &measured.profiled, steps, peaks));
+        let profile = self.profile.then(|| Profile::of(model, &[step], &measured.profiled, steps));
         let name = if cost.is_some() { format!("tg {at_once}×") } else { format!("tg{tokens}") };
         Row { unit: "B/s", peak: peaks.bytes, cost, profile, ..self.row(model, measured, name, bytes) }
     }

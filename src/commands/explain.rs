@@ -16,7 +16,7 @@ use super::options::{ModelOptions, OutputOptions, at_least_one};
 use super::output::{print, print_json};
 use super::step;
 use super::{Outcome, Usage};
-use crate::peak::Peaks;
+use crate::peak::Gauge;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -144,8 +144,9 @@ impl Explain {
         let program = model.program();
         let plan = program.plan(self.batch(model));
         let chosen = self.chosen(plan)?;
-        let peaks = Peaks::measure(1, step::storages(model))?;
-        let balance = peaks.weights.flops / peaks.bytes;
+        let gauge = Gauge::new(1, step::storages(model))?;
+        let (peaks, [multiplier, _]) = (gauge.peaks(), gauge.multipliers());
+        let balance = peaks.weights / peaks.bytes;
         let cost_of = step::costs(model, self.tokens.get(), self.past);
 
         let mut text = format!(
@@ -156,8 +157,8 @@ impl Explain {
             plan.graph.name,
             if self.tokens.get() == 1 { "one token".to_owned() } else { format!("{} tokens", self.tokens) },
             self.past,
-            peaks.weights.flops / 1e9,
-            peaks.weights.multiplier,
+            peaks.weights / 1e9,
+            multiplier,
             peaks.bytes / 1e9,
             "kernel",
             "runs",
@@ -250,7 +251,8 @@ impl Explain {
     fn object(&self, model: &Model) -> Result<Value, Box<dyn std::error::Error>> {
         let program = model.program();
         let plan = program.plan(self.batch(model));
-        let peaks = Peaks::measure(1, step::storages(model))?;
+        let gauge = Gauge::new(1, step::storages(model))?;
+        let (peaks, [multiplier, multiplier_of_caches]) = (gauge.peaks(), gauge.multipliers());
         let cost_of = step::costs(model, self.tokens.get(), self.past);
         let weight = |kept: &KeptWeight| {
             let layers: Vec<usize> = kept.layers.iter().copied().flatten().collect();
@@ -288,10 +290,10 @@ impl Explain {
             "declaration": plan.graph.name,
             "tokens": self.tokens.get(),
             "past": self.past,
-            "peak_flops": peaks.weights.flops,
-            "multiplier": peaks.weights.multiplier.to_string(),
-            "peak_flops_of_caches": peaks.caches.flops,
-            "multiplier_of_caches": peaks.caches.multiplier.to_string(),
+            "peak_flops": peaks.weights,
+            "multiplier": multiplier.to_string(),
+            "peak_flops_of_caches": peaks.caches,
+            "multiplier_of_caches": multiplier_of_caches.to_string(),
             "peak_bytes": peaks.bytes,
             "kernels": kernels,
             "remarks": remarks(&plan.remarks),

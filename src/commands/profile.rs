@@ -17,6 +17,8 @@ pub(crate) struct Timed {
     pub(crate) whole: Duration,
     /// The calls of each kernel of the program, where that was asked for.
     pub(crate) kernels: Vec<Duration>,
+    /// The machine's, just before.
+    pub(crate) peaks: Peaks,
 }
 
 /// What one decode step takes, or one prompt. Times are in seconds.
@@ -47,7 +49,8 @@ struct Share {
 
 impl Profile {
     /// Out of several runs, in each of which `repeats` times these steps were done: tokens, after so many positions.
-    pub(crate) fn of(model: &Model, steps: &[(usize, usize)], runs: &[Timed], repeats: usize, peaks: Peaks) -> Profile {
+    pub(crate) fn of(model: &Model, steps: &[(usize, usize)], runs: &[Timed], repeats: usize) -> Profile {
+        let peaks = Peaks::mean(runs.iter().map(|run| run.peaks));
         let repeats = (repeats * runs.len()) as f64;
         let time = runs.iter().map(|run| run.whole.as_secs_f64()).sum::<f64>() / repeats;
         let took = |kernel: usize| {
@@ -67,7 +70,7 @@ impl Profile {
             let seconds: f64 = numbers.into_iter().map(took).sum();
             let (bound, unit, done, peak) = match peaks.bound(kernel, cost) {
                 bound @ "memory" => (bound, "B/s", cost.bytes(), peaks.bytes),
-                bound => (bound, "FLOP/s", cost.flops, peaks.arithmetic(kernel).flops),
+                bound => (bound, "FLOP/s", cost.flops, peaks.arithmetic(kernel)),
             };
             let (name, achieved) = (kernel.name.clone(), done / seconds);
             Share { name, calls, time: seconds, share_of_time: seconds / time, bound, unit, achieved, peak }
