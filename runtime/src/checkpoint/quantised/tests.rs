@@ -147,9 +147,13 @@ const GROUP: usize = 9;
 
 impl Matrix {
     fn random(groups: usize) -> Matrix {
+        Matrix::of(INPUTS, groups)
+    }
+
+    fn of(inputs: usize, groups: usize) -> Matrix {
         let mut random = random();
         let mut some = |count: usize| (0..count).map(|_| random(16)).collect::<Vec<u32>>();
-        let codes = (0..OUTPUTS).map(|_| some(INPUTS)).collect();
+        let codes = (0..OUTPUTS).map(|_| some(inputs)).collect();
         let zeros = (0..groups).map(|_| some(OUTPUTS)).collect();
         let scale = |x: u32| f16::from_f32((x + 1) as f32 / 333.0);
         let scales = (0..groups).map(|_| some(OUTPUTS).into_iter().map(scale).collect()).collect();
@@ -205,6 +209,35 @@ impl Matrix {
         ]
     }
 
+    /// As AutoAWQ packs for `gemv_fast` (`pack_intweight`, interleave 4, kstride 64), step by step: in each 32 inputs pairs of
+    /// a distance of eight together; in each eight those of even number first; 64 inputs of an output before those of the next
+    /// of four; words of four. Groups are filled up to `width` words of eight.
+    fn gemv_fast(&self, width: usize) -> Vec<Part> {
+        let inputs = self.codes[0].len();
+        let pairs = moved(&self.codes.concat(), &[OUTPUTS, inputs / 32, 4, 4, 2], &[0, 1, 3, 2, 4]);
+        let even = moved(&pairs, &[OUTPUTS, inputs / 32, 4, 4, 2], &[0, 1, 2, 4, 3]);
+        let fours = moved(&even, &[OUTPUTS / 4, 4, inputs / 64, 64], &[0, 2, 1, 3]);
+        let word = |four: &[u32]| (four[0] | four[1] << 4 | four[2] << 8 | four[3] << 12) as u16;
+        let packed: Vec<u8> = fours.chunks(4).flat_map(|four| word(four).to_le_bytes()).collect();
+        let filled = |mut rows: Vec<Vec<f16>>| {
+            rows.resize(8 * width, vec![f16::ZERO; OUTPUTS]);
+            halves(&rows)
+        };
+        vec![
+            ("l.qweight", "I16", vec![OUTPUTS / 4, inputs], packed),
+            ("l.scales", "F16", vec![8 * width, OUTPUTS], filled(self.scales.clone())),
+            ("l.scaled_zeros", "F16", vec![8 * width, OUTPUTS], filled(self.scaled_zeros())),
+        ]
+    }
+
+    /// `-scale * zero`, as halves.
+    fn scaled_zeros(&self) -> Vec<Vec<f16>> {
+        let of = |(zeros, scales): (&Vec<u32>, &Vec<f16>)| -> Vec<f16> {
+            zeros.iter().zip(scales).map(|(zero, scale)| f16::from_f32(-(scale.to_f32() * *zero as f32))).collect()
+        };
+        self.zeros.iter().zip(&self.scales).map(of).collect()
+    }
+
     /// As compressed-tensors has integers in words (`pack_to_int32` of its version 0.12), each greater by half of their range:
     /// weights by input, zeros, if they are wanted, by output.
     fn packed(&self, [outputs, inputs]: [usize; 2], bits: usize, zeros: bool) -> Vec<Part> {
@@ -247,6 +280,19 @@ impl Matrix {
             self.scales(),
         ]
     }
+}
+
+/// Numbers of these sizes with their axes in another order.
+fn moved(numbers: &[u32], sizes: &[usize], order: &[usize]) -> Vec<u32> {
+    let sizes_then: Vec<usize> = order.iter().map(|&axis| sizes[axis]).collect();
+    let from = |place: usize| {
+        let (mut rest, mut index) = (place, vec![0; sizes.len()]);
+        for (&axis, size) in order.iter().zip(&sizes_then).rev() {
+            (index[axis], rest) = (rest % size, rest / size);
+        }
+        numbers[index.iter().zip(sizes).fold(0, |at, (index, size)| at * size + index)]
+    };
+    (0..numbers.len()).map(from).collect()
 }
 
 /// Rows of numbers in words of four bytes, so many bits each, the first in the lowest.
@@ -317,6 +363,21 @@ fn awq_s_other_order_is_read_too() {
         let matrix = Matrix::random(INPUTS / group);
         let settings = json!({ "quant_method": "awq", "bits": 4, "group_size": group, "version": "gemv" });
         check(&settings, &matrix.gemv(width), &matrix.expected(0.0, |input| input / group));
+    }
+}
+
+#[test]
+fn awq_s_scaled_zeros_are_added() {
+    for (inputs, group, width) in [(64, 32, 4), (128, 64, 2), (192, 192, 1)] {
+        let matrix = Matrix::of(inputs, inputs / group);
+        let zeros = matrix.scaled_zeros();
+        let number = |o: usize, i: usize| {
+            let (scale, zero) = (matrix.scales[i / group][o], zeros[i / group][o]);
+            (f64::from(matrix.codes[o][i]) * scale.to_f64() + zero.to_f64()) as f32
+        };
+        let expected: Vec<Vec<f32>> = (0..OUTPUTS).map(|o| (0..inputs).map(|i| number(o, i)).collect()).collect();
+        let settings = json!({ "quant_method": "awq", "bits": 4, "group_size": group, "version": "gemv_fast" });
+        check(&settings, &matrix.gemv_fast(width), &expected);
     }
 }
 
@@ -486,6 +547,8 @@ fn seeds_are_checkpoints_of_each_kind() {
     hold("awq", json!({ "quant_method": "awq", "bits": 4, "group_size": GROUP }), &matrix.awq());
     let settings = json!({ "quant_method": "awq", "bits": 4, "group_size": GROUP, "version": "gemv" });
     hold("gemv", settings, &matrix.gemv(1));
+    let settings = json!({ "quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemv_fast" });
+    hold("gemv_fast", settings, &Matrix::of(64, 2).gemv_fast(1));
     let bytes_too = [
         ("m.weight", "I8", vec![2, 4], bytes(8)),
         ("m.weight_scale", "F32", vec![2, 2], bytes(16)),
@@ -529,8 +592,8 @@ fn other_methods_and_broken_settings_are_named() {
         (int4("group_size", Value::Null), "group_size` is missing"),
         (int4("checkpoint_format", json!("marlin")), "checkpoint_format` is `marlin`; gptq and gptq_v2 can be read"),
         (
-            json!({ "quant_method": "awq", "bits": 4, "group_size": 64, "version": "gemv_fast" }),
-            "version` is `gemv_fast`; gemm and gemv can be read",
+            json!({ "quant_method": "awq", "bits": 4, "group_size": 64, "version": "marlin" }),
+            "version` is `marlin`; gemm, gemv and gemv_fast can be read",
         ),
         (
             compressed("marlin-24", "int", 4),
@@ -559,7 +622,7 @@ fn tensors_that_do_not_fit_are_named() {
         parts.retain(|(other, ..)| *other != name);
         let bits = match dtype {
             "F8_E4M3" | "I8" | "U8" => 8,
-            "F16" | "BF16" => 16,
+            "F16" | "BF16" | "I16" => 16,
             _ => 32,
         };
         if dtype != "absent" {
@@ -569,6 +632,8 @@ fn tensors_that_do_not_fit_are_named() {
     };
     let settings = gptq(None, GROUP as i64);
     let awq = json!({ "quant_method": "awq", "bits": 4, "group_size": GROUP });
+    let fast = json!({ "quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemv_fast" });
+    let of_64 = || Matrix::of(64, 2).gemv_fast(1);
     let fp8 = json!({ "quant_method": "fp8", "weight_block_size": [2, 4] });
     let mxfp4 = json!({ "quant_method": "mxfp4" });
     let mx = |blocks: &[usize], scales: &[usize]| {
@@ -637,6 +702,17 @@ fn tensors_that_do_not_fit_are_named() {
             &awq,
             with(matrix.awq(), "l.scales", "F16", &[3, 24]),
             "`l.scales` has the shape [3, 24]; [3, 16] was expected",
+        ),
+        (&fast, with(of_64(), "l.qweight", "I32", &[4, 64]), "`l.qweight` is of dtype I32; I16 was expected"),
+        (
+            &fast,
+            with(of_64(), "l.qweight", "I16", &[4, 96]),
+            "`l.qweight` has 16 outputs for 96 inputs; multiples of 8 and 64 were expected",
+        ),
+        (
+            &fast,
+            with(of_64(), "l.scaled_zeros", "absent", &[]),
+            "`l.qweight` has no `l.scaled_zeros` beside it, which was expected",
         ),
         (&fp8, weight(), "`l.weight` has no scale: `l.weight_scale_inv` or `l.weight_scale` was expected"),
         (
