@@ -76,6 +76,8 @@ pub struct Tiles<'a> {
     pub(super) columns: usize,
     /// Rows and columns of a tile; the last ones may be cut off by the matrix's end.
     pub(super) tile: [usize; 2],
+    /// By what each is divided.
+    pub(super) divisor: f32,
 }
 
 /// A matrix `[outputs, inputs]` of codes of four or eight bits: the number is `scale · (code - zero)`, where groups of inputs
@@ -196,9 +198,10 @@ impl<'a> Numbers<'a> {
                 let grid = one.blocks.dtype.grid().filter(|_| !one.turned && !other.turned);
                 grid.filter(|grid| other.blocks.dtype.grid() == Some(*grid))
             }
-            Numbers::Scaled { blocks: Blocks { dtype: Dtype::F4E2M1, .. }, scales, .. } => {
-                Dtype::Mxfp4.grid().filter(|grid| scales.tile == [1, grid.block])
-            }
+            Numbers::Scaled { blocks: Blocks { dtype: Dtype::F4E2M1, .. }, scales, .. } => match scales.tile {
+                [1, block @ (16 | 32)] => Dtype::Mxfp4.grid().map(|grid| Grid { block, ..grid }),
+                _ => None,
+            },
             _ => self.blocks()?.dtype.grid(),
         }
     }
@@ -218,13 +221,13 @@ impl<'a> Numbers<'a> {
                     strand.blocks.read_blocks(place, &mut values[done], &mut scales[of_row]);
                 });
             }
-            Numbers::Scaled { blocks, scales: Tiles { scales: of_tiles, tile: [_, columns], .. }, first } => {
+            Numbers::Scaled { blocks, scales: tiles, first } => {
                 // Where there is a grid, factors are whole numbers, and tiles are in the order of blocks.
                 let mut factors = vec![0.0; values.len()];
                 blocks.read(at, &mut factors);
                 values.iter_mut().zip(factors).for_each(|(value, factor)| *value = factor as i8);
-                let tiles = (first + at) / columns..;
-                scales.iter_mut().zip(tiles).for_each(|(scale, tile)| *scale = [of_tiles.one(tile), 0.0]);
+                let from = (first + at) / tiles.tile[1];
+                scales.iter_mut().zip(from..).for_each(|(scale, tile)| *scale = [tiles.scale(tile), 0.0]);
             }
             Numbers::Coded { .. } => {}
         }
@@ -388,7 +391,7 @@ impl<'a> Blocks<'a> {
     }
 
     /// One of plain floats.
-    fn one(&self, at: usize) -> f32 {
+    pub(super) fn one(&self, at: usize) -> f32 {
         let mut one = [0.0];
         self.read(at, &mut one);
         one[0]
@@ -396,6 +399,11 @@ impl<'a> Blocks<'a> {
 }
 
 impl Tiles<'_> {
+    /// The scale of a tile.
+    fn scale(&self, tile: usize) -> f32 {
+        self.scales.one(tile) / self.divisor
+    }
+
     /// Multiplies neighbours, of which the first is the matrix's number `at`.
     fn multiply(&self, at: usize, out: &mut [f32]) {
         let [rows, columns] = self.tile;
@@ -405,7 +413,7 @@ impl Tiles<'_> {
             let (row, column) = ((at + done) / self.columns, (at + done) % self.columns);
             let end = ((column / columns + 1) * columns).min(self.columns);
             let some = (end - column).min(out.len() - done);
-            let scale = self.scales.one(row / rows * across + column / columns);
+            let scale = self.scale(row / rows * across + column / columns);
             out[done..done + some].iter_mut().for_each(|number| *number *= scale);
             done += some;
         }

@@ -1,10 +1,11 @@
 //! Quantised checkpoints in safetensors: tensors beside a weight, in which its scales are, or in place of it.
 //!
 //! `quantization_config` in config.json says which kind it is. FP8 (`fp8` as DeepSeek and Qwen have it, `fbgemm_fp8`,
-//! `compressed-tensors`) keeps a weight's name and adds `_scale_inv` or `_scale`: one for all, one a row, or one a tile.
+//! `compressed-tensors`) keeps a weight's name and adds `_scale_inv` or `_scale`: one for all, some a row, or one a tile.
 //! `compressed-tensors` has integers too: of 8 bits under a weight's name, of 4 and 8 in words as `_packed`, with `_shape`, both
-//! with `_scale`, `_zero_point` and `_g_idx`. GPTQ and AWQ have `qweight`, `qzeros` and `scales` (GPTQ `g_idx` too; AWQ's
-//! `gemv_fast` `scaled_zeros`) where the weight would be. MXFP4, GPT-OSS's, has experts' weights as `_blocks` and `_scales`.
+//! with `_scale`, `_zero_point` and `_g_idx`; and floats of 4 bits as bytes in `_packed`, with `_scale` and `_global_scale`. GPTQ
+//! and AWQ have `qweight`, `qzeros` and `scales` (GPTQ `g_idx` too; AWQ's `gemv_fast` `scaled_zeros`) where the weight would be.
+//! MXFP4, GPT-OSS's, has experts' weights as `_blocks` and `_scales`.
 
 use serde_json::Value;
 
@@ -27,7 +28,7 @@ pub(super) enum Method {
         /// How many inputs share a scale; all if `None`.
         group: Option<usize>,
     },
-    /// Floats of 8 bits, or integers of 4 or 8, whichever a weight's tensors are.
+    /// Floats or integers, of 4 or 8 bits, whichever a weight's tensors are.
     CompressedTensors {
         /// Rows and columns of the tiles of floats, if they have some.
         tile: Option<[usize; 2]>,
@@ -152,17 +153,20 @@ impl<'a> Settings<'a> {
     fn compressed_tensors(&self) -> Result<Method, Error> {
         // Types of weights, and of how many bits.
         const FLOAT: (&str, &[u64]) = ("float", &[8]);
+        const FLOAT4: (&str, &[u64]) = ("float", &[4]);
         const BYTES: (&str, &[u64]) = ("int", &[8]);
         const WORDS: (&str, &[u64]) = ("int", &[4, 8]);
         let format = self.text("format", None)?;
         let kinds: &[(&str, &[u64])] = match format {
-            "float-quantized" => &[FLOAT],
+            "float-quantized" | "mxfp8-quantized" => &[FLOAT],
+            "nvfp4-pack-quantized" | "mxfp4-pack-quantized" => &[FLOAT4],
             "int-quantized" => &[BYTES],
             "pack-quantized" => &[WORDS],
             "naive-quantized" => &[FLOAT, BYTES],
-            "mixed-precision" => &[FLOAT, WORDS],
+            "mixed-precision" => &[FLOAT4, FLOAT, WORDS],
             _ => {
-                let known = "float-quantized, int-quantized, pack-quantized, naive-quantized and mixed-precision";
+                let known = "float-quantized, mxfp8-quantized, nvfp4-pack-quantized, mxfp4-pack-quantized, int-quantized, \
+                             pack-quantized, naive-quantized and mixed-precision";
                 return self.wrong("format", format, &format!("{known} can be read"));
             }
         };
@@ -215,7 +219,10 @@ pub(super) fn find<'a>(
         (None, Some(Method::CompressedTensors { .. })) => {
             let packed_name = format!("{name}_packed");
             let Some(codes) = tensor(&packed_name) else { return Ok(None) };
-            packed(name, packed_name, codes, tensor).map(Some)
+            match codes.dtype {
+                safetensors::Dtype::U8 => fp4(name, packed_name, codes, tensor).map(Some),
+                _ => packed(name, packed_name, codes, tensor).map(Some),
+            }
         }
         (None, Some(Method::Mxfp4)) => {
             let block_name = format!("{name}_blocks");
@@ -257,7 +264,10 @@ fn plain_or_scaled<'a>(
             return Err(found.wrong(name, problem));
         }
     };
-    let scales = scale.plain(scale_name)?;
+    let (scales, divisor) = match scale.powers() {
+        Some(powers) => (powers, HALF),
+        None => (scale.plain(scale_name)?, 1.0),
+    };
     let tiles = match method {
         Some(Method::Fp8 { tile } | Method::CompressedTensors { tile }) => tile,
         _ => None,
@@ -267,14 +277,17 @@ fn plain_or_scaled<'a>(
         ([] | [1] | [1, 1], _) => [rows, columns],
         (_, Some(tile)) if found.shape.len() == 2 && fits(tile) => tile,
         ([count] | [count, 1], _) if *count == rows => [1, columns],
+        ([count, groups], _) if *count == rows && *groups > 0 && columns.is_multiple_of(*groups) => {
+            [1, columns / groups]
+        }
         (shape, tile) => {
             let tiles = tile.map(|[down, across]| format!(", one for each {down} × {across}")).unwrap_or_default();
             let problem =
-                format!("has the shape {shape:?}; one number, one for each of {rows} rows{tiles} were expected");
+                format!("has the shape {shape:?}; one number, some for each of {rows} rows{tiles} were expected");
             return Err(scale.wrong(scale_name, problem));
         }
     };
-    let scales = Tiles { scales, columns: columns.max(1), tile: tile.map(|size| size.max(1)) };
+    let scales = Tiles { scales, columns: columns.max(1), tile: tile.map(|size| size.max(1)), divisor };
     Ok(Found { numbers: Numbers::Scaled { blocks, scales, first: 0 }, beside: vec![scale_name.clone()], ..plain })
 }
 
@@ -511,6 +524,59 @@ impl<'a> Codes<'a> {
     }
 }
 
+/// What is read of a power of two ([`Dtype::F8E8M0`]); of a float of 4 bits it is twice as much ([`Dtype::F4E2M1`]).
+const HALF: f32 = 0.5;
+
+/// Floats of 4 bits, two in a byte, with scales for groups of neighbours: powers of two, or floats of 8 bits that are divided by a
+/// scale for all.
+fn fp4<'a>(
+    name: &str,
+    packed_name: String,
+    codes: Tensor<'a>,
+    tensor: impl Fn(&str) -> Option<Tensor<'a>>,
+) -> Result<Found<'a>, Error> {
+    let [scale_name, whole_name] = ["scale", "global_scale"].map(|part| format!("{name}_{part}"));
+    let scale = tensor(&scale_name)
+        .ok_or_else(|| codes.wrong(&packed_name, format!("has no `{scale_name}` beside it, which was expected")))?;
+    let &[outputs, pairs] = codes.shape else {
+        let problem = format!("has the shape {:?}; two dimensions were expected", codes.shape);
+        return Err(codes.wrong(&packed_name, problem));
+    };
+    let inputs = pairs.saturating_mul(2);
+    let group = match scale.shape {
+        &[rows, count] if rows == outputs && count > 0 && inputs.is_multiple_of(count) => (inputs / count).max(1),
+        shape => {
+            let problem =
+                format!("has the shape {shape:?}; some for each of {outputs} rows were expected, for {inputs} inputs");
+            return Err(scale.wrong(&scale_name, problem));
+        }
+    };
+    let whole = tensor(&whole_name);
+    let of_whole = match whole {
+        None => 1.0,
+        Some(whole) if whole.shape.iter().product::<usize>() == 1 => whole.plain(&whole_name)?.one(0),
+        Some(whole) => {
+            let problem = format!("has the shape {:?}; one number was expected", whole.shape);
+            return Err(whole.wrong(&whole_name, problem));
+        }
+    };
+    let (scales, twice) = match scale.powers() {
+        Some(powers) => (powers, 1.0),
+        None => (scale.blocks(&scale_name)?, 1.0 / HALF),
+    };
+    let scales = Tiles { scales, columns: inputs.max(1), tile: [1, group], divisor: twice * of_whole };
+    let blocks = Blocks { dtype: Dtype::F4E2M1, bytes: codes.bytes };
+    let mut beside = vec![packed_name, scale_name];
+    beside.extend(whole.map(|_| whole_name));
+    Ok(Found {
+        file: codes.file,
+        shape: vec![outputs, inputs],
+        numbers: Numbers::Scaled { blocks, scales, first: 0 },
+        change: Change::None,
+        beside,
+    })
+}
+
 /// Matrices that have a number of the reference implementation's first dimension in each column.
 fn mxfp4<'a>(
     name: &str,
@@ -537,7 +603,7 @@ fn mxfp4<'a>(
     }
     let inputs = groups.saturating_mul(32);
     let scales = Blocks { dtype: Dtype::F8E8M0, bytes: scales.bytes };
-    let scales = Tiles { scales, columns: inputs.max(1), tile: [1, 32] };
+    let scales = Tiles { scales, columns: inputs.max(1), tile: [1, 32], divisor: 1.0 };
     let codes = Blocks { dtype: Dtype::F4E2M1, bytes: blocks.bytes };
     Ok(Found {
         file: blocks.file,
@@ -574,6 +640,12 @@ impl<'a> Tensor<'a> {
             Dtype::F32 | Dtype::Bf16 | Dtype::F16 => Ok(blocks),
             other => Err(self.wrong(name, format!("is of dtype {}; F32, BF16 or F16 was expected", other.name()))),
         }
+    }
+
+    /// Its numbers, if each is an exponent of two: a half of the power.
+    fn powers(&self) -> Option<Blocks<'a>> {
+        let is = matches!(self.dtype, safetensors::Dtype::U8 | safetensors::Dtype::F8_E8M0);
+        is.then_some(Blocks { dtype: Dtype::F8E8M0, bytes: self.bytes })
     }
 
     fn expect(&self, name: &str, shape: &[usize]) -> Result<(), Error> {

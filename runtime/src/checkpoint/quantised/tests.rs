@@ -126,7 +126,19 @@ fn bytes_are_scaled_by_tile_by_row_or_as_a_whole() {
         let whole = json!({ "quant_method": "fp8", "activation_scheme": "static" });
         check(&whole, &[weight.clone(), ("l.weight_scale", "F32", shape, f32s(1))], &expected(&|_, _| scales[0]));
     }
-    check(&Value::Null, &[weight], &expected(&|_, _| 1.0));
+    check(&Value::Null, std::slice::from_ref(&weight), &expected(&|_, _| 1.0));
+    // Groups of a row, with scales that are floats or exponents.
+    let group = json!({ "weights": { "num_bits": 8, "type": "float", "strategy": "group", "group_size": 5 } });
+    let settings = |format: &str| json!({ "quant_method": "compressed-tensors", "format": format, "config_groups": { "g": group } });
+    let of_groups: Vec<f32> = (0..2 * outputs).map(|at| scales[at % 12]).collect();
+    let floats = of_groups.iter().flat_map(|x| x.to_le_bytes()).collect();
+    let parts = [weight.clone(), ("l.weight_scale", "F32", vec![outputs, 2], floats)];
+    check(&settings("naive-quantized"), &parts, &expected(&|o, i| of_groups[2 * o + i / 5]));
+    let exponents: Vec<u8> = (0..2 * outputs).map(|at| 120 + at as u8 % 12).collect();
+    let parts = [weight.clone(), ("l.weight_scale", "U8", vec![outputs, 2], exponents.clone())];
+    let power = |o: usize, i: usize| (f32::from(exponents[2 * o + i / 5]) - 127.0).exp2();
+    check(&settings("mxfp8-quantized"), &parts, &expected(&power));
+
     let halves: Vec<u8> = bytes.iter().map(|byte| byte & 0xbf).collect();
     let number = |byte: &u8| f16::from_le_bytes([0, *byte]).to_f32() * scales[0];
     let e5m2: Vec<Vec<f32>> = halves.chunks(inputs).map(|row| row.iter().map(number).collect()).collect();
@@ -469,6 +481,62 @@ fn compressed_tensors_bytes_are_scaled() {
     }
 }
 
+/// A float of 4 bits, by its definition.
+fn e2m1(code: u8) -> f32 {
+    let magnitude = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0][usize::from(code & 7)];
+    if code & 8 == 0 { magnitude } else { -magnitude }
+}
+
+#[test]
+fn compressed_tensors_floats_of_four_bits_are_scaled() {
+    let (outputs, inputs) = (7, 64);
+    let mut random = random();
+    let packed: Vec<u8> = (0..outputs * inputs / 2).map(|_| random(256) as u8).collect();
+    let float = |o: usize, i: usize| {
+        let at = o * inputs + i;
+        e2m1(packed[at / 2] >> (4 * (at % 2)) & 15)
+    };
+    let weight = ("l.weight_packed", "U8", vec![outputs, inputs / 2], packed.clone());
+    let expected = |scale: &dyn Fn(usize, usize) -> f32| -> Vec<Vec<f32>> {
+        (0..outputs).map(|o| (0..inputs).map(|i| float(o, i) * scale(o, i)).collect()).collect()
+    };
+    let bytes: Vec<u8> = (0..4 * outputs).map(|_| random(0x7f) as u8).collect();
+    let whole = 1234.5f32;
+    let scale = ("l.weight_scale", "F8_E4M3", vec![outputs, 4], bytes.clone());
+    let of_whole = ("l.weight_global_scale", "F32", vec![1], whole.to_le_bytes().to_vec());
+    let nvfp4 = compressed("nvfp4-pack-quantized", "float", 4);
+    let parts = [weight.clone(), scale.clone(), of_whole.clone()];
+    let divided = |o: usize, i: usize| e4m3(bytes[4 * o + i / 16]) as f32 / whole;
+    check(&nvfp4, &parts, &expected(&divided));
+    check(&nvfp4, &parts[..2], &expected(&|o, i| e4m3(bytes[4 * o + i / 16]) as f32));
+
+    let exponents: Vec<u8> = (0..2 * outputs).map(|_| 100 + random(40) as u8).collect();
+    let powers = ("l.weight_scale", "U8", vec![outputs, 2], exponents.clone());
+    let power = |o: usize, i: usize| (f32::from(exponents[2 * o + i / 32]) - 127.0).exp2();
+    let mxfp4 = compressed("mxfp4-pack-quantized", "float", 4);
+    check(&mxfp4, &[weight.clone(), powers.clone()], &expected(&power));
+    check(&compressed("mixed-precision", "float", 4), &[weight.clone(), powers.clone()], &expected(&power));
+
+    // Both are kept in their blocks.
+    for (settings, parts, format, scale) in [
+        (nvfp4, parts.to_vec(), "nvfp4", &divided as &dyn Fn(usize, usize) -> f32),
+        (mxfp4, vec![weight, powers], "mxfp4", &power),
+    ] {
+        let checkpoint = open(settings, &parts).unwrap();
+        let (graph, w) = graph(outputs, inputs, None);
+        let stored = checkpoint.weight(&graph, w, None).unwrap();
+        let grid = stored.grid().unwrap();
+        assert_eq!(einfuse_codegen::Format::holding(&grid).unwrap().to_string(), format);
+        let (mut values, mut scales) = (vec![0; outputs * inputs], vec![[0.0; 2]; outputs * inputs / grid.block]);
+        stored.read_blocks(0, &mut values, &mut scales);
+        for (at, value) in values.into_iter().enumerate() {
+            let (o, i) = (at / inputs, at % inputs);
+            assert_eq!(f32::from(value), 2.0 * float(o, i), "{format}");
+            assert_eq!(scales[at / grid.block], [scale(o, i) / 2.0, 0.0], "{format}");
+        }
+    }
+}
+
 /// What the reference implementation makes of random blocks with every scale there is.
 #[test]
 fn mxfp4_is_the_reference_s_floats_bit_for_bit() {
@@ -560,6 +628,14 @@ fn seeds_are_checkpoints_of_each_kind() {
     let blocks =
         [("l.weight_blocks", "U8", vec![2, 3, 1, 16], bytes(96)), ("l.weight_scales", "U8", vec![2, 3, 1], bytes(6))];
     hold("mxfp4", json!({ "quant_method": "mxfp4" }), &blocks);
+    let pairs = [
+        ("l.weight_packed", "U8", vec![3, 16], bytes(48)),
+        ("l.weight_scale", "F8_E4M3", vec![3, 2], bytes(6)),
+        ("l.weight_global_scale", "F32", vec![1], bytes(4)),
+        ("m.weight_packed", "U8", vec![2, 16], bytes(32)),
+        ("m.weight_scale", "U8", vec![2, 1], bytes(2)),
+    ];
+    hold("fp4", compressed("nvfp4-pack-quantized", "float", 4), &pairs);
 }
 
 #[test]
@@ -597,7 +673,8 @@ fn other_methods_and_broken_settings_are_named() {
         ),
         (
             compressed("marlin-24", "int", 4),
-            "format` is `marlin-24`; float-quantized, int-quantized, pack-quantized, naive-quantized and mixed-precision can be read",
+            "format` is `marlin-24`; float-quantized, mxfp8-quantized, nvfp4-pack-quantized, mxfp4-pack-quantized, \
+             int-quantized, pack-quantized, naive-quantized and mixed-precision can be read",
         ),
         (
             compressed("naive-quantized", "int", 4),
@@ -632,6 +709,11 @@ fn tensors_that_do_not_fit_are_named() {
     };
     let settings = gptq(None, GROUP as i64);
     let awq = json!({ "quant_method": "awq", "bits": 4, "group_size": GROUP });
+    let fp4 = compressed("nvfp4-pack-quantized", "float", 4);
+    let pairs = || {
+        let codes = with(vec![], "l.weight_packed", "U8", &[OUTPUTS, INPUTS / 2]);
+        with(codes, "l.weight_scale", "F8_E4M3", &[OUTPUTS, 3])
+    };
     let fast = json!({ "quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemv_fast" });
     let of_64 = || Matrix::of(64, 2).gemv_fast(1);
     let fp8 = json!({ "quant_method": "fp8", "weight_block_size": [2, 4] });
@@ -714,16 +796,41 @@ fn tensors_that_do_not_fit_are_named() {
             with(of_64(), "l.scaled_zeros", "absent", &[]),
             "`l.qweight` has no `l.scaled_zeros` beside it, which was expected",
         ),
+        (
+            &fp4,
+            with(pairs(), "l.weight_scale", "absent", &[]),
+            "`l.weight_packed` has no `l.weight_scale` beside it, which was expected",
+        ),
+        (
+            &fp4,
+            with(pairs(), "l.weight_packed", "U8", &[OUTPUTS]),
+            "`l.weight_packed` has the shape [16]; two dimensions were expected",
+        ),
+        (
+            &fp4,
+            with(pairs(), "l.weight_scale", "F8_E4M3", &[OUTPUTS, 5]),
+            "`l.weight_scale` has the shape [16, 5]; some for each of 16 rows were expected, for 24 inputs",
+        ),
+        (
+            &fp4,
+            with(pairs(), "l.weight_scale", "I32", &[OUTPUTS, 3]),
+            "`l.weight_scale` is of dtype I32; F32, BF16, F16, F8_E4M3 and F8_E5M2 can be used",
+        ),
+        (
+            &fp4,
+            with(pairs(), "l.weight_global_scale", "F32", &[2]),
+            "`l.weight_global_scale` has the shape [2]; one number was expected",
+        ),
         (&fp8, weight(), "`l.weight` has no scale: `l.weight_scale_inv` or `l.weight_scale` was expected"),
         (
             &fp8,
             with(weight(), "l.weight_scale_inv", "F32", &[7, 6]),
-            "`l.weight_scale_inv` has the shape [7, 6]; one number, one for each of 16 rows, one for each 2 × 4 were expected",
+            "`l.weight_scale_inv` has the shape [7, 6]; one number, some for each of 16 rows, one for each 2 × 4 were expected",
         ),
         (
             &Value::Null,
             with(weight(), "l.weight_scale", "F32", &[8, 6]),
-            "`l.weight_scale` has the shape [8, 6]; one number, one for each of 16 rows were expected",
+            "`l.weight_scale` has the shape [8, 6]; one number, some for each of 16 rows were expected",
         ),
         (
             &fp8,
