@@ -3,6 +3,7 @@
 mod codes;
 
 use std::array;
+use std::ops::Range;
 
 use einfuse_graph::{AxisId, Graph, TensorId};
 use half::{bf16, f16};
@@ -46,7 +47,7 @@ pub enum Values<'a> {
     },
 }
 
-/// Elements in blocks along the last axis of a tensor's order.
+/// Elements in blocks along the last axes of a tensor's order.
 #[derive(Clone, Copy)]
 pub struct Blocks<'a> {
     /// What the values can be.
@@ -277,26 +278,36 @@ impl Move {
         let tensor = graph.tensor(view.tensor);
         let size = |a: &AxisId| graph.size(*a).unwrap_or(1);
         let whole: Vec<usize> = tensor.axes.iter().map(size).collect();
-        let dims = whole.len();
-        let strides = view.order.strides(&whole);
-        // What is taken of each dimension.
+        let apart = view.order.strides(&whole);
+        // What is taken of each axis.
         let parts = view.along.iter().zip(&whole);
-        let sizes: Vec<usize> = parts.map(|(along, &all)| along.axis().as_ref().map_or(all, size)).collect();
-        let places_of = |dim: usize| {
-            let mut index = vec![0; dims];
+        let taken: Vec<usize> = parts.map(|(along, &all)| along.axis().as_ref().map_or(all, size)).collect();
+        // Axes whose blocks are kept are one dimension, each other is one of its own.
+        let joined = view.coded.as_ref().map_or(0..1, |coded| coded.rows.dims());
+        let ends = (1..=whole.len()).filter(|end| !joined.contains(end) || *end == joined.start);
+        let mut start = 0;
+        let dims: Vec<Range<usize>> = ends.map(|end| std::mem::replace(&mut start, end)..end).collect();
+        let strides: Vec<usize> = dims.iter().map(|dim| apart[dim.end - 1]).collect();
+        let sizes: Vec<usize> = dims.iter().map(|dim| taken[dim.clone()].iter().product()).collect();
+        let places_of = |dim: &Range<usize>| {
+            let mut index = vec![0; whole.len()];
             let at = |coordinate| {
-                index[dim] = coordinate;
+                let mut rest = coordinate;
+                for axis in dim.clone().rev() {
+                    (index[axis], rest) = (rest % taken[axis], rest / taken[axis]);
+                }
                 view.layout.offset_of(&index) - view.layout.base
             };
-            (0..sizes[dim]).map(at).collect::<Vec<usize>>()
+            (0..taken[dim.clone()].iter().product()).map(at).collect::<Vec<usize>>()
         };
-        let places: Vec<Vec<usize>> = (0..dims).map(places_of).collect();
-        let free = |dim: usize| !matches!(view.along[dim], Along::Fixed(_));
+        let places: Vec<Vec<usize>> = dims.iter().map(places_of).collect();
+        let free = |dim: usize| !matches!(view.along[dims[dim].start], Along::Fixed(_));
         let goes = |dim: usize, to: &dyn Fn(usize) -> usize| {
             free(dim) && places[dim].iter().enumerate().all(|(i, &place)| place == to(i))
         };
 
-        let column = (0..dims).find(|&dim| free(dim) && view.layout.has_panels(dim));
+        let is_columns = |dim: usize| free(dim) && view.layout.has_panels(dims[dim].start);
+        let column = (0..dims.len()).find(|&dim| is_columns(dim));
         let together = storage.together();
         let plane = storage.codes().and_then(|codes| codes.planes().first().copied());
         let in_panel = |i: usize| match plane {
@@ -304,7 +315,7 @@ impl Move {
             None => i / together * together * PANEL + i % together,
         };
         let is_row = |dim: usize| sizes[dim] > 1 && goes(dim, &in_panel);
-        let row = column.and_then(|column| (0..dims).rev().find(|&dim| dim != column && is_row(dim)));
+        let row = column.and_then(|column| (0..dims.len()).rev().find(|&dim| dim != column && is_row(dim)));
         let (piece, within) = match (column, row) {
             (Some(column), Some(last)) => {
                 // Dimensions before it go with it where they only count on, in the tensor as in the panel.
@@ -320,7 +331,9 @@ impl Move {
                 }
                 (Piece::Panel { rows, row_stride: strides[last], column_stride: strides[column] }, first..last + 1)
             }
-            _ if strides.last() == Some(&1) && goes(dims - 1, &|i| i) => (Piece::Row(sizes[dims - 1]), dims - 1..dims),
+            _ if strides.last() == Some(&1) && goes(dims.len() - 1, &|i| i) => {
+                (Piece::Row(sizes[dims.len() - 1]), dims.len() - 1..dims.len())
+            }
             _ => (Piece::Row(1), 0..0),
         };
         let panels = column.filter(|_| row.is_some());
@@ -332,17 +345,21 @@ impl Move {
             },
             false => Loop { places: places[dim].clone(), stride: strides[dim], columns: None },
         };
-        let mut loops: Vec<Loop> = (0..dims).filter(|dim| free(*dim) && !within.contains(dim)).map(of_dim).collect();
+        let mut loops: Vec<Loop> =
+            (0..dims.len()).filter(|dim| free(*dim) && !within.contains(dim)).map(of_dim).collect();
         loops.sort_by_key(|l| std::cmp::Reverse(l.reach()));
         Move {
             name: tensor.name.clone(),
             axes: graph.axes_of(view.tensor),
             elements: whole.iter().product(),
-            source: view.along.iter().zip(&strides).map(|(along, stride)| along.first() * stride).sum(),
+            source: view.along.iter().zip(&apart).map(|(along, stride)| along.first() * stride).sum(),
             base: view.layout.base,
             loops,
             piece,
-            made: view.made.map(|made| Made { codes: made.codes, size: whole[made.dim], stride: strides[made.dim] }),
+            made: view.made.map(|blocks| {
+                let size = whole[blocks.dims()].iter().product();
+                Made { codes: blocks.codes, size, stride: apart[blocks.dims().end - 1] }
+            }),
         }
     }
 
@@ -507,8 +524,6 @@ fn write_panel(storage: Format, rows: &[[f32; PANEL]], out: &mut [u8]) {
 
 #[cfg(test)]
 mod tests {
-    use std::ops::Range;
-
     use einfuse_graph::Builder;
 
     use super::*;
@@ -520,7 +535,7 @@ mod tests {
         let (mut layout, mut stride) = (Layout { base, terms: Vec::new() }, PANEL);
         for (nth, &dim) in rows.iter().rev().enumerate() {
             match nth {
-                0 => layout.push_depth(dim, storage),
+                0 => layout.push_depth(&dim.into(), storage),
                 _ => layout.push(dim, stride),
             }
             stride *= sizes[dim];

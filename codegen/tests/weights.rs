@@ -4,6 +4,9 @@
 
 mod common;
 
+use std::cmp::Reverse;
+use std::ops::Range;
+
 use common::{Runner, distance, hold, interpreted_with};
 use einfuse_codegen::fuse::in_parts;
 use einfuse_codegen::loops::{Codes, Element, Grid};
@@ -37,6 +40,41 @@ layers y from x as h order 0 0
     result z
 end
 logits[t, v] = sum[d] y * embed
+output logits
+";
+    parse(text).unwrap_or_else(|e| panic!("{e}\n{text}"))
+}
+
+/// The same where sums are over several axes, of which the last has no whole blocks of 32.
+fn joined() -> Graph {
+    let text = "
+graph joined
+axis t = tokens
+axis v = 41
+axis e = 3
+axis n = 8
+axis c = 24
+axis m = 4
+axis a = 4
+axis b = 16
+axis f = 128
+input tokens[t]
+weight embed[v, n, c] = \"embed\"
+weight gate[e, f, n, c] = \"{l}.gate\"
+weight up[n, c, f] = \"{l}.up\"
+weight value[m, a, b, f] = \"{l}.value\"
+weight out[n, c, m, a, b] = \"{l}.out\"
+i[t] = tokens % 3
+x[t, n, c] = embed[v = tokens]
+layers y from x as h order 0 0
+  body
+    g[t, f] = sum[n, c] h * gate[e = i]
+    u[t, f] = g + sum[n, c] h * up
+    o[t, m, a, b] = sum[f] u * value
+    z[t, n, c] = h + sum[m, a, b] o * out
+    result z
+end
+logits[t, v] = sum[n, c] y * embed
 output logits
 ";
     parse(text).unwrap_or_else(|e| panic!("{e}\n{text}"))
@@ -82,12 +120,17 @@ fn whole(name: &str) -> &str {
     name.split('.').next().unwrap_or(name)
 }
 
-/// The part that a tensor of the graph in parts is, out of its weight's elements.
-fn part(tensor: &Tensor, elements: &[Element], sizes: &[usize], graph: &Graph) -> Vec<f32> {
+/// The part that a tensor of the graph in parts is, out of its weight's elements, whose blocks are along these dimensions.
+fn part(tensor: &Tensor, elements: &[Element], sizes: &[usize], rows: Range<usize>, graph: &Graph) -> Vec<f32> {
     let own: Vec<usize> = tensor.axes.iter().map(|&a| graph.size(a).unwrap()).collect();
+    let mut sizes = sizes.to_vec();
+    if own.len() < sizes.len() {
+        let size = sizes[rows.clone()].iter().product();
+        sizes.splice(rows, [size]);
+    }
     let first_of = |place: usize| {
         let (mut rest, mut at, mut stride) = (place, 0, 1);
-        for (own, size) in own.iter().zip(sizes).rev() {
+        for (own, size) in own.iter().zip(&sizes).rev() {
             at += rest % own * (size / own) * stride;
             rest /= own;
             stride *= size;
@@ -106,10 +149,35 @@ fn part(tensor: &Tensor, elements: &[Element], sizes: &[usize], graph: &Graph) -
 }
 
 /// Holds programs without these rules against the interpreter of the graph in parts. Layers keep their weights in these formats, one
-/// each or all in one; a weight that they keep in several is whole in the graph. A file has `up` in its own order of axes.
+/// each or all in one; a weight that they keep in several is whole in the graph. A file has `up` in its own order of axes, what
+/// it is summed over last.
 fn check(graph: &Graph, formats: &[Format], own: bool, rules: &[&[Rule]]) {
     let format_of = |layer: Option<usize>| formats[layer.unwrap_or(0) % formats.len()];
-    let order_of = |name: &str| if own && name == "up" { Order::with_last(0..1) } else { Order::default() };
+    let sizes_of = |name: &str| -> Vec<usize> {
+        let tensor = graph.tensors.iter().find(|t| t.name == name).unwrap();
+        tensor.axes.iter().map(|&a| graph.size(a).unwrap()).collect()
+    };
+    // The dimensions that are summed.
+    let summed = |name: &str| -> Range<usize> {
+        let dims = sizes_of(name).len();
+        match name {
+            "up" => 0..dims - 1,
+            "gate" | "out" => 2..dims,
+            "value" => dims - 1..dims,
+            _ => 1..dims,
+        }
+    };
+    // The longest blocks, and the last of these dimensions along which they are.
+    let blocks_of = |name: &str, format: Format| -> (Codes, Range<usize>) {
+        let (sizes, Range { start, end }) = (sizes_of(name), summed(name));
+        let along = |start: usize| {
+            let rows: usize = sizes[start..end].iter().product();
+            let codes = format.fitting(rows).codes().unwrap();
+            rows.is_multiple_of(codes.block).then_some((codes, start..end))
+        };
+        (start..end).rev().filter_map(along).min_by_key(|(codes, _)| Reverse(codes.block)).unwrap()
+    };
+    let order_of = |name: &str| if own && name == "up" { Order::with_last(summed(name)) } else { Order::default() };
     let kept = |tensor: TensorId, layer: Option<usize>| Kept {
         own,
         order: order_of(&graph.tensor(tensor).name),
@@ -125,11 +193,6 @@ fn check(graph: &Graph, formats: &[Format], own: bool, rules: &[&[Rule]]) {
     let floats = |name: &str, layer: Option<usize>, len: usize| -> Vec<f32> {
         (0..len).map(|at| (0..3).fold(-0.22, |x, n| x * 0.4 + 0.04 * hash(name, layer, 3 * at + n) as f32)).collect()
     };
-    let sizes_of = |name: &str| -> Vec<usize> {
-        let tensor = graph.tensors.iter().find(|t| t.name == name).unwrap();
-        tensor.axes.iter().map(|&a| graph.size(a).unwrap()).collect()
-    };
-    let summed = |name: &str| if name == "up" { 0 } else { sizes_of(name).len() - 1 };
     let codes_of = |layer: Option<usize>| format_of(layer).codes().unwrap();
     // As a file has them.
     let in_file = |name: &str, layer: Option<usize>| -> Vec<Element> {
@@ -149,9 +212,8 @@ fn check(graph: &Graph, formats: &[Format], own: bool, rules: &[&[Rule]]) {
                 (0..len).map(|at| all[place(at)]).collect()
             }
             false => {
-                let dim = summed(name);
-                let codes = format_of(layer).fitting(sizes[dim]).codes().unwrap();
-                nearest(codes, &floats(name, layer, len), &sizes, dim)
+                let (codes, rows) = blocks_of(name, format_of(layer));
+                nearest(codes, &floats(name, layer, len), &sizes, rows)
             }
         }
     };
@@ -162,7 +224,7 @@ fn check(graph: &Graph, formats: &[Format], own: bool, rules: &[&[Rule]]) {
         let all = elements(name, layer);
         match several.iter().any(|weight| weight.name == tensor.name) {
             true => Ok(all.into_iter().map(|element| codes.number(element) as f32).collect()),
-            false => Ok(part(tensor, &all, &sizes_of(name), &parts)),
+            false => Ok(part(tensor, &all, &sizes_of(name), blocks_of(name, format_of(layer)).1, &parts)),
         }
     };
     let expected = interpreted_with(&parts, &weight, 7, &STEPS).unwrap();
@@ -218,16 +280,16 @@ fn check(graph: &Graph, formats: &[Format], own: bool, rules: &[&[Rule]]) {
             program.plan(einfuse_codegen::Batch::One).kernel_text(kernel)
         };
         assert_eq!(text("logits").contains("+ prologue: `embed` multiplied as codes"), fused, "{}", text("logits"));
-        assert_eq!(text("logits").contains("embed[v, d] = embed.scale[d."), fused, "{}", text("logits"));
+        assert_eq!(text("logits").contains("] = embed.scale["), fused, "{}", text("logits"));
         assert_eq!(text("x").contains("+ prologue: `embed` read as codes"), fused, "{}", text("x"));
         let all: String = kernels.iter().map(|k| program.plan(einfuse_codegen::Batch::One).kernel_text(k)).collect();
         for (weight, format) in several.iter().flat_map(|weight| formats.iter().map(move |format| (weight, format))) {
-            let format = format.fitting(sizes_of(&weight.name)[summed(&weight.name)]);
-            let scale = format!("{}.{format}.scale[", weight.name);
+            let (codes, _) = blocks_of(&weight.name, *format);
+            let scale = format!("{}.{}.scale[", weight.name, codes.name);
             assert_eq!(all.contains(&scale), fused, "{scale} in {all}");
         }
-        let coded = program.weights().iter().filter(|packed| packed.storage.is_coded()).count();
-        assert_eq!(coded > 0, fused, "{formats:?} without {without:?}");
+        let are_coded = program.weights().iter().all(|packed| packed.storage.is_coded() == fused);
+        assert!(are_coded, "{formats:?} without {without:?}");
         let mut runner = Runner::of(program, pack, 64);
         for workers in [1, 2] {
             match fused {
@@ -257,6 +319,19 @@ fn blocks_of_a_checkpoint_are_what_their_equation_says() {
             _ => check(&graph, &[format], true, &[&[], &[Rule::Prologue]]),
         }
     }
+}
+
+#[test]
+fn blocks_along_several_axes_are_what_their_equation_says() {
+    let graph = joined();
+    let named = |name: &str| Format::ALL.into_iter().find(|format| format.to_string() == name).unwrap();
+    for format in ["q4_32", "q8_32", "q6_16", "q5_min", "iq4"].map(named) {
+        check(&graph, &[format], true, &[&[], Rule::ALL, &[Rule::Prologue]]);
+    }
+    check(&graph, &["q4_min", "q4_16"].map(named), true, &[&[], &[Rule::Prologue]]);
+    check(&graph, &[Format::Q8], false, &[&[], Rule::ALL, &[Rule::Prologue]]);
+    check(&graph, &[Format::Q4], false, &all_ways());
+    check(&graph, &[Format::Q8, Format::Q4], false, &[&[], &[Rule::Prologue]]);
 }
 
 #[test]

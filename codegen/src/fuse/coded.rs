@@ -1,9 +1,11 @@
 //! Weights in codes: what a weight is that is kept in fewer bits, as an equation over its parts.
 //!
-//! `w[d, f] = w.scale[d, f / 32] * (w.code[d, f] - 8)`, as its [`Codes`] declare it. [`apply`] writes these equations into a
-//! graph whose weights' formats are known, where any interpreter of the graph may evaluate them; [`recognised`] finds the
-//! declaration that an equation has the form of, by which rule prologue lets cores multiply the codes.
+//! `w[d, f] = w.scale[d, f / 32] * (w.code[d, f] - 8)`, as its [`Codes`] declare it. Blocks may reach over the ends of an axis, where
+//! neighbours are counted on as one: `w[d, n, c] = w.scale[d, (n * 80 + c) / 32] * (w.code[d, n, c] - 8)`. [`apply`] writes these
+//! equations into a graph whose weights' formats are known, where any interpreter of the graph may evaluate them; [`recognised`]
+//! finds the declaration that an equation has the form of, by which rule prologue lets cores multiply the codes.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 
@@ -19,9 +21,9 @@ pub type Storage<'a> = dyn Fn(TensorId, Option<usize>) -> Kept + 'a;
 /// How a weight is to be kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Kept {
-    /// In which format, if it is summed over an axis that has whole blocks; else as bf16 or f32.
+    /// In which format, if it is summed over axes that have whole blocks; else as bf16 or f32.
     pub format: Format,
-    /// Whether codes are the stored weight's own, whose blocks are along the axis that is last in its order: where another is
+    /// Whether codes are the stored weight's own, whose blocks are along the axes that are last in its order: where others are
     /// summed over, they cannot be kept.
     pub own: bool,
     /// The order of the stored weight's axes.
@@ -65,20 +67,47 @@ impl Order {
     }
 }
 
-/// What a weight's equation was found to be: codes in blocks along one of its axes.
+/// What a weight's equation was found to be: codes in blocks along one of its axes, or along neighbours that are counted on as one.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Blocks {
     /// How the weight is made of its parts.
     pub codes: Codes,
-    /// The place of the axis among the weight's.
-    pub dim: usize,
+    /// The place of the first of these axes among the weight's.
+    pub first: usize,
+    /// How many they are.
+    pub count: usize,
 }
 
 impl Blocks {
-    /// Whether the rows that a contraction sums last are those of the blocks.
-    pub(crate) fn suit(self, c: &Contraction) -> bool {
-        c.along[self.dim].axis().is_some_and(|axis| c.depth.last() == Some(&axis))
+    /// The places of the axes among the weight's.
+    pub(crate) fn dims(self) -> Range<usize> {
+        self.first..self.first + self.count
     }
+
+    /// Whether the rows that a contraction sums last are those of whole blocks.
+    pub(crate) fn suit(self, graph: &Graph, c: &Contraction) -> bool {
+        summed_last(graph, c, self.dims()).is_some_and(|rows| rows.is_multiple_of(self.codes.block))
+    }
+}
+
+/// If these axes of its weight are what a contraction sums last, as one: what the rows that it takes of them, and those before
+/// them, are multiples of.
+fn summed_last(graph: &Graph, c: &Contraction, dims: Range<usize>) -> Option<usize> {
+    let (along, own) = (&c.along[dims.clone()], &graph.tensor(c.b).axes[dims]);
+    let axes = along.iter().map(|along| along.axis()).collect::<Option<Vec<_>>>()?;
+    let is_whole = |nth: usize| along[nth].first() == 0 && graph.size(axes[nth]) == graph.size(own[nth]);
+    let before = along.first()?.first() * product(graph, &own[1..])?;
+    let alike = c.depth.ends_with(&axes) && (1..axes.len()).all(is_whole);
+    alike.then_some(common(before, product(graph, &axes)?))
+}
+
+/// The greatest number that both are multiples of.
+fn common(a: usize, b: usize) -> usize {
+    if b == 0 { a } else { common(b, a % b) }
+}
+
+fn product(graph: &Graph, axes: &[AxisId]) -> Option<usize> {
+    axes.iter().map(|&axis| graph.size(axis)).product()
 }
 
 /// The tensors that a weight is made of, each over the weight's axes, of blocks in place of elements where `blocks` says.
@@ -127,8 +156,8 @@ pub(super) struct Way {
     body: ExprId,
 }
 
-/// Makes each weight that is kept in codes an equation over its parts. Blocks are along the axis along which the checkpoint
-/// has them, else along the one that contractions sum last. What has no whole blocks there, or is summed along one axis here and
+/// Makes each weight that is kept in codes an equation over its parts. Blocks are along the axes along which the checkpoint
+/// has them, else along those that contractions sum last. What has no whole blocks there, or is summed along one axis here and
 /// along another there, is not kept in codes. A weight that layers keep in several ways stays what it is in
 /// the graph, which has one equation for all layers: its equations, one for each way in codes, are beside it.
 pub(super) fn apply(graph: Graph, ways: &Ways) -> (Graph, Vec<Way>) {
@@ -141,11 +170,10 @@ pub(super) fn apply(graph: Graph, ways: &Ways) -> (Graph, Vec<Way>) {
     for (&weight, all) in ways {
         let contractions = summed.get(&weight).map_or(&[][..], Vec::as_slice);
         for &kept in all {
-            let Some(Blocks { codes, dim }) = blocks_of(&edit.graph, weight, kept, contractions) else { continue };
-            let axis = edit.graph.tensor(weight).axes[dim];
-            let prefix = if all.len() > 1 { format!("{}.", codes.name) } else { String::new() };
-            let parts = parts(&mut edit, weight, codes, dim, &prefix);
-            let body = equation(&mut edit, codes, &parts, axis);
+            let Some(blocks) = blocks_of(&edit.graph, weight, kept, contractions) else { continue };
+            let prefix = if all.len() > 1 { format!("{}.", blocks.codes.name) } else { String::new() };
+            let parts = parts(&mut edit, weight, blocks, &prefix);
+            let body = equation(&mut edit, blocks, &parts);
             match all.len() {
                 1 => edit.graph.tensors[weight.index()].kind = Kind::Made(body),
                 _ => several.push(Way { weight, kept, body }),
@@ -155,16 +183,30 @@ pub(super) fn apply(graph: Graph, ways: &Ways) -> (Graph, Vec<Way>) {
     (edit.graph, several)
 }
 
-/// The blocks of a weight that is kept so. `None` if it is in no codes, or has no whole blocks along one axis.
+/// The blocks of a weight that is kept so: the longest, along as few axes as have whole ones. `None` if it is in no codes, or
+/// has no whole blocks.
 fn blocks_of(graph: &Graph, weight: TensorId, kept: Kept, contractions: &[Contraction]) -> Option<Blocks> {
     let axes = &graph.tensor(weight).axes;
-    let rows = contractions.first().and_then(|c| graph.size(*c.depth.last()?));
-    let codes = kept.format.fitting(rows.unwrap_or(1)).codes()?;
-    let dim = match kept.own {
+    let sizes = axes.iter().map(|&axis| graph.size(axis)).collect::<Option<Vec<_>>>()?;
+    let strides = kept.order.strides(&sizes);
+    let last = match kept.own {
         true => kept.order.dims(axes.len()).next_back()?,
-        false => one_dim(graph, contractions, codes)?,
+        false => {
+            let c = contractions.first()?;
+            c.along.iter().position(|along| along.axis().as_ref() == c.depth.last())?
+        }
     };
-    graph.size(axes[dim])?.is_multiple_of(codes.block).then_some(Blocks { codes, dim })
+    let summed = if kept.own { &[] } else { contractions };
+    let joined = |first: usize| {
+        let all = sizes[first..=last].iter().product();
+        let both = |rows, c| Some(common(rows, summed_last(graph, c, first..last + 1)?));
+        let rows = summed.iter().try_fold(all, both)?;
+        let codes = kept.format.fitting(rows).codes()?;
+        rows.is_multiple_of(codes.block).then_some(Blocks { codes, first, count: last + 1 - first })
+    };
+    let counts_on = |first: &usize| *first == last || strides[*first] == strides[first + 1] * sizes[first + 1];
+    let all = (0..=last).rev().take_while(counts_on).filter_map(joined);
+    all.min_by_key(|blocks| Reverse(blocks.codes.block))
 }
 
 /// The contractions of each weight.
@@ -184,26 +226,17 @@ fn summed(graph: &Graph) -> HashMap<TensorId, Vec<Contraction>> {
     all
 }
 
-/// The dimension of a weight that all its contractions sum last, in whole blocks.
-fn one_dim(graph: &Graph, contractions: &[Contraction], codes: Codes) -> Option<usize> {
-    let dim_of = |c: &Contraction| {
-        let last = *c.depth.last()?;
-        let dim = c.along.iter().position(|along| along.axis() == Some(last))?;
-        let whole = c.along[dim].first().is_multiple_of(codes.block) && graph.size(last)?.is_multiple_of(codes.block);
-        whole.then_some(dim)
-    };
-    let dim = dim_of(contractions.first()?)?;
-    contractions.iter().all(|c| dim_of(c) == Some(dim)).then_some(dim)
-}
-
 /// Declares the parts of a weight, which come from where it comes from, with a prefix to the name of each.
-fn parts(edit: &mut Edit, weight: TensorId, codes: Codes, dim: usize, prefix: &str) -> Parts {
+fn parts(edit: &mut Edit, weight: TensorId, blocks: Blocks, prefix: &str) -> Parts {
+    let codes = blocks.codes;
     let of = edit.graph.tensor(weight).clone();
-    let axis = edit.graph.axis(of.axes[dim]).clone();
-    let size = edit.graph.size(of.axes[dim]).unwrap_or(1);
+    let along = &of.axes[blocks.dims()];
+    let names: Vec<&str> = along.iter().map(|&axis| edit.graph.axis(axis).name.as_str()).collect();
+    let (name, size) = (names.join("."), product(&edit.graph, along).unwrap_or(1));
     let in_blocks_of = |edit: &mut Edit, rows: usize| {
+        let axis = axis_named(edit, format!("{name}.{rows}"), size / rows);
         let mut axes = of.axes.clone();
-        axes[dim] = axis_named(edit, format!("{}.{rows}", axis.name), size / rows);
+        axes.splice(blocks.dims(), [axis]);
         axes
     };
     let in_blocks = in_blocks_of(edit, codes.block);
@@ -245,16 +278,25 @@ fn axis_named(edit: &mut Edit, name: String, size: usize) -> AxisId {
     AxisId(at as u32)
 }
 
-/// What a weight is whose blocks lie along an axis: the one place that says what codes mean.
-fn equation(edit: &mut Edit, codes: Codes, parts: &Parts, axis: AxisId) -> ExprId {
-    let coordinate = edit.intern(Expr::Coordinate(axis));
+/// What a weight is in such blocks: the one place that says what codes mean.
+fn equation(edit: &mut Edit, blocks: Blocks, parts: &Parts) -> ExprId {
+    let codes = blocks.codes;
     let code = edit.load(parts.code);
     let own = edit.graph.tensor(parts.code).axes.clone();
+    let coordinates: Vec<ExprId> = own.iter().map(|&axis| edit.intern(Expr::Coordinate(axis))).collect();
+    // Row by row, along one axis after the other.
+    let mut row = coordinates[blocks.first];
+    for dim in blocks.dims().skip(1) {
+        let size = edit.graph.size(own[dim]).unwrap_or(1);
+        let size = edit.intern(Expr::Int(size as i64));
+        let before = edit.intern(Expr::Binary(Binary::Mul, row, size));
+        row = edit.intern(Expr::Binary(Binary::Add, before, coordinates[dim]));
+    }
     let in_blocks = |edit: &mut Edit, tensor: TensorId, rows: usize| {
         let length = edit.intern(Expr::Int(rows as i64));
-        let block = edit.intern(Expr::Binary(Binary::Div, coordinate, length));
-        let of = |&a: &AxisId| if a == axis { block } else { edit.intern(Expr::Coordinate(a)) };
-        let index = own.iter().map(of).collect();
+        let block = edit.intern(Expr::Binary(Binary::Div, row, length));
+        let mut index = coordinates.clone();
+        index.splice(blocks.dims(), [block]);
         edit.intern(Expr::Load { tensor, index })
     };
     let scale = in_blocks(edit, parts.scale, codes.block);
@@ -317,7 +359,9 @@ fn blocks(edit: &mut Edit, weight: TensorId, body: ExprId, bits: usize) -> Optio
         _ => return None,
     };
     let parts = Parts { code, scale, minimum, steps, levels };
-    let dim = own.iter().zip(&graph.tensor(scale).axes).position(|(a, b)| a != b)?;
+    let of_scale = &graph.tensor(scale).axes;
+    let first = own.iter().zip(of_scale).position(|(a, b)| a != b)?;
+    let count = own.len().checked_sub(of_scale.len())? + 1;
     let values = levels.and_then(|levels| match &graph.tensor(levels).kind {
         Kind::Constant(values) => Some(values.clone()),
         _ => None,
@@ -329,6 +373,6 @@ fn blocks(edit: &mut Edit, weight: TensorId, body: ExprId, bits: usize) -> Optio
             && codes.levels.map(|levels| levels.map(f32::from).to_vec()) == values
     };
     let all = Format::ALL.into_iter().filter_map(Format::codes);
-    let codes = all.filter(alike).find(|&codes| equation(edit, codes, &parts, own[dim]) == body)?;
-    Some(Blocks { codes, dim })
+    let mut alike = all.filter(alike).map(|codes| Blocks { codes, first, count });
+    alike.find(|&blocks| equation(edit, blocks, &parts) == body)
 }

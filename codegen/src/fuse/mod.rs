@@ -251,7 +251,7 @@ pub fn orders(graph: &Graph, without: &[Rule], a: Typical, b: Typical) -> Option
 }
 
 /// A graph in which each weight that all its layers keep in the same codes is an equation over its parts, `NAME.code`,
-/// `NAME.scale`, `NAME.minimum`, along the axis that the plans of all rules sum.
+/// `NAME.scale`, `NAME.minimum`, along the axes that the plans of all rules sum.
 pub fn in_parts(graph: &Graph, kept: &Storage) -> Graph {
     let graph = split::split(graph);
     let ways = coded::ways(&graph, kept);

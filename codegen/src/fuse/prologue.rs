@@ -64,13 +64,15 @@ fn take_weights(plan: &Plan, kernel: &mut Kernel) {
             plan.made.iter().filter(|((of, _), _)| *of == weight).map(|(_, way)| *way).collect();
         ways.sort_by_key(|(eq, _)| *eq);
         for (eq, blocks) in ways {
-            // Element by element, codes are read out of panels along the weight's last axis.
-            let is_last = blocks.dim > 0 && blocks.dim + 1 == plan.graph.tensor(weight).axes.len();
+            // Element by element, codes are read out of panels along the weight's last axes.
+            let axes = &plan.graph.tensor(weight).axes;
+            let are_last = blocks.first > 0 && blocks.dims().end == axes.len();
             let mut of = contractions.iter().filter(|c| c.b == weight).peekable();
-            match if of.peek().is_some() { of.all(|c| blocks.suit(c)) } else { is_last } {
+            match if of.peek().is_some() { of.all(|c| blocks.suit(&plan.graph, c)) } else { are_last } {
                 true => made.push((eq, weight)),
                 false => {
-                    let along = plan.graph.axis(plan.graph.tensor(weight).axes[blocks.dim]).name.clone();
+                    let along = axes[blocks.dims()].iter().map(|&axis| plan.graph.axis(axis).name.as_str());
+                    let along = along.collect::<Vec<_>>().join("·");
                     let text = format!("{} has its blocks along `{along}`, which is not summed", plan.quoted(weight));
                     if !kernel.declined.iter().any(|remark| remark.text == text) {
                         kernel.declined.push(Remark { rule: Rule::Prologue, text });

@@ -117,8 +117,8 @@ const fn with_minima(name: &'static str, bits: usize, block: usize) -> Format {
     Format::Codes(Codes { name, bits, block, offset: 0, minimum: true, levels: None, steps: None })
 }
 
-const fn of_levels(name: &'static str, levels: &'static [i8; 16], offset: i32) -> Format {
-    Format::Codes(Codes { name, bits: 4, block: 32, offset, minimum: false, levels: Some(levels), steps: None })
+const fn of_levels(name: &'static str, levels: &'static [i8; 16], block: usize, offset: i32) -> Format {
+    Format::Codes(Codes { name, bits: 4, block, offset, minimum: false, levels: Some(levels), steps: None })
 }
 
 const fn in_steps(name: &'static str, block: usize) -> Format {
@@ -142,7 +142,7 @@ impl Format {
     ];
 
     /// All of them.
-    pub const ALL: [Format; 20] = [
+    pub const ALL: [Format; 21] = [
         Format::F32,
         Format::Bf16,
         Format::Q8,
@@ -154,8 +154,9 @@ impl Format {
         Self::IN_STEPS[1].1,
         Self::IN_STEPS[2].1,
         codes("q4_32", 4, 32, 8),
-        of_levels("iq4", &IQ4, 128),
-        of_levels("mxfp4", &E2M1, 16),
+        of_levels("iq4", &IQ4, 32, 128),
+        of_levels("mxfp4", &E2M1, 32, 16),
+        of_levels("nvfp4", &E2M1, 16, 16),
         with_minima("q2_16_min", 2, 16),
         codes("q4_16", 4, 16, 8),
         with_minima("q4_min", 4, 32),

@@ -1,6 +1,7 @@
 //! Writing codes: of elements that are in blocks their own, of others the nearest.
 
 use std::array;
+use std::ops::Range;
 
 use half::bf16;
 
@@ -69,7 +70,7 @@ pub(super) fn write_block(codes: Codes, rows: &[[f32; PANEL]], out: &mut [u8]) {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Made {
     pub(super) codes: Codes,
-    /// Coordinates of the axis along which its blocks are.
+    /// Coordinates of the axes along which its blocks are.
     pub(super) size: usize,
     /// Elements from one of them to the next.
     pub(super) stride: usize,
@@ -114,13 +115,14 @@ impl Made {
     }
 }
 
-/// The nearest codes of floats, row-major, in blocks along the axis `dim` of these sizes: what becomes of them when they are
-/// packed as [`Format::Q8`] or [`Format::Q4`].
-pub fn nearest(codes: Codes, floats: &[f32], sizes: &[usize], dim: usize) -> Vec<Element> {
+/// The nearest codes of floats, row-major, in blocks along the axes `dims` of these sizes, as one: what becomes of them when they
+/// are packed as [`Format::Q8`] or [`Format::Q4`].
+pub fn nearest(codes: Codes, floats: &[f32], sizes: &[usize], dims: Range<usize>) -> Vec<Element> {
     let read = |at: usize, out: &mut [f32]| out.copy_from_slice(&floats[at..][..out.len()]);
     let values = Values::Read { elements: floats.len(), read: &read, blocks: None };
     let mut all = vec![Element::default(); floats.len()];
-    Made { codes, size: sizes[dim], stride: sizes[dim + 1..].iter().product() }.read(&values, 0, &mut all);
+    let (size, stride) = (sizes[dims.clone()].iter().product(), sizes[dims.end..].iter().product());
+    Made { codes, size, stride }.read(&values, 0, &mut all);
     all
 }
 

@@ -29,8 +29,8 @@ impl<'a> Rows<'a> {
         let to = cx.homes.places[cx.scope].get(&rows)?;
         let coded = to.coded.as_ref()?;
         let neighbours = |(dim, &axis)| {
-            let terms = coded.scales.terms.iter().filter(|term| term.dim == dim);
-            terms.map(|term| term.div).min().unwrap_or_else(|| cx.plan.graph.size(axis).unwrap_or(1))
+            let shared = coded.scales.terms_along(dim).map(|term| term.div).min();
+            shared.unwrap_or_else(|| cx.plan.graph.size(axis).unwrap_or(1))
         };
         let shared = cx.plan.graph.tensor(rows).axes.iter().enumerate().map(neighbours).collect();
         Some(Rows { to, coded, shared })

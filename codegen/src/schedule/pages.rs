@@ -133,15 +133,15 @@ fn over_positions(graph: &Graph, axes: &[AxisId], c: &Contraction, format: Forma
     for (i, &a) in c.depth.iter().rev().enumerate() {
         let dim = axes.iter().position(|&d| d == a).unwrap_or(0);
         match i {
-            0 => scales.push_blocks(dim, format),
+            0 => scales.push_blocks(&dim.into(), format),
             _ => scales.push(dim, format.rows(rows) / 2),
         }
         rows *= graph.size(a).unwrap_or(1);
     }
     scales.push_panels(positions_dim(graph, axes), format.panel(rows) / 2, Format::F32);
     push_rest(graph, axes, &mut scales, page / 2);
-    let depth = c.depth.last().and_then(|&a| axes.iter().position(|&d| d == a)).unwrap_or(0);
-    let coded = Coded { codes, depth, planes: vec![layout.clone()], scales, parts: None, ones: None };
+    let rows = c.depth.last().and_then(|&a| axes.iter().position(|&d| d == a)).unwrap_or(0);
+    let coded = Coded { codes, rows: rows.into(), planes: vec![layout.clone()], scales, parts: None, ones: None };
     Stored { elem: format.elem(), layout, coded: Some(coded), len }
 }
 
@@ -161,7 +161,7 @@ fn over_columns(graph: &Graph, axes: &[AxisId], c: &Contraction, format: Format)
         }
         run *= if i == 0 { size(a).div_ceil(PANEL) } else { size(a) };
     }
-    ones.terms.push(Term { dim: positions_dim(graph, axes), div: RUN, modulo: None, stride: run });
+    ones.terms.push(Term { dims: positions_dim(graph, axes).into(), div: RUN, modulo: None, stride: run });
     push_rest(graph, axes, &mut ones, page / 2);
     let mut scales = Layout { base: len / 2, terms: Vec::new() };
     scales.push(positions_dim(graph, axes), 1);
@@ -170,8 +170,8 @@ fn over_columns(graph: &Graph, axes: &[AxisId], c: &Contraction, format: Format)
         scales.push(dim, stride);
         stride *= size(a);
     }
-    let depth = positions_dim(graph, axes);
-    let coded = Coded { codes, depth, planes: vec![layout.clone()], scales, parts: None, ones: Some(ones) };
+    let rows = positions_dim(graph, axes).into();
+    let coded = Coded { codes, rows, planes: vec![layout.clone()], scales, parts: None, ones: Some(ones) };
     Stored { elem: format.elem(), layout, coded: Some(coded), len: len + 2 * stride }
 }
 
@@ -220,7 +220,7 @@ pub(crate) fn column_panels(
     if positions > RUN {
         // Between the runs of a panel lie the other panels.
         layout.terms.push(Term {
-            dim: positions_dim(graph, axes),
+            dims: positions_dim(graph, axes).into(),
             div: RUN,
             modulo: None,
             stride: stride - format.rows(RUN),
@@ -231,9 +231,10 @@ pub(crate) fn column_panels(
 
 /// The rows of a panel, of floats or of codes of whole bytes.
 fn push_rows(layout: &mut Layout, dim: usize, format: Format) {
+    let rows = dim.into();
     match format.codes() {
-        Some(codes) => codes.planes().into_iter().take(1).for_each(|plane| layout.push_plane(dim, codes, plane)),
-        None => layout.push_depth(dim, format),
+        Some(codes) => codes.planes().into_iter().take(1).for_each(|plane| layout.push_plane(&rows, codes, plane)),
+        None => layout.push_depth(&rows, format),
     }
 }
 
@@ -245,7 +246,7 @@ fn positions_dim(graph: &Graph, axes: &[AxisId]) -> usize {
 fn push_rest(graph: &Graph, axes: &[AxisId], layout: &mut Layout, stride: usize) -> usize {
     let mut stride = stride;
     for dim in (0..axes.len()).rev() {
-        if !layout.terms.iter().any(|t| t.dim == dim) {
+        if layout.terms_along(dim).next().is_none() {
             layout.push(dim, stride);
             stride *= graph.size(axes[dim]).unwrap_or(1);
         }

@@ -2,7 +2,7 @@
 
 use einfuse_graph::{AxisId, Graph};
 
-use super::layout::Layout;
+use super::layout::{Dims, Layout};
 use super::place::Coded;
 use super::weights::Units;
 use crate::fuse::Along;
@@ -32,6 +32,8 @@ pub(super) struct Stored<'a> {
     pub(super) along: &'a [Along],
     /// The rows of a panel.
     pub(super) depth: &'a [AxisId],
+    /// How many of its last axes are counted on as one, along which neighbours lie together: more than one in blocks only.
+    pub(super) together: usize,
 }
 
 impl Stored<'_> {
@@ -39,12 +41,23 @@ impl Stored<'_> {
     fn dim(&self, axis: AxisId) -> Option<usize> {
         self.along.iter().position(|along| along.axis() == Some(axis))
     }
+
+    /// The axes of the depth: those that are each one of its own, and those that are one.
+    fn rows_of_panel(&self) -> (&[AxisId], &[AxisId]) {
+        self.depth.split_at(self.depth.len().saturating_sub(self.together))
+    }
+
+    /// The dimensions of the last.
+    fn joined(&self, graph: &Graph) -> Dims {
+        let (_, axes) = self.rows_of_panel();
+        let sizes: Vec<usize> = axes.iter().map(|&axis| graph.size(axis).unwrap_or(1)).collect();
+        Dims::of(axes.first().and_then(|&axis| self.dim(axis)).unwrap_or(0), &sizes)
+    }
 }
 
 /// Where the codes of a weight are.
 pub(super) fn coded(graph: &Graph, stored: &Stored, units: &Units, strides: &Strides, codes: Codes) -> Coded {
     let format = Format::Codes(codes);
-    let depth = stored.depth.last().and_then(|&axis| stored.dim(axis)).unwrap_or(0);
     let planes = codes.planes().into_iter().map(|plane| {
         let strides = Strides { base: strides.base + plane.at, ..*strides };
         layout(graph, stored, units, &strides, format, Part::Plane(plane))
@@ -58,7 +71,7 @@ pub(super) fn coded(graph: &Graph, stored: &Stored, units: &Units, strides: &Str
     let strides =
         Strides { base: half(strides.base + format.values()), panel: half(strides.panel), unit: half(strides.unit) };
     let scales = layout(graph, stored, units, &strides, format, Part::Scales);
-    Coded { codes, depth, planes, scales, parts, ones: None }
+    Coded { codes, rows: stored.joined(graph), planes, scales, parts, ones: None }
 }
 
 /// The layout of a weight in panels: choice, unit, panel within the unit, depth, column.
@@ -73,15 +86,19 @@ pub(super) fn layout(
     let dim = |a: AxisId| stored.dim(a);
     let size = |a: AxisId| graph.size(a).unwrap_or(1);
     let mut out = Layout { base: strides.base, terms: Vec::new() };
-    let mut rows = 1;
-    for (i, &a) in stored.depth.iter().rev().enumerate() {
+    let (outer, inner) = stored.rows_of_panel();
+    let last = stored.joined(graph);
+    match (part, format) {
+        (Part::Scales, _) => out.push_blocks(&last, format),
+        (Part::Parts(rows), _) => out.push_parts(&last, format, rows),
+        (Part::Plane(plane), Format::Codes(codes)) => out.push_plane(&last, codes, plane),
+        _ => out.push_depth(&last, format),
+    }
+    let mut rows = inner.iter().map(|&a| size(a)).product();
+    for &a in outer.iter().rev() {
         if let Some(dim) = dim(a) {
-            match (i, part, format) {
-                (0, Part::Scales, _) => out.push_blocks(dim, format),
-                (0, Part::Parts(rows), _) => out.push_parts(dim, format, rows),
-                (0, Part::Plane(plane), Format::Codes(codes)) => out.push_plane(dim, codes, plane),
-                (0, ..) => out.push_depth(dim, format),
-                (_, Part::Scales, _) => out.push(dim, format.rows(rows) / Elem::Bf16.bytes()),
+            match part {
+                Part::Scales => out.push(dim, format.rows(rows) / Elem::Bf16.bytes()),
                 _ => out.push(dim, format.rows(rows)),
             }
         }

@@ -1,6 +1,6 @@
 //! Places: a layout with the memory that it lies in.
 
-use super::layout::{Layout, Step};
+use super::layout::{Dims, Layout, Step};
 use crate::loops::{Address, Buffer, Codes, Elem, Expr, Format, PANEL, Unary};
 
 /// Where a tensor's elements are.
@@ -19,8 +19,8 @@ pub(crate) struct Place {
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Coded {
     pub(crate) codes: Codes,
-    /// The dimension whose neighbours share a word.
-    pub(crate) depth: usize,
+    /// The dimensions along which there are blocks.
+    pub(crate) rows: Dims,
     /// For each plane the bytes where the codes have bits.
     pub(crate) planes: Vec<Layout>,
     /// The scales, in scales; minima are [`PANEL`] further on. Coordinates that it does not tell apart share one.
@@ -74,11 +74,12 @@ impl Place {
     pub(crate) fn load(&self, index: &[Expr]) -> Expr {
         let at = self.address(index);
         let Some(coded) = &self.coded else { return at.load(self.elem) };
-        let along = index[coded.depth].clone() - self.origin[coded.depth].clone();
+        let within: Vec<Expr> = index.iter().zip(&self.origin).map(|(i, o)| i.clone() - o.clone()).collect();
+        let row = coded.rows.coordinate(&within);
         let mut code = Expr::Int(0);
         for (plane, layout) in coded.codes.planes().into_iter().zip(&coded.planes) {
             let byte = self.address_in(layout, index).load(Elem::U8);
-            let step = along.clone().div(4).rem(plane.steps());
+            let step = row.clone().div(4).rem(plane.steps());
             let radix = 1i64 << plane.bits;
             // The bits of the step that it is: each before it divides once.
             let rest = (1..plane.steps()).fold(byte.clone(), |rest, nth| {

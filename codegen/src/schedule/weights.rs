@@ -17,7 +17,7 @@ use super::layout::Layout;
 use super::panels::{self, Part, Stored, Strides};
 use super::place::{Coded, Place};
 use crate::fuse::{Along, Blocks, Contraction, EqId, Kept, Kernel, Order, Plan, Shape, Storage, Task};
-use crate::loops::{Address, Buffer, Codes, Expr, Format, PANEL};
+use crate::loops::{Address, Buffer, Expr, Format, PANEL};
 
 /// The most elements of a weight that is loaded element by element for which it is worth while to keep floats as `F32`.
 const SMALL: usize = 1 << 16;
@@ -205,7 +205,7 @@ impl Homes {
             let kept @ Kept { format, .. } = kept[&c.b];
             match plan.made.get(&(c.b, kept)) {
                 Some((_, blocks)) if plan.reads_codes(kernel, c.b, kept) => Format::Codes(blocks.codes),
-                Some((_, blocks)) if blocks.suit(c) => Format::F32,
+                Some((_, blocks)) if blocks.suit(graph, c) => Format::F32,
                 Some(_) => fitting(graph, c, Format::Bf16),
                 None => fitting(graph, c, if format.is_coded() { Format::Bf16 } else { format }),
             }
@@ -235,7 +235,9 @@ impl Homes {
                 .map(|(nth, (_, c))| {
                     let base = nth * panel * units.panels;
                     let strides = Strides { base, panel, unit: unit_stride };
-                    let stored = Stored { along: &c.along, depth: &c.depth };
+                    let blocks = plan.made.get(&(c.b, kept[&c.b])).filter(|_| storage.is_coded());
+                    let together = blocks.map_or(1, |(_, blocks)| blocks.count);
+                    let stored = Stored { along: &c.along, depth: &c.depth, together };
                     let coded = storage.codes().map(|codes| panels::coded(graph, &stored, &units, &strides, codes));
                     let layout = match &coded {
                         Some(coded) => coded.planes[0].clone(),
@@ -300,12 +302,13 @@ impl Homes {
             let all =
                 |v: &View| v.tensor == tensor && v.along.iter().zip(axes).all(|(along, &axis)| along.is_all(axis));
             let is_made = plan.made.get(&(tensor, kept));
-            let codes = is_made.map(|(_, blocks)| blocks.codes).filter(|_| plan.reads_codes(kernel, tensor, kept));
+            let blocks = is_made.map(|(_, blocks)| *blocks).filter(|_| plan.reads_codes(kernel, tensor, kept));
+            let codes = blocks.map(|blocks| blocks.codes);
             let serves = |region: &Region| is_made.is_none() || region.storage.codes() == codes;
             let has =
                 |region: &Region| serves(region) && region.layers.is_superset(&layers) && region.views.iter().any(all);
             let whole = self.regions.iter().position(has);
-            let looked_up = |homes: &mut Homes| homes.looked_up(graph, tensor, codes?, kept.order, &layers);
+            let looked_up = |homes: &mut Homes| homes.looked_up(graph, tensor, blocks?, kept.order, &layers);
             let region = whole.or_else(|| looked_up(self)).unwrap_or_else(|| {
                 let len = sizes.iter().product::<usize>();
                 let storage = match kept.format {
@@ -331,19 +334,20 @@ impl Homes {
         }
     }
 
-    /// Gives a weight of which elements are read one by one a home in panels of codes, whose rows are along its last axis.
+    /// Gives a weight of which elements are read one by one a home in panels of codes, whose rows are along its last axes.
     fn looked_up(
         &mut self,
         graph: &Graph,
         tensor: TensorId,
-        codes: Codes,
+        blocks: Blocks,
         order: Order,
         layers: &BTreeSet<Option<usize>>,
     ) -> Option<usize> {
-        let storage = Format::Codes(codes);
-        let [outer @ .., lane, last] = &graph.tensor(tensor).axes[..] else { return None };
+        let storage = Format::Codes(blocks.codes);
+        let (columns, rows) = graph.tensor(tensor).axes.split_at(blocks.first);
+        let (lane, outer) = columns.split_last()?;
         let size = |a: AxisId| graph.size(a).unwrap_or(1);
-        let (lane_size, depth) = (size(*lane), size(*last));
+        let (lane_size, depth) = (size(*lane), rows.iter().map(|&a| size(a)).product());
         let panel = storage.panel(depth);
         let digits: Vec<(AxisId, usize)> =
             outer.iter().map(|&a| (a, size(a))).chain([(*lane, lane_size.div_ceil(PANEL))]).collect();
@@ -351,8 +355,8 @@ impl Homes {
         let units =
             Units { digits, whole: Vec::new(), lane: *lane, lane_size, lane_whole: false, panels: 1, count, joined: 1 };
         let along: Vec<Along> = graph.tensor(tensor).axes.iter().map(|&axis| Along::Axis { axis, from: 0 }).collect();
-        let stored = Stored { along: &along, depth: std::slice::from_ref(last) };
-        let coded = panels::coded(graph, &stored, &units, &Strides { base: 0, panel, unit: panel }, codes);
+        let stored = Stored { along: &along, depth: rows, together: blocks.count };
+        let coded = panels::coded(graph, &stored, &units, &Strides { base: 0, panel, unit: panel }, blocks.codes);
         let view = View { tensor, along, order, layout: coded.planes[0].clone(), coded: Some(coded), made: None };
         let (len, layers) = (panel * count, layers.clone());
         Some(self.region(Region { storage, len, depth, views: vec![view], layers }))

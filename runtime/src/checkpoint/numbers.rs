@@ -76,6 +76,8 @@ pub struct Tiles<'a> {
     pub(super) columns: usize,
     /// Rows and columns of a tile; the last ones may be cut off by the matrix's end.
     pub(super) tile: [usize; 2],
+    /// By what each is divided.
+    pub(super) divisor: f32,
 }
 
 /// A matrix `[outputs, inputs]` of codes of four or eight bits: the number is `scale · (code - zero)`, where groups of inputs
@@ -84,38 +86,70 @@ pub struct Tiles<'a> {
 pub struct Codes<'a> {
     pub(super) inputs: usize,
     pub(super) codes: Packed<'a>,
-    /// The zeros by output and group; all are `more` if there are none.
-    pub(super) zeros: Option<Packed<'a>>,
-    /// By how much zeros are greater than stored.
-    pub(super) more: i16,
+    pub(super) zeros: Zeros<'a>,
     pub(super) scales: Blocks<'a>,
     /// How far apart the scales of two outputs are, and of two groups.
     pub(super) apart: [usize; 2],
     pub(super) groups: Groups<'a>,
 }
 
-/// Codes of a matrix in words: of one column or row, as many neighbours as there is room for.
+/// The zeros of codes.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Zeros<'a> {
+    /// One for all.
+    Same(i16),
+    /// By output and group, each so much greater than stored.
+    Packed(Packed<'a>, i16),
+    /// As what is added to a scaled code: `-scale · zero`, which are so far apart as scales are.
+    Scaled(Blocks<'a>),
+}
+
+/// Codes of a matrix, one after the other from the lowest bits on: the place of one is that of its row and that of its column.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Packed<'a> {
     pub(super) bytes: &'a [u8],
     pub(super) bits: usize,
-    /// The bytes of a word.
-    pub(super) word: usize,
-    /// Rows and columns of a word: one of them is 1, both are powers of two.
-    pub(super) size: [usize; 2],
-    /// How many words the next rows are apart, and the next columns.
-    pub(super) apart: [usize; 2],
-    /// Where in the word each of its codes is, from the lowest bits on.
-    pub(super) order: &'static [u8; 8],
+    pub(super) rows: Digits,
+    pub(super) columns: Digits,
     /// The bits of a code that are stored inverted.
     pub(super) inverted: u8,
 }
 
-/// Neighbours are neighbours.
-pub(super) const IN_ORDER: &[u8; 8] = &[0, 1, 2, 3, 4, 5, 6, 7];
+/// How the place of a row, or of a column, follows from its number: what each digit of the number adds.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Digits {
+    /// The lowest, some of them without values.
+    low: [Digit; 4],
+    /// What is left of the number beyond so many bits, and what one of it adds.
+    shift: u8,
+    apart: usize,
+}
 
-/// Those of even number are in the lower half.
-pub(super) const EVEN_FIRST: &[u8; 8] = &[0, 4, 1, 5, 2, 6, 3, 7];
+/// So many bits of a number, from one on, and what one of them adds.
+#[derive(Clone, Copy, Debug, Default)]
+struct Digit {
+    shift: u8,
+    mask: u8,
+    apart: u8,
+}
+
+impl Digits {
+    /// The lowest digits, each with how many values it has, a power of two, and how far apart two neighbours are that differ in it
+    /// alone; and how far apart those are that differ in the rest alone.
+    pub(super) fn of(low: &[(u8, u8)], apart: usize) -> Digits {
+        let (mut digits, mut shift) = ([Digit::default(); 4], 0);
+        for (digit, &(values, apart)) in digits.iter_mut().zip(low) {
+            *digit = Digit { shift, mask: values - 1, apart };
+            shift += values.trailing_zeros() as u8;
+        }
+        Digits { low: digits, shift, apart }
+    }
+
+    fn place(&self, number: usize) -> usize {
+        let of = |digit: &Digit| (number >> digit.shift & usize::from(digit.mask)) * usize::from(digit.apart);
+        self.low.iter().map(of).sum::<usize>() + (number >> self.shift) * self.apart
+    }
+}
 
 /// The group of each input.
 #[derive(Clone, Copy, Debug)]
@@ -164,9 +198,10 @@ impl<'a> Numbers<'a> {
                 let grid = one.blocks.dtype.grid().filter(|_| !one.turned && !other.turned);
                 grid.filter(|grid| other.blocks.dtype.grid() == Some(*grid))
             }
-            Numbers::Scaled { blocks: Blocks { dtype: Dtype::F4E2M1, .. }, scales, .. } => {
-                Dtype::Mxfp4.grid().filter(|grid| scales.tile == [1, grid.block])
-            }
+            Numbers::Scaled { blocks: Blocks { dtype: Dtype::F4E2M1, .. }, scales, .. } => match scales.tile {
+                [1, block @ (16 | 32)] => Dtype::Mxfp4.grid().map(|grid| Grid { block, ..grid }),
+                _ => None,
+            },
             _ => self.blocks()?.dtype.grid(),
         }
     }
@@ -186,13 +221,13 @@ impl<'a> Numbers<'a> {
                     strand.blocks.read_blocks(place, &mut values[done], &mut scales[of_row]);
                 });
             }
-            Numbers::Scaled { blocks, scales: Tiles { scales: of_tiles, tile: [_, columns], .. }, first } => {
+            Numbers::Scaled { blocks, scales: tiles, first } => {
                 // Where there is a grid, factors are whole numbers, and tiles are in the order of blocks.
                 let mut factors = vec![0.0; values.len()];
                 blocks.read(at, &mut factors);
                 values.iter_mut().zip(factors).for_each(|(value, factor)| *value = factor as i8);
-                let tiles = (first + at) / columns..;
-                scales.iter_mut().zip(tiles).for_each(|(scale, tile)| *scale = [of_tiles.one(tile), 0.0]);
+                let from = (first + at) / tiles.tile[1];
+                scales.iter_mut().zip(from..).for_each(|(scale, tile)| *scale = [tiles.scale(tile), 0.0]);
             }
             Numbers::Coded { .. } => {}
         }
@@ -356,7 +391,7 @@ impl<'a> Blocks<'a> {
     }
 
     /// One of plain floats.
-    fn one(&self, at: usize) -> f32 {
+    pub(super) fn one(&self, at: usize) -> f32 {
         let mut one = [0.0];
         self.read(at, &mut one);
         one[0]
@@ -364,6 +399,11 @@ impl<'a> Blocks<'a> {
 }
 
 impl Tiles<'_> {
+    /// The scale of a tile.
+    fn scale(&self, tile: usize) -> f32 {
+        self.scales.one(tile) / self.divisor
+    }
+
     /// Multiplies neighbours, of which the first is the matrix's number `at`.
     fn multiply(&self, at: usize, out: &mut [f32]) {
         let [rows, columns] = self.tile;
@@ -373,7 +413,7 @@ impl Tiles<'_> {
             let (row, column) = ((at + done) / self.columns, (at + done) % self.columns);
             let end = ((column / columns + 1) * columns).min(self.columns);
             let some = (end - column).min(out.len() - done);
-            let scale = self.scales.one(row / rows * across + column / columns);
+            let scale = self.scale(row / rows * across + column / columns);
             out[done..done + some].iter_mut().for_each(|number| *number *= scale);
             done += some;
         }
@@ -385,18 +425,20 @@ impl Codes<'_> {
     fn read(&self, at: usize, out: &mut [f32]) {
         let inputs = self.inputs.max(1);
         let (mut output, mut input) = (at / inputs, at % inputs);
-        let mut known = None;
+        let (mut known, mut row) = (None, self.codes.rows.place(output));
         for out in out {
             let group = self.group(input);
-            let (scale, zero) = match known {
-                Some((same, scale, zero)) if same == group => (scale, zero),
-                _ => self.scale_and_zero(group, output),
+            let (scale, zero, added) = match known {
+                Some((same, of_group)) if same == group => of_group,
+                _ => self.of_group(group, output),
             };
-            known = Some((group, scale, zero));
-            *out = f32::from(self.codes.one(output, input) - zero) * scale;
+            known = Some((group, (scale, zero, added)));
+            let scaled = f32::from(self.codes.at(row + self.codes.columns.place(input)) - zero) * scale;
+            *out = added.map_or(scaled, |added| scaled + added);
             input += 1;
             if input == self.inputs {
                 (output, input, known) = (output + 1, 0, None);
+                row = self.codes.rows.place(output);
             }
         }
     }
@@ -408,20 +450,25 @@ impl Codes<'_> {
         }
     }
 
-    fn scale_and_zero(&self, group: usize, output: usize) -> (f32, i16) {
-        let zero = self.zeros.map_or(0, |zeros| zeros.one(output, group));
-        (self.scales.one(output * self.apart[0] + group * self.apart[1]), zero + self.more)
+    /// Scale and zero of an output's group, and what is added to what is scaled, if something is.
+    fn of_group(&self, group: usize, output: usize) -> (f32, i16, Option<f32>) {
+        let at = output * self.apart[0] + group * self.apart[1];
+        let scale = self.scales.one(at);
+        match &self.zeros {
+            Zeros::Same(zero) => (scale, *zero, None),
+            Zeros::Packed(zeros, more) => {
+                (scale, zeros.at(zeros.rows.place(output) + zeros.columns.place(group)) + more, None)
+            }
+            Zeros::Scaled(added) => (scale, 0, Some(added.one(at))),
+        }
     }
 }
 
 impl Packed<'_> {
-    /// The code in a row and a column.
-    fn one(&self, row: usize, column: usize) -> i16 {
-        let [down, across] = self.size;
-        let words = [row >> down.trailing_zeros(), column >> across.trailing_zeros()];
-        let word = words[0] * self.apart[0] + words[1] * self.apart[1];
-        let bit = usize::from(self.order[(row & (down - 1)) + (column & (across - 1))]) * self.bits;
-        let byte = self.bytes[word * self.word + bit / 8] >> (bit % 8);
+    /// The code at a place.
+    fn at(&self, place: usize) -> i16 {
+        let bit = place * self.bits;
+        let byte = self.bytes[bit / 8] >> (bit % 8);
         i16::from((byte & (u8::MAX >> (8 - self.bits))) ^ self.inverted)
     }
 }

@@ -1,14 +1,15 @@
 //! Quantised checkpoints in safetensors: tensors beside a weight, in which its scales are, or in place of it.
 //!
 //! `quantization_config` in config.json says which kind it is. FP8 (`fp8` as DeepSeek and Qwen have it, `fbgemm_fp8`,
-//! `compressed-tensors`) keeps a weight's name and adds `_scale_inv` or `_scale`: one for all, one a row, or one a tile.
+//! `compressed-tensors`) keeps a weight's name and adds `_scale_inv` or `_scale`: one for all, some a row, or one a tile.
 //! `compressed-tensors` has integers too: of 8 bits under a weight's name, of 4 and 8 in words as `_packed`, with `_shape`, both
-//! with `_scale`, `_zero_point` and `_g_idx`. GPTQ and AWQ have `qweight`, `qzeros` and `scales` (GPTQ `g_idx` too) where the
-//! weight would be. MXFP4, GPT-OSS's, has experts' weights as `_blocks` and `_scales`.
+//! with `_scale`, `_zero_point` and `_g_idx`; and floats of 4 bits as bytes in `_packed`, with `_scale` and `_global_scale`. GPTQ
+//! and AWQ have `qweight`, `qzeros` and `scales` (GPTQ `g_idx` too; AWQ's `gemv_fast` `scaled_zeros`) where the weight would be.
+//! MXFP4, GPT-OSS's, has experts' weights as `_blocks` and `_scales`.
 
 use serde_json::Value;
 
-use super::numbers::{Blocks, Codes, EVEN_FIRST, Groups, IN_ORDER, Numbers, Packed, Tiles};
+use super::numbers::{Blocks, Codes, Digits, Groups, Numbers, Packed, Tiles, Zeros};
 use super::safetensors::Tensor;
 use super::{Change, Dtype, Found, Json};
 use crate::Error;
@@ -27,7 +28,7 @@ pub(super) enum Method {
         /// How many inputs share a scale; all if `None`.
         group: Option<usize>,
     },
-    /// Floats of 8 bits, or integers of 4 or 8, whichever a weight's tensors are.
+    /// Floats or integers, of 4 or 8 bits, whichever a weight's tensors are.
     CompressedTensors {
         /// Rows and columns of the tiles of floats, if they have some.
         tile: Option<[usize; 2]>,
@@ -48,6 +49,8 @@ pub(super) enum Packing {
     AwqGemm,
     /// AWQ's `gemv`: eight inputs; eight groups' zeros.
     AwqGemv,
+    /// AWQ's `gemv_fast`: four inputs, each eight from the next, in words of 16 bits; zeros that are scaled already.
+    AwqGemvFast,
 }
 
 /// The key of config.json.
@@ -80,7 +83,8 @@ impl Method {
                 let packing = match version.to_ascii_lowercase().as_str() {
                     "gemm" => Packing::AwqGemm,
                     "gemv" => Packing::AwqGemv,
-                    _ => return settings.wrong("version", version, "gemm and gemv can be read"),
+                    "gemv_fast" => Packing::AwqGemvFast,
+                    _ => return settings.wrong("version", version, "gemm, gemv and gemv_fast can be read"),
                 };
                 settings.int4(packing, "bits", "group_size")?
             }
@@ -149,17 +153,20 @@ impl<'a> Settings<'a> {
     fn compressed_tensors(&self) -> Result<Method, Error> {
         // Types of weights, and of how many bits.
         const FLOAT: (&str, &[u64]) = ("float", &[8]);
+        const FLOAT4: (&str, &[u64]) = ("float", &[4]);
         const BYTES: (&str, &[u64]) = ("int", &[8]);
         const WORDS: (&str, &[u64]) = ("int", &[4, 8]);
         let format = self.text("format", None)?;
         let kinds: &[(&str, &[u64])] = match format {
-            "float-quantized" => &[FLOAT],
+            "float-quantized" | "mxfp8-quantized" => &[FLOAT],
+            "nvfp4-pack-quantized" | "mxfp4-pack-quantized" => &[FLOAT4],
             "int-quantized" => &[BYTES],
             "pack-quantized" => &[WORDS],
             "naive-quantized" => &[FLOAT, BYTES],
-            "mixed-precision" => &[FLOAT, WORDS],
+            "mixed-precision" => &[FLOAT4, FLOAT, WORDS],
             _ => {
-                let known = "float-quantized, int-quantized, pack-quantized, naive-quantized and mixed-precision";
+                let known = "float-quantized, mxfp8-quantized, nvfp4-pack-quantized, mxfp4-pack-quantized, int-quantized, \
+                             pack-quantized, naive-quantized and mixed-precision";
                 return self.wrong("format", format, &format!("{known} can be read"));
             }
         };
@@ -212,7 +219,10 @@ pub(super) fn find<'a>(
         (None, Some(Method::CompressedTensors { .. })) => {
             let packed_name = format!("{name}_packed");
             let Some(codes) = tensor(&packed_name) else { return Ok(None) };
-            packed(name, packed_name, codes, tensor).map(Some)
+            match codes.dtype {
+                safetensors::Dtype::U8 => fp4(name, packed_name, codes, tensor).map(Some),
+                _ => packed(name, packed_name, codes, tensor).map(Some),
+            }
         }
         (None, Some(Method::Mxfp4)) => {
             let block_name = format!("{name}_blocks");
@@ -254,7 +264,10 @@ fn plain_or_scaled<'a>(
             return Err(found.wrong(name, problem));
         }
     };
-    let scales = scale.plain(scale_name)?;
+    let (scales, divisor) = match scale.powers() {
+        Some(powers) => (powers, HALF),
+        None => (scale.plain(scale_name)?, 1.0),
+    };
     let tiles = match method {
         Some(Method::Fp8 { tile } | Method::CompressedTensors { tile }) => tile,
         _ => None,
@@ -264,14 +277,17 @@ fn plain_or_scaled<'a>(
         ([] | [1] | [1, 1], _) => [rows, columns],
         (_, Some(tile)) if found.shape.len() == 2 && fits(tile) => tile,
         ([count] | [count, 1], _) if *count == rows => [1, columns],
+        ([count, groups], _) if *count == rows && *groups > 0 && columns.is_multiple_of(*groups) => {
+            [1, columns / groups]
+        }
         (shape, tile) => {
             let tiles = tile.map(|[down, across]| format!(", one for each {down} × {across}")).unwrap_or_default();
             let problem =
-                format!("has the shape {shape:?}; one number, one for each of {rows} rows{tiles} were expected");
+                format!("has the shape {shape:?}; one number, some for each of {rows} rows{tiles} were expected");
             return Err(scale.wrong(scale_name, problem));
         }
     };
-    let scales = Tiles { scales, columns: columns.max(1), tile: tile.map(|size| size.max(1)) };
+    let scales = Tiles { scales, columns: columns.max(1), tile: tile.map(|size| size.max(1)), divisor };
     Ok(Found { numbers: Numbers::Scaled { blocks, scales, first: 0 }, beside: vec![scale_name.clone()], ..plain })
 }
 
@@ -282,8 +298,9 @@ fn coded<'a>(
     codes: Tensor<'a>,
     tensor: impl Fn(&str) -> Option<Tensor<'a>>,
 ) -> Result<Found<'a>, Error> {
+    let zero_part = if packing == Packing::AwqGemvFast { "scaled_zeros" } else { "qzeros" };
     let [code_name, zero_name, scale_name, index_name] =
-        ["qweight", "qzeros", "scales", "g_idx"].map(|part| format!("{stem}.{part}"));
+        ["qweight", zero_part, "scales", "g_idx"].map(|part| format!("{stem}.{part}"));
     let beside = |name: &str| {
         tensor(name).ok_or_else(|| codes.wrong(&code_name, format!("has no `{name}` beside it, which was expected")))
     };
@@ -296,32 +313,39 @@ fn coded<'a>(
         Packing::Gptq { .. } => (down.saturating_mul(8), across),
         Packing::AwqGemm => (down, across.saturating_mul(8)),
         Packing::AwqGemv => (across.saturating_mul(8), down),
+        Packing::AwqGemvFast => (across, down.saturating_mul(4)),
     };
-    // Behind the groups that there are, `gemv` may have some that nothing is in.
-    let count = match packing {
-        Packing::AwqGemv => zeros.shape.last().copied().unwrap_or(0).saturating_mul(8),
-        Packing::Gptq { .. } | Packing::AwqGemm => scales.shape.first().copied().unwrap_or(0),
+    // Behind the groups that there are, both kinds of `gemv` may have some that nothing is in.
+    let (count, may_have_more) = match packing {
+        Packing::AwqGemv => (zeros.shape.last().copied().unwrap_or(0).saturating_mul(8), true),
+        Packing::AwqGemvFast => (scales.shape.first().copied().unwrap_or(0), true),
+        Packing::Gptq { .. } | Packing::AwqGemm => (scales.shape.first().copied().unwrap_or(0), false),
     };
     let (of_scales, of_zeros) = match packing {
         Packing::AwqGemv => ([outputs, count], [outputs, count / 8]),
+        Packing::AwqGemvFast => ([count, outputs], [count, outputs]),
         Packing::Gptq { .. } | Packing::AwqGemm => ([count, outputs], [count, outputs / 8]),
     };
     scales.expect(&scale_name, &of_scales)?;
     zeros.expect(&zero_name, &of_zeros)?;
-    if !outputs.is_multiple_of(8) || inputs == 0 || outputs == 0 {
-        let problem = format!("has {outputs} outputs for {inputs} inputs; multiples of 8 were expected");
+    let (together, multiples) = match packing {
+        Packing::AwqGemvFast => (64, "multiples of 8 and 64"),
+        Packing::Gptq { .. } | Packing::AwqGemm | Packing::AwqGemv => (1, "multiples of 8"),
+    };
+    if !outputs.is_multiple_of(8) || !inputs.is_multiple_of(together) || inputs == 0 || outputs == 0 {
+        let problem = format!("has {outputs} outputs for {inputs} inputs; {multiples} were expected");
         return Err(codes.wrong(&code_name, problem));
     }
     let index = match packing {
         Packing::Gptq { .. } => tensor(&index_name),
-        Packing::AwqGemm | Packing::AwqGemv => None,
+        Packing::AwqGemm | Packing::AwqGemv | Packing::AwqGemvFast => None,
     };
     let groups = match index {
         Some(index) => index.groups(&index_name, inputs, count)?,
         None => {
             let size = group.unwrap_or(inputs);
             let expected = inputs.div_ceil(size);
-            if expected > count || expected < count && packing != Packing::AwqGemv {
+            if expected > count || expected < count && !may_have_more {
                 let problem = format!("has {count} groups; {inputs} inputs in groups of {size} are expected");
                 return Err(scales.wrong(&scale_name, problem));
             }
@@ -330,19 +354,33 @@ fn coded<'a>(
     };
     let mut used = vec![code_name.clone(), zero_name.clone(), scale_name.clone()];
     used.extend(index.map(|_| index_name));
-    let ([codes_of, zeros_of], apart, scale_apart) = match packing {
-        Packing::Gptq { .. } => ([[1, 8], [8, 1]], [[1, outputs], [1, outputs / 8]], [1, outputs]),
-        Packing::AwqGemm => ([[8, 1], [8, 1]], [[1, outputs / 8], [1, outputs / 8]], [1, outputs]),
-        Packing::AwqGemv => ([[1, 8], [1, 8]], [[inputs / 8, 1], [count / 8, 1]], [count, 1]),
+    let neighbours = Digits::of(&[], 1);
+    let (rows, columns, of_words) = match packing {
+        Packing::Gptq { .. } => (Digits::of(&[], 8), Digits::of(&[(8, 1)], 8 * outputs), safetensors::Dtype::I32),
+        // Of eight outputs those of even number come first.
+        Packing::AwqGemm => (Digits::of(&[(2, 4), (4, 1)], 8), Digits::of(&[], outputs), safetensors::Dtype::I32),
+        Packing::AwqGemv => (Digits::of(&[], inputs), neighbours, safetensors::Dtype::I32),
+        // Words of four outputs are together, for 64 inputs at a time.
+        Packing::AwqGemvFast => {
+            let columns = Digits::of(&[(2, 4), (4, 8), (4, 1), (2, 32)], 256);
+            (Digits::of(&[(4, 64)], 4 * inputs), columns, safetensors::Dtype::I16)
+        }
     };
-    let order = if packing == Packing::AwqGemm { EVEN_FIRST } else { IN_ORDER };
+    let packed_zeros = |rows, columns, more| {
+        let zeros = zeros.packed(&zero_name, safetensors::Dtype::I32, 4, rows, columns)?;
+        Ok::<_, Error>(Zeros::Packed(zeros, more))
+    };
     let matrix = Codes {
         inputs,
-        codes: Packed { order, ..codes.packed(&code_name, 4, codes_of, apart[0])? },
-        zeros: Some(Packed { order, ..zeros.packed(&zero_name, 4, zeros_of, apart[1])? }),
-        more: if let Packing::Gptq { more } = packing { more } else { 0 },
+        codes: codes.packed(&code_name, of_words, 4, rows, columns)?,
+        zeros: match packing {
+            Packing::Gptq { more } => packed_zeros(neighbours, Digits::of(&[], outputs), more)?,
+            Packing::AwqGemm => packed_zeros(rows, columns, 0)?,
+            Packing::AwqGemv => packed_zeros(Digits::of(&[], count), neighbours, 0)?,
+            Packing::AwqGemvFast => Zeros::Scaled(zeros.plain(&zero_name)?),
+        },
         scales: scales.plain(&scale_name)?,
-        apart: scale_apart,
+        apart: if packing == Packing::AwqGemv { [count, 1] } else { [1, outputs] },
         groups,
     };
     Ok(matrix.found(codes.file, vec![outputs, inputs], used))
@@ -355,9 +393,12 @@ fn bytes<'a>(name: &str, codes: Tensor<'a>, tensor: impl Fn(&str) -> Option<Tens
         None => (1, 1),
     };
     let beside = Beside::of(name, name, [outputs, inputs], &codes, tensor)?;
-    let matrix = beside.codes(codes.signed(name, [inputs, 1])?, 128)?;
+    let matrix = beside.codes(codes.signed(name, inputs, 1)?, 128)?;
     Ok(matrix.found(codes.file, codes.shape.to_vec(), beside.used))
 }
+
+/// The bits of a word.
+const WORD: usize = 32;
 
 /// Integers of compressed-tensors in words of as many inputs as there is room for.
 fn packed<'a>(
@@ -386,8 +427,10 @@ fn packed<'a>(
         }
     };
     let mut beside = Beside::of(name, &packed_name, [outputs, inputs], &codes, tensor)?;
-    let (each, more) = (32 / bits, 1 << (bits - 1));
-    let matrix = beside.codes(codes.packed(&packed_name, bits, [1, each], [inputs.div_ceil(each), 1])?, more)?;
+    let (each, more) = (WORD / bits, 1 << (bits - 1));
+    let rows = Digits::of(&[], inputs.next_multiple_of(each));
+    let words = codes.packed(&packed_name, safetensors::Dtype::I32, bits, rows, Digits::of(&[], 1))?;
+    let matrix = beside.codes(words, more)?;
     beside.used.extend([packed_name, shape_name]);
     Ok(matrix.found(codes.file, vec![outputs, inputs], beside.used))
 }
@@ -451,23 +494,25 @@ impl<'a> Beside<'a> {
     /// input, or bytes.
     fn codes(&self, codes: Packed<'a>, more: i16) -> Result<Codes<'a>, Error> {
         let [outputs, inputs] = self.size;
-        let (zeros, more) = match &self.zeros {
-            None => (None, more),
+        let zeros = match &self.zeros {
+            None => Zeros::Same(more),
             Some((name, zeros)) if zeros.dtype == safetensors::Dtype::I8 => {
                 if zeros.shape.iter().product::<usize>() != self.scales.len() {
                     let problem = format!("has the shape {:?}; as many as scales were expected", zeros.shape);
                     return Err(zeros.wrong(name, problem));
                 }
-                (Some(zeros.signed(name, self.apart)?), more - 128)
+                Zeros::Packed(zeros.signed(name, self.apart[0], self.apart[1])?, more - 128)
             }
             Some((name, zeros)) => {
-                let each = 8 * codes.word / codes.bits;
+                let each = WORD / codes.bits;
                 zeros.expect(name, &[outputs.div_ceil(each), self.count])?;
-                (Some(zeros.packed(name, codes.bits, [each, 1], [self.count, 1])?), 0)
+                let (rows, columns) =
+                    (Digits::of(&[(each as u8, 1)], each.saturating_mul(self.count)), Digits::of(&[], each));
+                Zeros::Packed(zeros.packed(name, safetensors::Dtype::I32, codes.bits, rows, columns)?, 0)
             }
         };
         let (scales, apart, groups) = (self.scales, self.apart, self.groups);
-        Ok(Codes { inputs, codes, zeros, more, scales, apart, groups })
+        Ok(Codes { inputs, codes, zeros, scales, apart, groups })
     }
 }
 
@@ -477,6 +522,59 @@ impl<'a> Codes<'a> {
         let numbers = Numbers::Coded { codes: self, first: 0, len: shape.iter().product() };
         Found { file, shape, numbers, change: Change::None, beside }
     }
+}
+
+/// What is read of a power of two ([`Dtype::F8E8M0`]); of a float of 4 bits it is twice as much ([`Dtype::F4E2M1`]).
+const HALF: f32 = 0.5;
+
+/// Floats of 4 bits, two in a byte, with scales for groups of neighbours: powers of two, or floats of 8 bits that are divided by a
+/// scale for all.
+fn fp4<'a>(
+    name: &str,
+    packed_name: String,
+    codes: Tensor<'a>,
+    tensor: impl Fn(&str) -> Option<Tensor<'a>>,
+) -> Result<Found<'a>, Error> {
+    let [scale_name, whole_name] = ["scale", "global_scale"].map(|part| format!("{name}_{part}"));
+    let scale = tensor(&scale_name)
+        .ok_or_else(|| codes.wrong(&packed_name, format!("has no `{scale_name}` beside it, which was expected")))?;
+    let &[outputs, pairs] = codes.shape else {
+        let problem = format!("has the shape {:?}; two dimensions were expected", codes.shape);
+        return Err(codes.wrong(&packed_name, problem));
+    };
+    let inputs = pairs.saturating_mul(2);
+    let group = match scale.shape {
+        &[rows, count] if rows == outputs && count > 0 && inputs.is_multiple_of(count) => (inputs / count).max(1),
+        shape => {
+            let problem =
+                format!("has the shape {shape:?}; some for each of {outputs} rows were expected, for {inputs} inputs");
+            return Err(scale.wrong(&scale_name, problem));
+        }
+    };
+    let whole = tensor(&whole_name);
+    let of_whole = match whole {
+        None => 1.0,
+        Some(whole) if whole.shape.iter().product::<usize>() == 1 => whole.plain(&whole_name)?.one(0),
+        Some(whole) => {
+            let problem = format!("has the shape {:?}; one number was expected", whole.shape);
+            return Err(whole.wrong(&whole_name, problem));
+        }
+    };
+    let (scales, twice) = match scale.powers() {
+        Some(powers) => (powers, 1.0),
+        None => (scale.blocks(&scale_name)?, 1.0 / HALF),
+    };
+    let scales = Tiles { scales, columns: inputs.max(1), tile: [1, group], divisor: twice * of_whole };
+    let blocks = Blocks { dtype: Dtype::F4E2M1, bytes: codes.bytes };
+    let mut beside = vec![packed_name, scale_name];
+    beside.extend(whole.map(|_| whole_name));
+    Ok(Found {
+        file: codes.file,
+        shape: vec![outputs, inputs],
+        numbers: Numbers::Scaled { blocks, scales, first: 0 },
+        change: Change::None,
+        beside,
+    })
 }
 
 /// Matrices that have a number of the reference implementation's first dimension in each column.
@@ -505,7 +603,7 @@ fn mxfp4<'a>(
     }
     let inputs = groups.saturating_mul(32);
     let scales = Blocks { dtype: Dtype::F8E8M0, bytes: scales.bytes };
-    let scales = Tiles { scales, columns: inputs.max(1), tile: [1, 32] };
+    let scales = Tiles { scales, columns: inputs.max(1), tile: [1, 32], divisor: 1.0 };
     let codes = Blocks { dtype: Dtype::F4E2M1, bytes: blocks.bytes };
     Ok(Found {
         file: blocks.file,
@@ -544,6 +642,12 @@ impl<'a> Tensor<'a> {
         }
     }
 
+    /// Its numbers, if each is an exponent of two: a half of the power.
+    fn powers(&self) -> Option<Blocks<'a>> {
+        let is = matches!(self.dtype, safetensors::Dtype::U8 | safetensors::Dtype::F8_E8M0);
+        is.then_some(Blocks { dtype: Dtype::F8E8M0, bytes: self.bytes })
+    }
+
     fn expect(&self, name: &str, shape: &[usize]) -> Result<(), Error> {
         match self.shape == shape {
             true => Ok(()),
@@ -552,27 +656,32 @@ impl<'a> Tensor<'a> {
     }
 
     fn words(&self, name: &str) -> Result<&'a [[u8; 4]], Error> {
-        match self.dtype {
-            safetensors::Dtype::I32 => Ok(self.bytes.as_chunks().0),
-            other => Err(self.wrong(name, format!("is of dtype {other}; I32 was expected"))),
+        Ok(self.of_dtype(name, safetensors::Dtype::I32)?.as_chunks().0)
+    }
+
+    fn of_dtype(&self, name: &str, dtype: safetensors::Dtype) -> Result<&'a [u8], Error> {
+        match self.dtype == dtype {
+            true => Ok(self.bytes),
+            false => Err(self.wrong(name, format!("is of dtype {}; {dtype} was expected", self.dtype))),
         }
     }
 
-    /// Its words of so many rows and columns, which are so far apart.
-    fn packed(&self, name: &str, bits: usize, size: [usize; 2], apart: [usize; 2]) -> Result<Packed<'a>, Error> {
-        let bytes = self.words(name)?.as_flattened();
-        Ok(Packed { bytes, bits, word: 4, size, apart, order: IN_ORDER, inverted: 0 })
+    /// Its codes, in words of a dtype.
+    fn packed(
+        &self,
+        name: &str,
+        words: safetensors::Dtype,
+        bits: usize,
+        rows: Digits,
+        columns: Digits,
+    ) -> Result<Packed<'a>, Error> {
+        Ok(Packed { bytes: self.of_dtype(name, words)?, bits, rows, columns, inverted: 0 })
     }
 
-    /// Its bytes, each a number with a sign, as codes that are greater by 128.
-    fn signed(&self, name: &str, apart: [usize; 2]) -> Result<Packed<'a>, Error> {
-        match self.dtype {
-            safetensors::Dtype::I8 => {
-                let (bytes, size) = (self.bytes, [1, 1]);
-                Ok(Packed { bytes, bits: 8, word: 1, size, apart, order: IN_ORDER, inverted: 128 })
-            }
-            other => Err(self.wrong(name, format!("is of dtype {other}; I8 was expected"))),
-        }
+    /// Its bytes, each a number with a sign, as codes that are greater by 128, whose rows and columns are so far apart.
+    fn signed(&self, name: &str, row: usize, column: usize) -> Result<Packed<'a>, Error> {
+        let packed = self.packed(name, safetensors::Dtype::I8, 8, Digits::of(&[], row), Digits::of(&[], column))?;
+        Ok(Packed { inverted: 128, ..packed })
     }
 
     /// The group of each input, of which there are so many.

@@ -126,7 +126,19 @@ fn bytes_are_scaled_by_tile_by_row_or_as_a_whole() {
         let whole = json!({ "quant_method": "fp8", "activation_scheme": "static" });
         check(&whole, &[weight.clone(), ("l.weight_scale", "F32", shape, f32s(1))], &expected(&|_, _| scales[0]));
     }
-    check(&Value::Null, &[weight], &expected(&|_, _| 1.0));
+    check(&Value::Null, std::slice::from_ref(&weight), &expected(&|_, _| 1.0));
+    // Groups of a row, with scales that are floats or exponents.
+    let group = json!({ "weights": { "num_bits": 8, "type": "float", "strategy": "group", "group_size": 5 } });
+    let settings = |format: &str| json!({ "quant_method": "compressed-tensors", "format": format, "config_groups": { "g": group } });
+    let of_groups: Vec<f32> = (0..2 * outputs).map(|at| scales[at % 12]).collect();
+    let floats = of_groups.iter().flat_map(|x| x.to_le_bytes()).collect();
+    let parts = [weight.clone(), ("l.weight_scale", "F32", vec![outputs, 2], floats)];
+    check(&settings("naive-quantized"), &parts, &expected(&|o, i| of_groups[2 * o + i / 5]));
+    let exponents: Vec<u8> = (0..2 * outputs).map(|at| 120 + at as u8 % 12).collect();
+    let parts = [weight.clone(), ("l.weight_scale", "U8", vec![outputs, 2], exponents.clone())];
+    let power = |o: usize, i: usize| (f32::from(exponents[2 * o + i / 5]) - 127.0).exp2();
+    check(&settings("mxfp8-quantized"), &parts, &expected(&power));
+
     let halves: Vec<u8> = bytes.iter().map(|byte| byte & 0xbf).collect();
     let number = |byte: &u8| f16::from_le_bytes([0, *byte]).to_f32() * scales[0];
     let e5m2: Vec<Vec<f32>> = halves.chunks(inputs).map(|row| row.iter().map(number).collect()).collect();
@@ -147,9 +159,13 @@ const GROUP: usize = 9;
 
 impl Matrix {
     fn random(groups: usize) -> Matrix {
+        Matrix::of(INPUTS, groups)
+    }
+
+    fn of(inputs: usize, groups: usize) -> Matrix {
         let mut random = random();
         let mut some = |count: usize| (0..count).map(|_| random(16)).collect::<Vec<u32>>();
-        let codes = (0..OUTPUTS).map(|_| some(INPUTS)).collect();
+        let codes = (0..OUTPUTS).map(|_| some(inputs)).collect();
         let zeros = (0..groups).map(|_| some(OUTPUTS)).collect();
         let scale = |x: u32| f16::from_f32((x + 1) as f32 / 333.0);
         let scales = (0..groups).map(|_| some(OUTPUTS).into_iter().map(scale).collect()).collect();
@@ -205,6 +221,35 @@ impl Matrix {
         ]
     }
 
+    /// As AutoAWQ packs for `gemv_fast` (`pack_intweight`, interleave 4, kstride 64), step by step: in each 32 inputs pairs of
+    /// a distance of eight together; in each eight those of even number first; 64 inputs of an output before those of the next
+    /// of four; words of four. Groups are filled up to `width` words of eight.
+    fn gemv_fast(&self, width: usize) -> Vec<Part> {
+        let inputs = self.codes[0].len();
+        let pairs = moved(&self.codes.concat(), &[OUTPUTS, inputs / 32, 4, 4, 2], &[0, 1, 3, 2, 4]);
+        let even = moved(&pairs, &[OUTPUTS, inputs / 32, 4, 4, 2], &[0, 1, 2, 4, 3]);
+        let fours = moved(&even, &[OUTPUTS / 4, 4, inputs / 64, 64], &[0, 2, 1, 3]);
+        let word = |four: &[u32]| (four[0] | four[1] << 4 | four[2] << 8 | four[3] << 12) as u16;
+        let packed: Vec<u8> = fours.chunks(4).flat_map(|four| word(four).to_le_bytes()).collect();
+        let filled = |mut rows: Vec<Vec<f16>>| {
+            rows.resize(8 * width, vec![f16::ZERO; OUTPUTS]);
+            halves(&rows)
+        };
+        vec![
+            ("l.qweight", "I16", vec![OUTPUTS / 4, inputs], packed),
+            ("l.scales", "F16", vec![8 * width, OUTPUTS], filled(self.scales.clone())),
+            ("l.scaled_zeros", "F16", vec![8 * width, OUTPUTS], filled(self.scaled_zeros())),
+        ]
+    }
+
+    /// `-scale * zero`, as halves.
+    fn scaled_zeros(&self) -> Vec<Vec<f16>> {
+        let of = |(zeros, scales): (&Vec<u32>, &Vec<f16>)| -> Vec<f16> {
+            zeros.iter().zip(scales).map(|(zero, scale)| f16::from_f32(-(scale.to_f32() * *zero as f32))).collect()
+        };
+        self.zeros.iter().zip(&self.scales).map(of).collect()
+    }
+
     /// As compressed-tensors has integers in words (`pack_to_int32` of its version 0.12), each greater by half of their range:
     /// weights by input, zeros, if they are wanted, by output.
     fn packed(&self, [outputs, inputs]: [usize; 2], bits: usize, zeros: bool) -> Vec<Part> {
@@ -247,6 +292,19 @@ impl Matrix {
             self.scales(),
         ]
     }
+}
+
+/// Numbers of these sizes with their axes in another order.
+fn moved(numbers: &[u32], sizes: &[usize], order: &[usize]) -> Vec<u32> {
+    let sizes_then: Vec<usize> = order.iter().map(|&axis| sizes[axis]).collect();
+    let from = |place: usize| {
+        let (mut rest, mut index) = (place, vec![0; sizes.len()]);
+        for (&axis, size) in order.iter().zip(&sizes_then).rev() {
+            (index[axis], rest) = (rest % size, rest / size);
+        }
+        numbers[index.iter().zip(sizes).fold(0, |at, (index, size)| at * size + index)]
+    };
+    (0..numbers.len()).map(from).collect()
 }
 
 /// Rows of numbers in words of four bytes, so many bits each, the first in the lowest.
@@ -317,6 +375,21 @@ fn awq_s_other_order_is_read_too() {
         let matrix = Matrix::random(INPUTS / group);
         let settings = json!({ "quant_method": "awq", "bits": 4, "group_size": group, "version": "gemv" });
         check(&settings, &matrix.gemv(width), &matrix.expected(0.0, |input| input / group));
+    }
+}
+
+#[test]
+fn awq_s_scaled_zeros_are_added() {
+    for (inputs, group, width) in [(64, 32, 4), (128, 64, 2), (192, 192, 1)] {
+        let matrix = Matrix::of(inputs, inputs / group);
+        let zeros = matrix.scaled_zeros();
+        let number = |o: usize, i: usize| {
+            let (scale, zero) = (matrix.scales[i / group][o], zeros[i / group][o]);
+            (f64::from(matrix.codes[o][i]) * scale.to_f64() + zero.to_f64()) as f32
+        };
+        let expected: Vec<Vec<f32>> = (0..OUTPUTS).map(|o| (0..inputs).map(|i| number(o, i)).collect()).collect();
+        let settings = json!({ "quant_method": "awq", "bits": 4, "group_size": group, "version": "gemv_fast" });
+        check(&settings, &matrix.gemv_fast(width), &expected);
     }
 }
 
@@ -408,6 +481,62 @@ fn compressed_tensors_bytes_are_scaled() {
     }
 }
 
+/// A float of 4 bits, by its definition.
+fn e2m1(code: u8) -> f32 {
+    let magnitude = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0][usize::from(code & 7)];
+    if code & 8 == 0 { magnitude } else { -magnitude }
+}
+
+#[test]
+fn compressed_tensors_floats_of_four_bits_are_scaled() {
+    let (outputs, inputs) = (7, 64);
+    let mut random = random();
+    let packed: Vec<u8> = (0..outputs * inputs / 2).map(|_| random(256) as u8).collect();
+    let float = |o: usize, i: usize| {
+        let at = o * inputs + i;
+        e2m1(packed[at / 2] >> (4 * (at % 2)) & 15)
+    };
+    let weight = ("l.weight_packed", "U8", vec![outputs, inputs / 2], packed.clone());
+    let expected = |scale: &dyn Fn(usize, usize) -> f32| -> Vec<Vec<f32>> {
+        (0..outputs).map(|o| (0..inputs).map(|i| float(o, i) * scale(o, i)).collect()).collect()
+    };
+    let bytes: Vec<u8> = (0..4 * outputs).map(|_| random(0x7f) as u8).collect();
+    let whole = 1234.5f32;
+    let scale = ("l.weight_scale", "F8_E4M3", vec![outputs, 4], bytes.clone());
+    let of_whole = ("l.weight_global_scale", "F32", vec![1], whole.to_le_bytes().to_vec());
+    let nvfp4 = compressed("nvfp4-pack-quantized", "float", 4);
+    let parts = [weight.clone(), scale.clone(), of_whole.clone()];
+    let divided = |o: usize, i: usize| e4m3(bytes[4 * o + i / 16]) as f32 / whole;
+    check(&nvfp4, &parts, &expected(&divided));
+    check(&nvfp4, &parts[..2], &expected(&|o, i| e4m3(bytes[4 * o + i / 16]) as f32));
+
+    let exponents: Vec<u8> = (0..2 * outputs).map(|_| 100 + random(40) as u8).collect();
+    let powers = ("l.weight_scale", "U8", vec![outputs, 2], exponents.clone());
+    let power = |o: usize, i: usize| (f32::from(exponents[2 * o + i / 32]) - 127.0).exp2();
+    let mxfp4 = compressed("mxfp4-pack-quantized", "float", 4);
+    check(&mxfp4, &[weight.clone(), powers.clone()], &expected(&power));
+    check(&compressed("mixed-precision", "float", 4), &[weight.clone(), powers.clone()], &expected(&power));
+
+    // Both are kept in their blocks.
+    for (settings, parts, format, scale) in [
+        (nvfp4, parts.to_vec(), "nvfp4", &divided as &dyn Fn(usize, usize) -> f32),
+        (mxfp4, vec![weight, powers], "mxfp4", &power),
+    ] {
+        let checkpoint = open(settings, &parts).unwrap();
+        let (graph, w) = graph(outputs, inputs, None);
+        let stored = checkpoint.weight(&graph, w, None).unwrap();
+        let grid = stored.grid().unwrap();
+        assert_eq!(einfuse_codegen::Format::holding(&grid).unwrap().to_string(), format);
+        let (mut values, mut scales) = (vec![0; outputs * inputs], vec![[0.0; 2]; outputs * inputs / grid.block]);
+        stored.read_blocks(0, &mut values, &mut scales);
+        for (at, value) in values.into_iter().enumerate() {
+            let (o, i) = (at / inputs, at % inputs);
+            assert_eq!(f32::from(value), 2.0 * float(o, i), "{format}");
+            assert_eq!(scales[at / grid.block], [scale(o, i) / 2.0, 0.0], "{format}");
+        }
+    }
+}
+
 /// What the reference implementation makes of random blocks with every scale there is.
 #[test]
 fn mxfp4_is_the_reference_s_floats_bit_for_bit() {
@@ -486,6 +615,8 @@ fn seeds_are_checkpoints_of_each_kind() {
     hold("awq", json!({ "quant_method": "awq", "bits": 4, "group_size": GROUP }), &matrix.awq());
     let settings = json!({ "quant_method": "awq", "bits": 4, "group_size": GROUP, "version": "gemv" });
     hold("gemv", settings, &matrix.gemv(1));
+    let settings = json!({ "quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemv_fast" });
+    hold("gemv_fast", settings, &Matrix::of(64, 2).gemv_fast(1));
     let bytes_too = [
         ("m.weight", "I8", vec![2, 4], bytes(8)),
         ("m.weight_scale", "F32", vec![2, 2], bytes(16)),
@@ -497,6 +628,14 @@ fn seeds_are_checkpoints_of_each_kind() {
     let blocks =
         [("l.weight_blocks", "U8", vec![2, 3, 1, 16], bytes(96)), ("l.weight_scales", "U8", vec![2, 3, 1], bytes(6))];
     hold("mxfp4", json!({ "quant_method": "mxfp4" }), &blocks);
+    let pairs = [
+        ("l.weight_packed", "U8", vec![3, 16], bytes(48)),
+        ("l.weight_scale", "F8_E4M3", vec![3, 2], bytes(6)),
+        ("l.weight_global_scale", "F32", vec![1], bytes(4)),
+        ("m.weight_packed", "U8", vec![2, 16], bytes(32)),
+        ("m.weight_scale", "U8", vec![2, 1], bytes(2)),
+    ];
+    hold("fp4", compressed("nvfp4-pack-quantized", "float", 4), &pairs);
 }
 
 #[test]
@@ -529,12 +668,13 @@ fn other_methods_and_broken_settings_are_named() {
         (int4("group_size", Value::Null), "group_size` is missing"),
         (int4("checkpoint_format", json!("marlin")), "checkpoint_format` is `marlin`; gptq and gptq_v2 can be read"),
         (
-            json!({ "quant_method": "awq", "bits": 4, "group_size": 64, "version": "gemv_fast" }),
-            "version` is `gemv_fast`; gemm and gemv can be read",
+            json!({ "quant_method": "awq", "bits": 4, "group_size": 64, "version": "marlin" }),
+            "version` is `marlin`; gemm, gemv and gemv_fast can be read",
         ),
         (
             compressed("marlin-24", "int", 4),
-            "format` is `marlin-24`; float-quantized, int-quantized, pack-quantized, naive-quantized and mixed-precision can be read",
+            "format` is `marlin-24`; float-quantized, mxfp8-quantized, nvfp4-pack-quantized, mxfp4-pack-quantized, \
+             int-quantized, pack-quantized, naive-quantized and mixed-precision can be read",
         ),
         (
             compressed("naive-quantized", "int", 4),
@@ -559,7 +699,7 @@ fn tensors_that_do_not_fit_are_named() {
         parts.retain(|(other, ..)| *other != name);
         let bits = match dtype {
             "F8_E4M3" | "I8" | "U8" => 8,
-            "F16" | "BF16" => 16,
+            "F16" | "BF16" | "I16" => 16,
             _ => 32,
         };
         if dtype != "absent" {
@@ -569,6 +709,13 @@ fn tensors_that_do_not_fit_are_named() {
     };
     let settings = gptq(None, GROUP as i64);
     let awq = json!({ "quant_method": "awq", "bits": 4, "group_size": GROUP });
+    let fp4 = compressed("nvfp4-pack-quantized", "float", 4);
+    let pairs = || {
+        let codes = with(vec![], "l.weight_packed", "U8", &[OUTPUTS, INPUTS / 2]);
+        with(codes, "l.weight_scale", "F8_E4M3", &[OUTPUTS, 3])
+    };
+    let fast = json!({ "quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemv_fast" });
+    let of_64 = || Matrix::of(64, 2).gemv_fast(1);
     let fp8 = json!({ "quant_method": "fp8", "weight_block_size": [2, 4] });
     let mxfp4 = json!({ "quant_method": "mxfp4" });
     let mx = |blocks: &[usize], scales: &[usize]| {
@@ -638,16 +785,52 @@ fn tensors_that_do_not_fit_are_named() {
             with(matrix.awq(), "l.scales", "F16", &[3, 24]),
             "`l.scales` has the shape [3, 24]; [3, 16] was expected",
         ),
+        (&fast, with(of_64(), "l.qweight", "I32", &[4, 64]), "`l.qweight` is of dtype I32; I16 was expected"),
+        (
+            &fast,
+            with(of_64(), "l.qweight", "I16", &[4, 96]),
+            "`l.qweight` has 16 outputs for 96 inputs; multiples of 8 and 64 were expected",
+        ),
+        (
+            &fast,
+            with(of_64(), "l.scaled_zeros", "absent", &[]),
+            "`l.qweight` has no `l.scaled_zeros` beside it, which was expected",
+        ),
+        (
+            &fp4,
+            with(pairs(), "l.weight_scale", "absent", &[]),
+            "`l.weight_packed` has no `l.weight_scale` beside it, which was expected",
+        ),
+        (
+            &fp4,
+            with(pairs(), "l.weight_packed", "U8", &[OUTPUTS]),
+            "`l.weight_packed` has the shape [16]; two dimensions were expected",
+        ),
+        (
+            &fp4,
+            with(pairs(), "l.weight_scale", "F8_E4M3", &[OUTPUTS, 5]),
+            "`l.weight_scale` has the shape [16, 5]; some for each of 16 rows were expected, for 24 inputs",
+        ),
+        (
+            &fp4,
+            with(pairs(), "l.weight_scale", "I32", &[OUTPUTS, 3]),
+            "`l.weight_scale` is of dtype I32; F32, BF16, F16, F8_E4M3 and F8_E5M2 can be used",
+        ),
+        (
+            &fp4,
+            with(pairs(), "l.weight_global_scale", "F32", &[2]),
+            "`l.weight_global_scale` has the shape [2]; one number was expected",
+        ),
         (&fp8, weight(), "`l.weight` has no scale: `l.weight_scale_inv` or `l.weight_scale` was expected"),
         (
             &fp8,
             with(weight(), "l.weight_scale_inv", "F32", &[7, 6]),
-            "`l.weight_scale_inv` has the shape [7, 6]; one number, one for each of 16 rows, one for each 2 × 4 were expected",
+            "`l.weight_scale_inv` has the shape [7, 6]; one number, some for each of 16 rows, one for each 2 × 4 were expected",
         ),
         (
             &Value::Null,
             with(weight(), "l.weight_scale", "F32", &[8, 6]),
-            "`l.weight_scale` has the shape [8, 6]; one number, one for each of 16 rows were expected",
+            "`l.weight_scale` has the shape [8, 6]; one number, some for each of 16 rows were expected",
         ),
         (
             &fp8,
