@@ -7,10 +7,8 @@ use std::error::Error;
 use std::io;
 use std::process::ExitCode;
 
-use clap::Parser;
-
 fn main() -> ExitCode {
-    let cli = match commands::Cli::try_parse() {
+    let cli = match commands::Cli::read() {
         Ok(cli) => cli,
         Err(error) if !error.use_stderr() => {
             // help and version; whoever closed the pipe has read enough

@@ -295,7 +295,6 @@ const WRONG: &[Wrong] = &[
     (&[], 2, &["subcommand"]),
     (&["sing"], 2, &["sing"]),
     (&["run"], 2, &["PROMPT"]),
-    (&["run", "--shout", "a"], 2, &["--shout"]),
     (&["run", "a", "--ids", "1"], 2, &["--ids"]),
     (&["run", "--ids", "1,x"], 2, &["--ids", "x"]),
     (&["run", "--chat", "--ids", "1"], 2, &["--chat", "--ids"]),
@@ -305,7 +304,9 @@ const WRONG: &[Wrong] = &[
     (&["run", "-n", "few", "a"], 2, &["--tokens", "few"]),
     (&["run", "-t", "0", "a"], 2, &["--threads"]),
     (&["run", "-t", "1025", "a"], 2, &["--threads", "1024"]),
-    (&["run", "--seed", "-1", "a"], 2, &["-1", "; tip: "]),
+    (&["run", "--seed", "-1", "a"], 2, &["--seed", "-1"]),
+    (&["run", "--seed", "18446744073709551616", "a"], 2, &["--seed", "whole number", "too large"]),
+    (&["run", "--shout", "a"], 2, &["--shout", "; tip: "]),
     (&["run", "--chunk", "0", "a"], 2, &["--chunk"]),
     (&["run", "--precision", "f8", "a"], 2, &["--precision", "f8", "bf16"]),
     (&["run", "--without", "magic", "a"], 2, &["--without", "magic", "online-softmax"]),
@@ -377,6 +378,96 @@ fn wrong_arguments_are_named() {
         }
     }
     assert!(failures.is_empty(), "{} of {} cases\n\n{}", failures.len(), WRONG.len(), failures.join("\n"));
+}
+
+/// The options of a command that take numbers, by its help: their names, short and long.
+fn numeric_options(command: &str) -> Vec<Vec<String>> {
+    let help = stdout(&run(&[command, "--help"]));
+    let options = help.lines().filter_map(|line| {
+        let (names, value) = line.split_once(" <")?;
+        let is_number = ["N", "T", "K", "P", "R", "TOKENS", "IDS"].contains(&value.split('>').next()?);
+        (is_number && names.contains("--")).then(|| names.trim().split(", ").map(str::to_owned).collect())
+    });
+    options.collect()
+}
+
+/// Each option that takes a number says of whatever is none that it is none, before anything is done: what it takes, is no mistake
+/// before the model is missed.
+#[test]
+fn numbers_are_checked_before_anything_is_done() {
+    const LARGEST: [&str; 2] = ["18446744073709551615", "18446744073709551616"];
+    const OTHERS: [&str; 18] = [
+        "0", "-0", "1", "-1", "-0.5", "1.5", "1e3", "1e400", "-1e400", "nan", "inf", "", " 1", "1 ", "0x10", "١",
+        "one", "1,-1",
+    ];
+    let (mut failures, mut taken, mut refused) = (Vec::new(), 0, 0);
+    for (command, options) in [("run", 10), ("explain", 3), ("bench", 7), ("logits", 3), ("perplexity", 2), ("tune", 5)]
+    {
+        let found = numeric_options(command);
+        assert_eq!(found.len(), options, "{command}: {found:?}");
+        for (names, value) in
+            found.iter().flat_map(|names| LARGEST.iter().chain(&OTHERS).map(move |value| (names, *value)))
+        {
+            let option = names.last().unwrap();
+            let mut arguments = vec![command, "-m", "nowhere", option, value];
+            if ["run", "logits", "perplexity"].contains(&command) && option != "--ids" {
+                arguments.push("Cargo.toml");
+            }
+            if command == "logits" {
+                arguments.extend(["-o", "nowhere"]);
+            }
+            let output = run(&arguments);
+            let checked = match output.status.code() {
+                Some(1) => {
+                    taken += 1;
+                    check(&output, 1, &["nowhere"])
+                }
+                _ => {
+                    refused += 1;
+                    let checks = names.iter().map(|name| check(&output, 2, &[name]));
+                    checks.reduce(Result::or).unwrap()
+                }
+            };
+            failures.extend(checked.err().map(|failure| format!("{arguments:?}: {failure}")));
+        }
+    }
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+    assert!(taken > 50 && refused > 300, "{taken} taken, {refused} refused");
+}
+
+/// The largest numbers that options take do no harm, nor do zeros.
+#[test]
+fn extreme_numbers_do_no_harm() {
+    const LARGEST: &str = "18446744073709551615";
+    for (option, value) in [
+        ("--tokens", LARGEST),
+        ("--tokens", "0"),
+        ("--top-k", LARGEST),
+        ("--top-k", "0"),
+        ("--chunk", LARGEST),
+        ("--seed", LARGEST),
+        ("--temperature", "1e-38"),
+        ("--temperature", "3e38"),
+        ("--top-p", "1e-38"),
+        ("--min-p", "1"),
+        ("--repeat-penalty", "1e-38"),
+        ("--repeat-penalty", "3e38"),
+    ] {
+        let few = if option == "--tokens" { "--ignore-eos" } else { "-n=3" };
+        let output = run(&["run", "a", few, option, value]);
+        assert!(output.status.success(), "{option} {value}: {}", stderr(&output));
+    }
+    for (command, option) in [
+        ("explain", "--tokens"),
+        ("explain", "--past"),
+        ("bench", "--prompt"),
+        ("bench", "--depth"),
+        ("bench", "--rows"),
+    ] {
+        let output = run(&[command, option, LARGEST]);
+        let code = output.status.code().filter(|code| [1, 2].contains(code));
+        check(&output, code.expect("it is refused"), &[LARGEST]).unwrap();
+    }
 }
 
 #[test]

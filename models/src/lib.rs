@@ -74,7 +74,7 @@ pub use windows::Windows;
 
 use std::borrow::Cow;
 
-use einfuse_graph::{Graph, ModelError};
+use einfuse_graph::{Graph, ModelError, one_line};
 use serde_json::Value;
 
 /// The key that a config gets for the context with which its model is to be run.
@@ -137,7 +137,7 @@ pub enum Error {
     #[error("the config has no `architectures`, a list with the name of the model's architecture")]
     NoArchitecture,
     /// An architecture that nobody declared.
-    #[error("unknown architecture `{name}`; known are {}", known().join(", "))]
+    #[error("unknown architecture `{}`; known are {}", one_line(name.clone()), known().join(", "))]
     UnknownArchitecture {
         /// What the config says.
         name: String,

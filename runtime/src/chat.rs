@@ -55,6 +55,13 @@ const NAME: &str = "chat";
 /// So many operations a template may take: many times what the longest of the field takes for a thousand messages.
 const FUEL: u64 = 50_000_000;
 
+/// So many bytes a template may have: several times what the longest of the field has.
+const LONGEST: usize = 1 << 18;
+
+/// The stack that reading a template takes, and that each of its bytes may take.
+const STACK: usize = 1 << 20;
+const STACK_A_BYTE: usize = 1 << 12;
+
 impl Template {
     /// The chat template of a checkpoint.
     ///
@@ -81,8 +88,18 @@ impl Template {
         environment.add_function("strftime_now", strftime_now);
         environment.add_filter("tojson", tojson);
         let source = without_generation(&chat.template);
-        let added = environment.add_template_owned(NAME, source);
-        added.map_err(|error| wrong(&chat.file, &error))?;
+        let failed = |problem| Error::Template { file: chat.file.clone(), problem };
+        if source.len() > LONGEST {
+            return Err(failed(format!("is of {} bytes, at most {LONGEST} were expected", source.len())));
+        }
+        // A parser calls itself for what is nested, and an expression can be nested as deep as its text is long.
+        let parser = std::thread::Builder::new().stack_size(STACK + STACK_A_BYTE * source.len());
+        let added = std::thread::scope(|scope| {
+            let parse = || environment.add_template_owned(NAME, source).map_err(|error| wrong(&chat.file, &error));
+            let parsed = parser.spawn_scoped(scope, parse).map(|parser| parser.join());
+            parsed.map_err(|error| failed(format!("cannot be read: {error}")))
+        })?;
+        added.map_err(|_| failed("cannot be read".to_owned()))??;
         Ok(Template { environment, chat })
     }
 

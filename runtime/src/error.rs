@@ -3,6 +3,7 @@
 use std::io;
 
 use einfuse_codegen::{CompileError, PackError, StepError};
+use einfuse_graph::one_line;
 
 /// Any failure of this crate. The message is one line; a deeper cause is the error's [source](std::error::Error::source).
 #[derive(Debug, thiserror::Error)]
@@ -110,7 +111,7 @@ pub enum Error {
         vocabulary: usize,
     },
     /// A chat template is not one, or does not give a text for a chat.
-    #[error("{file}: the chat template {problem}")]
+    #[error("{}", one_line(format!("{file}: the chat template {problem}")))]
     Template {
         /// The file that it is in.
         file: String,
@@ -118,7 +119,7 @@ pub enum Error {
         problem: String,
     },
     /// Text could not be turned into tokens, or tokens into text.
-    #[error("the tokenizer failed: {problem}")]
+    #[error("{}", one_line(format!("the tokenizer failed: {problem}")))]
     Tokenizer {
         /// Its own words.
         problem: String,
@@ -187,14 +188,4 @@ pub enum Error {
         /// Why not.
         problem: String,
     },
-}
-
-/// A message with escapes in place of control characters, which names in files may have.
-fn one_line(message: String) -> String {
-    match message.contains(char::is_control) {
-        true => {
-            message.chars().map(|c| if c.is_control() { c.escape_default().to_string() } else { c.into() }).collect()
-        }
-        false => message,
-    }
 }

@@ -2,8 +2,13 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use einfuse_graph::from_keys;
+use serde::de::Error as _;
 use serde_json::Value;
 use tokenizers::models::bpe::BPE;
+use tokenizers::models::unigram::Unigram;
+use tokenizers::models::wordlevel::WordLevel;
+use tokenizers::models::wordpiece::WordPiece;
 use tokenizers::{DecoderWrapper, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper, TokenizerImpl};
 
 use crate::Error;
@@ -36,12 +41,8 @@ impl Tokenizer {
 
     fn of_json(file: &str, value: Value) -> Result<Tokenizer, Error> {
         let wrong = |problem| Error::File { file: file.into(), problem };
-        check(&value).map_err(|problem| wrong(format!("not a tokenizer: {problem}")))?;
-        let parsed = guard(|| read(value));
-        let mut inner = parsed.map_err(|problem| wrong(format!("not a tokenizer: {problem}")))?;
-        // What a training script left there is not meant for texts to be continued.
-        inner.with_truncation(None).map_err(|error| wrong(error.to_string()))?;
-        inner.with_padding(None);
+        let parsed = check(&value).and_then(|()| guard(|| read(&value)));
+        let inner = parsed.map_err(|problem| wrong(format!("not a tokenizer: {problem}")))?;
         if inner.get_vocab_size(false) == 0 {
             return Err(wrong("not a tokenizer: its vocabulary is empty".into()));
         }
@@ -166,6 +167,11 @@ impl Stream<'_> {
     }
 
     fn text(&self, tokens: &[u32]) -> Result<String, Error> {
+        // Where no text is left some decoders panic.
+        let known = self.tokenizer.inner.get_added_vocabulary().get_added_tokens_decoder();
+        if tokens.iter().all(|token| known.get(token).is_some_and(|token| token.special)) {
+            return Ok(String::new());
+        }
         guard(|| self.tokenizer.inner.decode(tokens, true)).map_err(|problem| Error::Tokenizer { problem })
     }
 }
@@ -181,23 +187,27 @@ fn guard<T, E: ToString>(work: impl FnOnce() -> Result<T, E>) -> Result<T, Strin
 /// A tokenizer whose model is known to be read.
 type Of<M> = TokenizerImpl<M, NormalizerWrapper, PreTokenizerWrapper, PostProcessorWrapper, DecoderWrapper>;
 
-/// Reads a tokenizer. The crate finds out which model it has by trying, through several copies of the vocabulary; where the
-/// file says that it is BPE, as nearly all do, that is most of a start's time.
-fn read(mut value: Value) -> serde_json::Result<tokenizers::Tokenizer> {
-    let model = value.get_mut("model").and_then(Value::as_object_mut);
-    match model.filter(|model| model.get("type").is_some_and(|kind| kind == "BPE")) {
-        Some(model) => {
-            model.remove("type");
-            serde_json::from_value::<Of<BPE>>(value).map(tokenizers::Tokenizer::from)
-        }
-        None => serde_json::from_value(value),
+/// Reads a tokenizer. Left to itself the crate would find out which model it has by trying, through several copies of the
+/// vocabulary, and its errors would not say where a mistake is.
+fn read(tokenizer: &Value) -> serde_json::Result<tokenizers::Tokenizer> {
+    // What a training script left there is not meant for texts to be continued.
+    const OF_TRAINING: [&str; 2] = ["truncation", "padding"];
+    let keys = tokenizer.as_object().into_iter().flatten().map(|(key, value)| (key.as_str(), value));
+    let keys = keys.filter(|(key, _)| !OF_TRAINING.contains(key));
+    match tokenizer.pointer("/model/type").and_then(Value::as_str) {
+        Some("BPE") => from_keys::<Of<BPE>>(keys).map(Into::into),
+        Some("Unigram") => from_keys::<Of<Unigram>>(keys).map(Into::into),
+        Some("WordPiece") => from_keys::<Of<WordPiece>>(keys).map(Into::into),
+        Some("WordLevel") => from_keys::<Of<WordLevel>>(keys).map(Into::into),
+        _ => Err(serde_json::Error::custom("`model`: wants a `type`: BPE, Unigram, WordPiece or WordLevel")),
     }
 }
 
 /// Refuses what the `tokenizers` crate is known to panic on.
 fn check(tokenizer: &Value) -> Result<(), String> {
-    for part in ["post_processor", "decoder"] {
-        tokenizer.get(part).map_or(Ok(()), check_part)?;
+    for part in ["pre_tokenizer", "post_processor", "decoder"] {
+        let checked = tokenizer.get(part).map_or(Ok(()), check_part);
+        checked.map_err(|problem| format!("`{part}`: {problem}"))?;
     }
     let Some(model) = tokenizer.get("model") else { return Ok(()) };
     let prefix = model.get("continuing_subword_prefix").and_then(Value::as_str).filter(|prefix| !prefix.is_empty());
@@ -207,7 +217,9 @@ fn check(tokenizer: &Value) -> Result<(), String> {
         pair => pair.get(1).and_then(Value::as_str).is_none_or(|piece| piece.starts_with(prefix)),
     };
     match list(model, "merges").iter().find(|merge| !continues(merge)) {
-        Some(merge) => Err(format!("the merge {merge} does not have the prefix `{prefix}` of pieces within words")),
+        Some(merge) => {
+            Err(format!("`model`: the merge {merge} does not have the prefix `{prefix}` of pieces within words"))
+        }
         None => Ok(()),
     }
 }
@@ -215,7 +227,9 @@ fn check(tokenizer: &Value) -> Result<(), String> {
 /// Checks a part of a tokenizer, and the parts that it is a sequence of.
 fn check_part(part: &Value) -> Result<(), String> {
     match part.get("type").and_then(Value::as_str) {
-        Some("Sequence") => ["processors", "decoders"].iter().flat_map(|key| list(part, key)).try_for_each(check_part),
+        Some("Sequence") => {
+            ["pretokenizers", "processors", "decoders"].iter().flat_map(|key| list(part, key)).try_for_each(check_part)
+        }
         Some("TemplateProcessing") => list(part, "single").iter().try_for_each(|piece| {
             if piece.pointer("/Sequence/id").is_some_and(|id| id != "A") {
                 return Err("the template of a single text wants a second one".into());
@@ -228,6 +242,9 @@ fn check_part(part: &Value) -> Result<(), String> {
                 _ => Ok(()),
             }
         }),
+        Some("FixedLength") if part.get("length").and_then(Value::as_u64) == Some(0) => {
+            Err("pieces of a fixed `length` have at least one character".into())
+        }
         Some("Strip") if part.get("stop").and_then(Value::as_u64).is_some_and(|stop| stop > 0) => {
             Err("a decoder that strips the end of a text cannot give it out as it comes".into())
         }

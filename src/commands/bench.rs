@@ -51,15 +51,15 @@ way from call to call, what comes before the first and after the last, and the c
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Bench {
     /// Tokens of the prompt; 0: none [default: 512, or what fits]
-    #[arg(short, long, value_name = "N", value_parser = whole_number)]
+    #[arg(short, long, value_name = "N", value_parser = whole_number::<usize>)]
     prompt: Option<usize>,
 
     /// Tokens to generate; 0: none [default: 128, or what fits]
-    #[arg(short = 'n', long, value_name = "N", value_parser = whole_number)]
+    #[arg(short = 'n', long, value_name = "N", value_parser = whole_number::<usize>)]
     generate: Option<usize>,
 
     /// Tokens that come before, for all tests; several numbers, separated by commas, repeat them
-    #[arg(short, long, value_name = "N", value_delimiter = ',', default_value = "0", value_parser = whole_number)]
+    #[arg(short, long, value_name = "N", value_delimiter = ',', default_value = "0", value_parser = whole_number::<usize>)]
     depth: Vec<usize>,
 
     /// Generate by so many tokens at once too; numbers separated by commas

@@ -12,7 +12,7 @@ use einfuse::runtime::Chosen;
 use einfuse::{Model, Rule, Settings};
 use serde_json::{Value, json};
 
-use super::options::{ModelOptions, OutputOptions, at_least_one};
+use super::options::{ModelOptions, OutputOptions, at_least_one, whole_number};
 use super::output::{print, print_json};
 use super::step;
 use super::{Outcome, Usage};
@@ -40,7 +40,7 @@ pub(crate) struct Explain {
     tokens: NonZeroUsize,
 
     /// Positions before that step
-    #[arg(long, value_name = "N", default_value = "0")]
+    #[arg(long, value_name = "N", default_value = "0", value_parser = whole_number::<usize>)]
     past: usize,
 
     /// Print what a stage of the compiler made instead: the model's equations, the kernels without their costs, their loops,

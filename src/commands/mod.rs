@@ -15,7 +15,7 @@ mod tune;
 
 use std::error::Error;
 
-use clap::{Parser, Subcommand};
+use clap::{Arg, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 /// What a command returns.
 pub(crate) type Outcome = Result<(), Box<dyn Error>>;
@@ -55,6 +55,14 @@ enum Command {
 }
 
 impl Cli {
+    /// Reads the command line. A negative number is a value of the option before it, which says whether it is a wrong one.
+    pub(crate) fn read() -> Result<Cli, clap::Error> {
+        let value = |arg: Arg| if arg.get_action().takes_values() { arg.allow_negative_numbers(true) } else { arg };
+        let mut command = Cli::command().mut_subcommands(|command| command.mut_args(value));
+        let matches = command.try_get_matches_from_mut(std::env::args_os())?;
+        Cli::from_arg_matches(&matches).map_err(|error| error.format(&mut command))
+    }
+
     /// Does what the command line says.
     pub(crate) fn run(self) -> Outcome {
         match self.command {

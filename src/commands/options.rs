@@ -1,8 +1,9 @@
 //! Options that several commands share, each defined once.
 
 use std::error::Error as _;
-use std::num::NonZeroUsize;
+use std::num::{IntErrorKind, NonZeroUsize, ParseIntError};
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use clap::builder::{NonEmptyStringValueParser, PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueEnum};
@@ -170,7 +171,7 @@ pub(crate) struct PromptOptions {
     pub(crate) prompt: Option<String>,
 
     /// Token ids in place of a text, separated by commas
-    #[arg(long, value_name = "IDS", value_delimiter = ',')]
+    #[arg(long, value_name = "IDS", value_delimiter = ',', value_parser = whole_number::<u32>)]
     pub(crate) ids: Option<Vec<u32>>,
 }
 
@@ -189,31 +190,31 @@ impl PromptOptions {
 #[command(next_help_heading = "Choosing tokens")]
 pub(crate) struct SamplingOptions {
     /// Most tokens to generate
-    #[arg(short = 'n', long, value_name = "N", default_value = "256")]
+    #[arg(short = 'n', long, value_name = "N", default_value = "256", value_parser = whole_number::<usize>)]
     pub(crate) tokens: usize,
 
     /// Temperature; 0 takes the likeliest token (greedy)
-    #[arg(long, value_name = "T", default_value = "0.8", value_parser = at_least_zero, allow_hyphen_values = true)]
+    #[arg(long, value_name = "T", default_value = "0.8", value_parser = at_least_zero)]
     pub(crate) temperature: f32,
 
     /// Choose among the K likeliest tokens; 0: among all
-    #[arg(long, value_name = "K", default_value = "40")]
+    #[arg(long, value_name = "K", default_value = "40", value_parser = whole_number::<usize>)]
     pub(crate) top_k: usize,
 
     /// Choose among the fewest likeliest tokens whose probabilities sum to P
-    #[arg(long, value_name = "P", default_value = "1", value_parser = positive_share, allow_hyphen_values = true)]
+    #[arg(long, value_name = "P", default_value = "1", value_parser = positive_share)]
     pub(crate) top_p: f32,
 
     /// Choose among those at least P times as likely as the likeliest
-    #[arg(long, value_name = "P", default_value = "0", value_parser = share, allow_hyphen_values = true)]
+    #[arg(long, value_name = "P", default_value = "0", value_parser = share)]
     pub(crate) min_p: f32,
 
     /// Divide the logits above 0 of tokens that were there before by R, and multiply those below
-    #[arg(long, value_name = "R", default_value = "1", value_parser = above_zero, allow_hyphen_values = true)]
+    #[arg(long, value_name = "R", default_value = "1", value_parser = above_zero)]
     pub(crate) repeat_penalty: f32,
 
     /// The seed of the choice: the same seed, the same text
-    #[arg(long, value_name = "N", default_value = "0")]
+    #[arg(long, value_name = "N", default_value = "0", value_parser = whole_number::<u64>)]
     pub(crate) seed: u64,
 
     /// Go on after the model's end tokens
@@ -251,13 +252,21 @@ fn rules() -> impl TypedValueParser<Value = Rule> {
     PossibleValuesParser::new(Rule::ALL.iter().map(|rule| rule.name())).try_map(|name| name.parse::<Rule>())
 }
 
-/// A value that counts something of which there must be one.
-pub(crate) fn whole_number(text: &str) -> Result<usize, String> {
-    text.parse().map_err(|_| "a whole number is wanted".to_owned())
+/// A value that counts something.
+pub(crate) fn whole_number<T: FromStr<Err = ParseIntError>>(text: &str) -> Result<T, String> {
+    counted(text, "a whole number")
 }
 
+/// A value that counts something of which there must be one.
 pub(crate) fn at_least_one(text: &str) -> Result<NonZeroUsize, String> {
-    text.parse().map_err(|_| "a whole number of at least 1 is wanted".to_owned())
+    counted(text, "a whole number of at least 1")
+}
+
+fn counted<T: FromStr<Err = ParseIntError>>(text: &str, wants: &str) -> Result<T, String> {
+    text.parse().map_err(|error: ParseIntError| match error.kind() {
+        IntErrorKind::PosOverflow => format!("{wants} is wanted, this one is too large"),
+        _ => format!("{wants} is wanted"),
+    })
 }
 
 /// A value that says how many threads there are to be.

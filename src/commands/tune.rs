@@ -43,7 +43,7 @@ pub(crate) struct Tune {
     prompt: NonZeroUsize,
 
     /// Tokens before those that are generated
-    #[arg(short, long, value_name = "N", default_value = "1024", value_parser = whole_number)]
+    #[arg(short, long, value_name = "N", default_value = "1024", value_parser = whole_number::<usize>)]
     depth: usize,
 
     /// How many rounds: in each, everything runs once; nothing wins in fewer than 3

@@ -10,7 +10,8 @@ use std::ops::Range;
 pub struct Signature {
     /// As it is declared.
     written: &'static str,
-    /// The same with each axis given by its place among the block's, and each list of axes in order.
+    /// The same with each axis given by its place among the block's, and each list of axes in order. Empty where a mistake in the
+    /// block was reported.
     shape: &'static str,
 }
 
@@ -25,7 +26,7 @@ impl Signature {
     #[doc(hidden)]
     #[track_caller]
     pub const fn hold(&self, used: &Signature) {
-        if !equal(self.shape.as_bytes(), used.shape.as_bytes()) {
+        if !self.shape.is_empty() && !equal(self.shape.as_bytes(), used.shape.as_bytes()) {
             let mut text = [0; 1000];
             let length = join(&mut text, &["`", self.written, "` is used as `", used.written, "`"]);
             match std::str::from_utf8(text.split_at(length).0) {

@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 
 use crate::builder::BuildError;
 use crate::keyed::from_keys;
+use crate::message::one_line;
 
 /// Sizes and counts above this are taken for a broken config: they would ask for more memory than any machine has.
 const LARGEST: u64 = 1 << 24;
@@ -34,7 +35,7 @@ pub enum ModelError {
         keys: String,
     },
     /// A key's value can't be read.
-    #[error("the config's {keys}: {message}")]
+    #[error("{}", one_line(format!("the config's {keys}: {message}")))]
     Invalid {
         /// The keys in question, each in backquotes.
         keys: String,
@@ -42,7 +43,7 @@ pub enum ModelError {
         message: String,
     },
     /// Keys whose values don't make sense; the message names them.
-    #[error("the config: {message}")]
+    #[error("{}", one_line(format!("the config: {message}")))]
     Keys {
         /// The keys, each in backquotes, what was found and what was expected.
         message: String,
@@ -60,7 +61,7 @@ pub enum ModelError {
         wanted: String,
     },
     /// Sizes that don't fit together: a division with a remainder, an overflow.
-    #[error("{of}: {message}")]
+    #[error("{}", one_line(format!("{of}: {message}")))]
     Size {
         /// The axis or value that was computed, with its formula over the config's keys.
         of: String,
@@ -68,7 +69,7 @@ pub enum ModelError {
         message: String,
     },
     /// A constant that the host could not compute.
-    #[error("the constant `{name}`: {message}")]
+    #[error("{}", one_line(format!("the constant `{name}`: {message}")))]
     Host {
         /// The constant's name in the model.
         name: &'static str,

@@ -1,9 +1,10 @@
 //! Mistakes found in a model: collected, so that all are reported at once, each on its token.
 
 use std::cell::RefCell;
+use std::collections::HashSet;
 use std::fmt::Display;
 
-use proc_macro2::{Span, TokenStream};
+use proc_macro2::{Ident, Span, TokenStream};
 
 /// A mistake.
 struct Mistake {
@@ -15,6 +16,8 @@ struct Mistake {
 #[derive(Default)]
 pub(crate) struct Diagnostics {
     mistakes: RefCell<Vec<Mistake>>,
+    /// The names whose declaration is a mistake: that nothing is known of them is no further one.
+    mistaken: RefCell<HashSet<String>>,
 }
 
 impl Diagnostics {
@@ -32,7 +35,17 @@ impl Diagnostics {
         self.error(span, format!("{message}\nhelp: {help}"));
     }
 
-    /// Reports an unknown name, with the nearest of those that would do.
+    /// Notes that the declaration of a name is a mistake, which was reported.
+    pub(crate) fn mistake(&self, name: &Ident) {
+        self.mistaken.borrow_mut().insert(name.to_string());
+    }
+
+    /// Whether the declaration of a name is a mistake.
+    pub(crate) fn is_mistaken(&self, name: &str) -> bool {
+        self.mistaken.borrow().contains(name)
+    }
+
+    /// Reports an unknown name, with the nearest of those that would do. Of one whose declaration is a mistake that is no news.
     pub(crate) fn unknown<'a>(
         &self,
         span: Span,
@@ -40,6 +53,9 @@ impl Diagnostics {
         name: &str,
         known: impl IntoIterator<Item = &'a str>,
     ) {
+        if self.is_mistaken(name) {
+            return;
+        }
         match nearest(name, known) {
             Some(near) => self.help(span, message, format!("did you mean `{near}`?")),
             None => self.error(span, message),

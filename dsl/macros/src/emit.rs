@@ -220,6 +220,7 @@ fn block(declaration: &Declaration, program: &Program, axes: &[Ident]) -> TokenS
         }
         None => (&[][..], None, quote!(::std::result::Result::Ok(#builder.float(0.0)))),
     };
+    let signature = signature.filter(|_| !program.mistaken);
     let signature = signature.map_or(quote!(#graph::Signature::new("", "")), |s| self::signature(graph, s));
     let sizes: Vec<Ident> = axes.iter().map(|axis| internal(&format!("size_of_{axis}"))).collect();
     let tokens = program.axes.iter().filter(|axis| axis.1.is_none()).map(|axis| &axis.0);

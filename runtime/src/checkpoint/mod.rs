@@ -366,8 +366,9 @@ fn open_files(folder: &Path) -> Result<(Vec<TensorFile>, Option<Listed>), Error>
     for shard in &distinct {
         let path = folder.join(shard);
         if !path.exists() {
-            let problem = format!("lists the shard {shard}, which is missing");
-            return Err(Error::File { file: json.file.clone(), problem });
+            let tensor = names.iter().find(|(_, name)| name == shard).map(|(tensor, _)| tensor.to_string());
+            let problem = format!("is said to be in {shard}, which is missing");
+            return Err(Error::Tensor { file: json.file.clone(), tensor: tensor.unwrap_or_default(), problem });
         }
         files.push(TensorFile::open(&path)?);
     }

@@ -377,7 +377,7 @@ fn shards_are_one_checkpoint() {
         ("2.safetensors", "..", elsewhere),
         ("2.safetensors", "../2.safetensors", elsewhere),
         ("2.safetensors", "/etc/passwd", elsewhere),
-        ("2.safetensors", "3.safetensors", "lists the shard 3.safetensors, which is missing"),
+        ("2.safetensors", "3.safetensors", "tensor `b` is said to be in 3.safetensors, which is missing"),
         ("\"b\"", "\"c\"", "tensor `c` is said to be in ./2.safetensors, which does not have it"),
         ("\"b\"", "\"x\"", "tensor `x` is said to be in ./2.safetensors, which does not have it"),
     ];

@@ -25,7 +25,7 @@ impl<'m> Checker<'m> {
                 self.diagnostics.error(ident.span(), format!("`{name}` is given with all its axes, without `..`"));
             }
             let idents = parameter.axes.as_deref().unwrap_or_default();
-            let axes = self.outer_axes(&mut cx, idents);
+            let axes = self.outer_axes(&mut cx, idents).filter(|_| !parameter.open);
             known.push(axes.clone());
             if !self.may_declare(ident.span(), &name, self.lookup(&cx, &name)) {
                 continue;
@@ -129,6 +129,7 @@ impl<'m> Checker<'m> {
             self.uses.push(UseInfo { of: block, axes, result, used: false.into() });
             if is_built_in(&name) || self.functions.iter().any(|f| f.name.as_ref() == Some(&block.name)) {
                 self.diagnostics.error(block.name.span(), format!("`{name}` is a function already"));
+                self.diagnostics.mistake(&block.name);
                 continue;
             }
             match &mut scope {

@@ -39,6 +39,12 @@ impl Checker<'_> {
         if let Some(Entry::Block(of)) = self.lookup(cx, &text) {
             return self.call_block(cx, of, name, axes, arguments);
         }
+        if self.diagnostics.is_mistaken(&text) {
+            for argument in arguments {
+                self.expr(cx, argument);
+            }
+            return cx.unknown();
+        }
         if let Some(at) = self.functions.iter().position(|f| f.name.as_ref().is_some_and(|n| *n == text)) {
             return self.inline(cx, at, name, axes, arguments);
         }

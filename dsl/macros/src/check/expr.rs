@@ -398,14 +398,15 @@ impl Checker<'_> {
                     "-" => ("Sub", number),
                     "*" => ("Mul", number),
                     "/" => {
-                        if a.ty == Type::Int && b.ty == Type::Int {
+                        let integers = a.ty == Type::Int && b.ty == Type::Int;
+                        if integers {
                             self.diagnostics.help(
                                 span,
                                 "`/` of two integers",
                                 "write `div(a, b)` for the integer, rounded down, or one of them as `1.0` for the real number",
                             );
                         }
-                        ("Div", Type::Float)
+                        ("Div", if integers { Type::Unknown } else { Type::Float })
                     }
                     "%" => {
                         self.want_int(left.span, &quoted, &a);

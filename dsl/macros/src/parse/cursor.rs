@@ -231,6 +231,30 @@ impl<'d> Cursor<'d> {
         (tokens, end)
     }
 
+    /// Reads a declaration. One that can't be read is passed, and the names in front of its `=` are noted as mistaken.
+    pub(crate) fn declaration<T>(&mut self, read: impl FnOnce(&mut Self) -> Option<T>) -> Option<T> {
+        let from = self.at;
+        let read = read(self);
+        if read.is_none() {
+            self.recover();
+            let behind = std::mem::replace(&mut self.at, from);
+            self.mistaken(|c| c.at >= behind || c.is_sign("="));
+            self.at = behind;
+        }
+        read
+    }
+
+    /// Passes all that comes before an end, and notes the names in it as mistaken.
+    pub(crate) fn mistaken(&mut self, end: impl Fn(&Self) -> bool) {
+        while !self.is_empty() && !end(self) {
+            if let Some(TokenTree::Ident(name)) = self.next()
+                && !is_keyword(&name.to_string())
+            {
+                self.diagnostics.mistake(&name);
+            }
+        }
+    }
+
     /// Goes on behind the next `;` or `{ … }`: to the next statement after one that could not be read.
     pub(crate) fn recover(&mut self) {
         while let Some(token) = self.next() {

@@ -43,25 +43,21 @@ impl Cursor<'_> {
         let mut statements = Vec::new();
         let mut result = None;
         while !inner.is_empty() {
-            let read = if inner.is_word("let") || inner.is_word("cache") {
-                inner.statement().map(|statement| statements.push(statement))
-            } else {
-                let span = inner.span();
-                let read = inner.expr().map(|expr| result = Some(expr));
-                if read.is_some() && !inner.is_empty() {
-                    if inner.is_sign(";") {
-                        self.diagnostics.help(inner.span(), "this value is not used", "the last expression has no `;`");
-                        result = Some(Expr { span, kind: ExprKind::Unknown });
-                        inner.recover();
-                        continue;
-                    }
-                    inner.expected::<()>("an operator, or the end of the `fn`");
-                    break;
-                }
-                read
-            };
+            if inner.is_word("let") || inner.is_word("cache") {
+                statements.extend(inner.declaration(Cursor::statement));
+                continue;
+            }
+            let span = inner.span();
+            let read = inner.expr().map(|expr| result = Some(expr));
             if read.is_none() {
                 inner.recover();
+            } else if inner.is_sign(";") {
+                self.diagnostics.help(inner.span(), "this value is not used", "the last expression has no `;`");
+                result = Some(Expr { span, kind: ExprKind::Unknown });
+                inner.recover();
+            } else if !inner.is_empty() {
+                inner.expected::<()>("an operator, or the end of the `fn`");
+                break;
             }
         }
         if result.is_none() {

@@ -43,14 +43,12 @@ fn declaration(
     head: impl FnOnce(&mut Cursor) -> Head,
 ) -> Option<Declaration> {
     let mut c = Cursor::new(tokens, Span::call_site(), diagnostics);
-    let graph = graph_path(&mut c)?;
+    let graph = graph_path(&mut c);
     let attributes = c.attributes();
     let visibility = c.visibility();
     let name = c.name(&format!("the {what}'s name, as in `{form}`"))?;
     let head = head(&mut c);
-    while !c.is_empty() && !c.is_group(Delimiter::Brace) {
-        c.next();
-    }
+    c.mistaken(|c| c.is_group(Delimiter::Brace));
     let body = c.eat_group(Delimiter::Brace).unwrap_or_else(|| Group::new(Delimiter::Brace, TokenStream::new()));
     if !c.is_empty() {
         c.expected::<()>(&format!("nothing after the {what}: one `{what}!` declares one {what}"));
@@ -69,20 +67,21 @@ fn declaration(
     };
     let mut c = c.inside(&body);
     while !c.is_empty() {
-        if item(&mut c, &mut declaration).is_none() {
-            c.recover();
-        }
+        c.declaration(|c| item(c, &mut declaration));
     }
     Some(declaration)
 }
 
 /// `crate = path;` in front of the model says where the generated code finds the crate `einfuse-graph`.
-fn graph_path(c: &mut Cursor) -> Option<TokenStream> {
-    if c.eat_word("crate").is_none() {
-        return Some(quote!(::einfuse_graph));
+fn graph_path(c: &mut Cursor) -> TokenStream {
+    if c.eat_word("crate").is_some() {
+        let given = c.sign("=").is_some();
+        let path = c.until_semicolon().0;
+        if given {
+            return path;
+        }
     }
-    c.sign("=")?;
-    Some(c.until_semicolon().0)
+    quote!(::einfuse_graph)
 }
 
 fn item(c: &mut Cursor, declaration: &mut Declaration) -> Option<()> {
@@ -175,19 +174,18 @@ fn host(c: &mut Cursor) -> Option<Host> {
 fn config(c: &mut Cursor, declaration: &mut Declaration) {
     let block = declaration.is_block();
     while !c.is_empty() {
-        let docs = c.attributes();
-        let span = c.span();
-        let read = match c.eat_word("require") {
-            Some(_) if block => {
-                c.diagnostics.error(span, "`require` stands in a model, not in a block");
-                None
+        c.declaration(|c| {
+            let docs = c.attributes();
+            let span = c.span();
+            match c.eat_word("require") {
+                Some(_) if block => {
+                    c.diagnostics.error(span, "`require` stands in a model, not in a block");
+                    None
+                }
+                Some(_) => require(c).map(|r| declaration.requires.push(r)),
+                None => value(c, docs, block).map(|v| declaration.config.push(v)),
             }
-            Some(_) => require(c).map(|r| declaration.requires.push(r)),
-            None => value(c, docs, block).map(|v| declaration.config.push(v)),
-        };
-        if read.is_none() {
-            c.recover();
-        }
+        });
     }
 }
 
@@ -303,14 +301,13 @@ fn weights(c: &mut Cursor) -> Option<Weights> {
     let mut inner = c.inside(&group);
     let (mut weights, mut uses) = (Vec::new(), Vec::new());
     while !inner.is_empty() {
-        inner.attributes();
-        let read = match inner.is_word("block") {
-            true => block_use(&mut inner).map(|block| uses.push(block)),
-            false => weight(&mut inner).map(|weight| weights.push(weight)),
-        };
-        if read.is_none() {
-            inner.recover();
-        }
+        inner.declaration(|c| {
+            c.attributes();
+            match c.is_word("block") {
+                true => block_use(c).map(|block| uses.push(block)),
+                false => weight(c).map(|weight| weights.push(weight)),
+            }
+        });
     }
     Some(Weights { prefixes, weights, uses })
 }
@@ -421,9 +418,7 @@ fn layer(c: &mut Cursor) -> Option<Layer> {
     let mut layer = Layer { index, count, hosts: Vec::new(), weights: Vec::new(), bodies: Vec::new(), choice: None };
     let mut inner = c.inside(&group);
     while !inner.is_empty() {
-        if layer_item(&mut inner, &mut layer).is_none() {
-            inner.recover();
-        }
+        inner.declaration(|c| layer_item(c, &mut layer));
     }
     Some(layer)
 }
