@@ -194,12 +194,23 @@ fn read(tokenizer: &Value) -> serde_json::Result<tokenizers::Tokenizer> {
     const OF_TRAINING: [&str; 2] = ["truncation", "padding"];
     let keys = tokenizer.as_object().into_iter().flatten().map(|(key, value)| (key.as_str(), value));
     let keys = keys.filter(|(key, _)| !OF_TRAINING.contains(key));
-    match tokenizer.pointer("/model/type").and_then(Value::as_str) {
+    match tokenizer.get("model").and_then(kind) {
         Some("BPE") => from_keys::<Of<BPE>>(keys).map(Into::into),
         Some("Unigram") => from_keys::<Of<Unigram>>(keys).map(Into::into),
         Some("WordPiece") => from_keys::<Of<WordPiece>>(keys).map(Into::into),
         Some("WordLevel") => from_keys::<Of<WordLevel>>(keys).map(Into::into),
         _ => Err(serde_json::Error::custom("`model`: wants a `type`: BPE, Unigram, WordPiece or WordLevel")),
+    }
+}
+
+/// Which model a tokenizer has. Older files, GPT-2's among them, don't say: then it shows in what the model has.
+fn kind(model: &Value) -> Option<&str> {
+    let has = |key| model.get(key).is_some();
+    match model.get("type") {
+        Some(kind) => kind.as_str(),
+        None if has("merges") => Some("BPE"),
+        None if has("max_input_chars_per_word") => Some("WordPiece"),
+        None => model.get("vocab").map(|vocab| if vocab.is_array() { "Unigram" } else { "WordLevel" }),
     }
 }
 
@@ -287,6 +298,31 @@ mod tests {
                 assert_eq!(tokenizer.encode(text, false).unwrap(), ids(&example["ids_no_special"]), "{model}: {text}");
                 assert_eq!(tokenizer.decode(&ids(&example["ids"])).unwrap(), example["decoded"], "{model}");
             }
+        }
+    }
+
+    #[test]
+    fn a_file_need_not_say_which_model_it_has() {
+        let text = "To be, or not to be";
+        let without_type = |json: &mut serde_json::Value| {
+            let removed = json["model"].as_object_mut().unwrap().remove("type");
+            assert!(removed.is_some());
+        };
+        for model in MODELS {
+            let file = format!("{}/../tests/golden/{model}/tokenizer.json", env!("CARGO_MANIFEST_DIR"));
+            let mut json: serde_json::Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+            without_type(&mut json);
+            let found = Tokenizer::parse(&file, json.to_string().as_bytes()).unwrap();
+            assert_eq!(found.encode(text, true).unwrap(), tokenizer(model).encode(text, true).unwrap(), "{model}");
+        }
+        let words = r#"{"type":"WordLevel","vocab":{"?":0,"a":1},"unk_token":"?"}"#;
+        let pieces = r###"{"type":"WordPiece","vocab":{"?":0,"a":1},"unk_token":"?","continuing_subword_prefix":"##","max_input_chars_per_word":9}"###;
+        let scores = r#"{"type":"Unigram","vocab":[["?",0.0],["a",-1.0]],"unk_id":0}"#;
+        for model in [words, pieces, scores] {
+            let mut json: serde_json::Value = serde_json::from_str(&format!("{{\"model\":{model}}}")).unwrap();
+            without_type(&mut json);
+            let found = Tokenizer::parse("a/tokenizer.json", json.to_string().as_bytes()).unwrap();
+            assert_eq!(found.encode("a", false).unwrap(), [1], "{model}");
         }
     }
 

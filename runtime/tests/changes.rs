@@ -312,6 +312,8 @@ fn settings_of_quantisation() {
         ("gptq", &matrix),
         ("awq", &matrix),
         ("gemv", &matrix),
+        ("gemv_fast", &["l.weight", "16", "64"]),
+        ("fp4", &["l.weight", "3", "32"]),
         ("packed", &matrix),
         ("mxfp4", &["l.weight", "2", "32", "3"]),
     ];
