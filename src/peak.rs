@@ -2,15 +2,14 @@
 
 use std::hint::black_box;
 use std::io;
-use std::sync::Barrier;
-use std::thread;
+use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
-use einfuse_codegen::Format;
 use einfuse_codegen::cost::Cost;
 use einfuse_codegen::fuse::{Kernel, Shape};
 use einfuse_codegen::lower::LowerError;
 use einfuse_codegen::peak::{Multiplier, MultiplyAdds};
+use einfuse_codegen::{Format, Team};
 use memmap2::MmapMut;
 
 /// Bytes read in one measurement: many times more than any cache holds.
@@ -48,24 +47,25 @@ pub(crate) enum PeakError {
 }
 
 /// What measures peaks, as often as wanted.
-pub(crate) struct Gauge {
-    threads: usize,
+pub(crate) struct Gauge<'t> {
+    /// Who does it: what runs on other threads disturbs those that compute, and is disturbed.
+    team: &'t dyn Team,
     /// What is read.
     buffer: MmapMut,
     weights: MultiplyAdds,
     caches: MultiplyAdds,
 }
 
-impl Gauge {
+impl<'t> Gauge<'t> {
     /// Prepares to measure memory, and the arithmetic of what multiplies weights and caches that are stored so.
-    pub(crate) fn new(threads: usize, [weights, caches]: [Format; 2]) -> Result<Gauge, PeakError> {
+    pub(crate) fn new(team: &'t dyn Team, [weights, caches]: [Format; 2]) -> Result<Gauge<'t>, PeakError> {
         let mut buffer = MmapMut::map_anon(BUFFER)?;
         #[cfg(target_os = "linux")]
         // only advice: without huge pages the figure is lower
         let _ = buffer.advise(memmap2::Advice::HugePage);
         // pages that were never written are all the same page
         buffer.fill(1);
-        Ok(Gauge { threads, buffer, weights: MultiplyAdds::new(weights)?, caches: MultiplyAdds::new(caches)? })
+        Ok(Gauge { team, buffer, weights: MultiplyAdds::new(weights)?, caches: MultiplyAdds::new(caches)? })
     }
 
     /// What multiplies weights, and what multiplies caches.
@@ -83,21 +83,21 @@ impl Gauge {
 
     /// Bytes per second that the threads read from main memory, each its own part of the buffer from front to back.
     fn bytes(&self) -> f64 {
-        let share = BUFFER / self.threads / CHUNK * CHUNK;
-        let seconds = fastest(self.threads, READS, |worker| {
+        let share = BUFFER / self.team.workers() / CHUNK * CHUNK;
+        let seconds = fastest(self.team, READS, |worker| {
             black_box(sum(&self.buffer[worker * share..(worker + 1) * share]));
         });
-        (share * self.threads) as f64 / seconds
+        (share * self.team.workers()) as f64 / seconds
     }
 
     /// Multiplications and additions per second that the threads do at most, all in registers.
     fn flops(&self, kernel: &MultiplyAdds) -> f64 {
-        let seconds = fastest(self.threads, REPEATS, |_| {
+        let seconds = fastest(self.team, REPEATS, |_| {
             for _ in 0..RUNS {
                 black_box(kernel.run());
             }
         });
-        kernel.operations() * (self.threads * RUNS) as f64 / seconds
+        kernel.operations() * (self.team.workers() * RUNS) as f64 / seconds
     }
 }
 
@@ -158,23 +158,21 @@ fn sum_in_512_bits(bytes: &[u8]) -> u64 {
     lanes.into_iter().fold(0, |sum, lanes| sum.wrapping_add(_mm512_reduce_add_epi64(lanes) as u64))
 }
 
-/// Seconds that `work` takes when all threads do it at the same time, from the first start to the last end; the best of
+/// Seconds that `work` takes when all workers do it at the same time, from the first start to the last end; the best of
 /// `repeats` times.
-fn fastest(threads: usize, repeats: usize, work: impl Fn(usize) + Sync) -> f64 {
-    let barrier = &Barrier::new(threads);
-    let work = &work;
-    let worker = move |worker: usize| {
-        (0..repeats).map(move |_| {
-            barrier.wait();
+fn fastest(team: &dyn Team, repeats: usize, work: impl Fn(usize) + Sync) -> f64 {
+    let times: Vec<Mutex<Vec<(Instant, Instant)>>> = (0..team.workers()).map(|_| Mutex::default()).collect();
+    team.run(&|worker, meet| {
+        let took = (0..repeats).map(|_| {
+            meet();
             let start = Instant::now();
             work(worker);
             (start, Instant::now())
-        })
-    };
-    let times: Vec<Vec<(Instant, Instant)>> = thread::scope(|scope| {
-        let handles: Vec<_> = (0..threads).map(|w| scope.spawn(move || worker(w).collect())).collect();
-        handles.into_iter().filter_map(|h| h.join().ok()).collect()
+        });
+        let took = took.collect();
+        *times[worker].lock().unwrap_or_else(PoisonError::into_inner) = took;
     });
+    let times: Vec<_> = times.into_iter().map(|t| t.into_inner().unwrap_or_else(PoisonError::into_inner)).collect();
     let seconds = |repeat: usize| {
         let start = times.iter().map(|t| t[repeat].0).min();
         let end = times.iter().map(|t| t[repeat].1).max();

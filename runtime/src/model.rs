@@ -303,6 +303,11 @@ impl Model {
         self.program.weights().iter().map(|packed| packed.storage.bits()).min().unwrap_or(32)
     }
 
+    /// The threads that compute: where they run, what they can do at most is to be measured.
+    pub fn team(&self) -> &dyn einfuse_codegen::Team {
+        &self.threads
+    }
+
     /// The number of threads that compute.
     pub fn threads(&self) -> usize {
         einfuse_codegen::Team::workers(&self.threads)

@@ -226,7 +226,7 @@ impl Bench {
     /// The rows of all tests with so many threads.
     fn rows(&self, threads: NonZeroUsize, rows: &mut Vec<Row>) -> Outcome {
         let model = self.load(threads)?;
-        let gauge = Gauge::new(threads.get(), step::storages(&model))?;
+        let gauge = Gauge::new(model.team(), step::storages(&model))?;
         for &depth in &self.depth {
             let AtDepth { prompt, generated, rows: at_once } = self.at(&model, &gauge, depth)?;
             rows.extend(prompt.map(|measured| self.prompt_row(&model, &gauge, &measured)));
@@ -261,7 +261,7 @@ impl Bench {
     }
 
     /// Measures all tests after a depth.
-    fn at(&self, model: &Model, gauge: &Gauge, depth: usize) -> Result<AtDepth, Box<dyn std::error::Error>> {
+    fn at(&self, model: &Model, gauge: &Gauge<'_>, depth: usize) -> Result<AtDepth, Box<dyn std::error::Error>> {
         let room = model.context().saturating_sub(depth);
         let (prompt, generate) = (self.prompt.unwrap_or(room.min(PROMPT)), self.generate.unwrap_or(room.min(GENERATE)));
         if prompt == 0 && generate == 0 {
@@ -292,7 +292,7 @@ impl Bench {
     fn measure(
         &self,
         base: &runtime::Session<'_>,
-        gauge: &Gauge,
+        gauge: &Gauge<'_>,
         tokens: &[u32],
         tests: &[Test],
     ) -> Result<Vec<Measured>, runtime::Error> {
@@ -322,7 +322,7 @@ impl Bench {
     }
 
     /// What a prompt's rate is, beside the peak of its arithmetic.
-    fn prompt_row(&self, model: &Model, gauge: &Gauge, measured: &Measured) -> Row {
+    fn prompt_row(&self, model: &Model, gauge: &Gauge<'_>, measured: &Measured) -> Row {
         let (test, peaks) = (measured.test, Peaks::mean(measured.runs.iter().map(|run| run.peaks)));
         let chunk = model.program().options().chunk;
         let steps: Vec<(usize, usize)> = Test { at_once: chunk, ..test }.steps().collect();

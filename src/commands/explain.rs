@@ -7,7 +7,7 @@ use std::num::NonZeroUsize;
 use clap::{Args, ValueEnum};
 use einfuse::codegen::cost::Cost;
 use einfuse::codegen::fuse::{Kernel, Plan, Remark};
-use einfuse::codegen::{Batch, KeptWeight, Scheduled};
+use einfuse::codegen::{Alone, Batch, KeptWeight, Scheduled};
 use einfuse::runtime::Chosen;
 use einfuse::{Model, Rule, Settings};
 use serde_json::{Value, json};
@@ -144,7 +144,7 @@ impl Explain {
         let program = model.program();
         let plan = program.plan(self.batch(model));
         let chosen = self.chosen(plan)?;
-        let gauge = Gauge::new(1, step::storages(model))?;
+        let gauge = Gauge::new(&Alone, step::storages(model))?;
         let (peaks, [multiplier, _]) = (gauge.peaks(), gauge.multipliers());
         let balance = peaks.weights / peaks.bytes;
         let cost_of = step::costs(model, self.tokens.get(), self.past);
@@ -251,7 +251,7 @@ impl Explain {
     fn object(&self, model: &Model) -> Result<Value, Box<dyn std::error::Error>> {
         let program = model.program();
         let plan = program.plan(self.batch(model));
-        let gauge = Gauge::new(1, step::storages(model))?;
+        let gauge = Gauge::new(&Alone, step::storages(model))?;
         let (peaks, [multiplier, multiplier_of_caches]) = (gauge.peaks(), gauge.multipliers());
         let cost_of = step::costs(model, self.tokens.get(), self.past);
         let weight = |kept: &KeptWeight| {
