@@ -28,7 +28,7 @@ more than the model was made for. Beside tokens per second stands what of the ma
 and cache (GB/s, against a plain read of a large buffer), a prompt computes (GFLOP/s, against the multiplier that most
 weights go through, in the widest vectors that this machine's cores have: of f32, of pairs of bf16, of fours of bytes,
 which serve codes of 8 and 4 bits; alone, and in registers; where keys and values go through another one, each counts
-for its share of the operations). Both peaks are measured before each repetition, on as many threads: machines that are
+for its share of the operations). Both peaks are measured before each repetition, on the same threads: machines that are
 shared have better and worse minutes. All that is shown is a mean of the repetitions.
 
 `tg 4×` goes on by 4 tokens at once, as when drafts are verified, as far as `tg` does, in runs that alternate with it. Its
@@ -169,6 +169,11 @@ impl Measured {
             0 => seconds[middle.saturating_sub(1)..=middle].iter().sum::<f64>() / 2.0,
             _ => seconds[middle],
         }
+    }
+
+    /// The machine's peaks meanwhile.
+    fn peaks(&self) -> Peaks {
+        Peaks::mean(self.runs.iter().map(|run| run.peaks))
     }
 
     /// Seconds that a step takes.
@@ -323,7 +328,7 @@ impl Bench {
 
     /// What a prompt's rate is, beside the peak of its arithmetic.
     fn prompt_row(&self, model: &Model, gauge: &Gauge<'_>, measured: &Measured) -> Row {
-        let (test, peaks) = (measured.test, Peaks::mean(measured.runs.iter().map(|run| run.peaks)));
+        let (test, peaks) = (measured.test, measured.peaks());
         let chunk = model.program().options().chunk;
         let steps: Vec<(usize, usize)> = Test { at_once: chunk, ..test }.steps().collect();
         let (mut flops, mut least) = (0.0, 0.0);
@@ -343,14 +348,13 @@ impl Bench {
 
     /// What the rate of a generation is, beside the peak of what it reads.
     fn generated_row(&self, model: &Model, measured: &Measured, cost: Option<f64>) -> Row {
-        let peaks = Peaks::mean(measured.runs.iter().map(|run| run.peaks));
         let Test { depth, tokens, at_once } = measured.test;
         let step = (at_once, depth + tokens / 2);
         let bytes = step::cost(model, step.0, step.1).stored / at_once as f64;
         let steps = measured.test.steps().count();
         let profile = self.profile.then(|| Profile::of(model, &[step], &measured.profiled, steps));
         let name = if cost.is_some() { format!("tg {at_once}×") } else { format!("tg{tokens}") };
-        Row { unit: "B/s", peak: peaks.bytes, cost, profile, ..self.row(model, measured, name, bytes) }
+        Row { unit: "B/s", peak: measured.peaks().bytes, cost, profile, ..self.row(model, measured, name, bytes) }
     }
 
     /// What all rows have; `per_token` of the machine is used by a token.

@@ -1,8 +1,9 @@
 //! Contraction cores of 256 and 512 bits, as machine code: Cranelift's vectors end at 128.
 //!
 //! A core is a function of its own, `extern "C" fn(a, b, c)`, for exactly one shape: rows, strides and depth are written
-//! into it. Where it is told what comes after its panel, that is a fourth address. So is the encoding of a row, `extern "C" fn(from, to)`. The kernels call them directly. Registers are few and
-//! their use is fixed, so none is allocated: the sums come first, and the last few hold what passes by.
+//! into it; what comes after its panel, where that is told, is a fourth address. So is the encoding of a row,
+//! `extern "C" fn(from, to)`. The kernels call them directly. Registers are few and their use is fixed, so none is allocated:
+//! the sums come first, and the last few hold what passes by.
 
 mod codes;
 mod encode;
@@ -313,7 +314,7 @@ const A: Register = Register::RDI;
 const B: Register = Register::RSI;
 const C: Register = Register::RDX;
 const COUNT: Register = Register::ECX;
-/// What comes after the panel, once it was moved from where [`COUNT`] is.
+/// What comes after the panel. It arrives in [`COUNT`]'s register, and is moved first.
 const NEXT: Register = Register::R10;
 
 /// Bytes of the panel that a step takes.
