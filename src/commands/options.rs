@@ -254,7 +254,7 @@ fn rules() -> impl TypedValueParser<Value = Rule> {
 
 /// A value that counts something.
 pub(crate) fn whole_number<T: FromStr<Err = ParseIntError>>(text: &str) -> Result<T, String> {
-    counted(text, "a whole number")
+    counted(text, "a whole number of at least 0")
 }
 
 /// A value that counts something of which there must be one.
