@@ -4,7 +4,7 @@ mod support;
 
 use einfuse_codegen::loops::{
     Address, Arg, Buffer, Core, Cores, Elem, Encode, Encoding, Expr, Exps, Format, GROUP, Kernel, MAX_PANELS, Memory,
-    PANEL, Slot, Stmt, Ty, Unpack, Var, interpret, parse,
+    Next, PANEL, Slot, Stmt, Ty, Unpack, Var, interpret, parse,
 };
 use einfuse_codegen::lower::{Lowering, compile};
 use support::{Random, both, bytes, floats, host, run};
@@ -130,7 +130,7 @@ fn check(case: &Case) {
         b_format,
         b_stride: b_stride.into(),
         // A hint, which changes no result.
-        next: (rows % 2 == 1).then(|| Address::new(Buffer::Layer(1), 0)),
+        next: (rows % 3 == 1).then(|| Next { at: Address::new(Buffer::Layer(1), 0), elem: Elem::U8, bytes: 100 }),
         c: Address::new(Buffer::Arena(8), 5),
         c_stride: c_stride.into(),
         accumulate,
@@ -271,14 +271,14 @@ fn products_of_bytes_are_one_instruction_where_there_is_one() {
 }
 
 #[test]
-fn codes_that_tiles_do_not_multiply_as_bytes_are_unpacked_to_bf16() {
+fn codes_that_tiles_do_not_multiply_fast_as_bytes_are_unpacked_to_bf16() {
     let vectors = Cores { bits: 512, bf16: true, bytes: Some(Encoding::Evex), ..Cores::PORTABLE };
     let tiles = Cores { tiles: true, ..vectors };
     let named = |name: &str| Format::ALL.into_iter().find(|format| format.to_string() == name).unwrap();
     for (stored, by_tiles, by_vectors) in [
         ("f32", "f32", "f32"),
         ("bf16", "bf16", "bf16"),
-        ("q8", "q8", "q8"),
+        ("q8", "bf16", "q8"),
         ("q4_192", "q8_192", "q8_192"),
         ("q8_32", "bf16", "q8_32"),
         ("q4_min", "bf16", "q4_min"),

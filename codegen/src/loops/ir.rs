@@ -343,11 +343,25 @@ impl Cores {
     }
 
     /// How the panels of a weight are multiplied with many rows; if otherwise than they are stored, they are unpacked first, see
-    /// [`Unpack`]. Codes in steps are multiplied as bytes; what tiles don't multiply as bytes, they do as bf16.
+    /// [`Unpack`]. Codes in steps are multiplied as bytes; what tiles don't multiply as bytes, or not fast, they do as bf16.
     pub fn unpacked(&self, format: Format, depth: usize) -> Format {
         let (bytes, floats) = (format.unpacked(), Format::Bf16);
         let as_floats = format.is_coded() && self.tiles_serve(floats, floats, depth);
-        if as_floats && !self.tiles_serve(bytes, bytes, depth) { floats } else { bytes }
+        // The sums of a block are scaled by vectors, which takes longer than the products of a single tile of steps.
+        let few_sums = bytes.block() > GROUP * bytes.together();
+        if as_floats && !(few_sums && self.tiles_serve(bytes, bytes, depth)) { floats } else { bytes }
+    }
+
+    /// How much of a depth a core of many rows has better at once: tiles multiply as fast as the first cache gives them panels, so
+    /// only as much as stays in it.
+    pub fn depth_at_once(&self, a: Format, b: Format, depth: usize) -> usize {
+        const NEAR: usize = 40 << 10;
+        if b.is_coded() || !self.tiles_serve(a, b, depth) {
+            return depth;
+        }
+        let most = NEAR / (self.panels(a, b, depth) * PANEL * b.elem().bytes());
+        let whole = |part: &usize| depth.is_multiple_of(*part) && part.is_multiple_of(GROUP * b.together());
+        (most / 2..=most).rev().find(whole).unwrap_or(depth)
     }
 
     /// How many panels a core of many rows is best made for: by two, less is loaded for a product. Tiles of bytes have more to do with
@@ -391,14 +405,25 @@ pub struct Core {
     pub b_format: Format,
     /// Units from one panel to the next, an `Int`.
     pub b_stride: Expr,
-    /// The panel that is multiplied next, where it does not lie behind this one: a core that fetches ahead fetches that.
-    pub next: Option<Address>,
+    /// What to fetch meanwhile, where it does not lie behind the panel.
+    pub next: Option<Next>,
     /// The result.
     pub c: Address,
     /// Elements from one row of `c` to the next, an `Int`.
     pub c_stride: Expr,
     /// Whether to add to what `c` holds.
     pub accumulate: bool,
+}
+
+/// What is multiplied later: as many bytes from there on as a core has the time to fetch. A hint, which changes no result.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Next {
+    /// The first of them.
+    pub at: Address,
+    /// What the address counts.
+    pub elem: Elem,
+    /// How many bytes.
+    pub bytes: usize,
 }
 
 impl Core {

@@ -1,7 +1,7 @@
 //! Reads the text form of a kernel.
 
 use super::{
-    Address, Arg, Binary, Buffer, Core, Elem, Encode, Expr, Exps, Fold, Format, Kernel, LANES, MAX_DEPTH, Share,
+    Address, Arg, Binary, Buffer, Core, Elem, Encode, Expr, Exps, Fold, Format, Kernel, LANES, MAX_DEPTH, Next, Share,
     Spread, Stmt, Ty, Unary, Unpack, Var,
 };
 
@@ -268,7 +268,13 @@ impl Parser {
         }
         self.word("depth")?;
         let depth = self.expr()?;
-        let next = if self.take_word("then") { Some(self.address()?) } else { None };
+        let mut next = None;
+        if self.take_word("then") {
+            let bytes = self.size()?;
+            self.word("of")?;
+            let elem = self.one_of(&ELEMS, "what the address counts")?;
+            next = Some(Next { at: self.address()?, elem, bytes });
+        }
         Ok(Core { rows, depth, a, a_format, a_stride, panels, b, b_format, b_stride, next, c, c_stride, accumulate })
     }
 

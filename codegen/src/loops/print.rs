@@ -97,7 +97,7 @@ impl Display for Core {
             write!(f, "panels {} stride {} ", self.panels, self.b_stride)?;
         }
         write!(f, "depth {}", self.depth)?;
-        self.next.iter().try_for_each(|next| write!(f, " then {next}"))
+        self.next.iter().try_for_each(|next| write!(f, " then {} of {} {}", next.bytes, next.elem, next.at))
     }
 }
 

@@ -222,7 +222,7 @@ impl Verifier<'_> {
         self.expect(&core.c_stride, Ty::Int, "a core's stride")?;
         self.address(&core.a)?;
         self.address(&core.b)?;
-        core.next.iter().try_for_each(|next| self.address(next))?;
+        core.next.iter().try_for_each(|next| self.address(&next.at))?;
         self.address(&core.c)
     }
 

@@ -310,7 +310,7 @@ impl Lowerer<'_> {
     fn core(&mut self, core: &Core) {
         let units = (core.a_format.elem(), core.b_format.elem());
         if let Some(callee) = self.cores.core(&mut self.e.func, core) {
-            let next = core.next.iter().map(|next| (next, units.1));
+            let next = core.next.iter().map(|next| (&next.at, next.elem));
             let all = [(&core.a, units.0), (&core.b, units.1), (&core.c, Elem::F32)].into_iter().chain(next);
             return self.call(callee, &all.collect::<Vec<_>>());
         }

@@ -323,7 +323,11 @@ fn cores(
         format: rows.format,
         stride: rows.stride,
     });
-    let b = units.panelled(panels, unit, Expr::Int(0));
+    let mut b = units.panelled(panels, unit, Expr::Int(0));
+    if cx.cores.tiles && !block.few && cx.mode(kernel) == Mode::Many {
+        b.next = Some(units.next(panels, unit));
+        b.spread = Some(block.most_rows());
+    }
     let c_at = Address::new(flat(tile), 0);
     if c.chosen.is_some() {
         return select::row_by_row(cx, c, panels, units, block, &rows[0], &b.at, &c_at, e);

@@ -3,7 +3,7 @@
 use super::emit::Emitter;
 use super::weights::Panels;
 use super::{Context, Mode};
-use crate::loops::{Address, Core, Expr, FEW, Format, GROUP, PANEL, Stmt, Unpack};
+use crate::loops::{Address, Core, Expr, FEW, Format, GROUP, Next, PANEL, Stmt, Unpack};
 
 /// How many rows are multiplied.
 pub(super) struct Count {
@@ -88,6 +88,11 @@ impl Matrix {
     pub(super) fn row(&self, row: Expr) -> Address {
         self.at.clone().plus(row * self.stride)
     }
+
+    /// The same without so many elements at the beginning of each row.
+    fn from(&self, element: Expr) -> Matrix {
+        Matrix { at: self.at.clone().plus(element), ..self.clone() }
+    }
 }
 
 /// Panels of the second operand.
@@ -99,14 +104,36 @@ pub(super) struct Panelled {
     pub(super) count: usize,
     /// Units from one to the next.
     pub(super) apart: usize,
-    /// The panels that are multiplied after these, if they do not lie behind them.
-    pub(super) next: Option<Address>,
+    /// What cores had better fetch meanwhile, if it does not lie behind these: so many bytes for each panel.
+    pub(super) next: Option<Next>,
+    /// Over how many rows that is spread; else each core fetches all of it.
+    pub(super) spread: Option<usize>,
 }
 
 impl Panelled {
     fn some(&self, from: Expr, count: usize) -> Panelled {
-        let further = |at: &Address| at.clone().plus(from.clone() * self.apart);
-        Panelled { at: further(&self.at), count, next: self.next.as_ref().map(further), ..*self }
+        let at = self.at.clone().plus(from.clone() * self.apart);
+        let next = self.next.clone().map(|next| {
+            let at = next.at.plus(from * (next.bytes / next.elem.bytes()));
+            Next { at, ..next }
+        });
+        Panelled { at, count, next, ..*self }
+    }
+
+    /// The same of some rows of each panel.
+    fn rows(&self, from: Expr, depth: usize) -> Panelled {
+        let at = self.at.clone().plus(from * (self.format.panel(self.depth) / self.depth));
+        Panelled { at, depth, ..self.clone() }
+    }
+
+    /// What a core of so many rows, from one on, fetches, where the depth is done in so many parts and this is one of them.
+    fn next(&self, rows: usize, row: &Expr, part: &Expr, parts: usize) -> Option<Next> {
+        let next = self.next.clone()?;
+        let bytes = next.bytes * self.count;
+        let Some(all) = self.spread else { return Some(Next { bytes, ..next }) };
+        let each = (bytes / next.elem.bytes()).div_ceil(all * parts);
+        let at = next.at.plus((part.clone() * all + row.clone()) * each);
+        Some(Next { at, bytes: rows * each * next.elem.bytes(), elem: next.elem })
     }
 }
 
@@ -132,25 +159,32 @@ impl Products {
 /// wait for memory, which delivers one panel after the other faster than two side by side.
 pub(super) fn products(cx: &Context, rows: &Count, a: &Matrix, b: &Panelled, c: &Products, e: &mut Emitter) {
     let at_once = if rows.is_few() || c.apart != PANEL { 1 } else { cx.cores.panels(a.format, b.format, b.depth) };
+    let depth = if rows.is_few() { b.depth } else { cx.cores.depth_at_once(a.format, b.format, b.depth) };
+    let parts = b.depth / depth.max(1);
     together(b.count, at_once, e, |e, panel, count| {
-        let (b, c) = (b.some(panel.clone(), count), c.of_panel(panel));
-        cover(cx, rows, b.depth, (a.format, b.format, count), e, |rows, row| {
-            Stmt::Core(Core {
-                rows,
-                depth: b.depth.into(),
-                a: a.row(row.clone()),
-                a_format: a.format,
-                a_stride: a.stride.into(),
-                panels: count,
-                b: b.at.clone(),
-                b_format: b.format,
-                b_stride: if count > 1 { b.apart.into() } else { 0.into() },
-                next: b.next.clone(),
-                c: c.at.clone().plus(row * c.stride),
-                c_stride: c.stride.into(),
-                accumulate: c.accumulate,
-            })
-        });
+        let (all, c) = (b.some(panel.clone(), count), c.of_panel(panel));
+        let part = |e: &mut Emitter, part: Expr, accumulate: bool| {
+            let (a, b) = (a.from(part.clone() * depth), all.rows(part.clone() * depth, depth));
+            cover(cx, rows, depth, (a.format, b.format, count), e, |rows, row| {
+                Stmt::Core(Core {
+                    rows,
+                    depth: depth.into(),
+                    a: a.row(row.clone()),
+                    a_format: a.format,
+                    a_stride: a.stride.into(),
+                    panels: count,
+                    b: b.at.clone(),
+                    b_format: b.format,
+                    b_stride: if count > 1 { b.apart.into() } else { 0.into() },
+                    next: b.next(rows, &row, &part, parts),
+                    c: c.at.clone().plus(row * c.stride),
+                    c_stride: c.stride.into(),
+                    accumulate,
+                })
+            });
+        };
+        part(e, 0.into(), c.accumulate);
+        e.repeat(1.into(), parts.into(), 1, |e, nth| part(e, nth, true));
     });
 }
 
@@ -183,7 +217,8 @@ pub(super) fn multiply(
         let at = Address::new(e.memory(at_once * apart, into.elem()), 0);
         together(b.count, at_once, e, |e, panel, count| {
             let (b, c) = (b.some(panel.clone(), count), c.of_panel(panel));
-            let all = Panelled { at: at.clone(), format: into, depth, count, apart, next: None };
+            let all =
+                Panelled { at: at.clone(), format: into, depth, count, apart, next: b.next.clone(), spread: b.spread };
             e.repeat(Expr::Int(0), count.into(), 1, |e, nth| {
                 let (from, to) = (b.some(nth.clone(), 1).at, all.some(nth, 1).at);
                 e.push(Stmt::Unpack(Unpack { depth, from, format, to, into }));
@@ -228,6 +263,12 @@ pub(super) fn apart(row: usize, format: Format) -> usize {
     if row.is_multiple_of(32 * line) { row + line } else { row }
 }
 
+/// The same of rows that are copied anyway, of whole lines: by an odd number of lines from one to the next, any sixteen are apart.
+pub(super) fn odd_lines(row: usize, format: Format) -> usize {
+    let line = 64 / format.elem().bytes();
+    (row.div_ceil(line) | 1) * line
+}
+
 /// When something is so.
 pub(super) enum When {
     Always,
@@ -256,8 +297,13 @@ impl Context<'_> {
 
     /// The same of the rows that a weight is multiplied with: where a step has few, and where it has more, see [`Self::are_few`].
     pub(super) fn rows_of(&self, panels: &Panels, mode: &Mode) -> [Format; 2] {
-        let few = self.multiplied(panels.format, mode);
-        match self.cores.unpacked(panels.format, panels.depth) {
+        self.formats(panels.format, panels.depth, mode)
+    }
+
+    /// The same of panels that are stored so.
+    pub(super) fn formats(&self, stored: Format, depth: usize, mode: &Mode) -> [Format; 2] {
+        let few = self.multiplied(stored, mode);
+        match self.cores.unpacked(stored, depth) {
             Format::Codes(_) => [few, few],
             floats => [few, self.multiplied(floats, mode)],
         }

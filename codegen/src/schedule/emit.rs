@@ -304,8 +304,8 @@ impl<'a> Emitter<'a> {
         };
         let value = widen(value);
         self.push(match to.spread(&self.steps(out, axis, aligned)) {
-            Some((together, apart)) => Stmt::Spread(Spread { at, together, apart, value }),
-            None => Stmt::Store { elem: to.elem, at, value },
+            Some((together, apart)) if together != apart => Stmt::Spread(Spread { at, together, apart, value }),
+            _ => Stmt::Store { elem: to.elem, at, value },
         });
     }
 

@@ -7,10 +7,11 @@ use std::collections::{BTreeMap, HashMap};
 
 use einfuse_graph::{AxisId, Extent, Kind, TensorId, Type};
 
+use super::cores::odd_lines;
 use super::layout::Layout;
-use super::place::Place;
+use super::place::{Memory, Place};
 use super::weights::{Region, Variant};
-use crate::fuse::{Contraction, Plan, Segment, Storage};
+use crate::fuse::{Contraction, Plan, Segment, Shape, Storage};
 use crate::loops::{Arg, Buffer, Elem, Format, GROUP};
 
 /// How many positions a stream visits at once.
@@ -62,10 +63,22 @@ pub(crate) struct Homes {
     pub(crate) scores: HashMap<TensorId, Vec<AxisId>>,
     /// The states that lie in panels over columns, with those columns.
     pub(crate) columns: HashMap<TensorId, Vec<AxisId>>,
+    /// Where values are as rows of bf16, if cores multiply them so and nothing else reads them.
+    pub(crate) rounded: Vec<Rounded>,
     /// Bytes of the arena.
     pub(crate) arena: usize,
     /// Most tokens of a step, with the rows that cores read beyond.
     pub(crate) tokens: usize,
+}
+
+/// A value that contractions alone read, all of it row by row.
+#[derive(Debug)]
+pub(crate) struct Rounded {
+    pub(crate) tensor: TensorId,
+    /// Its rows of bf16.
+    pub(crate) place: Place,
+    /// The panels that they are multiplied with: how they are stored, and their depth.
+    pub(crate) panels: Vec<(Format, usize)>,
 }
 
 /// What a program is made for.
@@ -95,6 +108,7 @@ impl Homes {
             states: HashMap::new(),
             scores: HashMap::new(),
             columns: HashMap::new(),
+            rounded: Vec::new(),
             arena: 0,
             tokens: extents.tokens,
         };
@@ -192,19 +206,69 @@ impl Homes {
         }
         // Cores read whole groups of rows, beyond the last.
         self.arena += slack * 4;
+        let mut handed = vec![graph.output];
         for segment in &plan.segments {
             if let Segment::Layers { carry, initial, out, bodies, .. } = segment
                 && let Some(place) = homes.get(carry).cloned()
             {
+                handed.push(*carry);
                 for tensor in [initial, out].into_iter().chain(bodies.iter().map(|(_, result)| result)) {
                     homes.insert(*tensor, place.clone());
+                    handed.push(*tensor);
                 }
             }
         }
         for (tensor, place) in homes {
+            if let Some(panels) = self.multiplied(plan, tensor).filter(|_| !handed.contains(&tensor)) {
+                let place = in_rows(plan, tensor, &place);
+                self.rounded.extend(place.map(|place| Rounded { tensor, place, panels }));
+            }
             self.everywhere(tensor, place);
         }
     }
+
+    /// The panels that a value's rows are multiplied with, if that is all that is done with it.
+    fn multiplied(&self, plan: &Plan, tensor: TensorId) -> Option<Vec<(Format, usize)>> {
+        let mut all = Vec::new();
+        for (kernels, variants) in plan.scopes().into_iter().zip(&self.variants) {
+            for (kernel, variants) in kernels.iter().zip(variants) {
+                for q in kernel.equations.iter().filter(|q| plan.reads(**q).contains(&tensor)) {
+                    let Shape::Contract(contract) = &kernel.shape else { return None };
+                    let (_, c) = contract.tasks.iter().flat_map(|task| &task.contractions).find(|(of, _)| of == q)?;
+                    let [rows, depth @ ..] = &plan.graph.tensor(tensor).axes[..] else { return None };
+                    let in_order = c.a == tensor && c.rows == [*rows] && c.depth == depth;
+                    if !in_order || c.chosen.is_some() || !crate::fuse::is_tokens(&plan.graph, *rows) {
+                        return None;
+                    }
+                    all.extend(variants.iter().map(|own| (own.panels[q].format, own.panels[q].depth)));
+                }
+            }
+        }
+        (!all.is_empty()).then_some(all)
+    }
+}
+
+/// A value's rows as bf16 in the memory of its floats, kept apart in the caches.
+fn in_rows(plan: &Plan, tensor: TensorId, place: &Place) -> Option<Place> {
+    let Memory::Flat(buffer) = &place.memory else { return None };
+    let sizes: Vec<usize> =
+        plan.graph.tensor(tensor).axes[1..].iter().map(|&a| plan.graph.size(a).unwrap_or(1)).collect();
+    let row: usize = sizes.iter().product();
+    let stride = odd_lines(row, Format::Bf16);
+    let mut layout = Layout::default();
+    layout.push(0, stride);
+    let mut step = row;
+    for (dim, size) in sizes.into_iter().enumerate() {
+        step /= size;
+        layout.push(dim + 1, step);
+    }
+    // Of short rows the padding would be too much.
+    (stride <= 2 * row).then(|| Place {
+        elem: Elem::Bf16,
+        layout,
+        memory: Memory::Flat(buffer.clone()),
+        ..place.clone()
+    })
 }
 
 /// Whether a contraction yields scores from panels over positions: its only column axis is the positions'.

@@ -26,7 +26,7 @@ pub(crate) mod tiling;
 pub(crate) mod weights;
 
 use crate::fuse::{Contraction, EqId, Fold, Kernel, Plan, Shape};
-use crate::loops::{self, Arg, Cores, Expr};
+use crate::loops::{self, Arg, Cores, Expr, Format};
 use emit::{Emitter, Span};
 use homes::Homes;
 use place::Place;
@@ -34,7 +34,7 @@ pub use tiling::{Sizes, Tiling};
 use weights::Variant;
 
 /// The number of this way to write kernels: another one where a kernel's best tiling may be another than it was.
-pub const REVISION: u32 = 15;
+pub const REVISION: u32 = 16;
 
 /// How many rows a program's kernels are made for.
 #[derive(Clone, Debug, PartialEq)]
@@ -124,14 +124,34 @@ impl<'a> Context<'a> {
 
     /// Where the kernel finds a tensor, or leaves it.
     fn home(&self, tensor: TensorId) -> Place {
-        let own = self.staged.get(&tensor).or_else(|| self.variant.places.get(&tensor));
+        let own =
+            self.staged.get(&tensor).or_else(|| self.variant.places.get(&tensor)).or_else(|| self.rounded(tensor));
         own.unwrap_or_else(|| &self.homes.places[self.scope][&tensor]).clone()
+    }
+
+    /// How a value that other kernels computed is stored.
+    fn stored(&self, tensor: TensorId) -> Format {
+        if self.rounded(tensor).is_some() { Format::Bf16 } else { Format::F32 }
+    }
+
+    /// Where a value is as rows of bf16: what cores of many rows multiply so, and nothing else reads, is rounded where it is computed.
+    fn rounded(&self, tensor: TensorId) -> Option<&Place> {
+        let of_cores = |&(format, depth): &(Format, usize)| {
+            let [_, many] = self.formats(format, depth, &Mode::Many);
+            many == Format::Bf16
+        };
+        let all = self.homes.rounded.iter().filter(|_| !matches!(self.mode, Mode::One(_)));
+        let found = all.filter(|rounded| rounded.panels.iter().all(of_cores)).find(|rounded| rounded.tensor == tensor);
+        found.map(|rounded| &rounded.place)
     }
 
     fn emitter(&self) -> Emitter<'a> {
         let mut places = self.homes.places[self.scope].clone();
         let own = self.variant.places.iter().chain(&self.staged);
         places.extend(own.map(|(&tensor, place)| (tensor, place.clone())));
+        let rounded =
+            self.homes.rounded.iter().filter_map(|rounded| Some((rounded.tensor, self.rounded(rounded.tensor)?)));
+        places.extend(rounded.map(|(tensor, place)| (tensor, place.clone())));
         Emitter::new(&self.plan.graph, places)
     }
 

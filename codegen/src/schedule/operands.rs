@@ -3,7 +3,7 @@
 use einfuse_graph::{AxisId, TensorId};
 
 use super::contract::Block;
-use super::cores::{When, apart};
+use super::cores::{When, apart, odd_lines};
 use super::emit::{Emitter, Scope};
 use super::layout::Layout;
 use super::place::Place;
@@ -22,7 +22,7 @@ pub(super) struct Operand {
 
 #[derive(Clone)]
 enum Memory {
-    /// Floats where a tensor's elements are.
+    /// Numbers where a tensor's elements are.
     Place(Box<Place>),
     /// Rows in another format, one after the other: for each row, one for each coordinate of the batch, of so many units.
     Encoded {
@@ -92,9 +92,10 @@ pub(super) fn are_shared(cx: &Context, kernel: &Kernel, contract: &Contract) -> 
     let read = |q: &usize| crate::fuse::loads(graph, cx.plan.equations[*q].body).iter().any(|t| computed.contains(t));
     let copied = |(q, c): &(_, Contraction)| {
         let row = product(cx, &c.depth) * product(cx, &c.batch);
+        let stored = cx.stored(c.a);
         cx.rows_of(&cx.variant.panels[q], &mode)
             .iter()
-            .any(|&format| format != Format::F32 || apart(row, format) != row)
+            .any(|&format| format != stored || format == Format::F32 && apart(row, format) != row)
     };
     mode == Mode::Many && (!computed.is_empty() || contractions().any(copied)) && !others.into_iter().any(read)
 }
@@ -135,8 +136,16 @@ pub(super) fn operands(
         let computed = contract.prologue.iter().any(|&q| cx.plan.equations[q].out == c.a);
         let stride = if computed { apart(row, Format::F32) } else { row };
         let place = e.places[&c.a].clone();
+        let stored = Format::of(place.elem);
+        if stored == format && stored != Format::F32 {
+            let second: Vec<usize> = (0..place.origin.len()).map(|dim| usize::from(dim == 0)).collect();
+            let stride = place.layout.offset_of(&second) - place.layout.base;
+            block.operands.insert((c.a, format), Operand { memory: Memory::Place(place.into()), format, stride });
+            continue;
+        }
         let mut floats = Operand { memory: Memory::Place(place.into()), format: Format::F32, stride };
-        if !computed && format == Format::F32 && mode == Mode::Many && apart(row, format) != row {
+        let is_apart = format == Format::F32 && mode == Mode::Many && apart(row, format) != row;
+        if !computed && (is_apart || stored != Format::F32) {
             let (place, stride) = block_place(cx, c.a, Some(c), block, &mut room, e);
             e.equation(&Scope::default(), c.a, cx.load(c.a), &place);
             floats = Operand { memory: Memory::Place(place.into()), stride, ..floats };
@@ -176,7 +185,7 @@ fn encoded(
     let (depth, batches) = (product(cx, &c.depth), product(cx, &c.batch));
     let line = 64 / format.elem().bytes();
     let units = format.row(depth).next_multiple_of(line);
-    let stride = apart(units * batches, format);
+    let stride = odd_lines(units * batches, format);
     let (rows, first) = room.rows(cx, block);
     let buffer = room.memory(stride * rows, format.elem(), e);
     let from = floats.at(cx, c, block, &Scope::default());

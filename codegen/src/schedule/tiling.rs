@@ -7,7 +7,7 @@ use super::Mode;
 use super::homes::Homes;
 use super::weights::Variant;
 use crate::fuse::{Fold, Kernel, Plan, Shape};
-use crate::loops::{Cores, MAX_ROWS};
+use crate::loops::{Cores, Elem, MAX_ROWS};
 
 /// The numbers of one kernel's schedule: whatever they are, the answer is the same up to rounding. A kernel takes note of
 /// those that its skeleton has.
@@ -91,6 +91,9 @@ impl Sizes {
 /// in the second cache.
 pub(crate) const EXPANDING: usize = 384;
 
+/// Bytes of rows that stay in the second cache while panels go by.
+const SECOND: usize = 1 << 20;
+
 /// Tiles that each worker should have, at least, where there is one token or a few.
 const TILES: usize = 2;
 
@@ -132,10 +135,13 @@ impl Tiling {
         let parts = (TILES * workers).div_ceil(sizes.outer.max(1)).next_power_of_two().min(MOST_PARTS);
         // What a tile computes for each page it computes for all of its rows.
         let tile = if sizes.operands > 0 { EXPANDING } else { 48 };
-        // Panels are read anew for each block, and wide cores multiply faster than memory brings them. Of bf16, which tiles multiply
-        // fastest, as many rows as stay near are best.
+        // Panels are read anew for each block, and wide cores multiply faster than memory brings them. Where tiles multiply, as many rows
+        // as stay near are best.
         let block = match cores.bits {
-            512 if cores.tiles && sizes.bits == 16 && sizes.depth <= 1024 => 512,
+            512 if cores.tiles && sizes.bits <= 16 => {
+                let rows = SECOND / (Elem::Bf16.bytes() * sizes.depth.max(1));
+                (rows / 2 + 1).next_power_of_two().clamp(64, 512)
+            }
             512 => 256,
             _ => 64,
         };

@@ -17,7 +17,7 @@ use super::layout::Layout;
 use super::panels::{self, Part, Stored, Strides};
 use super::place::{Coded, Place};
 use crate::fuse::{Along, Blocks, Contraction, EqId, Kept, Kernel, Order, Plan, Shape, Storage, Task};
-use crate::loops::{Address, Buffer, Expr, Format, PANEL};
+use crate::loops::{Address, Buffer, Expr, Format, Next, PANEL};
 
 /// The most elements of a weight that is loaded element by element for which it is worth while to keep floats as `F32`.
 const SMALL: usize = 1 << 16;
@@ -89,7 +89,17 @@ impl Units {
         let apart = if self.joined == 1 { panels.panel } else { panels.unit_stride };
         let at = from + unit.clone() * (self.joined * panels.unit_stride) + panels.base;
         let at = Address::new(panels.buffer.clone(), at);
-        Panelled { at, format: panels.format, depth: panels.depth, count: self.panels, apart, next: None }
+        Panelled { at, format: panels.format, depth: panels.depth, count: self.panels, apart, next: None, spread: None }
+    }
+
+    /// What the next unit reads of a weight, a panel's share of it. Where the panels of several weights take turns, each has as much
+    /// of the unit, in their order.
+    pub(super) fn next(&self, panels: &Panels, unit: &Expr) -> Next {
+        let within = panels.base % panels.unit_stride;
+        let at =
+            (unit.clone() + 1) * (self.joined * panels.unit_stride) + (panels.base - within + self.joined * within);
+        let elem = panels.format.elem();
+        Next { at: Address::new(panels.buffer.clone(), at), elem, bytes: panels.panel * elem.bytes() }
     }
 }
 

@@ -552,7 +552,7 @@ mod tests {
             accumulate: false,
             tiles: false,
             fetch: false,
-            next: false,
+            next: None,
         };
         write(&mut w, shape, format.codes().unwrap()).unwrap();
         if format.unpacked() != format {

@@ -40,8 +40,8 @@ struct Shape {
     tiles: bool,
     /// Whether what is read next is fetched.
     fetch: bool,
-    /// Whether that is told, and does not lie behind the panel.
-    next: bool,
+    /// How many bytes of that are told to be elsewhere than behind the panel.
+    next: Option<usize>,
 }
 
 impl Shape {
@@ -99,7 +99,7 @@ impl Leaf {
                 && core.panels == 1
                 && core.rows <= FEW
                 && (core.rows > 1 || core.b_format.bits() < 8 || core.next.is_some()),
-            next: core.next.is_some(),
+            next: core.next.as_ref().map(|next| next.bytes),
         };
         let tiles = shape.rows.is_multiple_of(GROUP) && cores.tiles_serve(shape.a, shape.b, shape.depth);
         let shape = Shape { tiles, ..shape };
@@ -133,7 +133,7 @@ impl Leaf {
     fn signature(&self, call_conv: CallConv) -> Signature {
         let mut signature = Signature::new(call_conv);
         let addresses = match self {
-            Leaf::Core(shape) => 3 + usize::from(shape.next),
+            Leaf::Core(shape) => 3 + usize::from(shape.next.is_some()),
             Leaf::Unpack { .. } | Leaf::Encode { .. } | Leaf::Exps { .. } => 2,
             Leaf::Lanes(lanes) => lanes.pointers.len() + usize::from(lanes.rows),
             Leaf::SetUp | Leaf::Leave => 0,
@@ -258,7 +258,7 @@ fn assemble(leaf: &Leaf, cores: &Cores, call_conv: CallConv, text: Option<usize>
     let mut w = Writer::new(cores)?;
     match leaf {
         Leaf::Core(shape) => {
-            if shape.next {
+            if shape.next.is_some() {
                 w.push(Instruction::with2(Code::Mov_r64_rm64, NEXT, Register::RCX))?;
             }
             match (shape.b.codes(), shape.tiles) {
@@ -466,14 +466,14 @@ impl Writer {
 
     /// Fetches a line that lies so many bytes behind the place in the panel: of the next one, else [`AHEAD`] of here.
     fn fetch(&mut self, shape: &Shape, bytes: usize) -> Result<(), IcedError> {
-        let line = if shape.next { self.at(NEXT, bytes) } else { self.at(B, AHEAD + bytes) };
+        let line = if shape.next.is_some() { self.at(NEXT, bytes) } else { self.at(B, AHEAD + bytes) };
         self.push(Instruction::with1(Code::Prefetcht0_m8, line))
     }
 
     /// Moves on in the panel, and in the next.
     fn advance_panel(&mut self, shape: &Shape, bytes: usize) -> Result<(), IcedError> {
         self.advance(B, bytes)?;
-        if shape.fetch && shape.next { self.advance(NEXT, bytes) } else { Ok(()) }
+        if shape.fetch && shape.next.is_some() { self.advance(NEXT, bytes) } else { Ok(()) }
     }
 
     /// Moves an address on.

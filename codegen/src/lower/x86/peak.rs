@@ -54,14 +54,14 @@ fn tiles(format: Format, cores: &Cores, iterations: usize) -> Result<Vec<u8>, Ic
     let sum = Register::ZMM0;
     tiles::set_up(&mut w)?;
     w.constant(sum, ones(format))?;
-    w.push(Instruction::with2(Code::Mov_rm64_imm32, tiles::LINE, STEP as i32))?;
+    w.push(Instruction::with2(Code::Mov_rm64_imm32, tiles::PANEL_STRIDE, STEP as i32))?;
     let line = |w: &Writer, nth: usize| w.at(SCRATCH, nth * STEP);
     for nth in 0..GROUP {
         let to = line(&w, nth);
         w.push(Instruction::with2(Code::EVEX_Vmovups_zmmm512_k1z_zmm, to, sum))?;
     }
     for tile in [a, b] {
-        let from = w.tile(SCRATCH, 0, tiles::LINE);
+        let from = w.tile(SCRATCH, 0, tiles::PANEL_STRIDE);
         w.load_tile(tile, from)?;
     }
     (0..TILES).try_for_each(|tile| w.push(Instruction::with1(Code::VEX_Tilezero_tmm, sums(tile))))?;
@@ -70,7 +70,7 @@ fn tiles(format: Format, cores: &Cores, iterations: usize) -> Result<Vec<u8>, Ic
         (0..UNROLL * TILES).try_for_each(|step| w.push(Instruction::with3(code, sums(step % TILES), a, b)))
     })?;
     for tile in 0..TILES {
-        let to = w.tile(SCRATCH, tile * GROUP * STEP, tiles::LINE);
+        let to = w.tile(SCRATCH, tile * GROUP * STEP, tiles::PANEL_STRIDE);
         w.push(Instruction::with2(Code::VEX_Tilestored_sibmem_tmm, to, sums(tile)))?;
     }
     for nth in (0..TILES * GROUP).filter(|_| format.is_coded()) {

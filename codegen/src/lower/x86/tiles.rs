@@ -7,24 +7,23 @@
 use iced_x86::{Code, IcedError, Instruction, MemoryOperand, Register};
 
 use super::codes::halves;
-use super::{A, B, C, STEP, Shape, Writer};
+use super::{A, B, C, LINE, NEXT, STEP, Shape, Writer};
 use crate::loops::{Codes, GROUP};
 
 /// Bytes from row to row of a tile of the panel, and of one of sums on the stack.
-pub(super) const LINE: Register = Register::R11;
+pub(super) const PANEL_STRIDE: Register = Register::R11;
 
 /// Bytes from row to row of the first operand.
-const A_STRIDE: Register = Register::R10;
+const A_STRIDE: Register = Register::RAX;
 
 /// Bytes from row to row of the result, of cores of floats.
 const C_STRIDE: Register = Register::R9;
 
 /// Where sums of codes pass through.
-const SUMS: Register = Register::RAX;
+const SUMS: Register = Register::R9;
 
-/// Where the scales of the rows are, and the sums of their bytes.
+/// Where the scales of the rows are; the sums of their bytes are as far behind in each block.
 const ROW_SCALES: Register = Register::R8;
-const ROW_SUMS: Register = Register::R9;
 
 /// Bytes of a tile.
 const TILE: usize = GROUP * STEP;
@@ -80,9 +79,7 @@ pub(super) fn floats(w: &mut Writer, shape: Shape) -> Result<(), IcedError> {
 pub(super) fn bytes(w: &mut Writer, shape: Shape, codes: Codes) -> Result<(), IcedError> {
     let blocks = shape.depth / codes.block;
     strides(w, &shape)?;
-    for (register, at) in [(ROW_SCALES, shape.depth), (ROW_SUMS, codes.sums_of_row(shape.depth))] {
-        w.push(Instruction::with2(Code::Lea_r64_m, register, w.at(A, at)))?;
-    }
+    w.push(Instruction::with2(Code::Lea_r64_m, ROW_SCALES, w.at(A, shape.depth)))?;
     let room = (shape.rows * STEP + STEP) as i32;
     w.push(Instruction::with2(Code::Sub_rm64_imm32, Register::RSP, room))?;
     w.push(Instruction::with2(Code::Lea_r64_m, SUMS, w.at(Register::RSP, STEP - 1)))?;
@@ -106,10 +103,11 @@ const STORE: Code = Code::EVEX_Vmovups_zmmm512_k1z_zmm;
 
 fn block(w: &mut Writer, shape: &Shape, codes: Codes) -> Result<(), IcedError> {
     let part = Part { shape: *shape, first: 0, groups: shape.rows / GROUP };
+    let row_sums = codes.sums_of_row(shape.depth) - shape.depth;
     (0..part.groups).try_for_each(|group| w.push(Instruction::with1(Code::VEX_Tilezero_tmm, sums(group))))?;
     part.products(w, codes.block / shape.b.together(), Code::VEX_Tdpbsud_tmm_tmm_tmm)?;
     for group in 0..part.groups {
-        let to = w.tile(SUMS, group * TILE, LINE);
+        let to = w.tile(SUMS, group * TILE, PANEL_STRIDE);
         w.push(Instruction::with2(Code::VEX_Tilestored_sibmem_tmm, to, sums(group)))?;
     }
     // The panel has moved on over the codes.
@@ -119,7 +117,12 @@ fn block(w: &mut Writer, shape: &Shape, codes: Codes) -> Result<(), IcedError> {
         let (of_row, place) = (row * shape.a_stride, w.result(shape, row, 0));
         let sum = Register::ZMM0 + (row % 16) as u32;
         w.push(Instruction::with2(Code::EVEX_Vmovdqu32_zmm_k1z_zmmm512, sum, w.at(SUMS, row * STEP)))?;
-        w.push(Instruction::with3(Code::EVEX_Vpaddd_zmm_k1z_zmm_zmmm512b32, sum, sum, w.each(ROW_SUMS, of_row)))?;
+        w.push(Instruction::with3(
+            Code::EVEX_Vpaddd_zmm_k1z_zmm_zmmm512b32,
+            sum,
+            sum,
+            w.each(ROW_SCALES, row_sums + of_row),
+        ))?;
         w.push(Instruction::with2(Code::EVEX_Vcvtdq2ps_zmm_k1z_zmmm512b32_er, sum, sum))?;
         let scale =
             Instruction::with3(Code::EVEX_Vmulps_zmm_k1z_zmm_zmmm512b32_er, SCALE, SCALES, w.each(ROW_SCALES, of_row));
@@ -127,12 +130,14 @@ fn block(w: &mut Writer, shape: &Shape, codes: Codes) -> Result<(), IcedError> {
         w.push(Instruction::with3(Code::EVEX_Vfmadd213ps_zmm_k1z_zmm_zmmm512b32_er, sum, SCALE, place))?;
         w.push(Instruction::with2(STORE, place, sum))?;
     }
-    w.advance(ROW_SCALES, 4)?;
-    w.advance(ROW_SUMS, 4)
+    w.advance(ROW_SCALES, 4)
 }
 
 /// Tiles of steps that are written one after the other.
 const UNROLL: usize = 4;
+
+/// Bytes of panels that the first cache keeps from one core to the next only where the rows pass it by.
+const NEAR: usize = 16 << 10;
 
 /// Tiles of sums that there are at once: as many as hide each other's latency.
 const SUMS_AT_ONCE: usize = 4;
@@ -173,20 +178,41 @@ impl Part {
     /// The same of some tiles of steps.
     fn some(&self, w: &mut Writer, tiles: usize, multiply: Code) -> Result<(), IcedError> {
         let Part { shape, first, groups } = self;
+        let passes_by = shape.panels * shape.b.panel(shape.depth) * shape.b.elem().bytes() > NEAR;
+        let load = if passes_by { Code::VEX_Tileloaddt1_tmm_sibmem } else { Code::VEX_Tileloadd_tmm_sibmem };
+        // What is fetched is spread over all tiles of steps of all parts.
+        let turns = shape.steps() / GROUP * (shape.rows / GROUP).div_ceil(SUMS_AT_ONCE / shape.panels);
+        let lines = shape.next.map_or(0, |bytes| bytes.div_ceil(LINE).div_ceil(turns));
         for tile in 0..tiles {
-            for (panel, register) in PANELS.into_iter().enumerate().take(shape.panels) {
-                let from = w.tile(B, panel * shape.b_stride + tile * TILE, LINE);
-                w.load_tile(register, from)?;
-            }
-            for group in 0..*groups {
-                let rows = ROWS[group % ROWS.len()];
-                let at = (first + group) * GROUP * shape.a_stride + tile * GROUP * shape.a_step();
-                let from = w.tile(A, at, A_STRIDE);
-                w.load_tile(rows, from)?;
+            let pairs = (0..*groups).step_by(ROWS.len()).map(|from| from..(from + ROWS.len()).min(*groups));
+            for (nth, pair) in pairs.enumerate() {
+                // The second panel is loaded while the first is multiplied.
                 for (panel, register) in PANELS.into_iter().enumerate().take(shape.panels) {
-                    w.push(Instruction::with3(multiply, sums(group * shape.panels + panel), rows, register))?;
+                    if nth == 0 {
+                        let from = w.tile(B, panel * shape.b_stride + tile * TILE, PANEL_STRIDE);
+                        w.load_tile(register, from)?;
+                    }
+                    for (group, rows) in pair.clone().zip(ROWS) {
+                        if panel == 0 {
+                            let at = (first + group) * GROUP * shape.a_stride + tile * GROUP * shape.a_step();
+                            let from = w.tile(A, at, A_STRIDE);
+                            w.push(Instruction::with2(load, rows, from))?;
+                        }
+                    }
+                    if nth == 0 && panel == 0 {
+                        for line in 0..lines {
+                            let line = w.at(NEXT, (tile * lines + line) * LINE);
+                            w.push(Instruction::with1(Code::Prefetcht1_m8, line))?;
+                        }
+                    }
+                    for (group, rows) in pair.clone().zip(ROWS) {
+                        w.push(Instruction::with3(multiply, sums(group * shape.panels + panel), rows, register))?;
+                    }
                 }
             }
+        }
+        if tiles > 0 && shape.next.is_some() {
+            w.advance(NEXT, tiles * lines * LINE)?;
         }
         if tiles > 0 {
             w.advance(A, tiles * GROUP * shape.a_step())?;
@@ -203,7 +229,7 @@ pub(super) fn sums(nth: usize) -> Register {
 
 /// Loads what the rows of tiles are apart.
 fn strides(w: &mut Writer, shape: &Shape) -> Result<(), IcedError> {
-    for (register, bytes) in [(A_STRIDE, shape.a_stride), (C_STRIDE, shape.c_stride), (LINE, STEP)] {
+    for (register, bytes) in [(A_STRIDE, shape.a_stride), (C_STRIDE, shape.c_stride), (PANEL_STRIDE, STEP)] {
         w.push(Instruction::with2(Code::Mov_rm64_imm32, register, bytes as i32))?;
     }
     Ok(())

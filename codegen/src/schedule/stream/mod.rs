@@ -262,7 +262,7 @@ fn tile(
         let run = Run { cx, kernel, shape, tile: &tile, first, next, end: end.clone(), rows: rows.clone() };
         tile.held.fill(&run, &scope, e);
         run.scores(&scope, e);
-        each_row(shape, &scope, e, |e, scope| run.row(scope, e));
+        run.statistics(&scope, e);
         for fold in &stream.folds {
             let Fold::Sum { weight, over: Some(c), .. } = fold else { continue };
             run.sum_columns(weight, c, &scope, e);

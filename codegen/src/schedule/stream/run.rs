@@ -10,9 +10,9 @@ use super::super::emit::{Emitter, Scope, Span, graph_name, widen};
 use super::super::homes::RUN;
 use super::super::place::Place;
 use super::held::Order;
-use super::{LOWEST, Rows, Shape, Tile, columns, row_number};
+use super::{LOWEST, Rows, Shape, Tile, columns, each_row, row_number};
 use crate::fuse::{Along, Contraction, Fold, Kernel, Weighted};
-use crate::loops::{self, Address, Elem, Expr, LANES, PANEL, Stmt, Ty, Unary};
+use crate::loops::{self, Address, Buffer, Elem, Expr, LANES, Next, PANEL, Stmt, Ty, Unary};
 
 /// A run that a tile visits.
 pub(super) struct Run<'a> {
@@ -28,6 +28,20 @@ pub(super) struct Run<'a> {
     pub(super) end: Expr,
     /// Rows of the tile.
     pub(super) rows: Expr,
+}
+
+/// A running maximum.
+struct Maximum {
+    of: TensorId,
+    /// What it is so far, of each row.
+    is: Buffer,
+    /// Of each row, by what it scales what was summed before this run.
+    factors: Buffer,
+}
+
+/// Where a buffer has what belongs to a row.
+fn at_number(buffer: &Buffer, number: &Expr) -> Address {
+    Address::new(buffer.clone(), number.clone())
 }
 
 impl Run<'_> {
@@ -56,7 +70,9 @@ impl Run<'_> {
             let Some(format) = tile.held.format(cx, c, &order) else { continue };
             let (at, next) = self.panels(c, &order, scope, e);
             let depth = queries.depth;
-            let b = Panelled { at, format, depth, count: RUN / PANEL, apart: format.panel(depth), next };
+            let next =
+                next.map(|at| Next { at, elem: format.elem(), bytes: format.panel(depth) * format.elem().bytes() });
+            let b = Panelled { at, format, depth, count: RUN / PANEL, apart: format.panel(depth), next, spread: None };
             let to = Address::new(flat(&place), 0);
             let to = Products { at: to, stride: RUN, apart: PANEL, accumulate: false };
             products(cx, &Count::of(self.rows.clone()), &queries.matrix(), &b, &to, e);
@@ -72,106 +88,132 @@ impl Run<'_> {
         }
     }
 
-    /// One row of a run: its statistics, and its scores turned into weights.
-    pub(super) fn row(&self, scope: &Scope, e: &mut Emitter) {
+    /// The statistics of all rows of a run, and their scores turned into weights: one thing after the other for all rows, so that no
+    /// row waits for what is found out about itself.
+    pub(super) fn statistics(&self, scope: &Scope, e: &mut Emitter) {
         let (cx, shape, tile) = (self.cx, self.shape, self.tile);
-        let stream = shape.stream;
-        let from = shape.tokens.map_or(Expr::Int(0), |t| e.span(t).from);
-        let number = row_number(cx, shape, scope, &from);
-        let number = e.int(number);
-        let mut before: Vec<(TensorId, loops::Var, loops::Var)> = Vec::new();
-        let mut done: Vec<(&Weighted, loops::Var)> = Vec::new();
-        for (fold, place) in stream.folds.iter().zip(&tile.stats) {
-            let out = cx.plan.equations[fold.equation()].out;
-            let stat_axes = &cx.plan.graph.tensor(out).axes;
+        let mut maxima: Vec<Maximum> = Vec::new();
+        let mut totals: Vec<(&Weighted, Buffer)> = Vec::new();
+        let before = e.scratch;
+        for (fold, place) in shape.stream.folds.iter().zip(&tile.stats) {
+            let stat = flat(place);
             match fold {
-                Fold::Max { value, mask, .. } => {
-                    let best = e.bind(Ty::Floats, Expr::Float(LOWEST).splat());
-                    let kept = tile.weights.iter().find(|(w, _)| w.is_power_of(*value, *mask, out));
-                    self.each_vector(scope, e, |e, scope| {
-                        let value = self.present(*value, *mask, scope, e);
-                        let value = e.bind(Ty::Floats, value);
-                        if let Some((_, rows)) = kept {
-                            self.keep(rows, &number, value, scope, e);
-                        }
-                        e.push(Stmt::Set(best, Expr::from(best).max(value)));
-                    });
-                    let index: Vec<Expr> = stat_axes.iter().map(|a| scope.at[a].clone()).collect();
-                    let at = place.address(&index);
-                    let old = e.bind(Ty::Float, at.clone().load(Elem::F32));
-                    let most = Expr::from(best).fold(loops::Fold::Max);
-                    let new = e.bind(Ty::Float, Expr::from(old).max(most));
-                    e.push(Stmt::Store { elem: Elem::F32, at, value: new.into() });
-                    // Most runs of a row leave its maximum as it was.
-                    let factor = e.bind(Ty::Float, Expr::Float(1.0));
-                    e.when(Expr::from(old).differs(new), |e| {
-                        e.push(Stmt::Set(factor, (Expr::from(old) - Expr::from(new)).unary(Unary::Exp)));
-                    });
-                    before.push((out, new, factor));
+                Fold::Max { eq, value, mask, .. } => {
+                    let of = cx.plan.equations[*eq].out;
+                    let maximum = Maximum { of, is: stat, factors: e.floats(shape.padded) };
+                    self.maxima(&maximum, *value, *mask, scope, e);
+                    maxima.push(maximum);
                 }
                 Fold::Sum { weight, over, .. } => {
-                    let shift = weight.shifted.and_then(|(_, m)| before.iter().find(|(t, ..)| *t == m).copied());
-                    let total = match done.iter().find(|(w, _)| *w == weight) {
-                        Some((_, total)) => *total,
-                        None => {
-                            let rows = tile.weights.iter().find(|(w, _)| w == weight).map(|(_, rows)| rows);
-                            let total = match (rows, shift) {
-                                (Some(rows), Some((m, new, _))) if self.keeps(weight, m) => {
-                                    let total = rows.exponentials(number.clone(), new.into(), e);
-                                    if rows.format.is_coded() {
-                                        self.encode(rows, &number, scope, e);
-                                    }
-                                    total
-                                }
-                                _ => {
-                                    let total = e.bind(Ty::Floats, Expr::Float(0.0).splat());
-                                    self.each_vector(scope, e, |e, scope| {
-                                        let value = self.weighted(weight, shift.map(|(_, new, _)| new), scope, e);
-                                        let value = e.bind(Ty::Floats, value);
-                                        if let Some(rows) = rows {
-                                            self.keep(rows, &number, value, scope, e);
-                                        }
-                                        e.push(Stmt::Set(total, Expr::from(total) + value));
-                                    });
-                                    if let Some(rows) = rows {
-                                        self.encode(rows, &number, scope, e);
-                                    }
-                                    e.bind(Ty::Float, Expr::from(total).fold(loops::Fold::Sum))
-                                }
-                            };
-                            done.push((weight, total));
-                            total
-                        }
-                    };
-                    match over {
-                        None => {
-                            let index: Vec<Expr> = stat_axes.iter().map(|a| scope.at[a].clone()).collect();
-                            let at = place.address(&index);
-                            let sum = Expr::from(total);
-                            let old = at.clone().load(Elem::F32);
+                    let shift = weight.shifted.and_then(|(_, m)| maxima.iter().find(|maximum| maximum.of == m));
+                    let known = totals.iter().find(|(w, _)| *w == weight).map(|(_, total)| total.clone());
+                    let total = known.unwrap_or_else(|| {
+                        let total = e.floats(shape.padded);
+                        self.totals(&total, weight, shift, scope, e);
+                        totals.push((weight, total.clone()));
+                        total
+                    });
+                    match (over, shift) {
+                        (None, _) => self.all_rows(e, |e, at| {
+                            let [old, sum] = [&stat, &total].map(|of| at_number(of, &at).load4(Elem::F32));
                             let value = match shift {
-                                Some((_, _, factor)) => old.fma(factor, sum),
+                                Some(maximum) => old.fma(at_number(&maximum.factors, &at).load4(Elem::F32), sum),
                                 None => old + sum,
                             };
-                            e.push(Stmt::Store { elem: Elem::F32, at, value });
-                        }
-                        Some(c) => {
-                            let Some((_, _, factor)) = shift else { continue };
-                            let (buffer, width) = (flat(place), columns(cx, c));
-                            let first = e.int(number.clone() * width);
-                            e.when(Expr::from(factor).differs(1.0f32), |e| {
-                                let factor = e.bind(Ty::Floats, Expr::from(factor).splat());
-                                e.repeat(Expr::Int(0), width.into(), LANES, |e, at| {
-                                    let at = Address::new(buffer, first + at);
-                                    let value = at.clone().load4(Elem::F32) * factor;
-                                    e.push(Stmt::Store { elem: Elem::F32, at, value });
-                                });
-                            });
-                        }
+                            e.push(Stmt::Store { elem: Elem::F32, at: at_number(&stat, &at), value });
+                        }),
+                        (Some(c), Some(maximum)) => self.rescale(&stat, columns(cx, c), maximum, scope, e),
+                        (Some(_), None) => {}
                     }
                 }
             }
         }
+        e.release(before);
+    }
+
+    /// The maxima so far, and by what they scale what was summed before.
+    fn maxima(&self, maximum: &Maximum, value: ExprId, mask: Option<ExprId>, scope: &Scope, e: &mut Emitter) {
+        let of_run = e.floats(self.shape.padded);
+        let kept = self.tile.weights.iter().find(|(w, _)| w.is_power_of(value, mask, maximum.of));
+        self.each_row(scope, e, |e, scope, number| {
+            let best = e.bind(Ty::Floats, Expr::Float(LOWEST).splat());
+            self.each_vector(scope, e, |e, scope| {
+                let value = self.present(value, mask, scope, e);
+                let value = e.bind(Ty::Floats, value);
+                if let Some((_, rows)) = kept {
+                    self.keep(rows, number, value, scope, e);
+                }
+                e.push(Stmt::Set(best, Expr::from(best).max(value)));
+            });
+            let value = Expr::from(best).fold(loops::Fold::Max);
+            e.push(Stmt::Store { elem: Elem::F32, at: at_number(&of_run, number), value });
+        });
+        self.all_rows(e, |e, at| {
+            let old = e.bind(Ty::Floats, at_number(&maximum.is, &at).load4(Elem::F32));
+            let new = e.bind(Ty::Floats, Expr::from(old).max(at_number(&of_run, &at).load4(Elem::F32)));
+            e.push(Stmt::Store { elem: Elem::F32, at: at_number(&maximum.is, &at), value: new.into() });
+            let factor = (Expr::from(old) - Expr::from(new)).unary(Unary::Exp);
+            e.push(Stmt::Store { elem: Elem::F32, at: at_number(&maximum.factors, &at), value: factor });
+        });
+    }
+
+    /// Turns the rows' scores into weights, and sums each row.
+    fn totals(&self, to: &Buffer, weight: &Weighted, shift: Option<&Maximum>, scope: &Scope, e: &mut Emitter) {
+        let rows = self.tile.weights.iter().find(|(w, _)| w == weight).map(|(_, rows)| rows);
+        let kept = shift.is_some_and(|maximum| self.keeps(weight, maximum.of));
+        self.each_row(scope, e, |e, scope, number| {
+            let shift = shift.map(|maximum| e.bind(Ty::Float, at_number(&maximum.is, number).load(Elem::F32)));
+            let value: Expr = match (rows, shift) {
+                (Some(rows), Some(shift)) if kept => rows.exponentials(number.clone(), shift.into(), e).into(),
+                _ => {
+                    let total = e.bind(Ty::Floats, Expr::Float(0.0).splat());
+                    self.each_vector(scope, e, |e, scope| {
+                        let value = self.weighted(weight, shift, scope, e);
+                        let value = e.bind(Ty::Floats, value);
+                        if let Some(rows) = rows {
+                            self.keep(rows, number, value, scope, e);
+                        }
+                        e.push(Stmt::Set(total, Expr::from(total) + value));
+                    });
+                    Expr::from(total).fold(loops::Fold::Sum)
+                }
+            };
+            e.push(Stmt::Store { elem: Elem::F32, at: at_number(to, number), value });
+            if let Some(rows) = rows.filter(|rows| !kept || rows.format.is_coded()) {
+                self.encode(rows, number, scope, e);
+            }
+        });
+    }
+
+    /// Scales the sums of rows whose maximum is another: of most runs it is as it was.
+    fn rescale(&self, sums: &Buffer, width: usize, maximum: &Maximum, scope: &Scope, e: &mut Emitter) {
+        self.each_row(scope, e, |e, _, number| {
+            let factor = e.bind(Ty::Float, at_number(&maximum.factors, number).load(Elem::F32));
+            let first = number.clone() * width;
+            e.when(Expr::from(factor).differs(1.0f32), |e| {
+                let factor = e.bind(Ty::Floats, Expr::from(factor).splat());
+                e.repeat(Expr::Int(0), width.into(), LANES, |e, at| {
+                    let at = at_number(sums, &(first + at));
+                    let value = at.clone().load4(Elem::F32) * factor;
+                    e.push(Stmt::Store { elem: Elem::F32, at, value });
+                });
+            });
+        });
+    }
+
+    /// Visits the rows of the tile: its coordinates, and its number.
+    fn each_row(&self, scope: &Scope, e: &mut Emitter, mut f: impl FnMut(&mut Emitter, &Scope, &Expr)) {
+        let from = self.shape.tokens.map_or(Expr::Int(0), |t| e.span(t).from);
+        each_row(self.shape, scope, e, |e, scope| {
+            let number = row_number(self.cx, self.shape, scope, &from);
+            let number = e.int(number);
+            f(e, scope, &number);
+        });
+    }
+
+    /// Visits the numbers of all rows that there is room for, four at a time.
+    fn all_rows(&self, e: &mut Emitter, f: impl FnOnce(&mut Emitter, Expr)) {
+        e.repeat(Expr::Int(0), self.shape.padded.into(), LANES, f);
     }
 
     /// Whether the exponents of a weight were kept when their maximum `m` was taken: nothing but their exponentials is left.
@@ -272,7 +314,8 @@ impl Run<'_> {
         let order = Order::of_sums(c);
         let Some(format) = tile.held.format(cx, c, &order) else { return };
         let (at, next) = self.panels(c, &order, scope, e);
-        let b = Panelled { at, format, depth: RUN, count: width / PANEL, apart: format.panel(RUN), next };
+        let next = next.map(|at| Next { at, elem: format.elem(), bytes: format.panel(RUN) * format.elem().bytes() });
+        let b = Panelled { at, format, depth: RUN, count: width / PANEL, apart: format.panel(RUN), next, spread: None };
         let to = Products { at: Address::new(flat(place), 0), stride: width, apart: PANEL, accumulate: true };
         products(cx, &Count::of(self.rows.clone()), &weights.matrix(), &b, &to, e);
     }
