@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 
 use common::{json, repository};
 use einfuse::codegen::fuse::{Segment, Shape};
+use einfuse::codegen::lower::Target;
 use einfuse::codegen::{Batch, Format, Options, Program};
 use einfuse::{Checkpoint, Graph, Rule, graph_of};
 
@@ -14,7 +15,11 @@ fn graph(name: &str) -> Graph {
 }
 
 fn compile(graph: &Graph, options: &Options) -> Program {
-    Program::compile(graph, &|_, _| Format::F32.into(), options).unwrap()
+    compile_as(Format::F32, graph, options)
+}
+
+fn compile_as(weights: Format, graph: &Graph, options: &Options) -> Program {
+    Program::compile(graph, &|_, _| weights.into(), options).unwrap()
 }
 
 /// The folders of golden models, by name.
@@ -135,6 +140,25 @@ fn memory_grows_with_the_tokens() {
         assert!(long < scores, "{name}: {long} bytes");
         let kept = bytes(4096, &[Rule::OnlineSoftmax]);
         assert!(kept > scores, "{name}: {kept} bytes without the rule, which then has no point");
+    }
+}
+
+/// Where cores multiply pairs of bf16, a value that they alone read is rounded where it is computed, once for all; but not a single
+/// token's, which is multiplied as it is.
+#[test]
+fn what_cores_multiply_in_pairs_is_rounded_where_it_is_computed() {
+    let graph = graph("llama3");
+    let pairs = Target::host().unwrap().cores().bf16;
+    for (weights, rounds) in [(Format::Bf16, pairs), (Format::F32, false)] {
+        let program = compile_as(weights, &graph, &Options { cache: Format::F32, ..Options::default() });
+        for batch in [Batch::One, Batch::Many] {
+            let stores = |text: String| text.lines().any(|line| line.trim_start().starts_with("bf16 arena"));
+            let kernels = program.kernels().iter().filter(|kernel| kernel.batch == batch);
+            let rounded = kernels.filter(|kernel| stores(kernel.loops.to_string()));
+            let rounded: Vec<&str> = rounded.map(|kernel| kernel.loops.name.as_str()).collect();
+            let wanted: &[&str] = if rounds && batch == Batch::Many { &["attend_o", "x_out_sum_3_in"] } else { &[] };
+            assert_eq!(rounded, wanted, "{weights}, {batch:?}");
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::loops::{Address, Buffer, Elem, Expr, Format, Kernel, LANES, Stmt, Ty, Var};
+use crate::loops::{Address, Buffer, Elem, Expr, Format, GROUP, Kernel, LANES, Stmt, Ty, Var};
 use crate::lower::{Code, LowerError, Lowering, Multiplying, Target, compile, multiplying};
 
 /// Sums that are carried side by side: enough to hide the latency of one, and all fit into registers.
@@ -50,17 +50,26 @@ pub struct MultiplyAdds {
 }
 
 impl MultiplyAdds {
-    /// Compiles the kernel for what this machine multiplies weights of a format with where there are many rows: a core
+    /// Compiles the kernel for what this machine multiplies panels of a format with where there are many rows: a core
     /// for the format if it has one, else one of floats, at 128 bits if it has none of those either.
     ///
     /// # Errors
     /// If no code can be generated for this machine, or no memory be had for it.
-    pub fn new(weights: Format) -> Result<MultiplyAdds, LowerError> {
-        Self::on(weights, &Target::host()?)
+    pub fn new(panels: Format) -> Result<MultiplyAdds, LowerError> {
+        Self::on(panels, &Target::host()?)
     }
 
-    fn on(weights: Format, target: &Target) -> Result<MultiplyAdds, LowerError> {
-        let formats = match weights {
+    /// The same for weights that are stored so, which may be multiplied otherwise: see [`Cores::unpacked`](crate::loops::Cores).
+    ///
+    /// # Errors
+    /// As [`MultiplyAdds::new`].
+    pub fn of_weights(stored: Format) -> Result<MultiplyAdds, LowerError> {
+        let target = Target::host()?;
+        Self::on(target.cores().unpacked(stored, 2 * GROUP * stored.block()), &target)
+    }
+
+    fn on(panels: Format, target: &Target) -> Result<MultiplyAdds, LowerError> {
+        let formats = match panels {
             Format::F32 => vec![Format::F32],
             Format::Bf16 => vec![Format::Bf16, Format::F32],
             Format::Codes(_) => vec![Format::Q8, Format::F32],
@@ -140,6 +149,16 @@ mod tests {
                 let each = if bits == 128 { 2.0 } else { (kernel.steps * format.together()) as f32 };
                 assert_eq!(kernel.run(), vec![each; kernel.sums], "{weights}: {}", kernel.multiplier());
             }
+        }
+    }
+
+    #[test]
+    fn weights_that_are_unpacked_to_bf16_are_multiplied_as_such() {
+        let tiles = Target::host().unwrap().cores().tiles;
+        for stored in [Format::F32, Format::Bf16, Format::Q8] {
+            let multiplier = MultiplyAdds::of_weights(stored).unwrap().multiplier();
+            let unpacked = if tiles && stored == Format::Q8 { Format::Bf16 } else { stored };
+            assert_eq!(multiplier, MultiplyAdds::new(unpacked).unwrap().multiplier());
         }
     }
 

@@ -287,8 +287,20 @@ pub struct Cores {
     pub bytes: Option<Encoding>,
     /// Whether tiles of sixteen rows by sixteen columns of both are multiplied at once (AMX).
     pub tiles: bool,
-    /// Whether cores of few rows had better fetch panels ahead: the machine's own guesses come too late.
-    pub fetch: bool,
+    /// Which cores of few rows had better fetch panels ahead: the machine's own guesses come too late.
+    pub fetch: Fetch,
+}
+
+/// Cores of few rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fetch {
+    /// None of them.
+    None,
+    /// All but those of one row by bytes or floats, which go through a panel so quickly that reading what lies behind it runs ahead by
+    /// itself.
+    Most,
+    /// Every one.
+    All,
 }
 
 /// How an instruction of x86 is encoded that there is in two ways.
@@ -302,7 +314,7 @@ pub enum Encoding {
 
 impl Cores {
     /// The portable core alone.
-    pub const PORTABLE: Cores = Cores { bits: 128, bf16: false, bytes: None, tiles: false, fetch: false };
+    pub const PORTABLE: Cores = Cores { bits: 128, bf16: false, bytes: None, tiles: false, fetch: Fetch::None };
 
     /// The most rows that a core of vectors takes at once. The last of several may take rows beyond, fewer than these.
     pub const fn rows(&self) -> usize {

@@ -6,7 +6,7 @@ use cranelift::codegen::isa::{self, TargetIsa};
 use cranelift::codegen::settings::{self, Configurable};
 
 use super::LowerError;
-use crate::loops::{Cores, Encoding, Format};
+use crate::loops::{Cores, Encoding, Fetch, Format};
 
 /// The machine that code is generated for.
 #[derive(Clone)]
@@ -28,7 +28,7 @@ fn host_cores() -> Cores {
             let bytes = bytes.then_some(Encoding::Evex);
             let bf16 = std::is_x86_feature_detected!("avx512bf16");
             let tiles = bf16 && bytes.is_some() && has_tiles();
-            return Cores { bits: 512, bf16, bytes, tiles, fetch: is_zen5() };
+            return Cores { bits: 512, bf16, bytes, tiles, fetch: fetch(tiles) };
         }
         if std::is_x86_feature_detected!("avx2") && std::is_x86_feature_detected!("fma") {
             let bytes = std::is_x86_feature_detected!("avxvnni").then_some(Encoding::Vex);
@@ -38,13 +38,17 @@ fn host_cores() -> Cores {
     Cores::PORTABLE
 }
 
-/// Whether this is a Zen 5 of AMD, by family.
+/// What was measured to be best: on a Zen 5 of AMD, by family, and on those of Intel that have tiles.
 #[cfg(all(target_arch = "x86_64", unix))]
-fn is_zen5() -> bool {
+fn fetch(tiles: bool) -> Fetch {
     let [name, version] = [0, 1].map(std::arch::x86_64::__cpuid);
     let vendor = [name.ebx, name.edx, name.ecx].map(u32::to_le_bytes);
     // The extended family counts from 15 on.
-    vendor.as_flattened() == b"AuthenticAMD" && 15 + (version.eax >> 20 & 0xff) == 0x1a
+    match (vendor.as_flattened(), 15 + (version.eax >> 20 & 0xff)) {
+        (b"AuthenticAMD", 0x1a) => Fetch::Most,
+        (b"GenuineIntel", _) if tiles => Fetch::All,
+        _ => Fetch::None,
+    }
 }
 
 /// Whether this machine has tiles of bf16 and of bytes, and the system lets this process use them.

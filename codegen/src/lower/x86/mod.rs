@@ -21,7 +21,9 @@ use iced_x86::{Code, FastFormatter, IcedError, Instruction, MemoryOperand, Regis
 
 use self::lanes::Lanes;
 use super::target::serve;
-use crate::loops::{Core, Cores, Encode, Encoding, Expr, Exps, FEW, Format, GROUP, MAX_ROWS, PANEL, Stmt, Unpack};
+use crate::loops::{
+    Core, Cores, Encode, Encoding, Expr, Exps, FEW, Fetch, Format, GROUP, MAX_ROWS, PANEL, Stmt, Unpack,
+};
 
 /// The shape of a core, which its machine code is made for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,11 +96,13 @@ impl Leaf {
             c_stride: known(&core.c_stride)? * 4,
             accumulate: core.accumulate,
             tiles: false,
-            // One row goes through bytes and floats so quickly that reading what lies behind them runs ahead by itself.
-            fetch: cores.fetch
-                && core.panels == 1
+            fetch: core.panels == 1
                 && core.rows <= FEW
-                && (core.rows > 1 || core.b_format.bits() < 8 || core.next.is_some()),
+                && match cores.fetch {
+                    Fetch::None => false,
+                    Fetch::Most => core.rows > 1 || core.b_format.bits() < 8 || core.next.is_some(),
+                    Fetch::All => true,
+                },
             next: core.next.as_ref().map(|next| next.bytes),
         };
         let tiles = shape.rows.is_multiple_of(GROUP) && cores.tiles_serve(shape.a, shape.b, shape.depth);
