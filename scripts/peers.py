@@ -284,17 +284,26 @@ class Llama:
         kind = {"q8": "q8_0", "q4": "q4_0"}.get(options.precision, options.precision)
         self.bin, self.file = options.folder / "llama-build/bin", str(options.files / f"{kind}.gguf")
         self.threads, self.depth = str(threads), options.depth
+        # where its own order of weights is for tiles (AMX), it can crash: then it keeps that of the file
+        self.repacks = True
+        try:
+            self.greedy("a")
+        except (OSError, RuntimeError):
+            self.repacks = False
 
     def version(self):
         file = self.bin.parent / "version"
-        return file.read_text().strip() if file.exists() else "of unknown version"
+        version = file.read_text().strip() if file.exists() else "of unknown version"
+        return version if self.repacks else f"{version}, without repacking"
 
     def rows(self, tests):
         made = [self.bin / "llama-bench", "-m", self.file, "-t", self.threads, "-r", "1", "-o", "json"]
+        made += [] if self.repacks else ["--repack", "0"]
         return [row["avg_ts"] for row in json.loads(output([*map(str, made), *tests]))]
 
     def greedy(self, text):
         made = [self.bin / "llama-completion", "-m", self.file, "-t", self.threads, "--temp", "0", "-n", CHECKED, "-p", text]
+        made += [] if self.repacks else ["--no-repack"]
         return output([*map(str, made), "-no-cnv", "--no-display-prompt", "--simple-io"]).rstrip("\n")
 
     def measure(self):
