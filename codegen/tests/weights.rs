@@ -7,10 +7,11 @@ mod common;
 use std::cmp::Reverse;
 use std::ops::Range;
 
-use common::{Runner, distance, hold, interpreted_with};
+use common::{Runner, distance, hold, interpreted, interpreted_with};
 use einfuse_codegen::fuse::in_parts;
 use einfuse_codegen::loops::{Codes, Element, Grid};
 use einfuse_codegen::{Blocks, Format, Kept, Options, Order, Packed, Program, Rule, Values, Wanted, nearest};
+use einfuse_graph::random::random_weights;
 use einfuse_graph::{Graph, Kind, Tensor, TensorId, parse};
 
 /// One token, a few, many.
@@ -349,4 +350,36 @@ fn layers_that_keep_a_weight_in_other_codes_have_each_its_equation() {
         check(&graph(), &formats.map(named), true, &all_ways());
     }
     check(&graph(), &[Format::Q8, Format::Q4], false, &all_ways());
+}
+
+/// Some cores take so deep a sum in parts, and what one kernel computes goes to the next as rows of bf16.
+#[test]
+fn deep_sums() {
+    let text = "
+graph deep
+axis t = tokens
+axis v = 41
+axis d = 64
+axis f = 1344
+input tokens[t]
+weight embed[v, d] = \"embed\"
+weight up[d, f] = \"up\"
+weight down[d, f] = \"down\"
+x[t, d] = embed[v = tokens]
+h[t, f] = sum[d] x * up
+y[t, d] = x + sum[f] h * down
+logits[t, v] = sum[d] y * embed
+output logits
+";
+    let graph = parse(text).unwrap_or_else(|e| panic!("{e}\n{text}"));
+    let expected = interpreted(&graph, 7, &[70, 1, 3, 40]).unwrap();
+    for (storage, bound) in [(Format::F32, 1e-5), (Format::Bf16, 0.02)] {
+        let weights = |tensor: &Tensor, layer: Option<usize>| random_weights(tensor, layer, &graph);
+        let options = Options { rows: Wanted::All, chunk: 70, ..Options::default() };
+        let mut runner = Runner::new(&graph, &weights, storage, &options, 128).unwrap();
+        for workers in [1, 2] {
+            let distance = distance(&mut runner, workers, &expected);
+            assert!(distance < bound, "{storage}, {workers} workers: {distance}");
+        }
+    }
 }

@@ -153,7 +153,7 @@ struct Apart<T>(T);
 struct Barrier {
     workers: usize,
     most_spins: u32,
-    /// How often to look before sleeping. One more after each short wait, the fewest after a long one: on a machine that
+    /// How often to look before sleeping. An eighth more after each short wait, the fewest after a long one: on a machine that
     /// has other work, the system serves those first that sleep.
     spins: Apart<AtomicU32>,
     /// The round's number in the upper half; in the lower, how many have arrived. One word, for it is what the workers'
@@ -211,7 +211,7 @@ impl Barrier {
         let spins = self.spins.0.load(Ordering::Relaxed);
         for _ in 0..spins {
             if self.is_over(round) {
-                self.set_spins(spins, spins + 1);
+                self.set_spins(spins, more(spins));
                 return true;
             }
             std::hint::spin_loop();
@@ -229,7 +229,7 @@ impl Barrier {
         drop(door);
         self.asleep.fetch_sub(1, Ordering::Relaxed);
         let spins = self.spins.0.load(Ordering::Relaxed);
-        self.set_spins(spins, if start.elapsed() > DESCHEDULED { FEWEST_SPINS } else { spins + 1 });
+        self.set_spins(spins, if start.elapsed() > DESCHEDULED { FEWEST_SPINS } else { more(spins) });
     }
 
     fn set_spins(&self, before: u32, spins: u32) {
@@ -254,6 +254,11 @@ impl Barrier {
         self.poisoned.store(true, Ordering::SeqCst);
         self.open();
     }
+}
+
+/// How often to look next time, after a wait that was short.
+fn more(spins: u32) -> u32 {
+    spins + spins / 8 + 1
 }
 
 /// Locks; a panic elsewhere leaves nothing half done behind these locks.

@@ -7,6 +7,9 @@ use super::{
     Spread, Stmt, Ty, Unary, Unpack, Var,
 };
 
+/// How many bytes a core may fetch ahead: each line is an instruction.
+const MAX_AHEAD: usize = 1 << 24;
+
 /// How deep expressions and statements may nest.
 pub const MAX_DEPTH: usize = 200;
 
@@ -222,7 +225,11 @@ impl Verifier<'_> {
         self.expect(&core.c_stride, Ty::Int, "a core's stride")?;
         self.address(&core.a)?;
         self.address(&core.b)?;
-        core.next.iter().try_for_each(|next| self.address(&next.at))?;
+        core.next.iter().try_for_each(|next| {
+            let bytes = next.bytes;
+            check(bytes <= MAX_AHEAD, || format!("a core fetches {bytes} bytes ahead, not at most {MAX_AHEAD}"))?;
+            self.address(&next.at)
+        })?;
         self.address(&core.c)
     }
 

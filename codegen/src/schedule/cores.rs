@@ -120,10 +120,9 @@ impl Panelled {
         Panelled { at, count, next, ..*self }
     }
 
-    /// The same of some rows of each panel.
-    fn rows(&self, from: Expr, depth: usize) -> Panelled {
-        let at = self.at.clone().plus(from * (self.format.panel(self.depth) / self.depth));
-        Panelled { at, depth, ..self.clone() }
+    /// A part of each panel's rows, where all have so many.
+    fn part(&self, part: Expr, depth: usize) -> Panelled {
+        Panelled { at: self.at.clone().plus(part * self.format.panel(depth)), depth, ..self.clone() }
     }
 
     /// What a core of so many rows, from one on, fetches, where the depth is done in so many parts and this is one of them.
@@ -164,7 +163,7 @@ pub(super) fn products(cx: &Context, rows: &Count, a: &Matrix, b: &Panelled, c: 
     together(b.count, at_once, e, |e, panel, count| {
         let (all, c) = (b.some(panel.clone(), count), c.of_panel(panel));
         let part = |e: &mut Emitter, part: Expr, accumulate: bool| {
-            let (a, b) = (a.from(part.clone() * depth), all.rows(part.clone() * depth, depth));
+            let (a, b) = (a.from(part.clone() * depth), all.part(part.clone(), depth));
             cover(cx, rows, depth, (a.format, b.format, count), e, |rows, row| {
                 Stmt::Core(Core {
                     rows,
