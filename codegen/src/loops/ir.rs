@@ -287,20 +287,9 @@ pub struct Cores {
     pub bytes: Option<Encoding>,
     /// Whether tiles of sixteen rows by sixteen columns of both are multiplied at once (AMX).
     pub tiles: bool,
-    /// Which cores of few rows had better fetch panels ahead: the machine's own guesses come too late.
-    pub fetch: Fetch,
-}
-
-/// Cores of few rows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fetch {
-    /// None of them.
-    None,
-    /// All but those of one row by bytes or floats, which go through a panel so quickly that reading what lies behind it runs ahead by
-    /// itself.
-    Most,
-    /// Every one.
-    All,
+    /// If cores of few rows had better fetch panels ahead, since the machine's own guesses come too late: those of one row do so with
+    /// elements of fewer bits than this. Through others one row goes so quickly that reading what lies behind them runs ahead by itself.
+    pub fetch: Option<usize>,
 }
 
 /// How an instruction of x86 is encoded that there is in two ways.
@@ -314,7 +303,7 @@ pub enum Encoding {
 
 impl Cores {
     /// The portable core alone.
-    pub const PORTABLE: Cores = Cores { bits: 128, bf16: false, bytes: None, tiles: false, fetch: Fetch::None };
+    pub const PORTABLE: Cores = Cores { bits: 128, bf16: false, bytes: None, tiles: false, fetch: None };
 
     /// The most rows that a core of vectors takes at once. The last of several may take rows beyond, fewer than these.
     pub const fn rows(&self) -> usize {

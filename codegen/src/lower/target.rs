@@ -6,7 +6,7 @@ use cranelift::codegen::isa::{self, TargetIsa};
 use cranelift::codegen::settings::{self, Configurable};
 
 use super::LowerError;
-use crate::loops::{Cores, Encoding, Fetch, Format};
+use crate::loops::{Cores, Encoding, Format};
 
 /// The machine that code is generated for.
 #[derive(Clone)]
@@ -40,14 +40,14 @@ fn host_cores() -> Cores {
 
 /// What was measured to be best: on a Zen 5 of AMD, by family, and on those of Intel that have tiles.
 #[cfg(all(target_arch = "x86_64", unix))]
-fn fetch(tiles: bool) -> Fetch {
+fn fetch(tiles: bool) -> Option<usize> {
     let [name, version] = [0, 1].map(std::arch::x86_64::__cpuid);
     let vendor = [name.ebx, name.edx, name.ecx].map(u32::to_le_bytes);
     // The extended family counts from 15 on.
     match (vendor.as_flattened(), 15 + (version.eax >> 20 & 0xff)) {
-        (b"AuthenticAMD", 0x1a) => Fetch::Most,
-        (b"GenuineIntel", _) if tiles => Fetch::All,
-        _ => Fetch::None,
+        (b"AuthenticAMD", 0x1a) => Some(8),
+        (b"GenuineIntel", _) if tiles => Some(32),
+        _ => None,
     }
 }
 

@@ -21,9 +21,7 @@ use iced_x86::{Code, FastFormatter, IcedError, Instruction, MemoryOperand, Regis
 
 use self::lanes::Lanes;
 use super::target::serve;
-use crate::loops::{
-    Core, Cores, Encode, Encoding, Expr, Exps, FEW, Fetch, Format, GROUP, MAX_ROWS, PANEL, Stmt, Unpack,
-};
+use crate::loops::{Core, Cores, Encode, Encoding, Expr, Exps, FEW, Format, GROUP, MAX_ROWS, PANEL, Stmt, Unpack};
 
 /// The shape of a core, which its machine code is made for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,11 +96,7 @@ impl Leaf {
             tiles: false,
             fetch: core.panels == 1
                 && core.rows <= FEW
-                && match cores.fetch {
-                    Fetch::None => false,
-                    Fetch::Most => core.rows > 1 || core.b_format.bits() < 8 || core.next.is_some(),
-                    Fetch::All => true,
-                },
+                && cores.fetch.is_some_and(|bits| core.rows > 1 || core.b_format.bits() < bits || core.next.is_some()),
             next: core.next.as_ref().map(|next| next.bytes),
         };
         let tiles = shape.rows.is_multiple_of(GROUP) && cores.tiles_serve(shape.a, shape.b, shape.depth);

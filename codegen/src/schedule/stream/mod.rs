@@ -19,9 +19,7 @@ use super::layout::Layout;
 use super::place::Place;
 use super::{Context, Mode};
 use crate::fuse::{Contraction, EqId, Fold, Kernel, Stream, Weighted, is_tokens};
-use crate::loops::{
-    self, Address, Arg, Buffer, Elem, Encode, Expr, Exps, FEW, Fetch, Format, LANES, PANEL, Share, Stmt, Ty,
-};
+use crate::loops::{self, Address, Arg, Buffer, Elem, Encode, Expr, Exps, FEW, Format, LANES, PANEL, Share, Stmt, Ty};
 use held::{Held, Order};
 use merge::{Partials, merge};
 use run::Run;
@@ -257,7 +255,7 @@ fn tile(
     e.repeat(from_run, to_run, 1, |e, run| {
         let first = e.int(run.clone() * RUN);
         // Few rows wait for memory.
-        let fetches = cx.cores.fetch != Fetch::None && cx.mode(kernel) != Mode::Many;
+        let fetches = cx.cores.fetch.is_some() && cx.mode(kernel) != Mode::Many;
         let next = fetches.then(|| e.int((run + 1).min(last) * RUN));
         let whole = Span { from: first.clone(), to: first.clone() + RUN, aligned: true, len: Some(RUN) };
         e.spans.insert(stream.positions, whole);
