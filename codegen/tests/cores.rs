@@ -292,6 +292,17 @@ fn codes_that_tiles_do_not_multiply_fast_as_bytes_are_unpacked_to_bf16() {
     assert_eq!(tiles.unpacked(named("q6_16"), 48), named("q6_16"));
 }
 
+/// So much of two panels of bf16 as stays in the first cache, in equal parts of whole tiles; else all of it.
+#[test]
+fn tiles_take_deep_sums_in_parts() {
+    let vectors = Cores { bits: 512, bf16: true, bytes: Some(Encoding::Evex), ..Cores::PORTABLE };
+    let tiles = Cores { tiles: true, ..vectors };
+    for (depth, part) in [(64, 64), (576, 576), (1344, 448), (1536, 512), (8192, 512), (1312, 1312), (1500, 1500)] {
+        let at_once = |cores: Cores| cores.depth_at_once(Format::Bf16, Format::Bf16, depth);
+        assert_eq!((at_once(tiles), at_once(vectors)), (part, depth));
+    }
+}
+
 #[test]
 fn panels_are_unpacked_bit_for_bit() {
     let mut random = Random(7);

@@ -25,9 +25,10 @@ Examples:
 
 `pp512` reads 512 tokens, --chunk at once, `tg128` generates 128 one after another, `@ d4096` after 4,096 others, be they
 more than the model was made for. Beside tokens per second stands what of the machine they use: generation reads weights
-and cache (GB/s, against reading a large buffer and nothing else), a prompt computes (GFLOP/s, against the multiplier that most
-weights go through, in the widest vectors that this machine's cores have: of f32, of pairs of bf16, of fours of bytes,
-which serve codes of 8 and 4 bits; alone, and in registers; where keys and values go through another one, each counts
+and cache (GB/s, against reading a large buffer and nothing else: more than that is what a cache keeps), a prompt computes
+(GFLOP/s, against the multiplier that most weights go through, in the widest vectors or tiles that this machine's cores
+have: of f32, of pairs of bf16, of fours of bytes, of which the latter two serve codes of 8 and 4 bits; alone, and in
+registers; where keys and values go through another one, each counts
 for its share of the operations). Both peaks are measured before each repetition, on the same threads: machines that are
 shared have better and worse minutes. All that is shown is a mean of the repetitions.
 

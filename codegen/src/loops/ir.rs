@@ -427,6 +427,14 @@ pub struct Next {
     pub bytes: usize,
 }
 
+impl Next {
+    /// All of a panel that is stored so, with so many rows.
+    pub fn panel(at: Address, format: Format, depth: usize) -> Next {
+        let elem = format.elem();
+        Next { at, elem, bytes: format.panel(depth) * elem.bytes() }
+    }
+}
+
 impl Core {
     /// What a core of one of the panels does.
     pub fn of_panel(&self, nth: usize) -> Core {

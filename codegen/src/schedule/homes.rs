@@ -251,17 +251,14 @@ impl Homes {
 /// A value's rows as bf16 in the memory of its floats, kept apart in the caches.
 fn in_rows(plan: &Plan, tensor: TensorId, place: &Place) -> Option<Place> {
     let Memory::Flat(buffer) = &place.memory else { return None };
-    let sizes: Vec<usize> =
-        plan.graph.tensor(tensor).axes[1..].iter().map(|&a| plan.graph.size(a).unwrap_or(1)).collect();
-    let row: usize = sizes.iter().product();
-    let stride = odd_lines(row, Format::Bf16);
     let mut layout = Layout::default();
-    layout.push(0, stride);
-    let mut step = row;
-    for (dim, size) in sizes.into_iter().enumerate() {
-        step /= size;
-        layout.push(dim + 1, step);
+    let mut row = 1;
+    for (dim, &a) in plan.graph.tensor(tensor).axes.iter().enumerate().skip(1).rev() {
+        layout.push(dim, row);
+        row *= plan.graph.size(a).unwrap_or(1);
     }
+    let stride = odd_lines(row, Format::Bf16);
+    layout.push(0, stride);
     // Of short rows the padding would be too much.
     (stride <= 2 * row).then(|| Place {
         elem: Elem::Bf16,

@@ -139,8 +139,8 @@ impl Tiling {
         // as stay near are best.
         let block = match cores.bits {
             512 if cores.tiles && sizes.bits <= 16 => {
-                let rows = SECOND / (Elem::Bf16.bytes() * sizes.depth.max(1));
-                (rows / 2 + 1).next_power_of_two().clamp(64, 512)
+                let rows = (SECOND / (Elem::Bf16.bytes() * sizes.depth.max(1))).clamp(64, 512);
+                1 << rows.ilog2()
             }
             512 => 256,
             _ => 64,

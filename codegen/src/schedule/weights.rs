@@ -98,8 +98,7 @@ impl Units {
         let within = panels.base % panels.unit_stride;
         let at =
             (unit.clone() + 1) * (self.joined * panels.unit_stride) + (panels.base - within + self.joined * within);
-        let elem = panels.format.elem();
-        Next { at: Address::new(panels.buffer.clone(), at), elem, bytes: panels.panel * elem.bytes() }
+        Next::panel(Address::new(panels.buffer.clone(), at), panels.format, panels.depth)
     }
 }
 

@@ -12,7 +12,7 @@ use super::super::place::Place;
 use super::held::Order;
 use super::{LOWEST, Rows, Shape, Tile, columns, each_row, row_number};
 use crate::fuse::{Along, Contraction, Fold, Kernel, Weighted};
-use crate::loops::{self, Address, Buffer, Elem, Expr, LANES, Next, PANEL, Stmt, Ty, Unary};
+use crate::loops::{self, Address, Buffer, Elem, Expr, Format, LANES, Next, PANEL, Stmt, Ty, Unary};
 
 /// A run that a tile visits.
 pub(super) struct Run<'a> {
@@ -68,11 +68,7 @@ impl Run<'_> {
             e.note(format!("{} by cores", graph_name(&cx.plan.graph, equation.out)));
             let order = Order::of_scores(cx, c);
             let Some(format) = tile.held.format(cx, c, &order) else { continue };
-            let (at, next) = self.panels(c, &order, scope, e);
-            let depth = queries.depth;
-            let next =
-                next.map(|at| Next { at, elem: format.elem(), bytes: format.panel(depth) * format.elem().bytes() });
-            let b = Panelled { at, format, depth, count: RUN / PANEL, apart: format.panel(depth), next, spread: None };
+            let b = self.panels(c, &order, (format, queries.depth, RUN / PANEL), scope, e);
             let to = Address::new(flat(&place), 0);
             let to = Products { at: to, stride: RUN, apart: PANEL, accumulate: false };
             products(cx, &Count::of(self.rows.clone()), &queries.matrix(), &b, &to, e);
@@ -313,20 +309,26 @@ impl Run<'_> {
         let width = columns(cx, c);
         let order = Order::of_sums(c);
         let Some(format) = tile.held.format(cx, c, &order) else { return };
-        let (at, next) = self.panels(c, &order, scope, e);
-        let next = next.map(|at| Next { at, elem: format.elem(), bytes: format.panel(RUN) * format.elem().bytes() });
-        let b = Panelled { at, format, depth: RUN, count: width / PANEL, apart: format.panel(RUN), next, spread: None };
+        let b = self.panels(c, &order, (format, RUN, width / PANEL), scope, e);
         let to = Products { at: Address::new(flat(place), 0), stride: width, apart: PANEL, accumulate: true };
         products(cx, &Count::of(self.rows.clone()), &weights.matrix(), &b, &to, e);
     }
 
-    /// The address of a stored operand's first panel in the run, at the scope's outer coordinates; and in the next run.
-    fn panels(&self, c: &Contraction, order: &Order, scope: &Scope, e: &Emitter) -> (Address, Option<Address>) {
-        if let Some(place) = self.tile.held.place(c.b, order) {
-            return (Address::new(flat(place), 0), None);
-        }
+    /// A stored operand's panels in the run, so many of such a format and depth, at the scope's outer coordinates.
+    fn panels(
+        &self,
+        c: &Contraction,
+        order: &Order,
+        (format, depth, count): (Format, usize, usize),
+        scope: &Scope,
+        e: &Emitter,
+    ) -> Panelled {
         let at = |first: &Expr| e.places[&c.b].address(&self.home_index(first, c, scope));
-        (at(&self.first), self.next.as_ref().map(at))
+        let (at, next) = match self.tile.held.place(c.b, order) {
+            Some(place) => (Address::new(flat(place), 0), None),
+            None => (at(&self.first), self.next.as_ref().map(|next| Next::panel(at(next), format, depth))),
+        };
+        Panelled { at, format, depth, count, apart: format.panel(depth), next, spread: None }
     }
 
     /// The coordinates of a state's first element in the run that begins there, at the scope's outer coordinates.
