@@ -17,7 +17,8 @@ const ITERATIONS: usize = 10_000;
 /// What multiplies and adds in a contraction, in the widest vectors that this machine's cores have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Multiplier {
-    /// How what it multiplies is stored: `F32`; `Bf16`, in pairs; or `Q8`, bytes of which four products are added at once.
+    /// How what it multiplies is stored: `F32`; `Bf16`, in pairs; `Q8`, bytes of which four products are added at once; or `Q4`, of
+    /// which pairs are, as numbers of 16 bits.
     pub format: Format,
     /// Bits of its vectors.
     pub bits: u32,
@@ -30,6 +31,7 @@ impl fmt::Display for Multiplier {
         let what = match self.format {
             Format::F32 => "f32",
             Format::Bf16 => "pairs of bf16",
+            Format::Q4 => "pairs of bytes",
             Format::Codes(_) => "fours of bytes",
         };
         match self.tiles {
@@ -72,6 +74,7 @@ impl MultiplyAdds {
         let formats = match panels {
             Format::F32 => vec![Format::F32],
             Format::Bf16 => vec![Format::Bf16, Format::F32],
+            Format::Codes(_) if target.cores().sums_halves(panels) => vec![Format::Q4, Format::F32],
             Format::Codes(_) => vec![Format::Q8, Format::F32],
         };
         for format in formats {
@@ -155,7 +158,7 @@ mod tests {
     #[test]
     fn weights_that_are_unpacked_to_bf16_are_multiplied_as_such() {
         let tiles = Target::host().unwrap().cores().tiles;
-        for stored in [Format::F32, Format::Bf16, Format::Q8] {
+        for stored in [Format::F32, Format::Bf16, Format::Q8, Format::Q4] {
             let multiplier = MultiplyAdds::of_weights(stored).unwrap().multiplier();
             let unpacked = if tiles && stored == Format::Q8 { Format::Bf16 } else { stored };
             assert_eq!(multiplier, MultiplyAdds::new(unpacked).unwrap().multiplier());

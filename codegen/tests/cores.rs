@@ -3,7 +3,7 @@
 mod support;
 
 use einfuse_codegen::loops::{
-    Address, Arg, Buffer, Core, Cores, Elem, Encode, Encoding, Expr, Exps, Format, GROUP, Kernel, MAX_PANELS, Memory,
+    Address, Arg, Buffer, Core, Cores, Elem, Encode, ByteProducts, Expr, Exps, Format, GROUP, Kernel, MAX_PANELS, Memory,
     Next, PANEL, Slot, Stmt, Ty, Unpack, Var, interpret, parse,
 };
 use einfuse_codegen::lower::{Lowering, compile};
@@ -19,6 +19,9 @@ fn all_cores() -> Vec<Cores> {
     let mut all = vec![Cores::PORTABLE];
     if host.bits > 256 {
         all.push(Cores { bits: 256, bf16: false, tiles: false, ..host });
+    }
+    if host.bits >= 256 && host.bytes != Some(ByteProducts::Avx2) {
+        all.push(Cores { bits: 256, bytes: Some(ByteProducts::Avx2), ..Cores::PORTABLE });
     }
     if host.tiles {
         all.push(Cores { tiles: false, ..host });
@@ -273,7 +276,7 @@ fn products_of_bytes_are_one_instruction_where_there_is_one() {
 
 #[test]
 fn codes_that_tiles_do_not_multiply_fast_as_bytes_are_unpacked_to_bf16() {
-    let vectors = Cores { bits: 512, bf16: true, bytes: Some(Encoding::Evex), ..Cores::PORTABLE };
+    let vectors = Cores { bits: 512, bf16: true, bytes: Some(ByteProducts::Avx512Vnni), ..Cores::PORTABLE };
     let tiles = Cores { tiles: true, ..vectors };
     let named = |name: &str| Format::ALL.into_iter().find(|format| format.to_string() == name).unwrap();
     for (stored, by_tiles, by_vectors) in [
@@ -295,7 +298,7 @@ fn codes_that_tiles_do_not_multiply_fast_as_bytes_are_unpacked_to_bf16() {
 /// So much of two panels of bf16 as stays in the first cache, in equal parts of whole tiles; else all of it.
 #[test]
 fn tiles_take_deep_sums_in_parts() {
-    let vectors = Cores { bits: 512, bf16: true, bytes: Some(Encoding::Evex), ..Cores::PORTABLE };
+    let vectors = Cores { bits: 512, bf16: true, bytes: Some(ByteProducts::Avx512Vnni), ..Cores::PORTABLE };
     let tiles = Cores { tiles: true, ..vectors };
     for (depth, part) in [(64, 64), (576, 576), (1344, 448), (1536, 512), (8192, 512), (1312, 1312), (1500, 1500)] {
         let at_once = |cores: Cores| cores.depth_at_once(Format::Bf16, Format::Bf16, depth);

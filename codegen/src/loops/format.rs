@@ -321,6 +321,23 @@ impl Codes {
         depth + before * 4 * (depth / self.block)
     }
 
+    /// The greatest byte that is multiplied.
+    fn most(self) -> i32 {
+        let codes = 0..=u8::MAX >> (8 - self.bits);
+        codes.map(|code| self.byte(code)).max().unwrap_or(0)
+    }
+
+    /// Whether 16 bits with a sign have room for all sums of products that are added up: of such bytes, in pairs, and of a row's.
+    pub fn fit_halves(self) -> bool {
+        let pairs = self.summed() as i32 / 4;
+        2 * pairs * self.most() * i32::from(i8::MAX) <= i32::from(i16::MAX)
+    }
+
+    /// Whether the bytes that are multiplied, less the offset, are signed ones.
+    pub fn are_signed(self) -> bool {
+        self.offset == -i32::from(i8::MIN)
+    }
+
     /// What the sum of a row's bytes is taken times, less than 0: without minima.
     pub const fn summed_as(self) -> i32 {
         if self.steps.is_some() { 1 } else { self.offset }

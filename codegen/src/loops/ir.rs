@@ -8,7 +8,7 @@
 /// (`Ne`: true), and `Min` and `Max` then yield their second operand. An integer divisor below 1 counts as 1.
 pub use einfuse_graph::{Binary, Unary};
 
-use super::Format;
+use super::{Codes, Format};
 
 /// How many columns a panel has: the width at which the second operand of a [`Core`] is interleaved.
 pub const PANEL: usize = 16;
@@ -284,7 +284,7 @@ pub struct Cores {
     /// Whether pairs of bf16 are multiplied and added at once.
     pub bf16: bool,
     /// How products of four bytes are added at once, if they are.
-    pub bytes: Option<Encoding>,
+    pub bytes: Option<ByteProducts>,
     /// Whether tiles of sixteen rows by sixteen columns of both are multiplied at once (AMX).
     pub tiles: bool,
     /// If cores of few rows had better fetch panels ahead, since the machine's own guesses come too late: those of one row do so with
@@ -292,13 +292,16 @@ pub struct Cores {
     pub fetch: Option<usize>,
 }
 
-/// How an instruction of x86 is encoded that there is in two ways.
+/// Which instructions of x86 add products of four bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Encoding {
-    /// As those of AVX: at 256 bits (AVX-VNNI).
-    Vex,
-    /// As those of AVX-512: at 256 and 512 bits (AVX-512 VNNI).
-    Evex,
+pub enum ByteProducts {
+    /// Several, at 256 bits: the products of pairs are added in halves of a word, these in words. Where halves have room for all of
+    /// a block or part, once for all of it: see [`Codes::fit_halves`](super::Codes::fit_halves).
+    Avx2,
+    /// One, encoded as those of AVX: at 256 bits.
+    AvxVnni,
+    /// The same, encoded as those of AVX-512: at 256 and 512 bits.
+    Avx512Vnni,
 }
 
 impl Cores {
@@ -343,14 +346,24 @@ impl Cores {
         self.tiles && serve && a == b && depth > 0
     }
 
+    /// Whether the products of such codes are added in halves of a word.
+    pub fn sums_halves(&self, format: Format) -> bool {
+        self.bytes == Some(ByteProducts::Avx2) && format.codes().is_some_and(Codes::fit_halves)
+    }
+
     /// How the panels of a weight are multiplied with many rows; if otherwise than they are stored, they are unpacked first, see
-    /// [`Unpack`]. Codes in steps are multiplied as bytes; what tiles don't multiply as bytes, or not fast, they do as bf16.
+    /// [`Unpack`]. Codes in steps are multiplied as bytes, but where they have fewer instructions as they are; what tiles don't multiply
+    /// as bytes, or not fast, they do as bf16.
     pub fn unpacked(&self, format: Format, depth: usize) -> Format {
         let (bytes, floats) = (format.unpacked(), Format::Bf16);
         let as_floats = format.is_coded() && self.tiles_serve(floats, floats, depth);
         // The sums of a block are scaled by vectors, which takes longer than the products of a single tile of steps.
         let few_sums = bytes.block() > GROUP * bytes.together();
-        if as_floats && !(few_sums && self.tiles_serve(bytes, bytes, depth)) { floats } else { bytes }
+        match as_floats && !(few_sums && self.tiles_serve(bytes, bytes, depth)) {
+            true => floats,
+            false if self.sums_halves(format) => format,
+            false => bytes,
+        }
     }
 
     /// How much of a depth a core of many rows has better at once: tiles multiply as fast as the first cache gives them panels, so

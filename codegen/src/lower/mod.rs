@@ -177,7 +177,7 @@ pub(crate) fn multiplying(
     code.kernels.push(Compiled { entry: entry(module, id), bytes: bytes.len(), instructions: 0, text: None });
     let (sums, tiles) = (x86::peak::numbers(format, &target.cores), x86::peak::of_tiles(format, &target.cores));
     let each = if tiles { GROUP } else { 1 };
-    Ok(Some(Multiplying { code, sums, tiles, steps: each * x86::peak::UNROLL * iterations }))
+    Ok(Some(Multiplying { code, sums, tiles, steps: each * x86::peak::unroll(format, &target.cores) * iterations }))
 }
 
 fn define(

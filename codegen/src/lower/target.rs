@@ -6,7 +6,7 @@ use cranelift::codegen::isa::{self, TargetIsa};
 use cranelift::codegen::settings::{self, Configurable};
 
 use super::LowerError;
-use crate::loops::{Cores, Encoding, Format};
+use crate::loops::{Cores, ByteProducts, Format};
 
 /// The machine that code is generated for.
 #[derive(Clone)]
@@ -25,14 +25,15 @@ fn host_cores() -> Cores {
             && std::is_x86_feature_detected!("avx512vl");
         if has_512 {
             let bytes = std::is_x86_feature_detected!("avx512vnni") && std::is_x86_feature_detected!("avx512bw");
-            let bytes = bytes.then_some(Encoding::Evex);
+            let bytes = bytes.then_some(ByteProducts::Avx512Vnni);
             let bf16 = std::is_x86_feature_detected!("avx512bf16");
             let tiles = bf16 && bytes.is_some() && has_tiles();
             return Cores { bits: 512, bf16, bytes, tiles, fetch: fetch(tiles) };
         }
         if std::is_x86_feature_detected!("avx2") && std::is_x86_feature_detected!("fma") {
-            let bytes = std::is_x86_feature_detected!("avxvnni").then_some(Encoding::Vex);
-            return Cores { bits: 256, bytes, ..Cores::PORTABLE };
+            let has_vnni = std::is_x86_feature_detected!("avxvnni");
+            let bytes = if has_vnni { ByteProducts::AvxVnni } else { ByteProducts::Avx2 };
+            return Cores { bits: 256, bytes: Some(bytes), ..Cores::PORTABLE };
         }
     }
     Cores::PORTABLE

@@ -5,7 +5,7 @@ use std::cmp::Ordering;
 use iced_x86::{Code, IcedError, Instruction, MemoryOperand, Register};
 
 use super::{A, B, BYTES, HALVES, LINE, STEP, Shape, Writer};
-use crate::loops::{Codes, Format, PANEL};
+use crate::loops::{ByteProducts, Codes, Format, PANEL};
 
 /// Where the scales of the rows are.
 const ROW_SCALES: Register = Register::R8;
@@ -16,18 +16,43 @@ const ROW_SUMS: Register = Register::R9;
 /// Sums of a block that are carried side by side, at least.
 const CHAINS: usize = 4;
 
+/// How AVX2 adds the products of a part's bytes, whose sums stay below 16 bits in pairs, where one is a number without a sign: a
+/// negative one of a panel is multiplied as its magnitude, and the row's with its sign.
+#[derive(Clone, Copy)]
+struct Pairs {
+    /// Whether the sums are those of pairs, in halves of a word, until the part ends; else each word's are added at once.
+    in_halves: bool,
+    /// Whether bytes of the panel have signs.
+    signed: bool,
+}
+
+impl Pairs {
+    fn of(w: &Writer, codes: Codes) -> Option<Pairs> {
+        let pairs = Pairs { in_halves: codes.fit_halves(), signed: codes.are_signed() };
+        (w.products == Some(ByteProducts::Avx2)).then_some(pairs)
+    }
+}
+
 /// Writes the code of a core, of at most eight rows at 512 bits (six by two panels, of bytes) and of six at 256. What the blocks before
 /// add up to is held in registers where there are 32 of them, else in the result.
 pub(super) fn write(w: &mut Writer, shape: Shape, codes: Codes) -> Result<(), IcedError> {
     let Shape { rows, panels, depth, .. } = shape;
-    let chains = (CHAINS / (rows * panels)).max(1);
+    let pairs = Pairs::of(w, codes);
+    // What adds sums of pairs takes a cycle.
+    let chains = if pairs.is_some() { 1 } else { (CHAINS / (rows * panels)).max(1) };
     let blocks = depth / codes.block;
     for (register, at) in [(ROW_SCALES, depth), (ROW_SUMS, codes.sums_of_row(depth))] {
         let at = w.at(A, at);
         w.push(Instruction::with2(Code::Lea_r64_m, register, at))?;
     }
-    constants(w, codes)?;
-    let core = Rows { w, shape, codes, chains };
+    constants(w, codes, pairs.is_some_and(|pairs| pairs.signed))?;
+    if let Some(pairs) = pairs {
+        w.constant(w.ones(), ONES)?;
+        if pairs.signed && codes.levels.is_none() {
+            w.constant(w.signs(), SIGNS)?;
+        }
+    }
+    let core = Rows { w, shape, codes, chains, pairs };
     for row in 0..rows {
         for vector in 0..panels * core.w.vectors() {
             let place = core.w.result(&shape, row, vector);
@@ -44,8 +69,8 @@ pub(super) fn write(w: &mut Writer, shape: Shape, codes: Codes) -> Result<(), Ic
             }
         }
     }
-    core.w.times(blocks, |w| Rows { w, shape, codes, chains }.block())?;
-    let core = Rows { w, shape, codes, chains };
+    core.w.times(blocks, |w| Rows { w, shape, codes, chains, pairs }.block())?;
+    let core = Rows { w, shape, codes, chains, pairs };
     for row in 0..rows {
         for panel in 0..panels {
             if let Some(total) = core.total(row, panel) {
@@ -61,7 +86,7 @@ pub(super) fn write(w: &mut Writer, shape: Shape, codes: Codes) -> Result<(), Ic
 pub(super) fn unpack(w: &mut Writer, depth: usize, format: Format) -> Result<(), IcedError> {
     let (block, to) = (format.block(), format.unpacked());
     let (Some(codes), Some(unpacked)) = (format.codes(), to.codes()) else { return Ok(()) };
-    constants(w, codes)?;
+    constants(w, codes, false)?;
     of_steps(w, unpacked)?;
     w.times(depth / block, |w| {
         for vector in 0..w.vectors() {
@@ -85,7 +110,7 @@ pub(super) fn unpack_floats(w: &mut Writer, depth: usize, format: Format) -> Res
     let (Some(codes), Some(unpacked)) = (format.codes(), format.unpacked().codes()) else { return Ok(()) };
     let [order, byte, offset] = [Register::ZMM8, Register::ZMM9, Register::ZMM10];
     let numbers = [Register::ZMM0, Register::ZMM1, Register::ZMM2, Register::ZMM3];
-    constants(w, codes)?;
+    constants(w, codes, false)?;
     of_steps(w, unpacked)?;
     // Of two vectors of sixteen halves, one after the other, one of each in turn.
     let from = w.words(std::array::from_fn(|lane| ((PANEL + lane) << 16 | lane) as u32))?;
@@ -160,11 +185,21 @@ pub(super) fn halves(w: &mut Writer, at: usize, to: Register) -> Result<(), Iced
     w.shift(LEFT, to, to, 16)
 }
 
+/// One in each half of a word.
+pub(super) const ONES: u32 = 0x0001_0001;
+
+/// The bit of each of four bytes that tells one less 128 from it.
+const SIGNS: u32 = 0x8080_8080;
+
 /// Bytes of a step that a vector of 256 bits takes.
 const HALF: usize = STEP / 2;
 
 const MOVE: [Code; 2] = [Code::EVEX_Vmovups_zmm_k1z_zmmm512, Code::VEX_Vmovups_ymm_ymmm256];
 const AND: [Code; 2] = [Code::EVEX_Vpandd_zmm_k1z_zmm_zmmm512b32, Code::VEX_Vpand_ymm_ymm_ymmm256];
+pub(super) const ADD: [Code; 2] = [Code::EVEX_Vpaddd_zmm_k1z_zmm_zmmm512b32, Code::VEX_Vpaddd_ymm_ymm_ymmm256];
+/// Adds the halves of a word, multiplied.
+pub(super) const WORDS: [Code; 2] = [Code::EVEX_Vpmaddwd_zmm_k1z_zmm_zmmm512, Code::VEX_Vpmaddwd_ymm_ymm_ymmm256];
+const XOR: [Code; 2] = [Code::EVEX_Vpxord_zmm_k1z_zmm_zmmm512b32, Code::VEX_Vpxor_ymm_ymm_ymmm256];
 const OR: [Code; 2] = [Code::EVEX_Vpord_zmm_k1z_zmm_zmmm512b32, Code::VEX_Vpor_ymm_ymm_ymmm256];
 const LEFT: [Code; 2] = [Code::EVEX_Vpslld_zmm_k1z_zmmm512b32_imm8, Code::VEX_Vpslld_ymm_ymm_imm8];
 const RIGHT: [Code; 2] = [Code::EVEX_Vpsrld_zmm_k1z_zmmm512b32_imm8, Code::VEX_Vpsrld_ymm_ymm_imm8];
@@ -225,7 +260,7 @@ impl Writer {
 
     /// The zeros of a part's columns: where they are unpacked, what they add to a byte, in each byte.
     fn zeros(&self) -> Register {
-        self.held(17, 14)
+        self.held(17, 12)
     }
 
     /// The lower four bits of each half.
@@ -235,7 +270,17 @@ impl Writer {
 
     /// What unpacked bytes are taken to be more than they stand for, in each half.
     fn offset(&self) -> Register {
-        self.held(19, 12)
+        self.held(19, 14)
+    }
+
+    /// [`ONES`], in place of that.
+    pub(super) fn ones(&self) -> Register {
+        self.offset()
+    }
+
+    /// [`SIGNS`], of codes that have neither planes nor steps.
+    fn signs(&self) -> Register {
+        self.mask(0)
     }
 
     /// One in each byte of a half.
@@ -265,13 +310,34 @@ impl Writer {
         self.dot(code, sum, by, word)
     }
 
+    /// Adds the products of bytes with those of a row, which are lost and get other signs before where there are some: to halves,
+    /// or to words.
+    pub(super) fn add_pairs(
+        &mut self,
+        sum: Register,
+        by: Register,
+        word: Register,
+        signs: Option<Register>,
+        in_halves: bool,
+    ) -> Result<(), IcedError> {
+        if let Some(signs) = signs {
+            self.push(Instruction::with3(Code::VEX_Vpsignb_ymm_ymm_ymmm256, word, word, signs))?;
+        }
+        self.push(Instruction::with3(Code::VEX_Vpmaddubsw_ymm_ymm_ymmm256, word, by, word))?;
+        if in_halves {
+            return self.push(Instruction::with3(Code::VEX_Vpaddw_ymm_ymm_ymmm256, sum, sum, word));
+        }
+        self.three(WORDS, word, word, self.ones())?;
+        self.three(ADD, sum, sum, word)
+    }
+
     fn shift(&mut self, code: [Code; 2], to: Register, from: Register, bits: usize) -> Result<(), IcedError> {
         self.push(Instruction::with3(self.of(code), to, from, bits as i32))
     }
 }
 
-/// Loads what [`bytes`] reads of registers.
-fn constants(w: &mut Writer, codes: Codes) -> Result<(), IcedError> {
+/// Loads what [`bytes`] reads of registers; levels as numbers without a sign, or with one.
+fn constants(w: &mut Writer, codes: Codes, signed: bool) -> Result<(), IcedError> {
     for (nth, plane) in codes.planes().into_iter().enumerate().filter(|(_, plane)| plane.bits < 8) {
         w.constant(w.mask(nth), u32::from_le_bytes([plane.mask() << plane.shift; 4]))?;
     }
@@ -279,17 +345,17 @@ fn constants(w: &mut Writer, codes: Codes) -> Result<(), IcedError> {
         w.constant(w.lower(), 15 << 16 | 15)?;
     }
     if codes.levels.is_some() {
-        levels(w, codes)?;
+        levels(w, codes, if signed { SIGNS } else { 0 })?;
     }
     Ok(())
 }
 
-/// Loads the table of the levels.
-fn levels(w: &mut Writer, codes: Codes) -> Result<(), IcedError> {
+/// Loads the table of the levels, with some bits of each four changed.
+fn levels(w: &mut Writer, codes: Codes, changed: u32) -> Result<(), IcedError> {
     let (all, table) = (w.levels(), w.quarter(w.levels()));
     let bytes: [u8; 16] = std::array::from_fn(|code| codes.byte(code as u8) as u8);
     for (lane, bytes) in bytes.as_chunks::<4>().0.iter().enumerate() {
-        w.push(Instruction::with2(Code::Mov_r32_imm32, Register::EAX, u32::from_le_bytes(*bytes)))?;
+        w.push(Instruction::with2(Code::Mov_r32_imm32, Register::EAX, u32::from_le_bytes(*bytes) ^ changed))?;
         let insert = w.of([Code::EVEX_Vpinsrd_xmm_xmm_rm32_imm8, Code::VEX_Vpinsrd_xmm_xmm_rm32_imm8]);
         w.push(Instruction::with4(insert, table, table, Register::EAX, lane as i32))?;
     }
@@ -366,6 +432,8 @@ struct Rows<'w> {
     codes: Codes,
     /// How often each sum is split.
     chains: usize,
+    /// How products are added by AVX2 alone.
+    pairs: Option<Pairs>,
 }
 
 impl Rows<'_> {
@@ -385,11 +453,18 @@ impl Rows<'_> {
                     if self.shape.fetch && vector == 0 {
                         self.fetch(step, parts * steps)?;
                     }
+                    if let Some(pairs) = self.pairs {
+                        self.multiply_pairs(pairs, step, vector)?;
+                        continue;
+                    }
                     let panels = match self.shape.panels {
                         1 => vec![bytes(self.w, self.codes, step, vector)?],
                         panels => (0..panels).map(|panel| self.load(step, panel)).collect::<Result<_, _>>()?,
                     };
                     self.multiply(step, &panels)?;
+                }
+                if let Some(pairs) = self.pairs {
+                    self.end_pairs(pairs, part)?;
                 }
                 for panel in 0..self.shape.panels {
                     self.scale(part, panel, vector)?;
@@ -414,7 +489,7 @@ impl Rows<'_> {
 
     /// Begins the sums of a part with what the offset of the codes, or their zeros, take away.
     fn start(&mut self, part: usize) -> Result<(), IcedError> {
-        let from_sum = !self.codes.minimum && self.codes.steps.is_none();
+        let from_sum = self.takes_offset() && self.pairs.is_none();
         for row in 0..self.shape.rows {
             let at = row * self.shape.a_stride + 4 * part;
             for panel in 0..self.shape.panels {
@@ -427,12 +502,59 @@ impl Rows<'_> {
                     let sum = self.sum(chain, row, panel);
                     self.w.zero(sum)?;
                 }
-                if self.codes.steps.is_some() {
+                if self.codes.steps.is_some() && self.pairs.is_none() {
                     // The upper halves of the zeros are 0, and the sums fit into the lower ones.
                     let zeros = self.w.zeros();
                     self.w.dot_word(HALVES, first, zeros, (ROW_SUMS, at))?;
                 }
             }
+        }
+        Ok(())
+    }
+
+    /// Whether the sum of a row's bytes, times the offset, is taken away.
+    fn takes_offset(&self) -> bool {
+        !self.codes.minimum && self.codes.steps.is_none()
+    }
+
+    /// Multiplies a step's codes, of half a panel, with each row's by AVX2, and adds.
+    fn multiply_pairs(&mut self, pairs: Pairs, step: usize, vector: usize) -> Result<(), IcedError> {
+        let w = &mut *self.w;
+        let (mut by, word, magnitudes) = (bytes(w, self.codes, step, vector)?, w.word_of_row(), w.others());
+        if pairs.signed {
+            if self.codes.levels.is_none() {
+                w.three(XOR, w.bytes(), by, w.signs())?;
+                by = w.bytes();
+            }
+            w.push(Instruction::with2(Code::VEX_Vpabsb_ymm_ymmm256, magnitudes, by))?;
+        }
+        for row in 0..self.shape.rows {
+            let (sum, w) = (self.sum(0, row, 0), &mut *self.w);
+            let from = w.at(A, row * self.shape.a_stride + 4 * step);
+            w.two(SPREAD, word, from)?;
+            let signs = pairs.signed.then_some(by);
+            w.add_pairs(sum, if pairs.signed { magnitudes } else { by }, word, signs, pairs.in_halves)?;
+        }
+        Ok(())
+    }
+
+    /// Makes the sums of a part those of words, and adds what the offset of the codes, or their zeros, take away.
+    fn end_pairs(&mut self, pairs: Pairs, part: usize) -> Result<(), IcedError> {
+        for row in 0..self.shape.rows {
+            let (sum, w) = (self.sum(0, row, 0), &mut *self.w);
+            if pairs.in_halves {
+                w.three(WORDS, sum, sum, w.ones())?;
+            }
+            if pairs.signed || self.codes.minimum {
+                continue;
+            }
+            let (word, from) = (w.word_of_row(), w.at(ROW_SUMS, row * self.shape.a_stride + 4 * part));
+            w.two(SPREAD, word, from)?;
+            if self.codes.steps.is_some() {
+                // The upper halves of the zeros are 0, and the sums fit into the lower ones.
+                w.three(WORDS, word, word, w.zeros())?;
+            }
+            w.three(ADD, sum, sum, word)?;
         }
         Ok(())
     }
@@ -483,12 +605,7 @@ impl Rows<'_> {
             let sum = self.sum(0, row, panel);
             for chain in 1..self.chains {
                 let other = self.sum(chain, row, panel);
-                self.w.three(
-                    [Code::EVEX_Vpaddd_zmm_k1z_zmm_zmmm512b32, Code::VEX_Vpaddd_ymm_ymm_ymmm256],
-                    sum,
-                    sum,
-                    other,
-                )?;
+                self.w.three(ADD, sum, sum, other)?;
             }
             self.w.push(Instruction::with2(convert, sum, sum))?;
             let factor = if row % 2 == 0 { self.w.bytes() } else { self.w.others() };
@@ -532,10 +649,10 @@ impl Rows<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::loops::{Cores, Encoding};
+    use crate::loops::{Cores, ByteProducts};
 
     /// The instructions of a core at 256 bits, and of the unpacking of its panels: of its products alone, or of all else.
-    fn instructions(rows: usize, format: Format, encoding: Encoding, of_products: bool) -> Vec<String> {
+    fn instructions(rows: usize, format: Format, encoding: ByteProducts, of_products: bool) -> Vec<String> {
         let cores = Cores { bits: 256, bytes: Some(encoding), ..Cores::PORTABLE };
         let mut w = Writer::new(&cores).unwrap();
         let depth = 2 * format.block();
@@ -566,10 +683,13 @@ mod tests {
     fn a_core_of_256_bits_takes_no_instruction_of_avx512_but_products() {
         for format in Format::ALL.into_iter().filter(|format| format.is_coded()) {
             for rows in 1..=6 {
-                let all = instructions(rows, format, Encoding::Vex, false);
+                let all = instructions(rows, format, ByteProducts::AvxVnni, false);
                 assert!(all.iter().all(|name| !name.starts_with("EVEX")), "{rows} rows of {format}: {all:?}");
-                assert_eq!(all, instructions(rows, format, Encoding::Evex, false));
-                let [vex, evex] = [Encoding::Vex, Encoding::Evex].map(|e| instructions(rows, format, e, true));
+                assert_eq!(all, instructions(rows, format, ByteProducts::Avx512Vnni, false));
+                let [vex, evex] = [ByteProducts::AvxVnni, ByteProducts::Avx512Vnni].map(|e| instructions(rows, format, e, true));
+                let pairs = instructions(rows, format, ByteProducts::Avx2, false);
+                assert!(pairs.iter().all(|name| !name.starts_with("EVEX")), "{rows} rows of {format}: {pairs:?}");
+                assert_eq!(instructions(rows, format, ByteProducts::Avx2, true), Vec::<String>::new());
                 let mut products = vec!["Vpdpbusd"];
                 if format.codes().is_some_and(|codes| codes.steps.is_some()) {
                     products.push("Vpdpwssd");

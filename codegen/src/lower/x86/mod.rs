@@ -21,7 +21,7 @@ use iced_x86::{Code, FastFormatter, IcedError, Instruction, MemoryOperand, Regis
 
 use self::lanes::Lanes;
 use super::target::serve;
-use crate::loops::{Core, Cores, Encode, Encoding, Expr, Exps, FEW, Format, GROUP, MAX_ROWS, PANEL, Stmt, Unpack};
+use crate::loops::{Core, Cores, Encode, ByteProducts, Expr, Exps, FEW, Format, GROUP, MAX_ROWS, PANEL, Stmt, Unpack};
 
 /// The shape of a core, which its machine code is made for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -324,8 +324,8 @@ const LINE: usize = 64;
 /// How far ahead panels are fetched, in bytes.
 const AHEAD: usize = 8192;
 
-/// The products of four unsigned bytes with four signed ones, and of two halves with two: at 512 bits, and at 256 as AVX-512 and
-/// as AVX-VNNI encode them.
+/// The products of four unsigned bytes with four signed ones, and of two halves with two, added to a word: at 512 bits, and at 256 as
+/// AVX-512 and as AVX-VNNI encode them.
 const BYTES: [Code; 3] = [
     Code::EVEX_Vpdpbusd_zmm_k1z_zmm_zmmm512b32,
     Code::EVEX_Vpdpbusd_ymm_k1z_ymm_ymmm256b32,
@@ -342,13 +342,13 @@ struct Writer {
     code: CodeAssembler,
     /// Whether vectors have 512 bits, else 256.
     wide: bool,
-    /// How the products of bytes are encoded.
-    encoding: Option<Encoding>,
+    /// How products of bytes are added.
+    products: Option<ByteProducts>,
 }
 
 impl Writer {
     fn new(cores: &Cores) -> Result<Writer, IcedError> {
-        Ok(Writer { code: CodeAssembler::new(64)?, wide: cores.bits == 512, encoding: cores.bytes })
+        Ok(Writer { code: CodeAssembler::new(64)?, wide: cores.bits == 512, products: cores.bytes })
     }
 
     /// Vectors that the columns of a panel fill.
@@ -414,7 +414,7 @@ impl Writer {
 
     /// Adds the products within each lane to it.
     fn dot(&mut self, [wide, evex, vex]: [Code; 3], sum: Register, a: Register, b: Register) -> Result<(), IcedError> {
-        let narrow = if self.encoding == Some(Encoding::Vex) { vex } else { evex };
+        let narrow = if self.products == Some(ByteProducts::AvxVnni) { vex } else { evex };
         self.three([wide, narrow], sum, a, b)
     }
 

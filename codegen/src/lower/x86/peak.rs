@@ -3,19 +3,26 @@
 use iced_x86::{Code, IcedError, Instruction, Register};
 
 use super::tiles::{self, PANELS, ROWS, sums};
+use super::codes::{ADD, ONES, WORDS};
 use super::{BYTES, STEP, Writer};
-use crate::loops::{Cores, Format, GROUP};
+use crate::loops::{ByteProducts, Cores, Format, GROUP};
 use crate::lower::target::serve;
 
 /// The fifth argument of a kernel.
 const SCRATCH: Register = Register::R8;
 
-/// How often each sum is added to in one iteration.
-pub(in crate::lower) const UNROLL: usize = 4;
+/// How often each sum is added to in one iteration; where halves are summed, as often as they have room for.
+pub(in crate::lower) fn unroll(format: Format, cores: &Cores) -> usize {
+    if cores.sums_halves(format) { 8 } else { 4 }
+}
 
 /// Sums that are carried side by side: enough to hide the latency of one, and some registers are left.
-fn chains(cores: &Cores) -> usize {
-    if cores.bits == 512 { 24 } else { 12 }
+fn chains(format: Format, cores: &Cores) -> usize {
+    match cores.bits {
+        512 => 24,
+        _ if cores.sums_halves(format) => 6,
+        _ => 12,
+    }
 }
 
 /// Tiles of sums that are.
@@ -25,7 +32,7 @@ const TILES: usize = 4;
 pub(in crate::lower) fn numbers(format: Format, cores: &Cores) -> usize {
     match of_tiles(format, cores) {
         true => TILES * GROUP * GROUP,
-        false => chains(cores) * cores.bits as usize / 32,
+        false => chains(format, cores) * cores.bits as usize / 32,
     }
 }
 
@@ -67,7 +74,7 @@ fn tiles(format: Format, cores: &Cores, iterations: usize) -> Result<Vec<u8>, Ic
     (0..TILES).try_for_each(|tile| w.push(Instruction::with1(Code::VEX_Tilezero_tmm, sums(tile))))?;
     let code = if format.is_coded() { Code::VEX_Tdpbsud_tmm_tmm_tmm } else { Code::VEX_Tdpbf16ps_tmm_tmm_tmm };
     w.times(iterations, |w| {
-        (0..UNROLL * TILES).try_for_each(|step| w.push(Instruction::with3(code, sums(step % TILES), a, b)))
+        (0..unroll(format, cores) * TILES).try_for_each(|step| w.push(Instruction::with3(code, sums(step % TILES), a, b)))
     })?;
     for tile in 0..TILES {
         let to = w.tile(SCRATCH, tile * GROUP * STEP, tiles::PANEL_STRIDE);
@@ -94,17 +101,42 @@ fn ones(format: Format) -> u32 {
 }
 
 fn write(format: Format, cores: &Cores, iterations: usize) -> Result<Vec<u8>, IcedError> {
-    let (mut w, chains) = (Writer::new(cores)?, chains(cores));
+    let (mut w, chains) = (Writer::new(cores)?, chains(format, cores));
     let floats = [Code::EVEX_Vfmadd231ps_zmm_k1z_zmm_zmmm512b32_er, Code::VEX_Vfmadd231ps_ymm_ymm_ymmm256];
     let first = w.first();
     let sum = |chain: usize| first + chain as u32;
-    let one = sum(chains);
+    let one = sum(12.max(chains));
     w.constant(one, ones(format))?;
     (0..chains).try_for_each(|chain| w.zero(sum(chain)))?;
+    let by_pairs = cores.bytes == Some(ByteProducts::Avx2);
+    if by_pairs {
+        w.constant(w.ones(), ONES)?;
+    }
+    // What a product is made in: of a row's numbers, which the panel's have signs for.
+    let product = Register::YMM13;
+    let copy = |w: &mut Writer| w.push(Instruction::with2(Code::VEX_Vmovaps_ymm_ymmm256, product, one));
+    let unroll = unroll(format, cores);
     w.times(iterations, |w| {
-        (0..UNROLL * chains).map(|step| sum(step % chains)).try_for_each(|sum| match format {
+        let sums = (0..unroll * chains).map(|step| step % chains);
+        if cores.sums_halves(format) {
+            let halves = |chain: usize| sum(chains + chain);
+            (0..chains).try_for_each(|chain| w.zero(halves(chain)))?;
+            for chain in sums {
+                copy(w)?;
+                w.add_pairs(halves(chain), one, product, None, true)?;
+            }
+            return (0..chains).try_for_each(|chain| {
+                w.three(WORDS, halves(chain), halves(chain), w.ones())?;
+                w.three(ADD, sum(chain), sum(chain), halves(chain))
+            });
+        }
+        sums.map(sum).try_for_each(|sum| match format {
             Format::F32 => w.three(floats, sum, one, one),
             Format::Bf16 => w.three([Code::EVEX_Vdpbf16ps_zmm_k1z_zmm_zmmm512b32, Code::INVALID], sum, one, one),
+            Format::Codes(_) if by_pairs => {
+                copy(w)?;
+                w.add_pairs(sum, one, product, Some(one), false)
+            }
             Format::Codes(_) => w.dot(BYTES, sum, one, one),
         })
     })?;
