@@ -13,6 +13,12 @@ const ROW_SCALES: Register = Register::R8;
 /// Where the sums of their bytes are.
 const ROW_SUMS: Register = Register::R9;
 
+/// What lies beside the codes of a block, where its parts are a loop.
+const BESIDE: Register = Register::R11;
+
+/// Which part that is at, times [`PANEL`].
+const PART: Register = Register::RAX;
+
 /// Sums of a block that are carried side by side, at least.
 const CHAINS: usize = 4;
 
@@ -119,9 +125,9 @@ pub(super) fn unpack_floats(w: &mut Writer, depth: usize, format: Format) -> Res
     w.constant(offset, (-unpacked.offset as f32).to_bits())?;
     w.times(depth / block, |w| {
         let (scale, added) = (w.scale(), w.minimum());
-        halves(w, format.values(), scale)?;
+        halves(w, (B, format.values()), scale)?;
         match codes.minimum {
-            true => halves(w, format.values() + 2 * PANEL, added)?,
+            true => halves(w, (B, format.values() + 2 * PANEL), added)?,
             false => {
                 w.push(Instruction::with3(Code::EVEX_Vmulps_zmm_k1z_zmm_zmmm512b32_er, added, scale, offset))?;
             }
@@ -179,8 +185,8 @@ fn in_steps(w: &mut Writer, codes: Codes, step: usize, vector: usize) -> Result<
 }
 
 /// Loads numbers beside a block's codes, as many as a vector holds.
-pub(super) fn halves(w: &mut Writer, at: usize, to: Register) -> Result<(), IcedError> {
-    let from = w.at(B, at);
+pub(super) fn halves(w: &mut Writer, (base, at): (Register, usize), to: Register) -> Result<(), IcedError> {
+    let from = w.at(base, at);
     w.two([Code::EVEX_Vpmovzxwd_zmm_k1z_ymmm256, Code::VEX_Vpmovzxwd_ymm_xmmm128], to, from)?;
     w.shift(LEFT, to, to, 16)
 }
@@ -195,6 +201,7 @@ const SIGNS: u32 = 0x8080_8080;
 const HALF: usize = STEP / 2;
 
 const MOVE: [Code; 2] = [Code::EVEX_Vmovups_zmm_k1z_zmmm512, Code::VEX_Vmovups_ymm_ymmm256];
+const EACH_BYTE: [Code; 2] = [Code::EVEX_Vpmovzxbd_zmm_k1z_xmmm128, Code::VEX_Vpmovzxbd_ymm_xmmm64];
 const AND: [Code; 2] = [Code::EVEX_Vpandd_zmm_k1z_zmm_zmmm512b32, Code::VEX_Vpand_ymm_ymm_ymmm256];
 pub(super) const ADD: [Code; 2] = [Code::EVEX_Vpaddd_zmm_k1z_zmm_zmmm512b32, Code::VEX_Vpaddd_ymm_ymm_ymmm256];
 /// Adds the halves of a word, multiplied.
@@ -409,7 +416,7 @@ fn bytes(w: &mut Writer, codes: Codes, step: usize, vector: usize) -> Result<Reg
 /// Loads the byte of each column of a part, where its steps and zeros are, into a lane.
 fn both(w: &mut Writer, codes: Codes, part: usize, vector: usize, to: Register) -> Result<(), IcedError> {
     let from = w.at(B, codes.parts_at() + part * PANEL + vector * PANEL / 2);
-    w.two([Code::EVEX_Vpmovzxbd_zmm_k1z_xmmm128, Code::VEX_Vpmovzxbd_ymm_xmmm64], to, from)
+    w.two(EACH_BYTE, to, from)
 }
 
 /// Makes of the steps and zeros of a part what unpacks it.
@@ -440,6 +447,9 @@ impl Rows<'_> {
     fn block(&mut self) -> Result<(), IcedError> {
         let format = self.shape.b;
         let parts = format.block() / self.codes.summed();
+        if let Some(pairs) = self.pairs.filter(|_| parts > 1) {
+            return self.parts(parts, pairs);
+        }
         let steps = self.codes.summed() / format.together();
         for part in 0..parts {
             for vector in 0..self.w.vectors() {
@@ -450,8 +460,9 @@ impl Rows<'_> {
                 }
                 self.start(part)?;
                 for step in part * steps..(part + 1) * steps {
-                    if self.shape.fetch && vector == 0 {
-                        self.fetch(step, parts * steps)?;
+                    if self.shape.fetch {
+                        let (turns, lines) = (self.w.vectors() * steps, format.rows(format.block()).div_ceil(LINE));
+                        self.fetch(part * turns + vector * steps + step % steps, parts * turns, lines)?;
                     }
                     if let Some(pairs) = self.pairs {
                         self.multiply_pairs(pairs, step, vector)?;
@@ -467,7 +478,8 @@ impl Rows<'_> {
                     self.end_pairs(pairs, part)?;
                 }
                 for panel in 0..self.shape.panels {
-                    self.scale(part, panel, vector)?;
+                    let values = (B, panel * self.shape.b_stride + format.values());
+                    self.scale(part, panel, vector, values)?;
                 }
             }
         }
@@ -477,11 +489,48 @@ impl Rows<'_> {
         self.w.advance(ROW_SUMS, 4 * parts)
     }
 
-    /// Fetches a step's share of a later block, where a block has so many steps.
-    fn fetch(&mut self, step: usize, steps: usize) -> Result<(), IcedError> {
-        let format = self.shape.b;
-        let lines = format.rows(format.block()).div_ceil(LINE);
-        for line in step * lines / steps..(step + 1) * lines / steps {
+    /// A block, part after part in a loop: all of them, one after the other, would be more instructions than a machine keeps decoded.
+    fn parts(&mut self, parts: usize, pairs: Pairs) -> Result<(), IcedError> {
+        let (format, rows) = (self.shape.b, self.codes.summed());
+        let (steps, words) = (rows / format.together(), format.values() / parts);
+        let beside = self.w.at(B, format.values());
+        self.w.push(Instruction::with2(Code::Lea_r64_m, BESIDE, beside))?;
+        self.w.push(Instruction::with2(Code::Mov_rm64_imm32, PART, 0))?;
+        let mut again = self.w.code.create_label();
+        self.w.code.set_label(&mut again)?;
+        for vector in 0..self.w.vectors() {
+            let (both_of, zeros) = (self.w.steps(), self.w.zeros());
+            let at = self.codes.parts_at() - format.values() + vector * PANEL / 2;
+            let from = MemoryOperand::with_base_index_scale_displ_size(BESIDE, PART, 1, at as i64, 1);
+            self.w.two(EACH_BYTE, both_of, from)?;
+            self.w.shift(RIGHT, zeros, both_of, 4)?;
+            self.start(0)?;
+            for step in 0..steps {
+                if self.shape.fetch {
+                    self.fetch(vector * steps + step, self.w.vectors() * steps, words / LINE)?;
+                }
+                self.multiply_pairs(pairs, step, vector)?;
+            }
+            self.end_pairs(pairs, 0)?;
+            self.scale(0, 0, vector, (BESIDE, 0))?;
+        }
+        self.w.advance(A, rows)?;
+        self.w.advance_panel(&self.shape, words)?;
+        self.w.advance(ROW_SUMS, 4)?;
+        self.w.advance(PART, PANEL)?;
+        self.w.push(Instruction::with2(Code::Cmp_rm64_imm32, PART, (parts * PANEL) as i32))?;
+        self.w.code.jne(again)?;
+        let left = format.rows(format.block()) - format.values();
+        if self.shape.fetch {
+            (0..left.div_ceil(LINE)).try_for_each(|line| self.w.fetch(&self.shape, line * LINE))?;
+        }
+        self.w.advance_panel(&self.shape, left)?;
+        self.w.advance(ROW_SCALES, 4)
+    }
+
+    /// Fetches the share of some lines ahead that a turn has, of so many.
+    fn fetch(&mut self, turn: usize, turns: usize, lines: usize) -> Result<(), IcedError> {
+        for line in turn * lines / turns..(turn + 1) * lines / turns {
             self.w.fetch(&self.shape, line * LINE)?;
         }
         Ok(())
@@ -587,12 +636,18 @@ impl Rows<'_> {
         Ok(())
     }
 
-    /// Adds a part's sums of a panel, or of half of one, scaled, to the result.
-    fn scale(&mut self, part: usize, panel: usize, vector: usize) -> Result<(), IcedError> {
+    /// Adds a part's sums of a panel, or of half of one, scaled by what lies there, to the result.
+    fn scale(
+        &mut self,
+        part: usize,
+        panel: usize,
+        vector: usize,
+        (base, values): (Register, usize),
+    ) -> Result<(), IcedError> {
         let (scale, minimum, steps) = (self.w.scale(), self.w.minimum(), self.w.steps());
-        let values = panel * self.shape.b_stride + self.shape.b.values() + vector * PANEL;
+        let values = values + vector * PANEL;
         for (nth, register) in [scale, minimum].into_iter().enumerate().take(1 + usize::from(self.codes.minimum)) {
-            halves(self.w, values + nth * 2 * PANEL, register)?;
+            halves(self.w, (base, values + nth * 2 * PANEL), register)?;
         }
         let convert = self.w.of([Code::EVEX_Vcvtdq2ps_zmm_k1z_zmmm512b32_er, Code::VEX_Vcvtdq2ps_ymm_ymmm256]);
         let multiply = [Code::EVEX_Vmulps_zmm_k1z_zmm_zmmm512b32_er, Code::VEX_Vmulps_ymm_ymm_ymmm256];

@@ -106,17 +106,20 @@ impl Floats<'_> {
             }
             return self.multiply(step, 0, 0..self.vectors, self.spare(0));
         }
-        // Two neighbours in bf16, each a vector of its own.
-        for vector in 0..self.vectors {
-            let (lower, upper) = (self.spare(0), self.spare(1));
-            let from = self.w.panel(&self.shape, step, vector);
-            self.w.two(load, upper, from)?;
-            let shift = [Code::EVEX_Vpslld_zmm_k1z_zmmm512b32_imm8, Code::VEX_Vpslld_ymm_ymm_imm8];
-            self.w.push(Instruction::with3(self.w.of(shift), lower, upper, 16))?;
-            let and = [Code::EVEX_Vpandd_zmm_k1z_zmm_zmmm512b32, Code::VEX_Vpand_ymm_ymm_ymmm256];
-            self.w.three(and, upper, upper, self.spare(3))?;
-            self.multiply(step, 0, vector..vector + 1, lower)?;
-            self.multiply(step, 1, vector..vector + 1, upper)?;
+        // Neighbours in bf16: first the lower ones of all vectors, then the upper ones.
+        let shift = [Code::EVEX_Vpslld_zmm_k1z_zmmm512b32_imm8, Code::VEX_Vpslld_ymm_ymm_imm8];
+        let and = [Code::EVEX_Vpandd_zmm_k1z_zmm_zmmm512b32, Code::VEX_Vpand_ymm_ymm_ymmm256];
+        for nth in 0..self.shape.b.together() {
+            for vector in 0..self.vectors {
+                let (to, from) = (self.spare(vector as u32), self.w.panel(&self.shape, step, vector));
+                if nth == 0 {
+                    self.w.two(load, to, from)?;
+                    self.w.push(Instruction::with3(self.w.of(shift), to, to, 16))?;
+                } else {
+                    self.w.push(Instruction::with3(self.w.of(and), to, self.spare(3), from))?;
+                }
+            }
+            self.multiply(step, nth, 0..self.vectors, self.spare(0))?;
         }
         Ok(())
     }

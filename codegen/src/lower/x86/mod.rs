@@ -94,8 +94,9 @@ impl Leaf {
             c_stride: known(&core.c_stride)? * 4,
             accumulate: core.accumulate,
             tiles: false,
+            // As many as a core can take are those of many.
             fetch: core.panels == 1
-                && core.rows <= FEW
+                && core.rows <= FEW.min(cores.rows() - 1)
                 && cores.fetch.is_some_and(|bits| core.rows > 1 || core.b_format.bits() < bits || core.next.is_some()),
             next: core.next.as_ref().map(|next| next.bytes),
         };

@@ -111,7 +111,7 @@ fn block(w: &mut Writer, shape: &Shape, codes: Codes) -> Result<(), IcedError> {
         w.push(Instruction::with2(Code::VEX_Tilestored_sibmem_tmm, to, sums(group)))?;
     }
     // The panel has moved on over the codes.
-    halves(w, 0, SCALES)?;
+    halves(w, (super::B, 0), SCALES)?;
     w.advance(B, shape.b.rows(codes.block) - shape.b.values())?;
     for row in 0..shape.rows {
         let (of_row, place) = (row * shape.a_stride, w.result(shape, row, 0));
