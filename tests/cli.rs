@@ -749,7 +749,16 @@ fn bench_and_explain_name_the_multiplier() {
         (["--precision", "f32"], &["f32 at "][..]),
         (["--precision", "bf16"], &["f32 at ", "pairs of bf16 at ", "pairs of bf16 in tiles"]),
         (["--quant", "q8"], &["f32 at ", "fours of bytes at ", "pairs of bf16 in tiles"]),
-        (["--quant", "q4"], &["f32 at ", "pairs of bytes at ", "fours of bytes at ", "fours of bytes in tiles", "pairs of bf16 in tiles"]),
+        (
+            ["--quant", "q4"],
+            &[
+                "f32 at ",
+                "pairs of bytes at ",
+                "fours of bytes at ",
+                "fours of bytes in tiles",
+                "pairs of bf16 in tiles",
+            ],
+        ),
     ] {
         let rows = bench(&[&["-p", "8", "-n", "2"], &storage[..]].concat());
         let multiplier = rows[0]["multiplier"].as_str().unwrap();

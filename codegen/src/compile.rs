@@ -7,7 +7,7 @@ use einfuse_graph::{AxisId, Extent, Graph, Kind, Type};
 use crate::checks::Checks;
 use crate::choices::{Watched, watched};
 use crate::fuse::{Kernel, Multiplications, Plan, Rule, Segment, Shape, Storage, Typical, Wanted, fuse, orders};
-use crate::loops::{self, FEW, Format, GROUP};
+use crate::loops::{self, Cores, FEW, Format, GROUP};
 use crate::lower::{Code, LowerError, Lowering, Target};
 use crate::pack::Packed;
 use crate::schedule::homes::{Entry, Extents, Homes};
@@ -33,6 +33,8 @@ pub struct Options {
     pub workers: usize,
     /// The numbers of some kernels' schedules, in place of what the compiler would choose.
     pub schedules: Schedules,
+    /// Cores that take the place of this machine's, which must have them. `None`: its own.
+    pub cores: Option<Cores>,
     /// Whether to keep the text of the intermediate and machine code.
     pub keep_text: bool,
 }
@@ -47,6 +49,7 @@ impl Default for Options {
             rows: Wanted::Last,
             workers: 4,
             schedules: Schedules::new(),
+            cores: None,
             keep_text: false,
         }
     }

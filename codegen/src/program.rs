@@ -172,8 +172,7 @@ impl Program {
     /// A graph that is not well-formed, or has something that no kernel can be made of, named in the error.
     pub fn compile(graph: &Graph, storage: &Storage, options: &Options) -> Result<Program, CompileError> {
         let started = Instant::now();
-        let target = Target::host()?;
-        Self::on(Base::of(graph, storage, options)?.into(), options, &target, started)
+        Self::on(Base::of(graph, storage, options)?.into(), options, started)
     }
 
     /// The same graph with other numbers in its schedules. Weights and caches lie as they do for this program.
@@ -182,11 +181,13 @@ impl Program {
     /// If the code generator refuses a kernel, or memory cannot be had for its code.
     pub fn reschedule(&self, schedules: Schedules) -> Result<Program, CompileError> {
         let options = Options { schedules, ..self.options.clone() };
-        Self::on(Arc::clone(&self.base), &options, &Target::host()?, Instant::now())
+        Self::on(Arc::clone(&self.base), &options, Instant::now())
     }
 
-    fn on(base: Arc<Base>, options: &Options, target: &Target, started: Instant) -> Result<Program, CompileError> {
-        let kernels = base.kernels(options, target)?;
+    fn on(base: Arc<Base>, options: &Options, started: Instant) -> Result<Program, CompileError> {
+        let host = Target::host()?;
+        let target = options.cores.map_or(host.clone(), |cores| host.with_cores(cores));
+        let kernels = base.kernels(options, &target)?;
         let scratch_bytes = kernels.compiled.iter().map(|c| c.loops.scratch).max().unwrap_or(0);
         Ok(Program { base, options: options.clone(), scratch_bytes, compile_time: started.elapsed(), kernels })
     }

@@ -3,8 +3,8 @@
 mod support;
 
 use einfuse_codegen::loops::{
-    Address, Arg, Buffer, Core, Cores, Elem, Encode, ByteProducts, Expr, Exps, Format, GROUP, Kernel, MAX_PANELS, Memory,
-    Next, PANEL, Slot, Stmt, Ty, Unpack, Var, interpret, parse,
+    Address, Arg, Buffer, ByteProducts, Core, Cores, Elem, Encode, Expr, Exps, Format, GROUP, Kernel, MAX_PANELS,
+    Memory, Next, PANEL, Slot, Stmt, Ty, Unpack, Var, interpret, parse,
 };
 use einfuse_codegen::lower::{Lowering, compile};
 use support::{Random, both, bytes, floats, host, run};

@@ -209,6 +209,7 @@ impl Model {
             workers: einfuse_codegen::Team::workers(&threads),
             schedules: settings.schedules.clone(),
             keep_text: settings.keep_text,
+            cores: None,
         };
         let storage = |tensor, layer| storage.get(&(tensor, layer)).copied().unwrap_or(Format::F32.into());
         let compile_and_pack = |failed: &AtomicBool| {

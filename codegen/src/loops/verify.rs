@@ -30,6 +30,7 @@ type Checked<T> = Result<T, String>;
 pub fn verify(kernel: &Kernel) -> Result<(), Invalid> {
     let mut verifier = Verifier {
         vars: &kernel.vars,
+        scratch: kernel.scratch,
         defined: vec![None; kernel.vars.len()],
         parallel: None,
         counters: Vec::new(),
@@ -45,6 +46,10 @@ fn is_identifier(name: &str) -> bool {
     let mut chars = name.chars();
     chars.next().is_some_and(|c| c.is_ascii_alphabetic() || c == '_')
         && chars.all(|c| c.is_ascii_alphanumeric() || c == '_')
+}
+
+fn known(number: &Expr) -> Option<usize> {
+    number.as_int().and_then(|number| usize::try_from(number).ok())
 }
 
 fn check(holds: bool, otherwise: impl FnOnce() -> String) -> Checked<()> {
@@ -93,6 +98,8 @@ impl Ty {
 
 struct Verifier<'a> {
     vars: &'a [Ty],
+    /// Bytes of a worker's private memory.
+    scratch: usize,
     /// Of each variable that is visible, how many parallel loops are around its definition.
     defined: Vec<Option<usize>>,
     parallel: Option<Var>,
@@ -230,7 +237,21 @@ impl Verifier<'_> {
             check(bytes <= MAX_AHEAD, || format!("a core fetches {bytes} bytes ahead, not at most {MAX_AHEAD}"))?;
             self.address(&next.at)
         })?;
-        self.address(&core.c)
+        self.address(&core.c)?;
+        let Some(depth) = known(&core.depth) else { return Ok(()) };
+        let rows = |stride: &Expr, row: usize| Some((rows - 1).saturating_mul(known(stride)?).saturating_add(row));
+        let panels = (panels - 1).saturating_mul(known(&core.b_stride).unwrap_or(0)).saturating_add(b.rows(depth));
+        self.fits(&core.a, rows(&core.a_stride, b.row(depth)), a.elem(), "a core's rows")?;
+        self.fits(&core.b, Some(panels), b.elem(), "a core's panels")?;
+        self.fits(&core.c, rows(&core.c_stride, core.panels * PANEL), Elem::F32, "a core's result")
+    }
+
+    /// Whether private memory has room for so many elements from a place on, if that much is known.
+    fn fits(&self, at: &Address, elements: Option<usize>, elem: Elem, what: &str) -> Checked<()> {
+        let (Buffer::Scratch(from), Some(elements)) = (&at.buffer, elements) else { return Ok(()) };
+        let elements = elements.saturating_add(known(&at.offset).unwrap_or(0));
+        let end = from.saturating_add(elements.saturating_mul(elem.bytes()));
+        check(end <= self.scratch, || format!("{what} end at byte {end} of scratch, which has {}", self.scratch))
     }
 
     fn exps(&mut self, exps: &Exps) -> Checked<()> {

@@ -6,7 +6,7 @@ use cranelift::codegen::isa::{self, TargetIsa};
 use cranelift::codegen::settings::{self, Configurable};
 
 use super::LowerError;
-use crate::loops::{Cores, ByteProducts, Format};
+use crate::loops::{ByteProducts, Cores, Format};
 
 /// The machine that code is generated for.
 #[derive(Clone)]

@@ -114,8 +114,8 @@ pub(super) fn operands(
     for &q in &contract.prologue {
         let equation = cx.plan.equations[q];
         let of_core = contractions().find(|(_, c)| c.a == equation.out);
-        // What is to be encoded is needed in the block alone.
-        let is_last = of_core.is_some_and(|(q, _)| cx.variant.panels[q].format == Format::F32);
+        // What is only to be encoded is needed in the block alone.
+        let is_last = of_core.is_some_and(|(q, _)| cx.rows_of(&cx.variant.panels[q], &mode).contains(&Format::F32));
         let (place, _) = match &mut room {
             Room::Arena(_) if !is_last => {
                 block_place(cx, equation.out, of_core.map(|(_, c)| c), block, &mut Room::Private, e)

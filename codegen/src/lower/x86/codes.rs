@@ -704,7 +704,7 @@ impl Rows<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::loops::{Cores, ByteProducts};
+    use crate::loops::{ByteProducts, Cores};
 
     /// The instructions of a core at 256 bits, and of the unpacking of its panels: of its products alone, or of all else.
     fn instructions(rows: usize, format: Format, encoding: ByteProducts, of_products: bool) -> Vec<String> {
@@ -741,7 +741,8 @@ mod tests {
                 let all = instructions(rows, format, ByteProducts::AvxVnni, false);
                 assert!(all.iter().all(|name| !name.starts_with("EVEX")), "{rows} rows of {format}: {all:?}");
                 assert_eq!(all, instructions(rows, format, ByteProducts::Avx512Vnni, false));
-                let [vex, evex] = [ByteProducts::AvxVnni, ByteProducts::Avx512Vnni].map(|e| instructions(rows, format, e, true));
+                let [vex, evex] =
+                    [ByteProducts::AvxVnni, ByteProducts::Avx512Vnni].map(|e| instructions(rows, format, e, true));
                 let pairs = instructions(rows, format, ByteProducts::Avx2, false);
                 assert!(pairs.iter().all(|name| !name.starts_with("EVEX")), "{rows} rows of {format}: {pairs:?}");
                 assert_eq!(instructions(rows, format, ByteProducts::Avx2, true), Vec::<String>::new());

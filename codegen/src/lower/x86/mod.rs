@@ -21,7 +21,7 @@ use iced_x86::{Code, FastFormatter, IcedError, Instruction, MemoryOperand, Regis
 
 use self::lanes::Lanes;
 use super::target::serve;
-use crate::loops::{Core, Cores, Encode, ByteProducts, Expr, Exps, FEW, Format, GROUP, MAX_ROWS, PANEL, Stmt, Unpack};
+use crate::loops::{ByteProducts, Core, Cores, Encode, Expr, Exps, FEW, Format, GROUP, MAX_ROWS, PANEL, Stmt, Unpack};
 
 /// The shape of a core, which its machine code is made for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

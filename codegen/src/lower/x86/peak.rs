@@ -2,8 +2,8 @@
 
 use iced_x86::{Code, IcedError, Instruction, Register};
 
-use super::tiles::{self, PANELS, ROWS, sums};
 use super::codes::{ADD, ONES, WORDS};
+use super::tiles::{self, PANELS, ROWS, sums};
 use super::{BYTES, STEP, Writer};
 use crate::loops::{ByteProducts, Cores, Format, GROUP};
 use crate::lower::target::serve;
@@ -74,7 +74,8 @@ fn tiles(format: Format, cores: &Cores, iterations: usize) -> Result<Vec<u8>, Ic
     (0..TILES).try_for_each(|tile| w.push(Instruction::with1(Code::VEX_Tilezero_tmm, sums(tile))))?;
     let code = if format.is_coded() { Code::VEX_Tdpbsud_tmm_tmm_tmm } else { Code::VEX_Tdpbf16ps_tmm_tmm_tmm };
     w.times(iterations, |w| {
-        (0..unroll(format, cores) * TILES).try_for_each(|step| w.push(Instruction::with3(code, sums(step % TILES), a, b)))
+        (0..unroll(format, cores) * TILES)
+            .try_for_each(|step| w.push(Instruction::with3(code, sums(step % TILES), a, b)))
     })?;
     for tile in 0..TILES {
         let to = w.tile(SCRATCH, tile * GROUP * STEP, tiles::PANEL_STRIDE);

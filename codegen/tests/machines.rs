@@ -1,0 +1,119 @@
+//! Programs for machines with fewer instructions than this one: their schedules copy, round and unpack other operands.
+
+mod common;
+
+use common::{Runner, Threads, distance, interpreted};
+use einfuse_codegen::loops::{ByteProducts, Cores};
+use einfuse_codegen::lower::Target;
+use einfuse_codegen::{Format, Options, Wanted};
+use einfuse_graph::random::random_weights;
+use einfuse_graph::{Graph, Tensor, parse};
+
+/// Many tokens, which several blocks of rows take, one, and a few.
+const STEPS: [usize; 3] = [70, 1, 5];
+
+/// A layer of norms, attention and a gated network, in sizes that every kind of core takes.
+fn graph() -> Graph {
+    let text = "
+graph layer
+axis t = tokens
+axis s = positions
+axis v = 48
+axis d = 512
+axis n = 2
+axis g = 2
+axis c = 64
+axis f = 512
+input tokens[t]
+weight embed[v, d] = \"embed\"
+weight gain[d] = \"{l}.gain\"
+weight wq[n, g, c, d] = \"{l}.q\"
+weight wk[n, c, d] = \"{l}.k\"
+weight wu[n, c, d] = \"{l}.u\"
+weight wo[d, n, g, c] = \"{l}.o\"
+weight gate[f, d] = \"{l}.gate\"
+weight up[f, d] = \"{l}.up\"
+weight down[d, f] = \"{l}.down\"
+state k.cache[s, n, c]
+state u.cache[s, n, c]
+x[t, d] = embed[v = tokens]
+layers y from x as h order 0 0
+  body
+    a[t, d] = h * rsqrt((sum[d] h * h) / 512 + 0.00001) * gain
+    q[t, n, g, c] = sum[d] a * wq
+    k[t, n, c] = sum[d] a * wk
+    u[t, n, c] = sum[d] a * wu
+    append k.cache = k
+    append u.cache = u
+    %1 = 0.125 * sum[c] q * k.cache
+    %2 = exp(%1 - max[s] %1 where s <= t)
+    w = if s <= t then %2 / (sum[s] %2 where s <= t) else 0
+    o[t, n, g, c] = sum[s] w * u.cache
+    m[t, d] = h + sum[n, g, c] o * wo
+    b[t, d] = m * rsqrt((sum[d] m * m) / 512 + 0.00001)
+    e[t, f] = sum[d] b * gate
+    z[t, d] = m + sum[f] (e / (1 + exp(-e)) * sum[d] b * up) * down
+    result z
+end
+logits[t, v] = sum[d] (y * rsqrt((sum[d] y * y) / 512 + 0.00001)) * embed
+output logits
+";
+    parse(text).unwrap_or_else(|e| panic!("{e}\n{text}"))
+}
+
+/// The portable cores, and those of this machine and of every narrower one.
+fn machines() -> Vec<Cores> {
+    let host = *Target::host().unwrap().cores();
+    let narrow = Cores { bits: 256, ..Cores::PORTABLE };
+    let mut all = vec![Cores::PORTABLE, narrow];
+    all.extend([ByteProducts::Avx2, ByteProducts::AvxVnni].map(|bytes| Cores { bytes: Some(bytes), ..narrow }));
+    all.extend([Cores { bits: 512, ..Cores::PORTABLE }, Cores { tiles: false, ..host }, host]);
+    let has = |cores: &Cores| {
+        let bytes = match cores.bytes {
+            Some(ByteProducts::AvxVnni) => host.bytes == Some(ByteProducts::AvxVnni),
+            _ => true,
+        };
+        cores.bits <= host.bits && bytes
+    };
+    all.retain(has);
+    all
+}
+
+/// What so many workers make of the steps.
+fn run(runner: &mut Runner, workers: usize) -> Vec<f32> {
+    runner.restart(workers);
+    let ids = |tokens: usize| (0..tokens).map(|i| (i * 7 % 48) as i32).collect::<Vec<_>>();
+    STEPS.iter().flat_map(|&tokens| runner.step(&ids(tokens), &Threads(workers)).0).collect()
+}
+
+#[test]
+fn every_machine_computes_the_same() {
+    let graph = graph();
+    let weights = |tensor: &Tensor, layer: Option<usize>| random_weights(tensor, layer, &graph);
+    let expected = interpreted(&graph, 3, &STEPS).unwrap();
+    // How far apart machines may be that round rows to bf16, or to bytes, or to neither.
+    for (format, cache, bound) in [
+        (Format::F32, Format::F32, 1e-5),
+        (Format::Bf16, Format::Bf16, 0.1),
+        (Format::Q8, Format::Q8, 0.15),
+        (Format::Q4, Format::Bf16, 0.15),
+    ] {
+        let mut portable = None;
+        for cores in machines() {
+            let options = Options { chunk: 70, cache, rows: Wanted::All, cores: Some(cores), ..Options::default() };
+            let mut runner = Runner::new(&graph, &weights, format, &options, 80).unwrap();
+            if format == Format::F32 {
+                let apart = distance(&mut runner, 1, &expected);
+                assert!(apart < bound, "{apart} from the interpreter, of {cores:?}");
+            }
+            for workers in [1, 2] {
+                let got = run(&mut runner, workers);
+                let want = portable.get_or_insert_with(|| got.clone());
+                let square = |x: f32| f64::from(x).powi(2);
+                let apart: f64 = got.iter().zip(want.iter()).map(|(a, b)| square(a - b)).sum();
+                let apart = (apart / want.iter().map(|x| square(*x)).sum::<f64>()).sqrt();
+                assert!(apart < bound, "{format} by {workers} workers: {apart} apart of {cores:?}");
+            }
+        }
+    }
+}
