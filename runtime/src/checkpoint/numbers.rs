@@ -1,6 +1,7 @@
 //! The numbers of a tensor, however its file has them: in blocks, with scales in another tensor, as codes of four or eight bits
 //! with scales and zeros in others, or row by row in two tensors.
 
+use std::array;
 use std::ops::Range;
 
 use einfuse_codegen::loops::Grid;
@@ -133,6 +134,16 @@ struct Digit {
     apart: u8,
 }
 
+impl<'a> Zeros<'a> {
+    /// Those that are packed, each so much greater.
+    pub(super) fn of(zeros: Packed<'a>, more: i16) -> Zeros<'a> {
+        match zeros.same() {
+            Some(zero) => Zeros::Same(zero + more),
+            None => Zeros::Packed(zeros, more),
+        }
+    }
+}
+
 impl Digits {
     /// The lowest digits, each with how many values it has, a power of two, and how far apart two neighbours are that differ in it
     /// alone; and how far apart those are that differ in the rest alone.
@@ -150,6 +161,9 @@ impl Digits {
         self.low.iter().map(of).sum::<usize>() + (number >> self.shift) * self.apart
     }
 }
+
+/// The inputs of the longest blocks in which codes are read.
+const LONGEST: usize = 64;
 
 /// The group of each input.
 #[derive(Clone, Copy, Debug)]
@@ -202,7 +216,9 @@ impl<'a> Numbers<'a> {
                 [1, block @ (16 | 32)] => Dtype::Mxfp4.grid().map(|grid| Grid { block, ..grid }),
                 _ => None,
             },
-            _ => self.blocks()?.dtype.grid(),
+            Numbers::Scaled { .. } => None,
+            Numbers::Coded { codes, .. } => codes.grid(),
+            Numbers::Blocks(blocks) => blocks.dtype.grid(),
         }
     }
 
@@ -229,7 +245,7 @@ impl<'a> Numbers<'a> {
                 let from = (first + at) / tiles.tile[1];
                 scales.iter_mut().zip(from..).for_each(|(scale, tile)| *scale = [tiles.scale(tile), 0.0]);
             }
-            Numbers::Coded { .. } => {}
+            Numbers::Coded { codes, first, .. } => codes.read_blocks(first + at, values, scales),
         }
     }
 
@@ -443,6 +459,38 @@ impl Codes<'_> {
         }
     }
 
+    /// What blocks hold, each in one group: codes less the middle of their range, where every zero is there; else codes of 4 bits as
+    /// they are, with what zeros add as minima. A minimum of 8 bits is far from 0: rounded, it would be off by as much as codes are.
+    fn grid(&self) -> Option<Grid> {
+        let Groups::Of(size) = self.groups else { return None };
+        let block = 1 << (size | self.inputs).trailing_zeros().min(LONGEST.ilog2());
+        let middle = 1 << (self.codes.bits - 1);
+        let (from, minimum) = match self.zeros {
+            Zeros::Same(zero) if zero == middle => (middle, false),
+            _ if self.codes.bits == 4 => (0, true),
+            _ => return None,
+        };
+        let [least, most] = [-from, 2 * middle - 1 - from].map(|value| value as i8);
+        Some(Grid { block, least, most, minimum, levels: None })
+    }
+
+    /// Reads whole blocks of the grid.
+    fn read_blocks(&self, at: usize, values: &mut [i8], scales: &mut [[f32; 2]]) {
+        let Some(grid) = self.grid() else { return };
+        // From the first code of a block, which is at a multiple of a power of two, the others are as far as from the first of all.
+        let places: [usize; LONGEST] = array::from_fn(|input| self.codes.columns.place(input));
+        for (nth, (values, scales)) in values.chunks_mut(grid.block).zip(scales).enumerate() {
+            let at = at + nth * grid.block;
+            let (output, input) = (at / self.inputs, at % self.inputs);
+            let (scale, zero, added) = self.of_group(self.group(input), output);
+            *scales = [scale, if grid.minimum { added.unwrap_or(-scale * f32::from(zero)) } else { 0.0 }];
+            let first = self.codes.rows.place(output) + self.codes.columns.place(input);
+            for (value, place) in values.iter_mut().zip(places) {
+                *value = (self.codes.at(first + place) + i16::from(grid.least)) as i8;
+            }
+        }
+    }
+
     fn group(&self, input: usize) -> usize {
         match self.groups {
             Groups::Of(size) => input / size,
@@ -465,6 +513,13 @@ impl Codes<'_> {
 }
 
 impl Packed<'_> {
+    /// The code that all are, if they fill their bytes and those are alike.
+    fn same(&self) -> Option<i16> {
+        let (first, others) = self.bytes.split_first()?;
+        let alike = first.rotate_left(self.bits as u32) == *first && others.iter().all(|byte| byte == first);
+        alike.then(|| self.at(0))
+    }
+
     /// The code at a place.
     fn at(&self, place: usize) -> i16 {
         let bit = place * self.bits;

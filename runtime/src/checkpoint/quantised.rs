@@ -368,7 +368,7 @@ fn coded<'a>(
     };
     let packed_zeros = |rows, columns, more| {
         let zeros = zeros.packed(&zero_name, safetensors::Dtype::I32, 4, rows, columns)?;
-        Ok::<_, Error>(Zeros::Packed(zeros, more))
+        Ok::<_, Error>(Zeros::of(zeros, more))
     };
     let matrix = Codes {
         inputs,
@@ -501,14 +501,14 @@ impl<'a> Beside<'a> {
                     let problem = format!("has the shape {:?}; as many as scales were expected", zeros.shape);
                     return Err(zeros.wrong(name, problem));
                 }
-                Zeros::Packed(zeros.signed(name, self.apart[0], self.apart[1])?, more - 128)
+                Zeros::of(zeros.signed(name, self.apart[0], self.apart[1])?, more - 128)
             }
             Some((name, zeros)) => {
                 let each = WORD / codes.bits;
                 zeros.expect(name, &[outputs.div_ceil(each), self.count])?;
                 let (rows, columns) =
                     (Digits::of(&[(each as u8, 1)], each.saturating_mul(self.count)), Digits::of(&[], each));
-                Zeros::Packed(zeros.packed(name, safetensors::Dtype::I32, codes.bits, rows, columns)?, 0)
+                Zeros::of(zeros.packed(name, safetensors::Dtype::I32, codes.bits, rows, columns)?, 0)
             }
         };
         let (scales, apart, groups) = (self.scales, self.apart, self.groups);
@@ -692,7 +692,11 @@ impl<'a> Tensor<'a> {
             let group = i32::from_le_bytes(groups[at]);
             return Err(self.wrong(name, format!("has the group {group} for input {at}; there are {count} groups")));
         }
-        Ok(Groups::Listed(groups))
+        // As many neighbours in each group as in the first.
+        let size = groups.iter().position(|group| *group != [0; 4]).unwrap_or(inputs);
+        let of_place = |(input, group): (usize, &[u8; 4])| u32::from_le_bytes(*group) as usize == input / size;
+        let in_order = size > 0 && groups.iter().enumerate().all(of_place);
+        Ok(if in_order { Groups::Of(size) } else { Groups::Listed(groups) })
     }
 
     /// Its numbers, of which each is a size.

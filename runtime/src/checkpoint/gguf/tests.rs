@@ -1,6 +1,6 @@
 //! Malformed files, and what a small one says.
 
-mod blocks;
+pub(in crate::checkpoint) mod blocks;
 mod converted;
 mod split;
 mod types;

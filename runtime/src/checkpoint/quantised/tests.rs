@@ -1,3 +1,5 @@
+mod blocks;
+
 use einfuse_graph::{Builder, FileTensor, Graph, TensorId};
 use half::{bf16, f16};
 use serde_json::json;
@@ -159,50 +161,58 @@ const GROUP: usize = 9;
 
 impl Matrix {
     fn random(groups: usize) -> Matrix {
-        Matrix::of(INPUTS, groups)
+        Matrix::of([OUTPUTS, INPUTS], groups)
     }
 
-    fn of(inputs: usize, groups: usize) -> Matrix {
+    fn of([outputs, inputs]: [usize; 2], groups: usize) -> Matrix {
         let mut random = random();
         let mut some = |count: usize| (0..count).map(|_| random(16)).collect::<Vec<u32>>();
-        let codes = (0..OUTPUTS).map(|_| some(inputs)).collect();
-        let zeros = (0..groups).map(|_| some(OUTPUTS)).collect();
+        let codes = (0..outputs).map(|_| some(inputs)).collect();
+        let zeros = (0..groups).map(|_| some(outputs)).collect();
         let scale = |x: u32| f16::from_f32((x + 1) as f32 / 333.0);
-        let scales = (0..groups).map(|_| some(OUTPUTS).into_iter().map(scale).collect()).collect();
+        let scales = (0..groups).map(|_| some(outputs).into_iter().map(scale).collect()).collect();
         Matrix { codes, zeros, scales }
+    }
+
+    /// Outputs and inputs.
+    fn size(&self) -> [usize; 2] {
+        [self.codes.len(), self.codes[0].len()]
     }
 
     /// The numbers, with zeros greater by `more`.
     fn expected(&self, more: f64, group: impl Fn(usize) -> usize) -> Vec<Vec<f32>> {
+        let [outputs, inputs] = self.size();
         let number = |o: usize, i: usize| {
             let (zero, scale) = (self.zeros[group(i)][o], self.scales[group(i)][o]);
             ((f64::from(self.codes[o][i]) - f64::from(zero) - more) * scale.to_f64()) as f32
         };
-        (0..OUTPUTS).map(|o| (0..INPUTS).map(|i| number(o, i)).collect()).collect()
+        (0..outputs).map(|o| (0..inputs).map(|i| number(o, i)).collect()).collect()
     }
 
     fn scales(&self) -> Part {
+        let [outputs, _] = self.size();
         let bytes = self.scales.concat().iter().flat_map(|x| x.to_le_bytes()).collect();
-        ("l.scales", "F16", vec![self.scales.len(), OUTPUTS], bytes)
+        ("l.scales", "F16", vec![self.scales.len(), outputs], bytes)
     }
 
     /// As AutoGPTQ packs: `qweight[i / 8][o] |= code << 4 (i % 8)`, `qzeros[g][o / 8] |= zero << 4 (o % 8)`.
     fn gptq(&self) -> Vec<Part> {
-        let mut codes = vec![0u32; INPUTS / 8 * OUTPUTS];
-        for o in 0..OUTPUTS {
-            for i in 0..INPUTS {
-                codes[i / 8 * OUTPUTS + o] |= self.codes[o][i] << (4 * (i % 8));
+        let [outputs, inputs] = self.size();
+        let mut codes = vec![0u32; inputs / 8 * outputs];
+        for o in 0..outputs {
+            for i in 0..inputs {
+                codes[i / 8 * outputs + o] |= self.codes[o][i] << (4 * (i % 8));
             }
         }
-        let mut zeros = vec![0u32; self.zeros.len() * OUTPUTS / 8];
+        let mut zeros = vec![0u32; self.zeros.len() * outputs / 8];
         for (g, row) in self.zeros.iter().enumerate() {
             for (o, zero) in row.iter().enumerate() {
-                zeros[g * OUTPUTS / 8 + o / 8] |= zero << (4 * (o % 8));
+                zeros[g * outputs / 8 + o / 8] |= zero << (4 * (o % 8));
             }
         }
         vec![
-            ("l.qweight", "I32", vec![INPUTS / 8, OUTPUTS], words(&codes)),
-            ("l.qzeros", "I32", vec![self.zeros.len(), OUTPUTS / 8], words(&zeros)),
+            ("l.qweight", "I32", vec![inputs / 8, outputs], words(&codes)),
+            ("l.qzeros", "I32", vec![self.zeros.len(), outputs / 8], words(&zeros)),
             self.scales(),
         ]
     }
@@ -210,14 +220,15 @@ impl Matrix {
     /// As AutoAWQ packs for `gemv` (`WQLinear_GEMV.from_linear`): inputs and groups in their order, groups filled up to `width`
     /// words.
     fn gemv(&self, width: usize) -> Vec<Part> {
+        let [outputs, inputs] = self.size();
         let mut scales = transposed(&self.scales);
         scales.iter_mut().for_each(|row| row.resize(8 * width, f16::ZERO));
         let mut zeros = transposed(&self.zeros);
         zeros.iter_mut().for_each(|row| row.resize(8 * width, 0));
         vec![
-            ("l.qweight", "I32", vec![OUTPUTS, INPUTS / 8], in_words(&self.codes, 4)),
-            ("l.qzeros", "I32", vec![OUTPUTS, width], in_words(&zeros, 4)),
-            ("l.scales", "F16", vec![OUTPUTS, 8 * width], halves(&scales)),
+            ("l.qweight", "I32", vec![outputs, inputs / 8], in_words(&self.codes, 4)),
+            ("l.qzeros", "I32", vec![outputs, width], in_words(&zeros, 4)),
+            ("l.scales", "F16", vec![outputs, 8 * width], halves(&scales)),
         ]
     }
 
@@ -225,20 +236,20 @@ impl Matrix {
     /// a distance of eight together; in each eight those of even number first; 64 inputs of an output before those of the next
     /// of four; words of four. Groups are filled up to `width` words of eight.
     fn gemv_fast(&self, width: usize) -> Vec<Part> {
-        let inputs = self.codes[0].len();
-        let pairs = moved(&self.codes.concat(), &[OUTPUTS, inputs / 32, 4, 4, 2], &[0, 1, 3, 2, 4]);
-        let even = moved(&pairs, &[OUTPUTS, inputs / 32, 4, 4, 2], &[0, 1, 2, 4, 3]);
-        let fours = moved(&even, &[OUTPUTS / 4, 4, inputs / 64, 64], &[0, 2, 1, 3]);
+        let [outputs, inputs] = self.size();
+        let pairs = moved(&self.codes.concat(), &[outputs, inputs / 32, 4, 4, 2], &[0, 1, 3, 2, 4]);
+        let even = moved(&pairs, &[outputs, inputs / 32, 4, 4, 2], &[0, 1, 2, 4, 3]);
+        let fours = moved(&even, &[outputs / 4, 4, inputs / 64, 64], &[0, 2, 1, 3]);
         let word = |four: &[u32]| (four[0] | four[1] << 4 | four[2] << 8 | four[3] << 12) as u16;
         let packed: Vec<u8> = fours.chunks(4).flat_map(|four| word(four).to_le_bytes()).collect();
         let filled = |mut rows: Vec<Vec<f16>>| {
-            rows.resize(8 * width, vec![f16::ZERO; OUTPUTS]);
+            rows.resize(8 * width, vec![f16::ZERO; outputs]);
             halves(&rows)
         };
         vec![
-            ("l.qweight", "I16", vec![OUTPUTS / 4, inputs], packed),
-            ("l.scales", "F16", vec![8 * width, OUTPUTS], filled(self.scales.clone())),
-            ("l.scaled_zeros", "F16", vec![8 * width, OUTPUTS], filled(self.scaled_zeros())),
+            ("l.qweight", "I16", vec![outputs / 4, inputs], packed),
+            ("l.scales", "F16", vec![8 * width, outputs], filled(self.scales.clone())),
+            ("l.scaled_zeros", "F16", vec![8 * width, outputs], filled(self.scaled_zeros())),
         ]
     }
 
@@ -274,21 +285,22 @@ impl Matrix {
 
     /// As AutoAWQ packs: the outputs 0, 2, 4, 6, 1, 3, 5, 7 of each eight, from the lowest bits on.
     fn awq(&self) -> Vec<Part> {
+        let [outputs, inputs] = self.size();
         let order = [0, 2, 4, 6, 1, 3, 5, 7];
         let pack = |number: &dyn Fn(usize, usize) -> u32, rows: usize| {
-            let mut packed = vec![0u32; rows * OUTPUTS / 8];
+            let mut packed = vec![0u32; rows * outputs / 8];
             for row in 0..rows {
-                for column in 0..OUTPUTS / 8 {
+                for column in 0..outputs / 8 {
                     for (i, o) in order.iter().enumerate() {
-                        packed[row * OUTPUTS / 8 + column] |= number(row, column * 8 + o) << (4 * i);
+                        packed[row * outputs / 8 + column] |= number(row, column * 8 + o) << (4 * i);
                     }
                 }
             }
             words(&packed)
         };
         vec![
-            ("l.qweight", "I32", vec![INPUTS, OUTPUTS / 8], pack(&|i, o| self.codes[o][i], INPUTS)),
-            ("l.qzeros", "I32", vec![self.zeros.len(), OUTPUTS / 8], pack(&|g, o| self.zeros[g][o], self.zeros.len())),
+            ("l.qweight", "I32", vec![inputs, outputs / 8], pack(&|i, o| self.codes[o][i], inputs)),
+            ("l.qzeros", "I32", vec![self.zeros.len(), outputs / 8], pack(&|g, o| self.zeros[g][o], self.zeros.len())),
             self.scales(),
         ]
     }
@@ -381,7 +393,7 @@ fn awq_s_other_order_is_read_too() {
 #[test]
 fn awq_s_scaled_zeros_are_added() {
     for (inputs, group, width) in [(64, 32, 4), (128, 64, 2), (192, 192, 1)] {
-        let matrix = Matrix::of(inputs, inputs / group);
+        let matrix = Matrix::of([OUTPUTS, inputs], inputs / group);
         let zeros = matrix.scaled_zeros();
         let number = |o: usize, i: usize| {
             let (scale, zero) = (matrix.scales[i / group][o], zeros[i / group][o]);
@@ -616,7 +628,7 @@ fn seeds_are_checkpoints_of_each_kind() {
     let settings = json!({ "quant_method": "awq", "bits": 4, "group_size": GROUP, "version": "gemv" });
     hold("gemv", settings, &matrix.gemv(1));
     let settings = json!({ "quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemv_fast" });
-    hold("gemv_fast", settings, &Matrix::of(64, 2).gemv_fast(1));
+    hold("gemv_fast", settings, &Matrix::of([OUTPUTS, 64], 2).gemv_fast(1));
     let bytes_too = [
         ("m.weight", "I8", vec![2, 4], bytes(8)),
         ("m.weight_scale", "F32", vec![2, 2], bytes(16)),
@@ -715,7 +727,7 @@ fn tensors_that_do_not_fit_are_named() {
         with(codes, "l.weight_scale", "F8_E4M3", &[OUTPUTS, 3])
     };
     let fast = json!({ "quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemv_fast" });
-    let of_64 = || Matrix::of(64, 2).gemv_fast(1);
+    let of_64 = || Matrix::of([OUTPUTS, 64], 2).gemv_fast(1);
     let fp8 = json!({ "quant_method": "fp8", "weight_block_size": [2, 4] });
     let mxfp4 = json!({ "quant_method": "mxfp4" });
     let mx = |blocks: &[usize], scales: &[usize]| {

@@ -7,11 +7,11 @@ use half::f16;
 use super::*;
 use crate::{Model, Precision, Quant, Settings};
 
-const TOKENS: u64 = 40;
-const SIZE: u64 = 256;
+pub(in crate::checkpoint) const TOKENS: u64 = 40;
+pub(in crate::checkpoint) const SIZE: u64 = 256;
 
 /// `x[t, d] = embed[tokens, d]`; twice `x[t, d] += Σ_f (Σ_d x · q[f, d]) · down[d, f]`; `Σ_d x · head`.
-fn graph() -> Graph {
+pub(in crate::checkpoint) fn graph() -> Graph {
     let mut b = Builder::new("test");
     let t = b.tokens("t");
     let (v, d, f) = (b.axis("v", TOKENS as usize), b.axis("d", SIZE as usize), b.axis("f", SIZE as usize));
@@ -96,15 +96,18 @@ fn file(dtypes: [Dtype; 2]) -> Vec<u8> {
     writer.file()
 }
 
-/// What a model's weights are kept as, in their order, and its logits.
 fn logits(dtypes: [Dtype; 2], precision: Precision) -> (Vec<String>, Vec<f32>) {
     logits_by(dtypes, Settings { precision, ..Settings::default() })
 }
 
 fn logits_by(dtypes: [Dtype; 2], settings: Settings) -> (Vec<String>, Vec<f32>) {
-    let checkpoint = Checkpoint::of_gguf(open(file(dtypes)).unwrap()).unwrap();
+    logits_of(&Checkpoint::of_gguf(open(file(dtypes)).unwrap()).unwrap(), settings)
+}
+
+/// What the model's weights are kept as, in their order, and its logits.
+pub(in crate::checkpoint) fn logits_of(checkpoint: &Checkpoint, settings: Settings) -> (Vec<String>, Vec<f32>) {
     let settings = Settings { threads: Some(1), rows: Wanted::All, chunk: 16, ..settings };
-    let model = Model::load(&checkpoint, &graph(), settings).unwrap();
+    let model = Model::load(checkpoint, &graph(), settings).unwrap();
     let mut session = model.session();
     // Many rows, a few, one.
     let mut logits = session.feed_all(&[1, 39, 7, 20, 11, 30, 2, 3, 17, 21, 33]).unwrap();
@@ -117,7 +120,7 @@ fn logits_by(dtypes: [Dtype; 2], settings: Settings) -> (Vec<String>, Vec<f32>) 
 }
 
 /// The root of the mean square of the difference, where that of the wanted is 1.
-fn distance(found: &[f32], wanted: &[f32]) -> f64 {
+pub(in crate::checkpoint) fn distance(found: &[f32], wanted: &[f32]) -> f64 {
     let sum = |numbers: &mut dyn Iterator<Item = f32>| numbers.map(|x| f64::from(x) * f64::from(x)).sum::<f64>();
     let difference = sum(&mut found.iter().zip(wanted).map(|(a, b)| a - b));
     (difference / sum(&mut wanted.iter().copied())).sqrt()
