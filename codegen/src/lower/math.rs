@@ -10,7 +10,7 @@ use cranelift::codegen::ir::{InstBuilder, Type, Value};
 use super::emit::Emitter;
 
 /// Adding it to a float below 2^22 leaves the nearest integer in the lowest bits.
-const ROUND: f32 = 12_582_912.0;
+pub(super) const ROUND: f32 = 12_582_912.0;
 
 /// Short names for what polynomials are made of.
 impl Emitter {

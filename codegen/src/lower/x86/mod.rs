@@ -124,7 +124,7 @@ impl Leaf {
 
     fn exps(exps: &Exps, cores: &Cores) -> Option<Leaf> {
         let Exps { depth, format, .. } = *exps;
-        let fits = depth > 0 && cores.bits == 512 && (format == Format::F32 || cores.bf16);
+        let fits = depth > 0 && cores.bits > 128 && (format == Format::F32 || cores.bf16);
         fits.then_some(Leaf::Exps { depth, format })
     }
 
@@ -439,21 +439,24 @@ impl Writer {
         self.push(Instruction::with2(Code::VEX_Vpbroadcastd_ymm_xmmm32, to, quarter))
     }
 
-    /// Combines all lanes of the first wide vectors from `ZMM8` on; returns the register whose lanes all hold the result.
+    /// Combines all lanes of the first vectors from the eighth on; returns the register whose lanes all hold the result.
     fn fold(&mut self, vectors: usize, [wide, half, quarter]: [Code; 3]) -> Result<Register, IcedError> {
-        let at = |i: usize| Register::ZMM8 + i as u32;
+        let first = self.first() + 8;
+        let at = |i: usize| first + i as u32;
         let mut left = vectors;
         while left > 1 {
             let kept = left.div_ceil(2);
             for i in 0..left - kept {
-                self.push(Instruction::with3(wide, at(i), at(i), at(i + kept)))?;
+                self.three([wide, half], at(i), at(i), at(i + kept))?;
             }
             left = kept;
         }
         let [y, x] = [Register::YMM8, Register::XMM8];
         let [y_other, x_other] = [Register::YMM9, Register::XMM9];
-        self.push(Instruction::with3(Code::EVEX_Vextracti64x4_ymmm256_k1z_zmm_imm8, y_other, at(0), 1))?;
-        self.push(Instruction::with3(half, y, y, y_other))?;
+        if self.wide {
+            self.push(Instruction::with3(Code::EVEX_Vextracti64x4_ymmm256_k1z_zmm_imm8, y_other, at(0), 1))?;
+            self.push(Instruction::with3(half, y, y, y_other))?;
+        }
         self.push(Instruction::with3(Code::VEX_Vextracti128_xmmm128_ymm_imm8, x_other, y, 1))?;
         self.push(Instruction::with3(quarter, x, x, x_other))?;
         for order in [0b0100_1110, 0b1011_0001] {
