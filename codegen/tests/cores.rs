@@ -3,8 +3,8 @@
 mod support;
 
 use einfuse_codegen::loops::{
-    Address, Arg, Buffer, ByteProducts, Core, Cores, Elem, Encode, Expr, Exps, Format, GROUP, Kernel, MAX_PANELS,
-    Memory, Next, PANEL, Slot, Stmt, Ty, Unpack, Var, interpret, parse,
+    Address, Arg, Buffer, ByteProducts, Core, Cores, Elem, Encode, Expr, Exps, Fetch, Format, GROUP, Kernel,
+    MAX_PANELS, Memory, Next, PANEL, Slot, Stmt, Ty, Unpack, Var, interpret, parse,
 };
 use einfuse_codegen::lower::{Lowering, compile};
 use support::{Random, both, bytes, floats, host, run};
@@ -26,8 +26,9 @@ fn all_cores() -> Vec<Cores> {
     if host.tiles {
         all.push(Cores { tiles: false, ..host });
     }
-    if host.bits == 512 {
-        let others = [None, Some(8), Some(32)].into_iter().filter(|fetch| *fetch != host.fetch);
+    if host.bits > 128 {
+        let some = |bits, past| Some(Fetch { bits, past });
+        let others = [None, some(8, false), some(32, true)].into_iter().filter(|fetch| *fetch != host.fetch);
         all.extend(others.map(|fetch| Cores { tiles: false, fetch, ..host }));
     }
     if host.bits > 128 {
@@ -164,7 +165,7 @@ fn check(case: &Case) {
     let sums = floats(&expected.arena);
     for cores in all_cores() {
         // Cores of more rows are the same, whether few rows fetch ahead or not.
-        if rows > 8 && cores.bits == 512 && cores.fetch != host().cores().fetch {
+        if rows > 8 && cores.bits == host().cores().bits && cores.fetch != host().cores().fetch {
             continue;
         }
         let (actual, called) = actual(cores, &kernel, &memory);

@@ -287,9 +287,18 @@ pub struct Cores {
     pub bytes: Option<ByteProducts>,
     /// Whether tiles of sixteen rows by sixteen columns of both are multiplied at once (AMX).
     pub tiles: bool,
-    /// If cores of few rows had better fetch panels ahead, since the machine's own guesses come too late: those of one row do so with
-    /// elements of fewer bits than this. Through others one row goes so quickly that reading what lies behind them runs ahead by itself.
-    pub fetch: Option<usize>,
+    /// How cores of few rows fetch panels ahead, if they had better, since the machine's own guesses come too late.
+    pub fetch: Option<Fetch>,
+}
+
+/// How panels are fetched ahead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fetch {
+    /// Cores of one row do so with elements of fewer bits than this. Through others one row goes so quickly that reading what lies
+    /// behind them runs ahead by itself.
+    pub bits: usize,
+    /// Whether they are fetched past all caches but the first: they are read once.
+    pub past: bool,
 }
 
 /// Which instructions of x86 add products of four bytes.

@@ -6,7 +6,7 @@ use cranelift::codegen::isa::{self, TargetIsa};
 use cranelift::codegen::settings::{self, Configurable};
 
 use super::LowerError;
-use crate::loops::{ByteProducts, Cores, Format};
+use crate::loops::{ByteProducts, Cores, Fetch, Format};
 
 /// The machine that code is generated for.
 #[derive(Clone)]
@@ -41,14 +41,14 @@ fn host_cores() -> Cores {
 
 /// What was measured to be best: on a Zen 2 and a Zen 5 of AMD, by family, and on those of Intel that have tiles.
 #[cfg(all(target_arch = "x86_64", unix))]
-fn fetch(tiles: bool) -> Option<usize> {
+fn fetch(tiles: bool) -> Option<Fetch> {
     let [name, version] = [0, 1].map(std::arch::x86_64::__cpuid);
     let vendor = [name.ebx, name.edx, name.ecx].map(u32::to_le_bytes);
     // The extended family counts from 15 on.
     match (vendor.as_flattened(), 15 + (version.eax >> 20 & 0xff)) {
-        (b"AuthenticAMD", 0x17) => Some(32),
-        (b"AuthenticAMD", 0x1a) => Some(8),
-        (b"GenuineIntel", _) if tiles => Some(32),
+        (b"AuthenticAMD", 0x17) => Some(Fetch { bits: 32, past: true }),
+        (b"AuthenticAMD", 0x1a) => Some(Fetch { bits: 8, past: false }),
+        (b"GenuineIntel", _) if tiles => Some(Fetch { bits: 32, past: false }),
         _ => None,
     }
 }

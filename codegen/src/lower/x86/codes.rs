@@ -460,7 +460,7 @@ impl Rows<'_> {
                 }
                 self.start(part)?;
                 for step in part * steps..(part + 1) * steps {
-                    if self.shape.fetch {
+                    if self.shape.fetch.is_some() {
                         let (turns, lines) = (self.w.vectors() * steps, format.rows(format.block()).div_ceil(LINE));
                         self.fetch(part * turns + vector * steps + step % steps, parts * turns, lines)?;
                     }
@@ -506,7 +506,7 @@ impl Rows<'_> {
             self.w.shift(RIGHT, zeros, both_of, 4)?;
             self.start(0)?;
             for step in 0..steps {
-                if self.shape.fetch {
+                if self.shape.fetch.is_some() {
                     self.fetch(vector * steps + step, self.w.vectors() * steps, words / LINE)?;
                 }
                 self.multiply_pairs(pairs, step, vector)?;
@@ -521,7 +521,7 @@ impl Rows<'_> {
         self.w.push(Instruction::with2(Code::Cmp_rm64_imm32, PART, (parts * PANEL) as i32))?;
         self.w.code.jne(again)?;
         let left = format.rows(format.block()) - format.values();
-        if self.shape.fetch {
+        if self.shape.fetch.is_some() {
             (0..left.div_ceil(LINE)).try_for_each(|line| self.w.fetch(&self.shape, line * LINE))?;
         }
         self.w.advance_panel(&self.shape, left)?;
@@ -723,7 +723,7 @@ mod tests {
             c_stride: 4 * PANEL,
             accumulate: false,
             tiles: false,
-            fetch: false,
+            fetch: None,
             next: None,
         };
         write(&mut w, shape, format.codes().unwrap()).unwrap();

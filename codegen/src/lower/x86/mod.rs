@@ -21,7 +21,9 @@ use iced_x86::{Code, FastFormatter, IcedError, Instruction, MemoryOperand, Regis
 
 use self::lanes::Lanes;
 use super::target::serve;
-use crate::loops::{ByteProducts, Core, Cores, Encode, Expr, Exps, FEW, Format, GROUP, MAX_ROWS, PANEL, Stmt, Unpack};
+use crate::loops::{
+    ByteProducts, Core, Cores, Encode, Expr, Exps, FEW, Fetch, Format, GROUP, MAX_ROWS, PANEL, Stmt, Unpack,
+};
 
 /// The shape of a core, which its machine code is made for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,8 +40,8 @@ struct Shape {
     accumulate: bool,
     /// Whether tiles multiply.
     tiles: bool,
-    /// Whether what is read next is fetched.
-    fetch: bool,
+    /// How what is read next is fetched, if it is.
+    fetch: Option<Fetch>,
     /// How many bytes of that are told to be elsewhere than behind the panel.
     next: Option<usize>,
 }
@@ -95,9 +97,11 @@ impl Leaf {
             accumulate: core.accumulate,
             tiles: false,
             // As many as a core can take are those of many.
-            fetch: core.panels == 1
-                && core.rows <= FEW.min(cores.rows() - 1)
-                && cores.fetch.is_some_and(|bits| core.rows > 1 || core.b_format.bits() < bits || core.next.is_some()),
+            fetch: cores.fetch.filter(|fetch| {
+                core.panels == 1
+                    && core.rows <= FEW.min(cores.rows() - 1)
+                    && (core.rows > 1 || core.b_format.bits() < fetch.bits || core.next.is_some())
+            }),
             next: core.next.as_ref().map(|next| next.bytes),
         };
         let tiles = shape.rows.is_multiple_of(GROUP) && cores.tiles_serve(shape.a, shape.b, shape.depth);
@@ -469,13 +473,15 @@ impl Writer {
     /// Fetches a line that lies so many bytes behind the place in the panel: of the next one, else [`AHEAD`] of here.
     fn fetch(&mut self, shape: &Shape, bytes: usize) -> Result<(), IcedError> {
         let line = if shape.next.is_some() { self.at(NEXT, bytes) } else { self.at(B, AHEAD + bytes) };
-        self.push(Instruction::with1(Code::Prefetcht0_m8, line))
+        let past = shape.fetch.is_some_and(|fetch| fetch.past);
+        let code = if past { Code::Prefetchnta_m8 } else { Code::Prefetcht0_m8 };
+        self.push(Instruction::with1(code, line))
     }
 
     /// Moves on in the panel, and in the next.
     fn advance_panel(&mut self, shape: &Shape, bytes: usize) -> Result<(), IcedError> {
         self.advance(B, bytes)?;
-        if shape.fetch && shape.next.is_some() { self.advance(NEXT, bytes) } else { Ok(()) }
+        if shape.fetch.is_some() && shape.next.is_some() { self.advance(NEXT, bytes) } else { Ok(()) }
     }
 
     /// Moves an address on.
