@@ -22,8 +22,8 @@ const PART: Register = Register::RAX;
 /// Sums of a block that are carried side by side, at least.
 const CHAINS: usize = 4;
 
-/// How AVX2 adds the products of a part's bytes, whose sums stay below 16 bits in pairs, where one is a number without a sign: a
-/// negative one of a panel is multiplied as its magnitude, and the row's with its sign.
+/// How AVX2 adds the products of a part's bytes. It multiplies numbers without a sign by numbers with one, and adds pairs of products
+/// in 16 bits. So of a panel's byte with a sign the magnitude is multiplied, and the row's byte gets its sign.
 #[derive(Clone, Copy)]
 struct Pairs {
     /// Whether the sums are those of pairs, in halves of a word, until the part ends; else each word's are added at once.
@@ -285,7 +285,7 @@ impl Writer {
         self.offset()
     }
 
-    /// [`SIGNS`], of codes that have neither planes nor steps.
+    /// [`SIGNS`], of codes of 8 bits, which need no mask.
     fn signs(&self) -> Register {
         self.mask(0)
     }
@@ -536,9 +536,9 @@ impl Rows<'_> {
         Ok(())
     }
 
-    /// Begins the sums of a part with what the offset of the codes, or their zeros, take away.
+    /// Begins the sums of a part with what the offset of the codes, or their zeros, take away; by AVX2 that comes last.
     fn start(&mut self, part: usize) -> Result<(), IcedError> {
-        let from_sum = self.takes_offset() && self.pairs.is_none();
+        let from_sum = !self.codes.minimum && self.codes.steps.is_none() && self.pairs.is_none();
         for row in 0..self.shape.rows {
             let at = row * self.shape.a_stride + 4 * part;
             for panel in 0..self.shape.panels {
@@ -559,11 +559,6 @@ impl Rows<'_> {
             }
         }
         Ok(())
-    }
-
-    /// Whether the sum of a row's bytes, times the offset, is taken away.
-    fn takes_offset(&self) -> bool {
-        !self.codes.minimum && self.codes.steps.is_none()
     }
 
     /// Multiplies a step's codes, of half a panel, with each row's by AVX2, and adds.
