@@ -79,7 +79,11 @@ fn row(random: &mut Random, depth: usize, format: Format) -> Vec<u8> {
     if !format.is_coded() {
         return values(random, depth, format);
     }
-    let numbers = values(random, depth, Format::F32);
+    encoded(values(random, depth, Format::F32), depth, format)
+}
+
+/// The row that so many floats are.
+fn encoded(numbers: Vec<u8>, depth: usize, format: Format) -> Vec<u8> {
     let encode =
         Encode { depth, from: Address::new(Buffer::Frame(4), 0), to: Address::new(Buffer::Frame(5), 0), format };
     let frame = [(4, Slot::Bytes(numbers)), (5, Slot::Bytes(vec![0; format.row(depth)]))].into();
@@ -203,6 +207,55 @@ fn shapes(formats: (Format, Format), rows: &[usize], depths: &[usize]) {
                             check(&Case { panels: MAX_PANELS, ..case });
                         }
                     }
+                }
+            }
+        }
+    }
+}
+
+/// Products of the greatest and of the least codes, which add up to the most that sums have to hold.
+#[test]
+fn sums_have_room_for_the_greatest_products() {
+    for format in Format::ALL.into_iter().filter(|format| format.is_coded()) {
+        let codes = format.codes().unwrap();
+        let depth = 2 * format.block();
+        for (byte, number) in [(0xff, 1.0), (0xff, -1.0), (0, 1.0), (0, -1.0)] {
+            let mut block = vec![byte; format.values()];
+            block.extend(1f32.to_bits().to_le_bytes()[2..].repeat((codes.parts_at() - format.values()) / 2));
+            block.resize(format.rows(format.block()), 0x11);
+            let mut panel = block.repeat(2);
+            panel.resize(format.panel(depth), 0);
+            let row = encoded(bytes(&vec![number; depth]), depth, format);
+            let core = Core {
+                rows: 3,
+                depth: depth.into(),
+                a: Address::new(Buffer::Frame(4), 0),
+                a_format: format,
+                a_stride: row.len().into(),
+                panels: 1,
+                b: Address::new(Buffer::Layer(1), 0),
+                b_format: format,
+                b_stride: 0.into(),
+                next: None,
+                c: Address::new(Buffer::Arena(0), 0),
+                c_stride: PANEL.into(),
+                accumulate: false,
+            };
+            let kernel = kernel(Stmt::Core(core));
+            let memory = Memory {
+                arena: vec![0; 3 * PANEL * 4],
+                frame: [(4, Slot::Bytes(row.repeat(3)))].into(),
+                layer: [(1, Slot::Bytes(panel))].into(),
+                ..Memory::default()
+            };
+            let expected = floats(&expected(&kernel, &memory).arena);
+            for cores in all_cores() {
+                let found = floats(&actual(cores, &kernel, &memory).0.arena);
+                for (x, y) in expected.iter().zip(&found) {
+                    assert!(
+                        (x - y).abs() <= x.abs() * 1e-5 + 1e-3,
+                        "{cores:?}: codes {byte:#x} of {kernel}: {y}, not {x}"
+                    );
                 }
             }
         }

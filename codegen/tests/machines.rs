@@ -76,6 +76,7 @@ fn machines() -> Vec<Cores> {
         cores.bits <= host.bits && bytes
     };
     all.retain(has);
+    all.dedup();
     all
 }
 

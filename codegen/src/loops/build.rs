@@ -195,6 +195,11 @@ impl Expr {
             _ => None,
         }
     }
+
+    /// The same, if it is a size or a number of elements: not less than 0.
+    pub fn as_size(&self) -> Option<usize> {
+        self.as_int().and_then(|x| usize::try_from(x).ok())
+    }
 }
 
 impl Address {

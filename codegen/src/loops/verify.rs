@@ -48,10 +48,6 @@ fn is_identifier(name: &str) -> bool {
         && chars.all(|c| c.is_ascii_alphanumeric() || c == '_')
 }
 
-fn known(number: &Expr) -> Option<usize> {
-    number.as_int().and_then(|number| usize::try_from(number).ok())
-}
-
 fn check(holds: bool, otherwise: impl FnOnce() -> String) -> Checked<()> {
     if holds { Ok(()) } else { Err(otherwise()) }
 }
@@ -238,9 +234,9 @@ impl Verifier<'_> {
             self.address(&next.at)
         })?;
         self.address(&core.c)?;
-        let Some(depth) = known(&core.depth) else { return Ok(()) };
-        let rows = |stride: &Expr, row: usize| Some((rows - 1).saturating_mul(known(stride)?).saturating_add(row));
-        let panels = (panels - 1).saturating_mul(known(&core.b_stride).unwrap_or(0)).saturating_add(b.rows(depth));
+        let Some(depth) = core.depth.as_size() else { return Ok(()) };
+        let rows = |stride: &Expr, row: usize| Some((rows - 1).saturating_mul(stride.as_size()?).saturating_add(row));
+        let panels = (panels - 1).saturating_mul(core.b_stride.as_size().unwrap_or(0)).saturating_add(b.rows(depth));
         self.fits(&core.a, rows(&core.a_stride, b.row(depth)), a.elem(), "a core's rows")?;
         self.fits(&core.b, Some(panels), b.elem(), "a core's panels")?;
         self.fits(&core.c, rows(&core.c_stride, core.panels * PANEL), Elem::F32, "a core's result")
@@ -249,7 +245,7 @@ impl Verifier<'_> {
     /// Whether private memory has room for so many elements from a place on, if that much is known.
     fn fits(&self, at: &Address, elements: Option<usize>, elem: Elem, what: &str) -> Checked<()> {
         let (Buffer::Scratch(from), Some(elements)) = (&at.buffer, elements) else { return Ok(()) };
-        let elements = elements.saturating_add(known(&at.offset).unwrap_or(0));
+        let elements = elements.saturating_add(at.offset.as_size().unwrap_or(0));
         let end = from.saturating_add(elements.saturating_mul(elem.bytes()));
         check(end <= self.scratch, || format!("{what} end at byte {end} of scratch, which has {}", self.scratch))
     }

@@ -21,9 +21,7 @@ use iced_x86::{Code, FastFormatter, IcedError, Instruction, MemoryOperand, Regis
 
 use self::lanes::Lanes;
 use super::target::serve;
-use crate::loops::{
-    ByteProducts, Core, Cores, Encode, Expr, Exps, FEW, Fetch, Format, GROUP, MAX_ROWS, PANEL, Stmt, Unpack,
-};
+use crate::loops::{ByteProducts, Core, Cores, Encode, Exps, FEW, Fetch, Format, GROUP, MAX_ROWS, PANEL, Stmt, Unpack};
 
 /// The shape of a core, which its machine code is made for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,16 +82,15 @@ enum Leaf {
 impl Leaf {
     /// A core, where all of its shape is known and the machine has the instructions.
     fn core(core: &Core, cores: &Cores) -> Option<Leaf> {
-        let known = |e: &Expr| e.as_int().and_then(|x| usize::try_from(x).ok());
         let shape = Shape {
             rows: core.rows,
             panels: core.panels,
-            depth: known(&core.depth)?,
+            depth: core.depth.as_size()?,
             a: core.a_format,
             b: core.b_format,
-            a_stride: known(&core.a_stride)? * core.a_format.elem().bytes(),
-            b_stride: if core.panels == 1 { 0 } else { known(&core.b_stride)? * core.b_format.elem().bytes() },
-            c_stride: known(&core.c_stride)? * 4,
+            a_stride: core.a_stride.as_size()? * core.a_format.elem().bytes(),
+            b_stride: if core.panels == 1 { 0 } else { core.b_stride.as_size()? * core.b_format.elem().bytes() },
+            c_stride: core.c_stride.as_size()? * 4,
             accumulate: core.accumulate,
             tiles: false,
             // As many as a core can take are those of many.
