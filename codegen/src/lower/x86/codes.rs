@@ -280,6 +280,11 @@ impl Writer {
         self.held(19, 14)
     }
 
+    /// The sums of the parts of a block, of up to six rows: what the other codes that AVX2 multiplies leave free of 16 registers.
+    fn total_of_parts(&self, row: usize) -> Register {
+        self.first() + [7, 9, 12, 13, 14, 15][row]
+    }
+
     /// [`ONES`], in place of that.
     pub(super) fn ones(&self) -> Register {
         self.offset()
@@ -489,21 +494,20 @@ impl Rows<'_> {
         self.w.advance(ROW_SUMS, 4 * parts)
     }
 
-    /// A block, part after part in a loop: all of them, one after the other, would be more instructions than a machine keeps decoded.
+    /// A block of codes in steps by AVX2, of half a panel after the other, part after part in a loop: the sums of a part, times its step,
+    /// are added up as whole numbers, which a block's fit into.
     fn parts(&mut self, parts: usize, pairs: Pairs) -> Result<(), IcedError> {
         let (format, rows) = (self.shape.b, self.codes.summed());
         let (steps, words) = (rows / format.together(), format.values() / parts);
         let beside = self.w.at(B, format.values());
         self.w.push(Instruction::with2(Code::Lea_r64_m, BESIDE, beside))?;
-        self.w.push(Instruction::with2(Code::Mov_rm64_imm32, PART, 0))?;
-        let mut again = self.w.code.create_label();
-        self.w.code.set_label(&mut again)?;
         for vector in 0..self.w.vectors() {
-            let (both_of, zeros) = (self.w.steps(), self.w.zeros());
-            let at = self.codes.parts_at() - format.values() + vector * PANEL / 2;
-            let from = MemoryOperand::with_base_index_scale_displ_size(BESIDE, PART, 1, at as i64, 1);
-            self.w.two(EACH_BYTE, both_of, from)?;
-            self.w.shift(RIGHT, zeros, both_of, 4)?;
+            for row in 0..self.shape.rows {
+                self.w.zero(self.w.total_of_parts(row))?;
+            }
+            self.w.push(Instruction::with2(Code::Mov_rm64_imm32, PART, 0))?;
+            let mut again = self.w.code.create_label();
+            self.w.code.set_label(&mut again)?;
             self.start(0)?;
             for step in 0..steps {
                 if self.shape.fetch.is_some() {
@@ -511,21 +515,57 @@ impl Rows<'_> {
                 }
                 self.multiply_pairs(pairs, step, vector)?;
             }
-            self.end_pairs(pairs, 0)?;
+            self.end_part(vector)?;
+            self.w.advance(A, rows)?;
+            self.w.advance_panel(&self.shape, words)?;
+            self.w.advance(ROW_SUMS, 4)?;
+            self.w.advance(PART, PANEL)?;
+            self.w.push(Instruction::with2(Code::Cmp_rm64_imm32, PART, (parts * PANEL) as i32))?;
+            self.w.code.jne(again)?;
+            for row in 0..self.shape.rows {
+                let (sum, total) = (self.sum(0, row, 0), self.w.total_of_parts(row));
+                self.w.push(Instruction::with2(Code::VEX_Vmovdqu_ymm_ymmm256, sum, total))?;
+            }
             self.scale(0, 0, vector, (BESIDE, 0))?;
+            if vector + 1 < self.w.vectors() {
+                self.w.retreat(A, parts * rows)?;
+                self.w.retreat_panel(&self.shape, parts * words)?;
+                self.w.retreat(ROW_SUMS, 4 * parts)?;
+            }
         }
-        self.w.advance(A, rows)?;
-        self.w.advance_panel(&self.shape, words)?;
-        self.w.advance(ROW_SUMS, 4)?;
-        self.w.advance(PART, PANEL)?;
-        self.w.push(Instruction::with2(Code::Cmp_rm64_imm32, PART, (parts * PANEL) as i32))?;
-        self.w.code.jne(again)?;
         let left = format.rows(format.block()) - format.values();
         if self.shape.fetch.is_some() {
             (0..left.div_ceil(LINE)).try_for_each(|line| self.w.fetch(&self.shape, line * LINE))?;
         }
         self.w.advance_panel(&self.shape, left)?;
         self.w.advance(ROW_SCALES, 4)
+    }
+
+    /// Adds the sums of a part in steps, and what its zeros take away, times the step, to those of the parts before.
+    fn end_part(&mut self, vector: usize) -> Result<(), IcedError> {
+        let (rows, a_stride) = (self.shape.rows, self.shape.a_stride);
+        let w = &mut *self.w;
+        let (steps, zeros, word) = (w.bytes(), w.word(0), w.word_of_row());
+        let at = self.codes.parts_at() - self.shape.b.values() + vector * PANEL / 2;
+        let both = MemoryOperand::with_base_index_scale_displ_size(BESIDE, PART, 1, at as i64, 1);
+        w.two(EACH_BYTE, zeros, both)?;
+        // The mask of the codes, of whose four bytes three are 0 here.
+        w.three(AND, steps, zeros, w.mask(0))?;
+        w.shift(RIGHT, zeros, zeros, 4)?;
+        w.three(TIMES, zeros, zeros, steps)?;
+        w.shift(LEFT, word, steps, 16)?;
+        w.three(OR, steps, steps, word)?;
+        for row in 0..rows {
+            let (sum, total) = (w.first() + row as u32, w.total_of_parts(row));
+            let of_row = w.at(ROW_SUMS, row * a_stride);
+            w.two(SPREAD, word, of_row)?;
+            w.three(WORDS, sum, sum, steps)?;
+            // The upper halves of the zeros are 0, and the sums of the row fit into the lower ones.
+            w.three(WORDS, word, word, zeros)?;
+            w.three(ADD, total, total, sum)?;
+            w.three(ADD, total, total, word)?;
+        }
+        Ok(())
     }
 
     /// Fetches the share of some lines ahead that a turn has, of so many.
@@ -582,7 +622,7 @@ impl Rows<'_> {
         Ok(())
     }
 
-    /// Makes the sums of a part those of words, and adds what the offset of the codes, or their zeros, take away.
+    /// Makes the sums of a part those of words, and adds what the offset of the codes takes away.
     fn end_pairs(&mut self, pairs: Pairs, part: usize) -> Result<(), IcedError> {
         for row in 0..self.shape.rows {
             let (sum, w) = (self.sum(0, row, 0), &mut *self.w);
@@ -594,10 +634,6 @@ impl Rows<'_> {
             }
             let (word, from) = (w.word_of_row(), w.at(ROW_SUMS, row * self.shape.a_stride + 4 * part));
             w.two(SPREAD, word, from)?;
-            if self.codes.steps.is_some() {
-                // The upper halves of the zeros are 0, and the sums fit into the lower ones.
-                w.three(WORDS, word, word, w.zeros())?;
-            }
             w.three(ADD, sum, sum, word)?;
         }
         Ok(())
@@ -646,7 +682,7 @@ impl Rows<'_> {
         }
         let convert = self.w.of([Code::EVEX_Vcvtdq2ps_zmm_k1z_zmmm512b32_er, Code::VEX_Vcvtdq2ps_ymm_ymmm256]);
         let multiply = [Code::EVEX_Vmulps_zmm_k1z_zmm_zmmm512b32_er, Code::VEX_Vmulps_ymm_ymm_ymmm256];
-        if self.codes.steps.is_some() {
+        if self.codes.steps.is_some() && self.pairs.is_none() {
             self.w.three(AND, steps, steps, self.w.lower())?;
             self.w.push(Instruction::with2(convert, steps, steps))?;
             self.w.three(multiply, scale, scale, steps)?;

@@ -481,6 +481,12 @@ impl Writer {
         if shape.fetch.is_some() && shape.next.is_some() { self.advance(NEXT, bytes) } else { Ok(()) }
     }
 
+    /// Moves back in both.
+    fn retreat_panel(&mut self, shape: &Shape, bytes: usize) -> Result<(), IcedError> {
+        self.retreat(B, bytes)?;
+        if shape.fetch.is_some() && shape.next.is_some() { self.retreat(NEXT, bytes) } else { Ok(()) }
+    }
+
     /// Moves an address on.
     fn advance(&mut self, register: Register, bytes: usize) -> Result<(), IcedError> {
         self.push(Instruction::with2(Code::Add_rm64_imm32, register, bytes as i32))
