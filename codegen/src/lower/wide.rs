@@ -1,4 +1,4 @@
-//! Loops over neighbours that a machine can do sixteen at a time, where Cranelift's vectors have four: found here, lowered as
+//! Loops over neighbours that a machine can do eight or sixteen at a time, where Cranelift's vectors have four: found here, lowered as
 //! any expression, and handed on as operations of whichever width.
 
 use std::collections::HashMap;
@@ -74,7 +74,7 @@ enum Step {
 impl Lowerer<'_> {
     /// Calls a wider machine's function for a loop, if it can be one. Otherwise changes nothing but what is computed ahead.
     pub(super) fn widened(&mut self, stmt: &Stmt) -> bool {
-        if !self.cores.is_wide() {
+        if self.cores.cores().bits == 128 {
             return false;
         }
         let vars = self.vars.clone();
@@ -126,7 +126,14 @@ impl Lowerer<'_> {
         let (ops, total) = self.ops(&needs, &steps)?;
         let pointers = needs.pointers.iter().map(|pointer| pointer.stride).collect();
         let total = needs.total.as_ref().zip(total).map(|(needed, next)| (needed.fold, next));
-        let lanes = Lanes::new((nest.extent, nest.rows.is_some()), pointers, needs.scalars.len(), ops, total)?;
+        let lanes = Lanes::new(
+            (nest.extent, nest.rows.is_some()),
+            pointers,
+            needs.scalars.len(),
+            ops,
+            total,
+            self.cores.cores(),
+        )?;
         let callee = self.cores.lanes(&mut self.e.func, lanes);
         let mut arguments: Vec<Value> =
             needs.pointers.iter().map(|pointer| pointer.start.clone().emit(&mut self.e)).collect();
@@ -192,7 +199,7 @@ impl Lowerer<'_> {
 }
 
 impl Needs {
-    /// Whether no round reads or writes what another of the sixteen lanes' writes.
+    /// Whether no lane reads or writes what another one writes, of as many as a panel has columns.
     fn are_apart(&self) -> bool {
         let window = |access: &Access| access.bytes * PANEL as i64;
         for (i, write) in self.accesses.iter().enumerate().filter(|(_, access)| access.writes) {

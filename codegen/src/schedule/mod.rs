@@ -34,7 +34,7 @@ pub use tiling::{Sizes, Tiling};
 use weights::Variant;
 
 /// The number of this way to write kernels: another one where a kernel's best tiling may be another than it was.
-pub const REVISION: u32 = 17;
+pub const REVISION: u32 = 18;
 
 /// How many rows a program's kernels are made for.
 #[derive(Clone, Debug, PartialEq)]

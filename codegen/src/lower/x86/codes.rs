@@ -200,19 +200,20 @@ const SIGNS: u32 = 0x8080_8080;
 /// Bytes of a step that a vector of 256 bits takes.
 const HALF: usize = STEP / 2;
 
-const MOVE: [Code; 2] = [Code::EVEX_Vmovups_zmm_k1z_zmmm512, Code::VEX_Vmovups_ymm_ymmm256];
-const EACH_BYTE: [Code; 2] = [Code::EVEX_Vpmovzxbd_zmm_k1z_xmmm128, Code::VEX_Vpmovzxbd_ymm_xmmm64];
-const AND: [Code; 2] = [Code::EVEX_Vpandd_zmm_k1z_zmm_zmmm512b32, Code::VEX_Vpand_ymm_ymm_ymmm256];
+pub(super) const MOVE: [Code; 2] = [Code::EVEX_Vmovups_zmm_k1z_zmmm512, Code::VEX_Vmovups_ymm_ymmm256];
+pub(super) const EACH_BYTE: [Code; 2] = [Code::EVEX_Vpmovzxbd_zmm_k1z_xmmm128, Code::VEX_Vpmovzxbd_ymm_xmmm64];
+pub(super) const AND: [Code; 2] = [Code::EVEX_Vpandd_zmm_k1z_zmm_zmmm512b32, Code::VEX_Vpand_ymm_ymm_ymmm256];
 pub(super) const ADD: [Code; 2] = [Code::EVEX_Vpaddd_zmm_k1z_zmm_zmmm512b32, Code::VEX_Vpaddd_ymm_ymm_ymmm256];
 /// Adds the halves of a word, multiplied.
 pub(super) const WORDS: [Code; 2] = [Code::EVEX_Vpmaddwd_zmm_k1z_zmm_zmmm512, Code::VEX_Vpmaddwd_ymm_ymm_ymmm256];
-const XOR: [Code; 2] = [Code::EVEX_Vpxord_zmm_k1z_zmm_zmmm512b32, Code::VEX_Vpxor_ymm_ymm_ymmm256];
-const OR: [Code; 2] = [Code::EVEX_Vpord_zmm_k1z_zmm_zmmm512b32, Code::VEX_Vpor_ymm_ymm_ymmm256];
-const LEFT: [Code; 2] = [Code::EVEX_Vpslld_zmm_k1z_zmmm512b32_imm8, Code::VEX_Vpslld_ymm_ymm_imm8];
-const RIGHT: [Code; 2] = [Code::EVEX_Vpsrld_zmm_k1z_zmmm512b32_imm8, Code::VEX_Vpsrld_ymm_ymm_imm8];
+pub(super) const XOR: [Code; 2] = [Code::EVEX_Vpxord_zmm_k1z_zmm_zmmm512b32, Code::VEX_Vpxor_ymm_ymm_ymmm256];
+pub(super) const OR: [Code; 2] = [Code::EVEX_Vpord_zmm_k1z_zmm_zmmm512b32, Code::VEX_Vpor_ymm_ymm_ymmm256];
+pub(super) const LEFT: [Code; 2] = [Code::EVEX_Vpslld_zmm_k1z_zmmm512b32_imm8, Code::VEX_Vpslld_ymm_ymm_imm8];
+pub(super) const RIGHT: [Code; 2] = [Code::EVEX_Vpsrld_zmm_k1z_zmmm512b32_imm8, Code::VEX_Vpsrld_ymm_ymm_imm8];
 const TIMES: [Code; 2] = [Code::EVEX_Vpmullw_zmm_k1z_zmm_zmmm512, Code::VEX_Vpmullw_ymm_ymm_ymmm256];
+pub(super) const TO_FLOAT: [Code; 2] = [Code::EVEX_Vcvtdq2ps_zmm_k1z_zmmm512b32_er, Code::VEX_Vcvtdq2ps_ymm_ymmm256];
 const SPREAD: [Code; 2] = [Code::EVEX_Vpbroadcastd_zmm_k1z_xmmm32, Code::VEX_Vpbroadcastd_ymm_xmmm32];
-const MULTIPLY_ADD: [Code; 2] =
+pub(super) const MULTIPLY_ADD: [Code; 2] =
     [Code::EVEX_Vfmadd231ps_zmm_k1z_zmm_zmmm512b32_er, Code::VEX_Vfmadd231ps_ymm_ymm_ymmm256];
 
 /// Registers that hold what passes by, and numbers, with 32 registers and with 16. The sums come first.
@@ -300,7 +301,7 @@ impl Writer {
         self.held(20, 7)
     }
 
-    fn store(&mut self, to: MemoryOperand, register: Register) -> Result<(), IcedError> {
+    pub(super) fn store(&mut self, to: MemoryOperand, register: Register) -> Result<(), IcedError> {
         let code = self.of([Code::EVEX_Vmovups_zmmm512_k1z_zmm, Code::VEX_Vmovups_ymmm256_ymm]);
         self.push(Instruction::with2(code, to, register))
     }
@@ -343,7 +344,13 @@ impl Writer {
         self.three(ADD, sum, sum, word)
     }
 
-    fn shift(&mut self, code: [Code; 2], to: Register, from: Register, bits: usize) -> Result<(), IcedError> {
+    pub(super) fn shift(
+        &mut self,
+        code: [Code; 2],
+        to: Register,
+        from: Register,
+        bits: usize,
+    ) -> Result<(), IcedError> {
         self.push(Instruction::with3(self.of(code), to, from, bits as i32))
     }
 }
@@ -371,10 +378,7 @@ fn levels(w: &mut Writer, codes: Codes, changed: u32) -> Result<(), IcedError> {
         let insert = w.of([Code::EVEX_Vpinsrd_xmm_xmm_rm32_imm8, Code::VEX_Vpinsrd_xmm_xmm_rm32_imm8]);
         w.push(Instruction::with4(insert, table, table, Register::EAX, lane as i32))?;
     }
-    w.push(match w.wide {
-        true => Instruction::with4(Code::EVEX_Vshufi32x4_zmm_k1z_zmm_zmmm512b32_imm8, all, all, all, 0),
-        false => Instruction::with4(Code::VEX_Vinserti128_ymm_ymm_xmmm128_imm8, all, all, table, 1),
-    })
+    w.repeat_quarter(all)
 }
 
 /// Makes what a step multiplies out of the block's words, of all columns or of half of them. To be called for one step after the
@@ -680,7 +684,7 @@ impl Rows<'_> {
         for (nth, register) in [scale, minimum].into_iter().enumerate().take(1 + usize::from(self.codes.minimum)) {
             halves(self.w, (base, values + nth * 2 * PANEL), register)?;
         }
-        let convert = self.w.of([Code::EVEX_Vcvtdq2ps_zmm_k1z_zmmm512b32_er, Code::VEX_Vcvtdq2ps_ymm_ymmm256]);
+        let convert = self.w.of(TO_FLOAT);
         let multiply = [Code::EVEX_Vmulps_zmm_k1z_zmm_zmmm512b32_er, Code::VEX_Vmulps_ymm_ymm_ymmm256];
         if self.codes.steps.is_some() && self.pairs.is_none() {
             self.w.three(AND, steps, steps, self.w.lower())?;

@@ -1,8 +1,11 @@
-//! The encoding of rows, at 512 bits.
+//! The encoding of rows, at 512 bits or 256.
 
-use iced_x86::{Code, IcedError, Instruction, Register};
+use std::ops::Range;
 
-use super::{A, B, COUNT, Writer};
+use iced_x86::{Code, IcedError, Instruction, MemoryOperand, Register};
+
+use super::codes::{ADD, AND};
+use super::{A, B, Writer};
 use crate::loops::{Codes, Format, PANEL, SMALLEST};
 
 /// Where the scales go.
@@ -11,127 +14,190 @@ const SCALES: Register = Register::R8;
 /// Where the sums go.
 const SUMS: Register = Register::R9;
 
-/// Bytes of a vector of floats.
-const VECTOR: usize = 4 * PANEL;
+/// The sum of a block of codes in steps, whose parts have sums of their own.
+const TOTAL: Register = Register::EAX;
 
-const MAGNITUDE: Register = Register::ZMM31;
-const LEAST: Register = Register::XMM30;
-const MOST: Register = Register::XMM29;
-const INVERSE: Register = Register::XMM28;
-
-/// Writes the code that encodes a row of whole vectors: from the first address to the second.
-pub(super) fn write(w: &mut Writer, depth: usize, format: Format) -> Result<(), IcedError> {
-    let Some(codes) = format.codes() else {
-        let vectors = depth / PANEL;
-        let unroll = [4, 2, 1].into_iter().find(|n| vectors.is_multiple_of(*n)).unwrap_or(1);
-        return w.times(vectors / unroll, |w| {
-            for i in 0..unroll {
-                let (from, to) = (w.at(A, i * VECTOR), w.at(B, i * VECTOR / 2));
-                w.push(Instruction::with2(Code::EVEX_Vcvtneps2bf16_ymm_k1z_zmmm512b32, Register::YMM0, from))?;
-                w.push(Instruction::with2(Code::VEX_Vmovups_ymmm256_ymm, to, Register::YMM0))?;
-            }
-            w.advance(A, unroll * VECTOR)?;
-            w.advance(B, unroll * VECTOR / 2)
-        });
-    };
-    let scales = w.at(B, depth);
-    w.push(Instruction::with2(Code::Lea_r64_m, SCALES, scales))?;
-    w.constant(MAGNITUDE, 0x7fff_ffff)?;
-    for (register, bits) in
-        [(LEAST, SMALLEST.to_bits()), (MOST, 127f32.to_bits()), (INVERSE, (1.0f32 / 127.0).to_bits())]
-    {
-        w.push(Instruction::with2(Code::Mov_r32_imm32, COUNT, bits))?;
-        w.push(Instruction::with2(Code::EVEX_Vmovd_xmm_rm32, register, COUNT))?;
-    }
-    let blocks = depth / codes.block;
-    let sums = w.at(B, codes.sums_of_row(depth));
-    w.push(Instruction::with2(Code::Lea_r64_m, SUMS, sums))?;
-    w.times(blocks, |w| block(w, codes, depth))
-}
-
-/// Registers for vectors that pass by.
-fn passing(i: usize) -> Register {
-    Register::ZMM0 + (i % FOLDED) as u32
-}
-
-/// Those that are folded.
-fn folded(i: usize) -> Register {
-    Register::ZMM8 + (i % FOLDED) as u32
-}
+/// Words below the end of the stack: what a largest number is at least, what it becomes, the inverse of that, and from the eighth on
+/// the order of [`Writer::order`].
+const LEAST: usize = 0;
+const MOST: usize = 1;
+const INVERSE: usize = 2;
+const ORDER: usize = 8;
 
 /// How many vectors are folded at the end.
 const FOLDED: usize = 8;
 
+/// How many vectors' codes are packed into one.
+const PACKED: usize = 4;
+
+/// The largest of a block over [`MOST`].
+const SCALE: Register = Register::XMM4;
+
+/// Writes the code that encodes a row of whole panels: from the first address to the second.
+pub(super) fn write(w: &mut Writer, depth: usize, format: Format) -> Result<(), IcedError> {
+    let Some(codes) = format.codes() else { return rounded(w, depth) };
+    let scales = w.at(B, depth);
+    w.push(Instruction::with2(Code::Lea_r64_m, SCALES, scales))?;
+    let sums = w.at(B, codes.sums_of_row(depth));
+    w.push(Instruction::with2(Code::Lea_r64_m, SUMS, sums))?;
+    let mut words = [0; 16];
+    for (at, number) in [(LEAST, SMALLEST), (MOST, 127.0), (INVERSE, 1.0 / 127.0)] {
+        words[at] = f32::to_bits(number);
+    }
+    words[ORDER..].copy_from_slice(&[0, 4, 1, 5, 2, 6, 3, 7]);
+    w.words(words)?;
+    w.constant(w.magnitude(), 0x7fff_ffff)?;
+    if !w.wide {
+        w.push(Instruction::with2(Code::VEX_Vmovups_ymm_ymmm256, w.order(), word(ORDER)))?;
+    }
+    w.times(depth / codes.block, |w| block(w, codes, depth))
+}
+
+/// Writes the code that rounds to bf16, at 512 bits.
+fn rounded(w: &mut Writer, depth: usize) -> Result<(), IcedError> {
+    let vectors = depth / PANEL;
+    let unroll = [4, 2, 1].into_iter().find(|n| vectors.is_multiple_of(*n)).unwrap_or(1);
+    w.times(vectors / unroll, |w| {
+        for i in 0..unroll {
+            let (from, to) = (w.at(A, i * 4 * PANEL), w.at(B, i * 2 * PANEL));
+            w.push(Instruction::with2(Code::EVEX_Vcvtneps2bf16_ymm_k1z_zmmm512b32, Register::YMM0, from))?;
+            w.push(Instruction::with2(Code::VEX_Vmovups_ymmm256_ymm, to, Register::YMM0))?;
+        }
+        w.advance(A, unroll * 4 * PANEL)?;
+        w.advance(B, unroll * 2 * PANEL)
+    })
+}
+
+/// A word below the end of the stack.
+fn word(nth: usize) -> MemoryOperand {
+    MemoryOperand::with_base_displ(Register::RSP, 4 * nth as i64 - 64)
+}
+
+impl Writer {
+    /// Registers for vectors that pass by.
+    fn passing(&self, i: usize) -> Register {
+        self.first() + (i % PACKED) as u32
+    }
+
+    /// Those that are folded.
+    fn folded(&self, i: usize) -> Register {
+        self.first() + (8 + i % FOLDED) as u32
+    }
+
+    fn factors(&self) -> Register {
+        self.first() + 5
+    }
+
+    /// In which order the fours of bytes are that were packed at 256 bits.
+    fn order(&self) -> Register {
+        self.first() + 6
+    }
+
+    /// All bits but the sign.
+    fn magnitude(&self) -> Register {
+        self.first() + 7
+    }
+}
+
 fn block(w: &mut Writer, codes: Codes, depth: usize) -> Result<(), IcedError> {
-    let vectors = codes.block / PANEL;
-    let [max, add] = [Code::EVEX_Vmaxps_zmm_k1z_zmm_zmmm512b32_sae, Code::EVEX_Vpaddd_zmm_k1z_zmm_zmmm512b32];
+    let (each, bytes) = (w.lanes(), w.width());
+    let vectors = codes.block / each;
+    let max = [Code::EVEX_Vmaxps_zmm_k1z_zmm_zmmm512b32_sae, Code::VEX_Vmaxps_ymm_ymm_ymmm256];
     for i in 0..vectors {
-        let magnitude = if i < FOLDED { folded(i) } else { passing(i) };
-        let from = w.at(A, i * VECTOR);
-        w.push(Instruction::with3(Code::EVEX_Vpandd_zmm_k1z_zmm_zmmm512b32, magnitude, MAGNITUDE, from))?;
+        let magnitude = if i < FOLDED { w.folded(i) } else { w.passing(i) };
+        let from = w.at(A, i * bytes);
+        w.push(Instruction::with3(w.of(AND), magnitude, w.magnitude(), from))?;
         if i >= FOLDED {
-            w.push(Instruction::with3(max, folded(i), folded(i), magnitude))?;
+            w.three(max, w.folded(i), w.folded(i), magnitude)?;
         }
     }
-    let largest =
-        w.fold(vectors.min(FOLDED), [max, Code::VEX_Vmaxps_ymm_ymm_ymmm256, Code::VEX_Vmaxps_xmm_xmm_xmmm128])?;
-    w.push(Instruction::with3(Code::EVEX_Vmaxss_xmm_k1z_xmm_xmmm32_sae, largest, LEAST, largest))?;
-    let (scale, factor) = (Register::XMM16, Register::XMM17);
-    w.push(Instruction::with3(Code::EVEX_Vmulss_xmm_k1z_xmm_xmmm32_er, scale, largest, INVERSE))?;
+    let largest = w.fold(vectors.min(FOLDED), [max[0], max[1], Code::VEX_Vmaxps_xmm_xmm_xmmm128])?;
+    let passing = w.quarter(w.passing(0));
+    // The second operand is what is left where one is no number.
+    w.push(Instruction::with2(Code::VEX_Vmovss_xmm_m32, passing, word(LEAST)))?;
+    w.push(Instruction::with3(Code::VEX_Vmaxss_xmm_xmm_xmmm32, largest, passing, largest))?;
+    w.push(Instruction::with3(Code::VEX_Vmulss_xmm_xmm_xmmm32, SCALE, largest, word(INVERSE)))?;
     let to = w.at(SCALES, 0);
-    w.push(Instruction::with2(Code::EVEX_Vmovss_m32_k1_xmm, to, scale))?;
-    w.push(Instruction::with3(Code::EVEX_Vdivss_xmm_k1z_xmm_xmmm32_er, factor, MOST, largest))?;
-    let factors = Register::ZMM17;
-    w.push(Instruction::with2(Code::EVEX_Vbroadcastss_zmm_k1z_xmmm32, factors, factor))?;
+    w.push(Instruction::with2(Code::VEX_Vmovss_m32_xmm, to, SCALE))?;
+    w.push(Instruction::with2(Code::VEX_Vmovss_xmm_m32, passing, word(MOST)))?;
+    w.push(Instruction::with3(Code::VEX_Vdivss_xmm_xmm_xmmm32, passing, passing, largest))?;
+    let broadcast = w.of([Code::EVEX_Vbroadcastss_zmm_k1z_xmmm32, Code::VEX_Vbroadcastss_ymm_xmm]);
+    w.push(Instruction::with2(broadcast, w.factors(), passing))?;
+    if codes.steps.is_some() {
+        w.push(Instruction::with2(Code::Mov_r32_imm32, TOTAL, 0))?;
+    }
     let parts = codes.block / codes.summed();
-    let total = Register::XMM18;
-    w.push(Instruction::with3(Code::EVEX_Vpxord_xmm_k1z_xmm_xmmm128b32, total, total, total))?;
     for part in 0..parts {
-        let vectors = codes.summed() / PANEL;
+        let vectors = codes.summed() / each;
         for i in 0..vectors {
-            let code = if i < FOLDED { folded(i) } else { passing(i) };
-            let from = w.at(A, (part * vectors + i) * VECTOR);
-            w.push(Instruction::with3(Code::EVEX_Vmulps_zmm_k1z_zmm_zmmm512b32_er, code, factors, from))?;
-            w.push(Instruction::with2(Code::EVEX_Vcvtps2dq_zmm_k1z_zmmm512b32_er, code, code))?;
-            let to = w.at(B, (part * vectors + i) * PANEL);
-            w.push(Instruction::with2(Code::EVEX_Vpmovsdb_xmmm128_k1z_zmm, to, code))?;
+            let code = if i < FOLDED { w.folded(i) } else { w.passing(i) };
+            let from = w.at(A, (part * vectors + i) * bytes);
+            let multiply = [Code::EVEX_Vmulps_zmm_k1z_zmm_zmmm512b32_er, Code::VEX_Vmulps_ymm_ymm_ymmm256];
+            w.push(Instruction::with3(w.of(multiply), code, w.factors(), from))?;
+            let to_whole = [Code::EVEX_Vcvtps2dq_zmm_k1z_zmmm512b32_er, Code::VEX_Vcvtps2dq_ymm_ymmm256];
+            w.push(Instruction::with2(w.of(to_whole), code, code))?;
+            if w.wide {
+                let to = w.at(B, (part * vectors + i) * each);
+                w.push(Instruction::with2(Code::EVEX_Vpmovsdb_xmmm128_k1z_zmm, to, code))?;
+            }
             if i >= FOLDED {
-                w.push(Instruction::with3(add, folded(i), folded(i), code))?;
+                w.three(ADD, w.folded(i), w.folded(i), code)?;
+            }
+            if !w.wide && (i % PACKED == PACKED - 1 || i == vectors - 1) {
+                let first = i / PACKED * PACKED;
+                let to = w.at(B, (part * vectors + first) * each);
+                pack(w, first..i + 1, to)?;
             }
         }
-        let codes_of_add = [add, Code::VEX_Vpaddd_ymm_ymm_ymmm256, Code::VEX_Vpaddd_xmm_xmm_xmmm128];
-        let sum = w.fold(vectors.min(FOLDED), codes_of_add)?;
-        sum_of_row(w, codes, sum, scale)?;
+        let sum = w.fold(vectors.min(FOLDED), [ADD[0], ADD[1], Code::VEX_Vpaddd_xmm_xmm_xmmm128])?;
+        sum_of_row(w, codes, sum)?;
         let to = w.at(SUMS, 4 * part);
         w.push(Instruction::with2(Code::VEX_Vmovd_rm32_xmm, to, sum))?;
         if codes.steps.is_some() {
-            w.push(Instruction::with3(Code::EVEX_Vpaddd_xmm_k1z_xmm_xmmm128b32, total, total, sum))?;
+            w.push(Instruction::with2(Code::Add_r32_rm32, TOTAL, to))?;
         }
     }
     if let (Some(_), Some(unpacked)) = (codes.steps, Format::Codes(codes).unpacked().codes()) {
         let to = w.at(SCALES, unpacked.sums_of_row(depth) - depth);
         let shift = unpacked.summed_as().trailing_zeros() as i32;
-        w.push(Instruction::with3(Code::EVEX_Vpslld_xmm_k1z_xmmm128b32_imm8, total, total, shift))?;
-        w.push(Instruction::with2(Code::EVEX_Vmovd_rm32_xmm, to, total))?;
+        w.push(Instruction::with2(Code::Shl_rm32_imm8, TOTAL, shift))?;
+        w.push(Instruction::with2(Code::Mov_rm32_r32, to, TOTAL))?;
     }
-    w.advance(A, vectors * VECTOR)?;
+    w.advance(A, vectors * bytes)?;
     w.advance(B, codes.block)?;
     w.advance(SCALES, 4)?;
     w.advance(SUMS, 4 * parts)
 }
 
+/// Packs the codes of two or four vectors into bytes, at 256 bits.
+fn pack(w: &mut Writer, vectors: Range<usize>, to: MemoryOperand) -> Result<(), IcedError> {
+    let code = |w: &Writer, i: usize| if i < FOLDED { w.folded(i) } else { w.passing(i) };
+    // Each of two halves of a vector on its own.
+    let halves = Code::VEX_Vpackssdw_ymm_ymm_ymmm256;
+    let pairs = vectors.clone().step_by(2).map(|i| (w.passing(i), [code(w, i), code(w, i + 1)]));
+    let pairs: Vec<_> = pairs.collect();
+    for (pair, [lower, upper]) in &pairs {
+        w.push(Instruction::with3(halves, *pair, *lower, *upper))?;
+    }
+    let (packed, last) = (pairs[0].0, pairs[pairs.len() - 1].0);
+    w.push(Instruction::with3(Code::VEX_Vpacksswb_ymm_ymm_ymmm256, packed, packed, last))?;
+    w.push(Instruction::with3(Code::VEX_Vpermd_ymm_ymm_ymmm256, packed, w.order(), packed))?;
+    if pairs.len() == 2 {
+        return w.store(to, packed);
+    }
+    w.push(Instruction::with2(Code::VEX_Vmovups_xmmm128_xmm, to, w.quarter(packed)))
+}
+
 /// Makes what a row has of the sum of some of its codes, in place.
-fn sum_of_row(w: &mut Writer, codes: Codes, sum: Register, scale: Register) -> Result<(), IcedError> {
+fn sum_of_row(w: &mut Writer, codes: Codes, sum: Register) -> Result<(), IcedError> {
     if codes.minimum {
         w.push(Instruction::with2(Code::VEX_Vcvtdq2ps_xmm_xmmm128, sum, sum))?;
-        w.push(Instruction::with3(Code::EVEX_Vmulss_xmm_k1z_xmm_xmmm32_er, sum, sum, scale))?;
-    } else {
-        // The offsets are powers of two.
-        let shift = codes.summed_as().trailing_zeros() as i32;
-        w.push(Instruction::with3(Code::VEX_Vpslld_xmm_xmm_imm8, sum, sum, shift))?;
-        let zero = Register::XMM9;
-        w.push(Instruction::with3(Code::VEX_Vpxor_xmm_xmm_xmmm128, zero, zero, zero))?;
-        w.push(Instruction::with3(Code::VEX_Vpsubd_xmm_xmm_xmmm128, sum, zero, sum))?;
+        return w.push(Instruction::with3(Code::VEX_Vmulss_xmm_xmm_xmmm32, sum, sum, SCALE));
     }
-    Ok(())
+    // The offsets are powers of two.
+    let shift = codes.summed_as().trailing_zeros() as i32;
+    w.push(Instruction::with3(Code::VEX_Vpslld_xmm_xmm_imm8, sum, sum, shift))?;
+    let zero = w.quarter(w.passing(0));
+    w.push(Instruction::with3(Code::VEX_Vpxor_xmm_xmm_xmmm128, zero, zero, zero))?;
+    w.push(Instruction::with3(Code::VEX_Vpsubd_xmm_xmm_xmmm128, sum, zero, sum))
 }

@@ -1,15 +1,16 @@
-//! Loops over neighbours, at 512 bits: what a loop does to four lanes at a time, done to sixteen.
+//! Loops over neighbours, at 512 bits or 256: what a loop does to four lanes at a time, done to sixteen or eight.
 
 use iced_x86::code_asm::CodeLabel;
 use iced_x86::{Code, IcedError, Instruction, MemoryOperand, Register};
 
 use super::Writer;
-use crate::loops::{Elem, Fold, PANEL};
+use super::codes::{ADD, AND, EACH_BYTE, LEFT, MOVE, MULTIPLY_ADD, OR, RIGHT, TO_FLOAT, XOR};
+use crate::loops::{Cores, Elem, Fold};
 
 /// A loop as a function: `f(pointers…, rows?, scalars…, total?)`, which returns the total.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in super::super) struct Lanes {
-    /// How many elements of a row: a multiple of [`PANEL`].
+    /// How many elements of a row: a multiple of a panel's columns.
     pub(in super::super) extent: usize,
     /// Bytes from row to row behind each pointer.
     pub(in super::super) pointers: Vec<i32>,
@@ -17,15 +18,15 @@ pub(in super::super) struct Lanes {
     pub(in super::super) rows: bool,
     /// How many scalars there are.
     pub(in super::super) scalars: usize,
-    /// What is done to sixteen neighbours: each operation names others by their positions, which are before it.
+    /// What is done to the neighbours of a vector: each operation names others by their positions, which are before it.
     pub(in super::super) ops: Vec<Op>,
     /// What is combined with what the rounds before left, and how.
     pub(in super::super) total: Option<(Fold, usize)>,
-    /// The number of each operation's register; a constant may have none.
+    /// The number of each operation's register; a constant may have none, and lies where the stack ends.
     registers: Vec<Option<usize>>,
 }
 
-/// An operation on sixteen lanes of 32 bits.
+/// An operation on lanes of 32 bits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in super::super) enum Op {
     /// The same bits in every lane.
@@ -105,10 +106,11 @@ pub(in super::super) const SCALARS: usize = 8;
 /// The element of the row.
 const ELEMENT: Register = Register::R10;
 
-/// Registers for what is not kept in one.
-const SPARE: [Register; 2] = [Register::ZMM31, Register::ZMM30];
+/// How many registers, the last ones, are for what is not kept in one.
+const SPARE: usize = 2;
 
-const VECTORS: usize = 32;
+/// Words that fit into the 128 bytes below the end of the stack, which a function that calls none may use.
+const WORDS_BELOW: usize = 32;
 
 impl Op {
     fn operands(&self) -> Vec<usize> {
@@ -134,19 +136,21 @@ impl Lanes {
         scalars: usize,
         ops: Vec<Op>,
         total: Option<(Fold, usize)>,
+        cores: &Cores,
     ) -> Option<Lanes> {
         let integers = pointers.len() + usize::from(rows);
         let vectors = scalars + usize::from(total.is_some());
         if integers > POINTERS.len() || vectors > SCALARS {
             return None;
         }
-        let registers = registers(&ops, total.map(|(_, next)| next))?;
+        let registers = registers(&ops, total.map(|(_, next)| next), vectors, cores)?;
         Some(Lanes { extent, pointers, rows, scalars, ops, total, registers })
     }
 }
 
-/// Gives values registers.
-fn registers(ops: &[Op], total: Option<usize>) -> Option<Vec<Option<usize>>> {
+/// Gives values registers, where so many arguments are in the first ones.
+fn registers(ops: &[Op], total: Option<usize>, arguments: usize, cores: &Cores) -> Option<Vec<Option<usize>>> {
+    let available = if cores.bits == 512 { 32 } else { 16 } - SPARE;
     let mut last = vec![0; ops.len()];
     let mut uses = vec![0; ops.len()];
     for (at, op) in ops.iter().enumerate() {
@@ -160,7 +164,7 @@ fn registers(ops: &[Op], total: Option<usize>) -> Option<Vec<Option<usize>>> {
     }
     // What passes by takes the first registers, and no more than it needs.
     let mut of = vec![None; ops.len()];
-    let mut free: Vec<bool> = vec![true; VECTORS - SPARE.len()];
+    let mut free: Vec<bool> = vec![true; available];
     let mut most = 0;
     for (at, op) in ops.iter().enumerate() {
         if op.is_kept() {
@@ -189,23 +193,28 @@ fn registers(ops: &[Op], total: Option<usize>) -> Option<Vec<Option<usize>>> {
         of[at] = found;
     }
     // The others go from the last down: scalars, elements and the total must have one, constants may.
-    let mut next = VECTORS - SPARE.len();
-    let mut take = || {
-        next = next.checked_sub(1).filter(|next| *next >= most)?;
+    let mut next = available;
+    let mut take = |least: usize| {
+        next = next.checked_sub(1).filter(|next| *next >= least)?;
         Some(next)
     };
     for (at, op) in ops.iter().enumerate() {
         if matches!(op, Op::Scalar(_) | Op::Index(_) | Op::Total) {
-            of[at] = Some(take()?);
+            // Arguments are not overwritten before they are moved.
+            of[at] = Some(take(most.max(arguments))?);
         }
     }
     let mut constants: Vec<usize> = (0..ops.len()).filter(|at| matches!(ops[*at], Op::Constant(_))).collect();
     constants.sort_by_key(|at| std::cmp::Reverse(uses[*at]));
     for at in constants {
-        of[at] = take();
+        of[at] = take(most);
     }
     let missing = |operand: &usize| of[*operand].is_none();
-    if ops.iter().any(|op| op.operands().iter().filter(|o| missing(o)).count() > SPARE.len()) {
+    let constants = (0..ops.len()).filter(|at| matches!(ops[*at], Op::Constant(_)));
+    if constants.filter(missing).count() > WORDS_BELOW {
+        return None;
+    }
+    if ops.iter().any(|op| op.operands().iter().filter(|o| missing(o)).count() > SPARE) {
         return None;
     }
     Some(of)
@@ -232,7 +241,7 @@ impl Body<'_> {
         }
         self.arguments()?;
         let mut row = self.label(lanes.rows)?;
-        let loops = lanes.extent > PANEL;
+        let loops = lanes.extent > self.w.lanes();
         self.w.push(Instruction::with2(Code::Xor_r32_rm32, Register::R10D, Register::R10D))?;
         let mut again = self.label(loops)?;
         for at in 0..lanes.ops.len() {
@@ -242,20 +251,19 @@ impl Body<'_> {
             for (at, op) in lanes.ops.iter().enumerate() {
                 if *op == Op::Total {
                     let (to, from) = (self.result(at), self.operand(next, 0)?);
-                    self.w.push(Instruction::with2(Code::EVEX_Vmovaps_zmm_k1z_zmmm512, to, from))?;
+                    self.copy(to, from)?;
                 }
             }
         }
         if loops {
             for (at, op) in lanes.ops.iter().enumerate() {
                 if let Op::Index(_) = op {
-                    let index = self.result(at);
-                    self.w.constant(SPARE[0], PANEL as u32)?;
-                    let add = Code::EVEX_Vpaddd_zmm_k1z_zmm_zmmm512b32;
-                    self.w.push(Instruction::with3(add, index, index, SPARE[0]))?;
+                    let (index, further) = (self.result(at), self.spare(0));
+                    self.w.constant(further, self.w.lanes() as u32)?;
+                    self.w.three(ADD, index, index, further)?;
                 }
             }
-            self.w.push(Instruction::with2(Code::Add_rm64_imm32, ELEMENT, PANEL as i32))?;
+            self.w.advance(ELEMENT, self.w.lanes())?;
             self.w.push(Instruction::with2(Code::Cmp_rm64_imm32, ELEMENT, lanes.extent as i32))?;
             self.jump_back(&mut again, |w, label| w.code.jb(label))?;
         }
@@ -290,21 +298,21 @@ impl Body<'_> {
     /// Puts what is kept where it is kept. The arguments are in the first registers, which are written last.
     fn arguments(&mut self) -> Result<(), IcedError> {
         let lanes = self.lanes;
-        let broadcast = Code::EVEX_Vbroadcastss_zmm_k1z_xmmm32;
+        let broadcast = self.w.of([Code::EVEX_Vbroadcastss_zmm_k1z_xmmm32, Code::VEX_Vbroadcastss_ymm_xmm]);
         for (at, op) in lanes.ops.iter().enumerate() {
             let Some(number) = lanes.registers[at] else { continue };
-            let to = Register::ZMM0 + number as u32;
+            let to = self.w.first() + number as u32;
             match *op {
                 Op::Scalar(n) | Op::Index(n) => {
                     self.w.push(Instruction::with2(broadcast, to, Register::XMM0 + n as u32))?;
                 }
                 Op::Total => {
-                    let (low, from) = (Register::XMM0 + number as u32, Register::XMM0 + lanes.scalars as u32);
+                    let (low, from) = (self.w.quarter(to), Register::XMM0 + lanes.scalars as u32);
                     // Lanes beyond the fourth are zero, or for extremes copies of the first four.
-                    self.w.push(Instruction::with2(Code::EVEX_Vmovaps_xmm_k1z_xmmm128, low, from))?;
+                    let copy = [Code::EVEX_Vmovaps_xmm_k1z_xmmm128, Code::VEX_Vmovaps_xmm_xmmm128];
+                    self.w.push(Instruction::with2(self.w.of(copy), low, from))?;
                     if lanes.total.is_some_and(|(fold, _)| fold != Fold::Sum) {
-                        let code = Code::EVEX_Vshuff32x4_zmm_k1z_zmm_zmmm512b32_imm8;
-                        self.w.push(Instruction::with4(code, to, to, to, 0))?;
+                        self.w.repeat_quarter(to)?;
                     }
                 }
                 _ => {}
@@ -313,17 +321,20 @@ impl Body<'_> {
         for (at, op) in lanes.ops.iter().enumerate() {
             match op {
                 Op::Constant(bits) if lanes.registers[at].is_some() => self.w.constant(self.result(at), *bits)?,
+                Op::Constant(bits) => {
+                    let to = self.constant(at);
+                    self.w.push(Instruction::with2(Code::Mov_rm32_imm32, to, *bits))?;
+                }
                 Op::Index(_) => {
-                    let to = self.result(at);
+                    let (to, numbers) = (self.result(at), self.spare(0));
+                    let low = self.w.quarter(numbers);
+                    let insert = self.w.of([Code::EVEX_Vpinsrq_xmm_xmm_rm64_imm8, Code::VEX_Vpinsrq_xmm_xmm_rm64_imm8]);
                     for (lane, bytes) in [0x0706_0504_0302_0100u64, 0x0f0e_0d0c_0b0a_0908].into_iter().enumerate() {
                         self.w.push(Instruction::with2(Code::Mov_r64_imm64, Register::RAX, bytes))?;
-                        let x = SPARE_LOW;
-                        let code = Code::EVEX_Vpinsrq_xmm_xmm_rm64_imm8;
-                        self.w.push(Instruction::with4(code, x, x, Register::RAX, lane as i32))?;
+                        self.w.push(Instruction::with4(insert, low, low, Register::RAX, lane as i32))?;
                     }
-                    let (lanes, add) = (Code::EVEX_Vpmovzxbd_zmm_k1z_xmmm128, Code::EVEX_Vpaddd_zmm_k1z_zmm_zmmm512b32);
-                    self.w.push(Instruction::with2(lanes, SPARE[0], SPARE_LOW))?;
-                    self.w.push(Instruction::with3(add, to, to, SPARE[0]))?;
+                    self.w.push(Instruction::with2(self.w.of(EACH_BYTE), numbers, low))?;
+                    self.w.three(ADD, to, to, numbers)?;
                 }
                 _ => {}
             }
@@ -331,18 +342,32 @@ impl Body<'_> {
         Ok(())
     }
 
+    /// A register for what is not kept in one.
+    fn spare(&self, nth: usize) -> Register {
+        self.w.first() + if self.w.wide { 31 - nth as u32 } else { 15 - nth as u32 }
+    }
+
     /// The register of a result.
     fn result(&self, at: usize) -> Register {
-        self.lanes.registers[at].map_or(SPARE[0], |number| Register::ZMM0 + number as u32)
+        self.lanes.registers[at].map_or(self.spare(0), |number| self.w.first() + number as u32)
     }
 
     /// The register of an operand; of a constant that has none, a spare one.
     fn operand(&mut self, at: usize, nth: usize) -> Result<Register, IcedError> {
-        if let (None, Op::Constant(bits)) = (self.lanes.registers[at], &self.lanes.ops[at]) {
-            self.w.constant(SPARE[nth], *bits)?;
-            return Ok(SPARE[nth]);
+        if let (None, Op::Constant(_)) = (self.lanes.registers[at], &self.lanes.ops[at]) {
+            let (spare, from) = (self.spare(nth), self.constant(at));
+            self.w.two([Code::EVEX_Vbroadcastss_zmm_k1z_xmmm32, Code::VEX_Vbroadcastss_ymm_m32], spare, from)?;
+            return Ok(spare);
         }
         Ok(self.result(at))
+    }
+
+    /// Where a constant lies that has no register: below the end of the stack.
+    fn constant(&self, at: usize) -> MemoryOperand {
+        let lanes = self.lanes;
+        let lies = |at: &usize| matches!(lanes.ops[*at], Op::Constant(_)) && lanes.registers[*at].is_none();
+        let before = (0..at).filter(lies).count();
+        MemoryOperand::with_base_displ(Register::RSP, -4 * (before as i64 + 1))
     }
 
     fn operands(&mut self, op: &Op) -> Result<Vec<Register>, IcedError> {
@@ -350,7 +375,7 @@ impl Body<'_> {
         let mut found = Vec::new();
         for at in op.operands() {
             let lacks = self.lanes.registers[at].is_none();
-            found.push(self.operand(at, spare.min(SPARE.len() - 1))?);
+            found.push(self.operand(at, spare.min(SPARE - 1))?);
             spare += usize::from(lacks);
         }
         Ok(found)
@@ -372,83 +397,126 @@ impl Body<'_> {
             Op::Load(elem, place) => {
                 let from = self.memory(elem, place);
                 if elem != Elem::Bf16 {
-                    return self.w.push(Instruction::with2(Code::EVEX_Vmovups_zmm_k1z_zmmm512, to, from));
+                    return self.w.two(MOVE, to, from);
                 }
-                self.w.push(Instruction::with2(Code::EVEX_Vpmovzxwd_zmm_k1z_ymmm256, to, from))?;
-                self.w.push(Instruction::with3(Code::EVEX_Vpslld_zmm_k1z_zmmm512b32_imm8, to, to, 16))
+                self.w.two([Code::EVEX_Vpmovzxwd_zmm_k1z_ymmm256, Code::VEX_Vpmovzxwd_ymm_xmmm128], to, from)?;
+                self.w.shift(LEFT, to, to, 16)
             }
             Op::Store(elem, place, _) => {
                 let to = self.memory(elem, place);
-                let code = match elem {
-                    Elem::Bf16 => Code::EVEX_Vpmovdw_ymmm256_k1z_zmm,
-                    _ => Code::EVEX_Vmovups_zmmm512_k1z_zmm,
-                };
-                self.w.push(Instruction::with2(code, to, operands[0]))
+                if elem != Elem::Bf16 {
+                    return self.w.store(to, operands[0]);
+                }
+                if self.w.wide {
+                    return self.w.push(Instruction::with2(Code::EVEX_Vpmovdw_ymmm256_k1z_zmm, to, operands[0]));
+                }
+                // Each lane's upper half is 0. The lower ones of four lanes come twice, then those of the next four.
+                let (packed, lower) = (self.spare(1), self.w.quarter(self.spare(1)));
+                let pack = Code::VEX_Vpackusdw_ymm_ymm_ymmm256;
+                self.w.push(Instruction::with3(pack, packed, operands[0], operands[0]))?;
+                self.w.push(Instruction::with3(Code::VEX_Vpermq_ymm_ymmm256_imm8, packed, packed, 0b1000))?;
+                self.w.push(Instruction::with2(Code::VEX_Vmovdqu_xmmm128_xmm, to, lower))
             }
             Op::Unary(Unary::Round, _) => {
-                let code = Code::EVEX_Vrndscaleps_zmm_k1z_zmmm512b32_imm8_sae;
-                self.w.push(Instruction::with3(code, to, operands[0], 0))
+                let code = [Code::EVEX_Vrndscaleps_zmm_k1z_zmmm512b32_imm8_sae, Code::VEX_Vroundps_ymm_ymmm256_imm8];
+                self.w.push(Instruction::with3(self.w.of(code), to, operands[0], 0))
             }
             Op::Unary(function, _) => {
                 let code = match function {
-                    Unary::ToFloat => Code::EVEX_Vcvtdq2ps_zmm_k1z_zmmm512b32_er,
-                    _ => Code::EVEX_Vsqrtps_zmm_k1z_zmmm512b32_er,
+                    Unary::ToFloat => TO_FLOAT,
+                    _ => [Code::EVEX_Vsqrtps_zmm_k1z_zmmm512b32_er, Code::VEX_Vsqrtps_ymm_ymmm256],
                 };
-                self.w.push(Instruction::with2(code, to, operands[0]))
+                self.w.push(Instruction::with2(self.w.of(code), to, operands[0]))
             }
             Op::Binary(function, ..) => {
                 let code = match function {
-                    Binary::Add => Code::EVEX_Vaddps_zmm_k1z_zmm_zmmm512b32_er,
-                    Binary::Sub => Code::EVEX_Vsubps_zmm_k1z_zmm_zmmm512b32_er,
-                    Binary::Mul => Code::EVEX_Vmulps_zmm_k1z_zmm_zmmm512b32_er,
-                    Binary::Div => Code::EVEX_Vdivps_zmm_k1z_zmm_zmmm512b32_er,
-                    Binary::Min => Code::EVEX_Vminps_zmm_k1z_zmm_zmmm512b32_sae,
-                    Binary::Max => Code::EVEX_Vmaxps_zmm_k1z_zmm_zmmm512b32_sae,
-                    Binary::IntAdd => Code::EVEX_Vpaddd_zmm_k1z_zmm_zmmm512b32,
-                    Binary::IntSub => Code::EVEX_Vpsubd_zmm_k1z_zmm_zmmm512b32,
-                    Binary::IntMul => Code::EVEX_Vpmulld_zmm_k1z_zmm_zmmm512b32,
-                    Binary::And => Code::EVEX_Vpandd_zmm_k1z_zmm_zmmm512b32,
-                    Binary::Or => Code::EVEX_Vpord_zmm_k1z_zmm_zmmm512b32,
-                    Binary::Xor => Code::EVEX_Vpxord_zmm_k1z_zmm_zmmm512b32,
+                    Binary::Add => [Code::EVEX_Vaddps_zmm_k1z_zmm_zmmm512b32_er, Code::VEX_Vaddps_ymm_ymm_ymmm256],
+                    Binary::Sub => [Code::EVEX_Vsubps_zmm_k1z_zmm_zmmm512b32_er, Code::VEX_Vsubps_ymm_ymm_ymmm256],
+                    Binary::Mul => [Code::EVEX_Vmulps_zmm_k1z_zmm_zmmm512b32_er, Code::VEX_Vmulps_ymm_ymm_ymmm256],
+                    Binary::Div => [Code::EVEX_Vdivps_zmm_k1z_zmm_zmmm512b32_er, Code::VEX_Vdivps_ymm_ymm_ymmm256],
+                    Binary::Min => [Code::EVEX_Vminps_zmm_k1z_zmm_zmmm512b32_sae, Code::VEX_Vminps_ymm_ymm_ymmm256],
+                    Binary::Max => [Code::EVEX_Vmaxps_zmm_k1z_zmm_zmmm512b32_sae, Code::VEX_Vmaxps_ymm_ymm_ymmm256],
+                    Binary::IntAdd => ADD,
+                    Binary::IntSub => [Code::EVEX_Vpsubd_zmm_k1z_zmm_zmmm512b32, Code::VEX_Vpsubd_ymm_ymm_ymmm256],
+                    Binary::IntMul => [Code::EVEX_Vpmulld_zmm_k1z_zmm_zmmm512b32, Code::VEX_Vpmulld_ymm_ymm_ymmm256],
+                    Binary::And => AND,
+                    Binary::Or => OR,
+                    Binary::Xor => XOR,
                 };
-                self.w.push(Instruction::with3(code, to, operands[0], operands[1]))
+                self.w.three(code, to, operands[0], operands[1])
             }
             Op::Shift(shift, _, by) => {
                 let code = match shift {
-                    Shift::Left => Code::EVEX_Vpslld_zmm_k1z_zmmm512b32_imm8,
-                    Shift::Right => Code::EVEX_Vpsrad_zmm_k1z_zmmm512b32_imm8,
-                    Shift::RightUnsigned => Code::EVEX_Vpsrld_zmm_k1z_zmmm512b32_imm8,
+                    Shift::Left => LEFT,
+                    Shift::Right => [Code::EVEX_Vpsrad_zmm_k1z_zmmm512b32_imm8, Code::VEX_Vpsrad_ymm_ymm_imm8],
+                    Shift::RightUnsigned => RIGHT,
                 };
-                self.w.push(Instruction::with3(code, to, operands[0], u32::from(by)))
+                self.w.shift(code, to, operands[0], by.into())
             }
-            Op::Compare { floats, predicate, .. } => {
-                let code = match floats {
-                    true => Code::EVEX_Vcmpps_kr_k1_zmm_zmmm512b32_imm8_sae,
-                    false => Code::EVEX_Vpcmpd_kr_k1_zmm_zmmm512b32_imm8,
-                };
-                let mask = Register::K1;
-                let predicate = u32::from(predicate);
-                self.w.push(Instruction::with4(code, mask, operands[0], operands[1], predicate))?;
-                self.w.push(Instruction::with2(Code::EVEX_Vpmovm2d_zmm_kr, to, mask))
-            }
+            Op::Compare { floats, predicate, .. } => self.compare(floats, predicate, to, operands[0], operands[1]),
             Op::Fma(..) => {
                 // The addend's copy takes the product.
                 self.copy(to, operands[2])?;
-                let code = Code::EVEX_Vfmadd231ps_zmm_k1z_zmm_zmmm512b32_er;
-                self.w.push(Instruction::with3(code, to, operands[0], operands[1]))
+                self.w.three(MULTIPLY_ADD, to, operands[0], operands[1])
             }
-            Op::Select(..) => {
-                // Bit by bit: the first chooses between the second and the third.
+            // Bit by bit: the first chooses between the second and the third.
+            Op::Select(..) if self.w.wide => {
                 self.copy(to, operands[0])?;
                 let code = Code::EVEX_Vpternlogd_zmm_k1z_zmm_zmmm512b32_imm8;
                 self.w.push(Instruction::with4(code, to, operands[1], operands[2], 0b1100_1010))
+            }
+            Op::Select(..) => {
+                let [mask, yes, no] = [operands[0], operands[1], operands[2]];
+                let and_not = Code::VEX_Vpandn_ymm_ymm_ymmm256;
+                self.w.push(Instruction::with3(and_not, to, mask, no))?;
+                let chosen = self.spare(0);
+                self.w.three(AND, chosen, mask, yes)?;
+                self.w.three(OR, to, to, chosen)
             }
             Op::Constant(_) | Op::Scalar(_) | Op::Index(_) | Op::Total => Ok(()),
         }
     }
 
+    /// All bits of the lanes where a comparison holds.
+    fn compare(
+        &mut self,
+        floats: bool,
+        predicate: u8,
+        to: Register,
+        a: Register,
+        b: Register,
+    ) -> Result<(), IcedError> {
+        if self.w.wide {
+            let code = match floats {
+                true => Code::EVEX_Vcmpps_kr_k1_zmm_zmmm512b32_imm8_sae,
+                false => Code::EVEX_Vpcmpd_kr_k1_zmm_zmmm512b32_imm8,
+            };
+            self.w.push(Instruction::with4(code, Register::K1, a, b, u32::from(predicate)))?;
+            return self.w.push(Instruction::with2(Code::EVEX_Vpmovm2d_zmm_kr, to, Register::K1));
+        }
+        if floats {
+            let code = Code::VEX_Vcmpps_ymm_ymm_ymmm256_imm8;
+            return self.w.push(Instruction::with4(code, to, a, b, u32::from(predicate)));
+        }
+        // Equal, less, greater; the others are their opposites.
+        let (equal, greater) = (Code::VEX_Vpcmpeqd_ymm_ymm_ymmm256, Code::VEX_Vpcmpgtd_ymm_ymm_ymmm256);
+        let (code, a, b) = match predicate % 4 {
+            0 => (equal, a, b),
+            1 => (greater, b, a),
+            _ => (greater, a, b),
+        };
+        self.w.push(Instruction::with3(code, to, a, b))?;
+        if !matches!(predicate, 2 | 4 | 5) {
+            return Ok(());
+        }
+        let all = self.spare(1);
+        self.w.push(Instruction::with3(equal, all, all, all))?;
+        self.w.three(XOR, to, to, all)
+    }
+
     fn copy(&mut self, to: Register, from: Register) -> Result<(), IcedError> {
-        self.w.push(Instruction::with2(Code::EVEX_Vmovaps_zmm_k1z_zmmm512, to, from))
+        let code = self.w.of([Code::EVEX_Vmovaps_zmm_k1z_zmmm512, Code::VEX_Vmovaps_ymm_ymmm256]);
+        self.w.push(Instruction::with2(code, to, from))
     }
 
     /// The total in four lanes, where a function returns them.
@@ -461,17 +529,17 @@ impl Body<'_> {
             Fold::Max => [Code::VEX_Vmaxps_ymm_ymm_ymmm256, Code::VEX_Vmaxps_xmm_xmm_xmmm128],
             Fold::Min => [Code::VEX_Vminps_ymm_ymm_ymmm256, Code::VEX_Vminps_xmm_xmm_xmmm128],
         };
-        self.copy(Register::ZMM0, total)?;
+        self.copy(self.w.first(), total)?;
         let w = &mut *self.w;
-        w.push(Instruction::with3(Code::EVEX_Vextracti64x4_ymmm256_k1z_zmm_imm8, Register::YMM1, Register::ZMM0, 1))?;
-        w.push(Instruction::with3(half, Register::YMM0, Register::YMM0, Register::YMM1))?;
+        if w.wide {
+            let (upper, both) = (Code::EVEX_Vextracti64x4_ymmm256_k1z_zmm_imm8, Register::ZMM0);
+            w.push(Instruction::with3(upper, Register::YMM1, both, 1))?;
+            w.push(Instruction::with3(half, Register::YMM0, Register::YMM0, Register::YMM1))?;
+        }
         w.push(Instruction::with3(Code::VEX_Vextracti128_xmmm128_ymm_imm8, Register::XMM1, Register::YMM0, 1))?;
         w.push(Instruction::with3(quarter, Register::XMM0, Register::XMM0, Register::XMM1))
     }
 }
-
-/// The first lanes of a spare register.
-const SPARE_LOW: Register = Register::XMM31;
 
 impl std::fmt::Display for Lanes {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

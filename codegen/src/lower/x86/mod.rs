@@ -120,7 +120,8 @@ impl Leaf {
     fn encode(encode: &Encode, cores: &Cores) -> Option<Leaf> {
         let Encode { depth, format, .. } = *encode;
         let whole = depth.is_multiple_of(PANEL) && depth > 0;
-        (whole && cores.bits == 512 && serve(cores, format, format)).then_some(Leaf::Encode { depth, format })
+        // Of floats what a machine multiplies is rounded to: bf16 at 512 bits.
+        (whole && cores.bits > 128 && serve(cores, format, format)).then_some(Leaf::Encode { depth, format })
     }
 
     fn exps(exps: &Exps, cores: &Cores) -> Option<Leaf> {
@@ -165,9 +166,9 @@ impl Table {
         Table { cores: *cores, leaves: Vec::new() }
     }
 
-    /// Whether loops over neighbours can go sixteen at a time.
-    pub(super) fn is_wide(&self) -> bool {
-        self.cores.bits == 512
+    /// The cores that they may use.
+    pub(super) fn cores(&self) -> &Cores {
+        &self.cores
     }
 
     /// What a kernel calls first and last, if any of its cores multiplies tiles.
@@ -211,7 +212,7 @@ impl Table {
         Some(self.callee(func, leaf))
     }
 
-    /// The same for a loop over neighbours, where they go sixteen at a time.
+    /// The same for a loop over neighbours, where more than four go at a time.
     pub(super) fn lanes(&mut self, func: &mut Function, lanes: Lanes) -> FuncRef {
         self.callee(func, Leaf::Lanes(Box::new(lanes)))
     }
@@ -379,6 +380,23 @@ impl Writer {
     /// A 32-bit number in every lane.
     fn each(&self, base: Register, bytes: usize) -> MemoryOperand {
         MemoryOperand::new(base, Register::None, 1, bytes as i64, 1, true, Register::None)
+    }
+
+    /// Words of a vector.
+    fn lanes(&self) -> usize {
+        self.width() / 4
+    }
+
+    /// Copies the lowest 128 bits of a vector to the others.
+    fn repeat_quarter(&mut self, register: Register) -> Result<(), IcedError> {
+        let quarter = self.quarter(register);
+        self.push(match self.wide {
+            true => {
+                let code = Code::EVEX_Vshufi32x4_zmm_k1z_zmm_zmmm512b32_imm8;
+                Instruction::with4(code, register, register, register, 0)
+            }
+            false => Instruction::with4(Code::VEX_Vinserti128_ymm_ymm_xmmm128_imm8, register, register, quarter, 1),
+        })
     }
 
     /// Bytes of a vector.
