@@ -469,10 +469,8 @@ impl Rows<'_> {
                 }
                 self.start(part)?;
                 for step in part * steps..(part + 1) * steps {
-                    if self.shape.fetch.is_some() {
-                        let (turns, lines) = (self.w.vectors() * steps, format.rows(format.block()).div_ceil(LINE));
-                        self.fetch(part * turns + vector * steps + step % steps, parts * turns, lines)?;
-                    }
+                    let (turns, lines) = (self.w.vectors() * steps, format.rows(format.block()).div_ceil(LINE));
+                    self.fetch(part * turns + vector * steps + step % steps, parts * turns, lines)?;
                     if let Some(pairs) = self.pairs {
                         self.multiply_pairs(pairs, step, vector)?;
                         continue;
@@ -514,9 +512,7 @@ impl Rows<'_> {
             self.w.code.set_label(&mut again)?;
             self.start(0)?;
             for step in 0..steps {
-                if self.shape.fetch.is_some() {
-                    self.fetch(vector * steps + step, self.w.vectors() * steps, words / LINE)?;
-                }
+                self.fetch(vector * steps + step, self.w.vectors() * steps, words / LINE)?;
                 self.multiply_pairs(pairs, step, vector)?;
             }
             self.end_part(vector)?;
@@ -538,9 +534,7 @@ impl Rows<'_> {
             }
         }
         let left = format.rows(format.block()) - format.values();
-        if self.shape.fetch.is_some() {
-            (0..left.div_ceil(LINE)).try_for_each(|line| self.w.fetch(&self.shape, line * LINE))?;
-        }
+        (0..left.div_ceil(LINE)).try_for_each(|line| self.w.fetch(&self.shape, line * LINE))?;
         self.w.advance_panel(&self.shape, left)?;
         self.w.advance(ROW_SCALES, 4)
     }

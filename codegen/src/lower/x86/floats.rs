@@ -95,9 +95,7 @@ impl Floats<'_> {
     }
 
     fn step(&mut self, step: usize) -> Result<(), IcedError> {
-        if self.shape.fetch.is_some() {
-            self.w.fetch(&self.shape, step * STEP)?;
-        }
+        self.w.fetch(&self.shape, step * STEP)?;
         let load = [Code::EVEX_Vmovups_zmm_k1z_zmmm512, Code::VEX_Vmovups_ymm_ymmm256];
         if self.shape.a == self.shape.b {
             for vector in 0..self.vectors {

@@ -324,9 +324,6 @@ const STEP: usize = 4 * PANEL;
 /// Bytes of a line of a cache.
 const LINE: usize = 64;
 
-/// How far ahead panels are fetched, in bytes.
-const AHEAD: usize = 8192;
-
 /// The products of four unsigned bytes with four signed ones, and of two halves with two, added to a word: at 512 bits, and at 256 as
 /// AVX-512 and as AVX-VNNI encode them.
 const BYTES: [Code; 3] = [
@@ -485,11 +482,11 @@ impl Writer {
         Ok(x)
     }
 
-    /// Fetches a line that lies so many bytes behind the place in the panel: of the next one, else [`AHEAD`] of here.
+    /// Fetches a line, where a core fetches, that lies so many bytes behind the place in the panel: of the next one, else ahead of here.
     fn fetch(&mut self, shape: &Shape, bytes: usize) -> Result<(), IcedError> {
-        let line = if shape.next.is_some() { self.at(NEXT, bytes) } else { self.at(B, AHEAD + bytes) };
-        let past = shape.fetch.is_some_and(|fetch| fetch.past);
-        let code = if past { Code::Prefetchnta_m8 } else { Code::Prefetcht0_m8 };
+        let Some(fetch) = shape.fetch else { return Ok(()) };
+        let line = if shape.next.is_some() { self.at(NEXT, bytes) } else { self.at(B, fetch.ahead + bytes) };
+        let code = if fetch.past { Code::Prefetchnta_m8 } else { Code::Prefetcht0_m8 };
         self.push(Instruction::with1(code, line))
     }
 
