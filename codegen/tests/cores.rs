@@ -219,10 +219,13 @@ fn sums_have_room_for_the_greatest_products() {
     for format in Format::ALL.into_iter().filter(|format| format.is_coded()) {
         let codes = format.codes().unwrap();
         let depth = 2 * format.block();
-        for (byte, number) in [(0xff, 1.0), (0xff, -1.0), (0, 1.0), (0, -1.0)] {
+        // One times what is one less; of codes in steps eight times the code too, and what is fifteen less.
+        let parts: &[u8] = if codes.steps.is_some() { &[0x11, 0x08, 0xf8] } else { &[0x11] };
+        let codes_by = [(0xff, 1.0), (0xff, -1.0), (0, 1.0), (0, -1.0)];
+        for (part, (byte, number)) in parts.iter().flat_map(|part| codes_by.map(|by| (*part, by))) {
             let mut block = vec![byte; format.values()];
             block.extend(1f32.to_bits().to_le_bytes()[2..].repeat((codes.parts_at() - format.values()) / 2));
-            block.resize(format.rows(format.block()), 0x11);
+            block.resize(format.rows(format.block()), part);
             let mut panel = block.repeat(2);
             panel.resize(format.panel(depth), 0);
             let row = encoded(bytes(&vec![number; depth]), depth, format);
@@ -254,7 +257,7 @@ fn sums_have_room_for_the_greatest_products() {
                 for (x, y) in expected.iter().zip(&found) {
                     assert!(
                         (x - y).abs() <= x.abs() * 1e-5 + 1e-3,
-                        "{cores:?}: codes {byte:#x} of {kernel}: {y}, not {x}"
+                        "{cores:?}: codes {byte:#x}, steps {part:#x} of {kernel}: {y}, not {x}"
                     );
                 }
             }

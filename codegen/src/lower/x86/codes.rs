@@ -4,7 +4,8 @@ use std::cmp::Ordering;
 
 use iced_x86::{Code, IcedError, Instruction, MemoryOperand, Register};
 
-use super::{A, B, BYTES, HALVES, LINE, STEP, Shape, Writer};
+use super::instructions::*;
+use super::{A, B, LINE, STEP, Shape, Writer};
 use crate::loops::{ByteProducts, Codes, Format, PANEL};
 
 /// Where the scales of the rows are.
@@ -52,11 +53,16 @@ pub(super) fn write(w: &mut Writer, shape: Shape, codes: Codes) -> Result<(), Ic
         w.push(Instruction::with2(Code::Lea_r64_m, register, at))?;
     }
     constants(w, codes, pairs.is_some_and(|pairs| pairs.signed))?;
-    if let Some(pairs) = pairs {
-        w.constant(w.ones(), ONES)?;
-        if pairs.signed && codes.levels.is_none() {
-            w.constant(w.signs(), SIGNS)?;
+    match pairs {
+        Some(_) if codes.steps.is_some() => {}
+        Some(pairs) => {
+            w.constant(w.ones(), ONES)?;
+            if pairs.signed && codes.levels.is_none() {
+                w.constant(w.signs(), SIGNS)?;
+            }
         }
+        None if codes.steps.is_some() => w.constant(w.lower(), 15 << 16 | 15)?,
+        None => {}
     }
     let core = Rows { w, shape, codes, chains, pairs };
     for row in 0..rows {
@@ -164,7 +170,7 @@ pub(super) fn unpack_floats(w: &mut Writer, depth: usize, format: Format) -> Res
 
 /// Loads what [`in_steps`] reads of registers.
 fn of_steps(w: &mut Writer, unpacked: Codes) -> Result<(), IcedError> {
-    for (register, half) in [(w.offset(), unpacked.offset as u32), (w.twice(), 0x0101)] {
+    for (register, half) in [(w.offset(), unpacked.offset as u32), (w.twice(), 0x0101), (w.lower(), 15)] {
         w.constant(register, half << 16 | half)?;
     }
     Ok(())
@@ -199,22 +205,6 @@ const SIGNS: u32 = 0x8080_8080;
 
 /// Bytes of a step that a vector of 256 bits takes.
 const HALF: usize = STEP / 2;
-
-pub(super) const MOVE: [Code; 2] = [Code::EVEX_Vmovups_zmm_k1z_zmmm512, Code::VEX_Vmovups_ymm_ymmm256];
-pub(super) const EACH_BYTE: [Code; 2] = [Code::EVEX_Vpmovzxbd_zmm_k1z_xmmm128, Code::VEX_Vpmovzxbd_ymm_xmmm64];
-pub(super) const AND: [Code; 2] = [Code::EVEX_Vpandd_zmm_k1z_zmm_zmmm512b32, Code::VEX_Vpand_ymm_ymm_ymmm256];
-pub(super) const ADD: [Code; 2] = [Code::EVEX_Vpaddd_zmm_k1z_zmm_zmmm512b32, Code::VEX_Vpaddd_ymm_ymm_ymmm256];
-/// Adds the halves of a word, multiplied.
-pub(super) const WORDS: [Code; 2] = [Code::EVEX_Vpmaddwd_zmm_k1z_zmm_zmmm512, Code::VEX_Vpmaddwd_ymm_ymm_ymmm256];
-pub(super) const XOR: [Code; 2] = [Code::EVEX_Vpxord_zmm_k1z_zmm_zmmm512b32, Code::VEX_Vpxor_ymm_ymm_ymmm256];
-pub(super) const OR: [Code; 2] = [Code::EVEX_Vpord_zmm_k1z_zmm_zmmm512b32, Code::VEX_Vpor_ymm_ymm_ymmm256];
-pub(super) const LEFT: [Code; 2] = [Code::EVEX_Vpslld_zmm_k1z_zmmm512b32_imm8, Code::VEX_Vpslld_ymm_ymm_imm8];
-pub(super) const RIGHT: [Code; 2] = [Code::EVEX_Vpsrld_zmm_k1z_zmmm512b32_imm8, Code::VEX_Vpsrld_ymm_ymm_imm8];
-const TIMES: [Code; 2] = [Code::EVEX_Vpmullw_zmm_k1z_zmm_zmmm512, Code::VEX_Vpmullw_ymm_ymm_ymmm256];
-pub(super) const TO_FLOAT: [Code; 2] = [Code::EVEX_Vcvtdq2ps_zmm_k1z_zmmm512b32_er, Code::VEX_Vcvtdq2ps_ymm_ymmm256];
-const SPREAD: [Code; 2] = [Code::EVEX_Vpbroadcastd_zmm_k1z_xmmm32, Code::VEX_Vpbroadcastd_ymm_xmmm32];
-pub(super) const MULTIPLY_ADD: [Code; 2] =
-    [Code::EVEX_Vfmadd231ps_zmm_k1z_zmm_zmmm512b32_er, Code::VEX_Vfmadd231ps_ymm_ymm_ymmm256];
 
 /// Registers that hold what passes by, and numbers, with 32 registers and with 16. The sums come first.
 impl Writer {
@@ -301,11 +291,6 @@ impl Writer {
         self.held(20, 7)
     }
 
-    pub(super) fn store(&mut self, to: MemoryOperand, register: Register) -> Result<(), IcedError> {
-        let code = self.of([Code::EVEX_Vmovups_zmmm512_k1z_zmm, Code::VEX_Vmovups_ymmm256_ymm]);
-        self.push(Instruction::with2(code, to, register))
-    }
-
     /// Adds the products with a word of a row to each lane.
     fn dot_word(
         &mut self,
@@ -343,25 +328,12 @@ impl Writer {
         self.three(WORDS, word, word, self.ones())?;
         self.three(ADD, sum, sum, word)
     }
-
-    pub(super) fn shift(
-        &mut self,
-        code: [Code; 2],
-        to: Register,
-        from: Register,
-        bits: usize,
-    ) -> Result<(), IcedError> {
-        self.push(Instruction::with3(self.of(code), to, from, bits as i32))
-    }
 }
 
 /// Loads what [`bytes`] reads of registers; levels as numbers without a sign, or with one.
 fn constants(w: &mut Writer, codes: Codes, signed: bool) -> Result<(), IcedError> {
     for (nth, plane) in codes.planes().into_iter().enumerate().filter(|(_, plane)| plane.bits < 8) {
         w.constant(w.mask(nth), u32::from_le_bytes([plane.mask() << plane.shift; 4]))?;
-    }
-    if codes.steps.is_some() {
-        w.constant(w.lower(), 15 << 16 | 15)?;
     }
     if codes.levels.is_some() {
         levels(w, codes, if signed { SIGNS } else { 0 })?;

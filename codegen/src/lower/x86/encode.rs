@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use iced_x86::{Code, IcedError, Instruction, MemoryOperand, Register};
 
-use super::codes::{ADD, AND};
+use super::instructions::{ADD, AND};
 use super::{A, B, Writer};
 use crate::loops::{Codes, Format, PANEL, SMALLEST};
 
@@ -48,7 +48,7 @@ pub(super) fn write(w: &mut Writer, depth: usize, format: Format) -> Result<(), 
     w.words(words)?;
     w.constant(w.magnitude(), 0x7fff_ffff)?;
     if !w.wide {
-        w.push(Instruction::with2(Code::VEX_Vmovups_ymm_ymmm256, w.order(), word(ORDER)))?;
+        w.push(Instruction::with2(Code::VEX_Vmovups_ymm_ymmm256, w.order(), w.word_below(ORDER)))?;
     }
     w.times(depth / codes.block, |w| block(w, codes, depth))
 }
@@ -66,11 +66,6 @@ fn rounded(w: &mut Writer, depth: usize) -> Result<(), IcedError> {
         w.advance(A, unroll * 4 * PANEL)?;
         w.advance(B, unroll * 2 * PANEL)
     })
-}
-
-/// A word below the end of the stack.
-fn word(nth: usize) -> MemoryOperand {
-    MemoryOperand::with_base_displ(Register::RSP, 4 * nth as i64 - 64)
 }
 
 impl Writer {
@@ -114,12 +109,12 @@ fn block(w: &mut Writer, codes: Codes, depth: usize) -> Result<(), IcedError> {
     let largest = w.fold(vectors.min(FOLDED), [max[0], max[1], Code::VEX_Vmaxps_xmm_xmm_xmmm128])?;
     let passing = w.quarter(w.passing(0));
     // The second operand is what is left where one is no number.
-    w.push(Instruction::with2(Code::VEX_Vmovss_xmm_m32, passing, word(LEAST)))?;
+    w.push(Instruction::with2(Code::VEX_Vmovss_xmm_m32, passing, w.word_below(LEAST)))?;
     w.push(Instruction::with3(Code::VEX_Vmaxss_xmm_xmm_xmmm32, largest, passing, largest))?;
-    w.push(Instruction::with3(Code::VEX_Vmulss_xmm_xmm_xmmm32, SCALE, largest, word(INVERSE)))?;
+    w.push(Instruction::with3(Code::VEX_Vmulss_xmm_xmm_xmmm32, SCALE, largest, w.word_below(INVERSE)))?;
     let to = w.at(SCALES, 0);
     w.push(Instruction::with2(Code::VEX_Vmovss_m32_xmm, to, SCALE))?;
-    w.push(Instruction::with2(Code::VEX_Vmovss_xmm_m32, passing, word(MOST)))?;
+    w.push(Instruction::with2(Code::VEX_Vmovss_xmm_m32, passing, w.word_below(MOST)))?;
     w.push(Instruction::with3(Code::VEX_Vdivss_xmm_xmm_xmmm32, passing, passing, largest))?;
     let broadcast = w.of([Code::EVEX_Vbroadcastss_zmm_k1z_xmmm32, Code::VEX_Vbroadcastss_ymm_xmm]);
     w.push(Instruction::with2(broadcast, w.factors(), passing))?;

@@ -1,6 +1,6 @@
 //! Exponentials of a row: as [`super::super::math::exp`], with the exponent put in at once.
 
-use iced_x86::{Code, IcedError, Instruction, MemoryOperand, Register};
+use iced_x86::{Code, IcedError, Instruction, Register};
 
 use super::super::math::{EXP, MINUS_LN_2, ROUND};
 use super::{A, B, Writer};
@@ -158,7 +158,7 @@ fn narrow(w: &mut Writer, depth: usize) -> Result<(), IcedError> {
     let [horner, add_product] = [Code::VEX_Vfmadd213ps_ymm_ymm_ymmm256, Code::VEX_Vfmadd231ps_ymm_ymm_ymmm256];
     // Some instruction of each vector, with a constant.
     let with = |w: &mut Writer, nth: usize, f: &dyn Fn(usize) -> Result<Instruction, IcedError>| {
-        let from = MemoryOperand::with_base_displ(Register::RSP, 4 * nth as i64 - 64);
+        let from = w.word_below(nth);
         w.push(Instruction::with2(Code::VEX_Vbroadcastss_ymm_m32, number, from))?;
         (0..each).try_for_each(|i| w.push(f(i)))
     };

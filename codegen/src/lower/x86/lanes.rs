@@ -4,7 +4,7 @@ use iced_x86::code_asm::CodeLabel;
 use iced_x86::{Code, IcedError, Instruction, MemoryOperand, Register};
 
 use super::Writer;
-use super::codes::{ADD, AND, EACH_BYTE, LEFT, MOVE, MULTIPLY_ADD, OR, RIGHT, TO_FLOAT, XOR};
+use super::instructions::{ADD, AND, EACH_BYTE, LEFT, MOVE, MULTIPLY_ADD, OR, RIGHT, TO_FLOAT, XOR};
 use crate::loops::{Cores, Elem, Fold};
 
 /// A loop as a function: `f(pointers…, rows?, scalars…, total?)`, which returns the total.

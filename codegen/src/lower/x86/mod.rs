@@ -9,6 +9,7 @@ mod codes;
 mod encode;
 mod exps;
 mod floats;
+mod instructions;
 pub(super) mod lanes;
 pub(super) mod peak;
 mod tiles;
@@ -19,6 +20,7 @@ use cranelift::codegen::isa::CallConv;
 use iced_x86::code_asm::CodeAssembler;
 use iced_x86::{Code, FastFormatter, IcedError, Instruction, MemoryOperand, Register};
 
+use self::instructions::XOR;
 use self::lanes::Lanes;
 use super::target::serve;
 use crate::loops::{ByteProducts, Core, Cores, Encode, Exps, FEW, Fetch, Format, GROUP, MAX_ROWS, PANEL, Stmt, Unpack};
@@ -120,7 +122,7 @@ impl Leaf {
     fn encode(encode: &Encode, cores: &Cores) -> Option<Leaf> {
         let Encode { depth, format, .. } = *encode;
         let whole = depth.is_multiple_of(PANEL) && depth > 0;
-        // Of floats what a machine multiplies is rounded to: bf16 at 512 bits.
+        // As bf16 where those are multiplied, which is at 512 bits alone.
         (whole && cores.bits > 128 && serve(cores, format, format)).then_some(Leaf::Encode { depth, format })
     }
 
@@ -324,19 +326,6 @@ const STEP: usize = 4 * PANEL;
 /// Bytes of a line of a cache.
 const LINE: usize = 64;
 
-/// The products of four unsigned bytes with four signed ones, and of two halves with two, added to a word: at 512 bits, and at 256 as
-/// AVX-512 and as AVX-VNNI encode them.
-const BYTES: [Code; 3] = [
-    Code::EVEX_Vpdpbusd_zmm_k1z_zmm_zmmm512b32,
-    Code::EVEX_Vpdpbusd_ymm_k1z_ymm_ymmm256b32,
-    Code::VEX_Vpdpbusd_ymm_ymm_ymmm256,
-];
-const HALVES: [Code; 3] = [
-    Code::EVEX_Vpdpwssd_zmm_k1z_zmm_zmmm512b32,
-    Code::EVEX_Vpdpwssd_ymm_k1z_ymm_ymmm256b32,
-    Code::VEX_Vpdpwssd_ymm_ymm_ymmm256,
-];
-
 /// Writes instructions.
 struct Writer {
     code: CodeAssembler,
@@ -425,8 +414,16 @@ impl Writer {
     }
 
     fn zero(&mut self, register: Register) -> Result<(), IcedError> {
-        let code = [Code::EVEX_Vpxord_zmm_k1z_zmm_zmmm512b32, Code::VEX_Vpxor_ymm_ymm_ymmm256];
-        self.three(code, register, register, register)
+        self.three(XOR, register, register, register)
+    }
+
+    fn store(&mut self, to: MemoryOperand, register: Register) -> Result<(), IcedError> {
+        let code = self.of([Code::EVEX_Vmovups_zmmm512_k1z_zmm, Code::VEX_Vmovups_ymmm256_ymm]);
+        self.push(Instruction::with2(code, to, register))
+    }
+
+    fn shift(&mut self, code: [Code; 2], to: Register, from: Register, bits: usize) -> Result<(), IcedError> {
+        self.push(Instruction::with3(self.of(code), to, from, bits as i32))
     }
 
     /// Adds the products within each lane to it.
@@ -437,11 +434,15 @@ impl Writer {
 
     /// Writes the code that puts sixteen words where the stack ends: below it are 128 bytes that a function which calls none may use.
     fn words(&mut self, words: [u32; 16]) -> Result<MemoryOperand, IcedError> {
-        let at = |nth: usize| MemoryOperand::with_base_displ(Register::RSP, 4 * nth as i64 - 64);
         for (nth, word) in words.into_iter().enumerate() {
-            self.push(Instruction::with2(Code::Mov_rm32_imm32, at(nth), word))?;
+            self.push(Instruction::with2(Code::Mov_rm32_imm32, self.word_below(nth), word))?;
         }
-        Ok(at(0))
+        Ok(self.word_below(0))
+    }
+
+    /// One of these words.
+    fn word_below(&self, nth: usize) -> MemoryOperand {
+        MemoryOperand::with_base_displ(Register::RSP, 4 * nth as i64 - 64)
     }
 
     /// A number in every lane.

@@ -2,9 +2,10 @@
 
 use iced_x86::{Code, IcedError, Instruction, Register};
 
-use super::codes::{ADD, ONES, WORDS};
+use super::codes::ONES;
+use super::instructions::{ADD, BYTES, WORDS};
 use super::tiles::{self, PANELS, ROWS, sums};
-use super::{BYTES, STEP, Writer};
+use super::{STEP, Writer};
 use crate::loops::{ByteProducts, Cores, Format, GROUP};
 use crate::lower::target::serve;
 
