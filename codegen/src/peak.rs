@@ -79,7 +79,7 @@ impl MultiplyAdds {
         };
         for format in formats {
             if let Some(Multiplying { code, sums, steps, tiles }) = multiplying(format, target, ITERATIONS)? {
-                let multiplier = Multiplier { format, bits: target.cores().bits, tiles };
+                let multiplier = Multiplier { format, bits: target.cores().by(format).bits, tiles };
                 return Ok(MultiplyAdds { code, multiplier, sums, steps });
             }
         }
@@ -135,19 +135,20 @@ fn kernel() -> Kernel {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::loops::Cores;
+    use crate::loops::{ByteProducts, Cores};
 
     #[test]
     fn sums_are_right() {
         let host = Target::host().unwrap();
         let cores = *host.cores();
-        let narrower = Cores { bits: cores.bits.min(256), bf16: false, tiles: false, ..cores };
-        for target in [host.clone(), host.with_cores(narrower)] {
+        let by_pairs = Cores { bytes: cores.bytes.map(|_| ByteProducts::Avx2), tiles: false, ..cores };
+        let narrower = Cores { bits: cores.bits.min(256), bf16: false, ..by_pairs };
+        for target in [host.clone(), host.clone().with_cores(by_pairs), host.with_cores(narrower)] {
             for weights in Format::ALL {
                 let kernel = MultiplyAdds::on(weights, &target).unwrap();
                 let Multiplier { format, bits, tiles } = kernel.multiplier();
                 assert_eq!(tiles, target.cores().tiles && format != Format::F32);
-                assert_eq!(bits, target.cores().bits);
+                assert_eq!(bits, target.cores().by(format).bits);
                 assert_eq!(format.is_coded(), weights.is_coded() && target.cores().bytes.is_some());
                 let each = if bits == 128 { 2.0 } else { (kernel.steps * format.together()) as f32 };
                 assert_eq!(kernel.run(), vec![each; kernel.sums], "{weights}: {}", kernel.multiplier());

@@ -21,7 +21,8 @@ fn all_cores() -> Vec<Cores> {
         all.push(Cores { bits: 256, bf16: false, tiles: false, ..host });
     }
     if host.bits >= 256 && host.bytes != Some(ByteProducts::Avx2) {
-        all.push(Cores { bits: 256, bytes: Some(ByteProducts::Avx2), ..Cores::PORTABLE });
+        let widths = [256, 512].into_iter().filter(|bits| *bits <= host.bits);
+        all.extend(widths.map(|bits| Cores { bits, bytes: Some(ByteProducts::Avx2), ..Cores::PORTABLE }));
     }
     if host.tiles {
         all.push(Cores { tiles: false, ..host });

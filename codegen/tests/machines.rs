@@ -64,10 +64,10 @@ output logits
 /// The portable cores, and those of this machine and of every narrower one.
 fn machines() -> Vec<Cores> {
     let host = *Target::host().unwrap().cores();
-    let narrow = Cores { bits: 256, ..Cores::PORTABLE };
-    let mut all = vec![Cores::PORTABLE, narrow];
-    all.extend([ByteProducts::Avx2, ByteProducts::AvxVnni].map(|bytes| Cores { bytes: Some(bytes), ..narrow }));
-    all.extend([Cores { bits: 512, ..Cores::PORTABLE }, Cores { tiles: false, ..host }, host]);
+    let of_bytes = |bits, bytes| Cores { bits, bytes: Some(bytes), ..Cores::PORTABLE };
+    let mut all = vec![Cores::PORTABLE, Cores { bits: 256, ..Cores::PORTABLE }];
+    all.extend([ByteProducts::Avx2, ByteProducts::AvxVnni].map(|bytes| of_bytes(256, bytes)));
+    all.extend([of_bytes(512, ByteProducts::Avx2), Cores { tiles: false, ..host }, host]);
     let has = |cores: &Cores| {
         let bytes = match cores.bytes {
             Some(ByteProducts::AvxVnni) => host.bytes == Some(ByteProducts::AvxVnni),

@@ -306,7 +306,7 @@ pub struct Fetch {
 /// Which instructions of x86 add products of four bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ByteProducts {
-    /// Several, at 256 bits: the products of pairs are added in halves of a word, these in words. Where halves have room for all of
+    /// Several, at 256 bits, where vectors have more too: the products of pairs are added in halves of a word, these in words. Where halves have room for all of
     /// a block or part, once for all of it: see [`Codes::fit_halves`](super::Codes::fit_halves).
     Avx2,
     /// One, encoded as those of AVX: at 256 bits.
@@ -333,13 +333,22 @@ impl Cores {
         if self.tiles { MAX_ROWS } else { self.rows() }
     }
 
+    /// What cores multiply panels stored so with. Without an instruction that adds products of four bytes, those are multiplied at
+    /// 256 bits at most.
+    #[must_use]
+    pub fn by(self, b: Format) -> Cores {
+        let by_pairs = b.is_coded() && self.bytes == Some(ByteProducts::Avx2);
+        Cores { bits: if by_pairs { self.bits.min(256) } else { self.bits }, ..self }
+    }
+
     /// The most rows that a core of vectors takes at once by so many panels, of operands stored so; 0 if there is none by so many.
     /// Of codes, sums of products of both kinds are held.
     pub fn rows_by(&self, a: Format, b: Format, panels: usize) -> usize {
-        let one = if b.is_coded() { self.rows().min(8) } else { self.rows() };
+        let cores = self.by(b);
+        let one = if b.is_coded() { cores.rows().min(8) } else { cores.rows() };
         match (panels, b) {
             (1, _) => one,
-            _ if self.bits < 512 || a != b => 0,
+            _ if cores.bits < 512 || a != b => 0,
             (_, Format::Codes(codes)) if codes.are_bytes() => 6,
             (_, Format::Codes(_)) => 0,
             _ => 12,

@@ -22,13 +22,14 @@ fn host_cores() -> Cores {
     {
         let has_512 = std::is_x86_feature_detected!("avx512f")
             && std::is_x86_feature_detected!("avx512dq")
+            && std::is_x86_feature_detected!("avx512bw")
             && std::is_x86_feature_detected!("avx512vl");
         if has_512 {
-            let bytes = std::is_x86_feature_detected!("avx512vnni") && std::is_x86_feature_detected!("avx512bw");
-            let bytes = bytes.then_some(ByteProducts::Avx512Vnni);
+            let has_vnni = std::is_x86_feature_detected!("avx512vnni");
+            let bytes = if has_vnni { ByteProducts::Avx512Vnni } else { ByteProducts::Avx2 };
             let bf16 = std::is_x86_feature_detected!("avx512bf16");
-            let tiles = bf16 && bytes.is_some() && has_tiles();
-            return Cores { bits: 512, bf16, bytes, tiles, fetch: fetch(512) };
+            let tiles = bf16 && has_vnni && has_tiles();
+            return Cores { bits: 512, bf16, bytes: Some(bytes), tiles, fetch: fetch(512) };
         }
         if std::is_x86_feature_detected!("avx2") && std::is_x86_feature_detected!("fma") {
             let has_vnni = std::is_x86_feature_detected!("avxvnni");

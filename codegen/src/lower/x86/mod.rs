@@ -98,7 +98,7 @@ impl Leaf {
             // As many as a core can take are those of many.
             fetch: cores.fetch.filter(|fetch| {
                 core.panels == 1
-                    && core.rows <= FEW.min(cores.rows() - 1)
+                    && core.rows <= FEW.min(cores.by(core.b_format).rows() - 1)
                     && (core.rows > 1 || core.b_format.bits() < fetch.bits || core.next.is_some())
             }),
             next: core.next.as_ref().map(|next| next.bytes),
@@ -258,7 +258,11 @@ pub(super) struct Assembled {
 }
 
 fn assemble(leaf: &Leaf, cores: &Cores, call_conv: CallConv, text: Option<usize>) -> Result<Assembled, IcedError> {
-    let mut w = Writer::new(cores)?;
+    let cores = match leaf {
+        Leaf::Core(shape) if !shape.tiles => cores.by(shape.b),
+        _ => *cores,
+    };
+    let mut w = Writer::new(&cores)?;
     match leaf {
         Leaf::Core(shape) => {
             if shape.next.is_some() {

@@ -19,7 +19,7 @@ pub(in crate::lower) fn unroll(format: Format, cores: &Cores) -> usize {
 
 /// Sums that are carried side by side: enough to hide the latency of one, and some registers are left.
 fn chains(format: Format, cores: &Cores) -> usize {
-    match cores.bits {
+    match cores.by(format).bits {
         512 => 24,
         _ if cores.sums_halves(format) => 6,
         _ => 12,
@@ -33,7 +33,7 @@ const TILES: usize = 4;
 pub(in crate::lower) fn numbers(format: Format, cores: &Cores) -> usize {
     match of_tiles(format, cores) {
         true => TILES * GROUP * GROUP,
-        false => chains(format, cores) * cores.bits as usize / 32,
+        false => chains(format, cores) * cores.by(format).bits as usize / 32,
     }
 }
 
@@ -103,7 +103,7 @@ fn ones(format: Format) -> u32 {
 }
 
 fn write(format: Format, cores: &Cores, iterations: usize) -> Result<Vec<u8>, IcedError> {
-    let (mut w, chains) = (Writer::new(cores)?, chains(format, cores));
+    let (mut w, chains) = (Writer::new(&cores.by(format))?, chains(format, cores));
     let floats = [Code::EVEX_Vfmadd231ps_zmm_k1z_zmm_zmmm512b32_er, Code::VEX_Vfmadd231ps_ymm_ymm_ymmm256];
     let first = w.first();
     let sum = |chain: usize| first + chain as u32;
