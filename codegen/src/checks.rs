@@ -2,8 +2,9 @@
 
 use std::collections::HashSet;
 
-use einfuse_graph::{Binary, Expr, ExprId, Extent, Graph, Kind, Node, TensorId, Unary};
+use einfuse_graph::{Expr, ExprId, Extent, Graph, Kind, Node, TensorId};
 
+use crate::compile::CompileError;
 use crate::program::StepError;
 
 /// An index of a load.
@@ -23,22 +24,30 @@ pub(crate) struct Checks {
 }
 
 impl Checks {
-    pub(crate) fn of(graph: &Graph) -> Checks {
+    /// Finds them; refuses one that is out of range for the first token of a sequence already.
+    pub(crate) fn of(graph: &Graph) -> Result<Checks, CompileError> {
         let mut found: Vec<Check> = Vec::new();
         nodes(graph, &graph.nodes, &mut found);
         let mut context = None;
         for check in &found {
             if crate::fuse::loads(graph, check.index).is_empty() {
-                let size = graph.size(graph.tensor(check.tensor).axes[check.dim]).unwrap_or(usize::MAX);
-                let beyond = (0..size.saturating_add(1))
+                let tensor = graph.tensor(check.tensor);
+                let axis = tensor.axes[check.dim];
+                let Some(size) = graph.size(axis) else { continue };
+                let beyond = (0..=size)
                     .find(|&t| evaluate(graph, check.index, t as i64, 0).is_some_and(|at| at < 0 || at >= size as i64));
+                if beyond == Some(0) {
+                    let (tensor, axis) = (&tensor.name, &graph.axis(axis).name);
+                    let text = format!("an index `{axis}` of `{tensor}` is out of range for the first token");
+                    return Err(CompileError::Unsupported(text));
+                }
                 context = match (context, beyond) {
                     (Some(a), Some(b)) => Some(usize::min(a, b)),
                     (a, b) => a.or(b),
                 };
             }
         }
-        Checks { all: found, context, graph: graph.clone() }
+        Ok(Checks { all: found, context, graph: graph.clone() })
     }
 
     /// How many positions there can be.
@@ -117,19 +126,12 @@ fn is_known(graph: &Graph, id: ExprId) -> bool {
 
 /// The value of an index for one token at a position; `None` where it depends on more.
 fn evaluate(graph: &Graph, id: ExprId, position: i64, token: i64) -> Option<i64> {
-    let of = |id: ExprId| evaluate(graph, id, position, token);
-    match graph.expr(id) {
-        Expr::Int(x) => Some(*x),
+    graph.integer(id, &|leaf| match leaf {
         Expr::Coordinate(axis) => (graph.axis(*axis).extent == Extent::Tokens).then_some(position),
         Expr::Load { tensor, index } => {
             let here = index.iter().all(|&i| matches!(graph.expr(i), Expr::Coordinate(_)));
             (matches!(graph.tensor(*tensor).kind, Kind::Input) && here).then_some(token)
         }
-        Expr::Unary(Unary::Neg, x) => of(*x).map(|x| -x),
-        Expr::Binary(op @ (Binary::Add | Binary::Sub | Binary::Mul | Binary::Div | Binary::Rem), a, b) => {
-            op.of_ints(of(*a)?, of(*b)?)
-        }
-        Expr::Binary(op @ (Binary::Min | Binary::Max), a, b) => op.of_ints(of(*a)?, of(*b)?),
         _ => None,
-    }
+    })
 }

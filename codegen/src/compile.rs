@@ -1,6 +1,7 @@
 //! Compiling: from a graph to kernels in machine code, and the order in which steps call them.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fmt;
 
 use einfuse_graph::{AxisId, Extent, Graph, Kind, Type};
 
@@ -90,7 +91,7 @@ impl Batch {
 /// A kernel of a program, for who wants to look at it.
 #[derive(Clone, Debug)]
 pub struct Compiled {
-    /// The stretch of the plan, as in [`Plan::scopes`], and the kernel's place in it.
+    /// The stretch of the plan, as in [`Plan::scopes`].
     pub scope: usize,
     /// The kernel's place in its stretch.
     pub index: usize,
@@ -110,7 +111,7 @@ pub type Schedules = BTreeMap<String, Tiling>;
 /// A kernel, and the numbers of its schedule.
 #[derive(Clone, Debug)]
 pub struct Scheduled {
-    /// The stretch of the plan, as in [`Plan::scopes`], and the kernel's place in it.
+    /// The stretch of the plan, as in [`Plan::scopes`].
     pub scope: usize,
     /// The kernel's place in its stretch.
     pub index: usize,
@@ -164,6 +165,12 @@ pub(crate) struct Base {
     pub(crate) checks: Checks,
     /// Whether a value is kept for each position of a sequence.
     pub(crate) keeps_positions: bool,
+}
+
+impl fmt::Debug for Base {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Base").field("weight_bytes", &self.weight_bytes).finish_non_exhaustive()
+    }
 }
 
 /// A plan with the homes of its tensors. Two of one program have the same frame, the same caches, and where they read a weight
@@ -222,7 +229,7 @@ impl Base {
         let keeps_positions =
             keeps_positions(&one.plan) || many.as_ref().is_some_and(|(many, _)| keeps_positions(&many.plan));
         let Weights { packed, bytes: weight_bytes, tables, .. } = weights;
-        let checks = Checks::of(graph);
+        let checks = Checks::of(graph)?;
         Ok(Base { one, many, packed, weight_bytes, tables, constants, checks, keeps_positions })
     }
 
@@ -362,11 +369,9 @@ fn identity(plan: &Plan, homes: &Homes, scope: usize, kernel: &Kernel, variant: 
             }
         }
     }
-    if let Shape::Contract(contract) = &kernel.shape {
-        for (eq, c) in contract.tasks.iter().flat_map(|task| &task.contractions) {
-            let format = variant.panels.get(eq).map(|panels| panels.format);
-            stored.extend(format.map(|format| format!("{} {format}", graph.tensor(c.b).name)));
-        }
+    for (weight, stored_by) in crate::schedule::weights::weights(plan, kernel) {
+        let panels = stored_by.and_then(|eq| variant.panels.get(&eq));
+        stored.extend(panels.map(|panels| format!("{} {}", graph.tensor(weight).name, panels.format)));
     }
     let list = |set: BTreeSet<String>| set.into_iter().collect::<Vec<_>>().join(", ");
     format!("{batch}: {}; {}; {}", equations.join(", "), list(axes), list(stored))

@@ -14,6 +14,7 @@ use crate::fuse::{Kernel, Plan, Segment, Storage, Wanted};
 use crate::loops::{self, Buffer, Format};
 use crate::lower::{Code, Target};
 use crate::pack::Packed;
+use crate::schedule::MOST_POSITIONS;
 use crate::schedule::homes::{Homes, PAGE};
 use crate::schedule::place::{Memory, Place};
 use crate::team::Team;
@@ -112,6 +113,8 @@ pub struct Step<'a> {
 /// What a program computes in, reused from step to step. The default is no program's.
 #[derive(Debug, Default)]
 pub struct Workspace {
+    /// What the program shares with others of the same weights; the frame and the tables point into it.
+    base: Option<Arc<Base>>,
     arena: Vec<Line>,
     scratch: Vec<Vec<Line>>,
     frame: Vec<u64>,
@@ -349,6 +352,7 @@ impl Program {
     /// Memory to run steps in, by so many workers.
     pub fn workspace(&self, workers: usize) -> Workspace {
         Workspace {
+            base: Some(Arc::clone(&self.base)),
             arena: lines(self.kernels.arena_bytes),
             scratch: (0..workers).map(|_| lines(self.scratch_bytes)).collect(),
             frame: vec![0; self.homes().frame_len],
@@ -428,8 +432,8 @@ impl Program {
                     look(begins);
                 }
                 let started = times.is_some().then(Instant::now);
-                // SAFETY: `prepare` has checked the sizes of weights, pages and tokens against what the plan asks for, the
-                // workspace was made by this program, and the schedule keeps every access within the homes it was given.
+                // SAFETY: `prepare` has checked the sizes of weights, pages and tokens against what the plan asks for, and that the
+                // workspace was made for this program; and the schedule keeps every access within the homes it was given.
                 // `meet` orders the writes of each kernel before the reads of the next.
                 unsafe {
                     self.kernels.code.call(
@@ -457,14 +461,11 @@ impl Program {
         Ok(())
     }
 
-    /// Whether a workspace has the sizes that this program gives it.
+    /// Whether this program made a workspace, or one that shares its base and differs in nothing else that a workspace is made for.
     fn made(&self, workspace: &Workspace) -> bool {
-        workspace.arena.len() == self.kernels.arena_bytes.div_ceil(64)
+        workspace.base.as_ref().is_some_and(|base| Arc::ptr_eq(base, &self.base))
+            && workspace.arena.len() == self.kernels.arena_bytes.div_ceil(64)
             && workspace.scratch.iter().all(|s| s.len() == self.scratch_bytes.div_ceil(64))
-            && workspace.frame.len() == self.homes().frame_len
-            && workspace.pages.len() == self.homes().groups.len()
-            && workspace.tables.len() == self.base.tables.len()
-            && workspace.tables.iter().zip(&self.base.tables).all(|(a, b)| a.len() == b.len().max(1))
             && workspace.kernels == self.kernels.compiled.len()
     }
 
@@ -498,7 +499,7 @@ impl Program {
         if tokens > self.options.chunk {
             return Err(StepError::TooManyTokens { tokens, most: self.options.chunk });
         }
-        let Some(end) = step.past.checked_add(tokens).filter(|&end| i32::try_from(end).is_ok()) else {
+        let Some(end) = step.past.checked_add(tokens).filter(|&end| end <= MOST_POSITIONS) else {
             return memory(format!("{} positions came before: more than any sequence has", step.past));
         };
         if self.base.keeps_positions && end > self.options.positions {
@@ -529,7 +530,10 @@ impl Program {
         }
         for ((group, table), addresses) in self.homes().groups.iter().zip(&step.caches).zip(&mut workspace.pages) {
             let wanted = end.div_ceil(PAGE);
-            if table.pages.len() < wanted || !table.memory.as_ptr().addr().is_multiple_of(64) {
+            if !table.memory.as_ptr().addr().is_multiple_of(64) {
+                return memory("a pool of pages does not begin at a multiple of 64".to_owned());
+            }
+            if table.pages.len() < wanted {
                 return memory(format!("a sequence of {end} positions has {} pages, not {wanted}", table.pages.len()));
             }
             let base = table.memory.as_ptr().expose_provenance();

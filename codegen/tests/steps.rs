@@ -76,3 +76,43 @@ fn refuses_in_words() {
     let error = run(&program, &mut other.workspace(1), &[1], 0, &[0], 0).unwrap_err();
     assert_eq!(error.to_string(), "the workspace was made by another program");
 }
+
+/// A graph of one line after `x[t, d]`, over the axes and weights of [`SMALL`].
+fn with(line: &str) -> Result<Program, String> {
+    let text = SMALL.replace("y[t, d] = sum[s] x.cache where s <= t", line);
+    let graph = parse(&text).map_err(|e| e.to_string())?;
+    Program::compile(&graph, &|_, _| Format::F32.into(), &Options::default()).map_err(|e| e.to_string())
+}
+
+#[test]
+fn refuses_what_no_sequence_can_begin_with() {
+    let error = with("y[t, d] = places[p = t - 1]").unwrap_err();
+    assert_eq!(error, "an index `p` of `places` is out of range for the first token");
+}
+
+#[test]
+fn rows_of_other_positions_bound_no_context() {
+    assert_eq!(with("y[t, d] = x.cache[s = max(t - 1, 0)] + x").unwrap().context(), Some(98));
+}
+
+#[test]
+fn an_index_of_cases_is_checked() {
+    let line = "y[t, d] = places[p = if t < 4 then t else t - 4] + x";
+    let text =
+        SMALL.replace("t + 2", "3").replace("y[t, d] = sum[s] x.cache where s <= t", line).replace("p = 100", "p = 6");
+    let program = Program::compile(&parse(&text).unwrap(), &|_, _| Format::F32.into(), &Options::default()).unwrap();
+    let mut own = program.workspace(1);
+    assert_eq!(run(&program, &mut own, &[1; 10], 0, &[0], 0), Ok(()));
+    let error = run(&program, &mut own, &[1], 10, &[0], 0).unwrap_err().to_string();
+    assert_eq!(error, "position 10 of the sequence selects `p` = 6 of `places`, which has 6 there");
+}
+
+#[test]
+fn a_workspace_of_the_same_sizes_is_not_the_program_s_own() {
+    let options = Options { chunk: 8, ..Options::default() };
+    let [program, other] = [(); 2].map(|()| Program::compile(&graph(), &|_, _| Format::F32.into(), &options).unwrap());
+    let error = run(&program, &mut other.workspace(1), &[1], 0, &[0], 0).unwrap_err();
+    assert_eq!(error.to_string(), "the workspace was made by another program");
+    let rescheduled = program.reschedule(Default::default()).unwrap();
+    assert_eq!(run(&rescheduled, &mut program.workspace(1), &[1], 0, &[0], 0), Ok(()));
+}

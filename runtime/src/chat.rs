@@ -313,21 +313,23 @@ impl<'m> Conversation<'m> {
     pub fn say(&mut self, text: &str, options: &Generate) -> Result<Generation<'_, 'm>, Error> {
         let model = self.session.model();
         let tokenizer = model.tokenizer()?;
-        let mut messages = self.messages.clone();
-        if messages.last().is_some_and(|last| last.role == Role::User) {
-            messages.push(Message { role: Role::Assistant, content: self.answered()? });
+        if self.messages.last().is_some_and(|last| last.role == Role::User) {
+            let content = self.answered()?;
+            self.messages.push(Message { role: Role::Assistant, content });
         }
+        let mut messages = self.messages.clone();
         messages.push(Message { role: Role::User, content: text.into() });
         let tokens = tokenizer.encode(&self.template.render(&messages)?, false)?;
         model.check_room(0, tokens.len())?;
         let alike = tokens.iter().zip(self.session.tokens()).take_while(|(new, old)| new == old).count();
         // The last one is computed again where all are there, for what follows it.
         let alike = alike.min(tokens.len().saturating_sub(1));
-        self.session.rewind(alike);
-        (self.messages, self.answer) = (messages, tokens.len());
         let end = self.template.chat.end.as_deref().and_then(|end| tokenizer.token(end));
         let ends = options.ends.iter().copied().chain(end).collect();
-        self.session.generate(&tokens[alike..], &Generate { ends, ..options.clone() })
+        self.session.rewind(alike);
+        let generation = self.session.generate(&tokens[alike..], &Generate { ends, ..options.clone() })?;
+        (self.messages, self.answer) = (messages, tokens.len());
+        Ok(generation)
     }
 
     /// The text of the last answer.

@@ -84,7 +84,7 @@ pub enum Error {
     #[error(transparent)]
     Pack(#[from] PackError),
     /// The compiled model wants a weight that the graph does not read: a mistake of the compiler.
-    #[error("{weight} is wanted by the compiled model (in layer {layer:?}), but not read by its graph")]
+    #[error("{weight} is wanted by the compiled model{}, but not read by its graph", layer.map_or(String::new(), |layer| format!(" in layer {layer}")))]
     Unread {
         /// The weight and its line in the model.
         weight: String,

@@ -394,6 +394,13 @@ fn a_conversation_computes_what_is_new() {
     assert_eq!(answer(&mut conversation, "a", &Generate { limit: Some(2), ..greedy.clone() }), ("bc".into(), 2, 2));
     assert_eq!(conversation.session().tokens(), [&tokens[..9], &[0], &tokens[..3]].concat());
     assert_eq!(answer(&mut conversation, "a", &Generate { limit: Some(1), ..greedy.clone() }).1, 2);
+    // What could not be asked was not said.
+    conversation = Conversation::new(&model, talk(template), None).unwrap();
+    answer(&mut conversation, "ab", &stop);
+    let none = Generate { stops: vec![String::new()], ..Generate::default() };
+    assert!(conversation.say("b", &none).is_err() && conversation.say("b", &none).is_err());
+    answer(&mut conversation, "a", &Generate { limit: Some(2), ..greedy.clone() });
+    assert_eq!(conversation.session().tokens(), [&tokens[..9], &[0], &tokens[..3]].concat());
 }
 
 #[test]

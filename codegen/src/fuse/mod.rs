@@ -420,6 +420,12 @@ impl Plan {
         reads
     }
 
+    /// The cache through which an equation reads a tensor, whose rows of other tokens it reads then, if it does.
+    fn read_through(&self, eq: EqId, made: TensorId) -> Option<TensorId> {
+        let state = *self.states.get(&made)?;
+        loads(&self.graph, self.equations[eq].body).contains(&state).then_some(state)
+    }
+
     /// The equations that load a tensor (not its state).
     pub(crate) fn consumers(&self, tensor: TensorId) -> Vec<EqId> {
         (0..self.equations.len()).filter(|&e| loads(&self.graph, self.equations[e].body).contains(&tensor)).collect()

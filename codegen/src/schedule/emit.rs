@@ -7,7 +7,7 @@ use einfuse_graph::{AxisId, Extent, Graph, Reduction, TensorId, Type};
 
 use super::layout::Step;
 use super::place::Place;
-use super::segments::Affine;
+use super::segments::{Affine, fits_lanes};
 use crate::loops::{Arg, Buffer, Elem, Expr, Fold, LANES, Share, Spread, Stmt, Ty, Var};
 
 type GExpr = graph::ExprId;
@@ -606,9 +606,10 @@ impl<'a> Emitter<'a> {
             let expr = self.graph.expr(id);
             let fine = match (self.graph.type_of(id), expr) {
                 (Type::Int, graph::Expr::Coordinate(_)) => true,
-                (Type::Int, graph::Expr::Unary(..)) => true,
+                (Type::Int, graph::Expr::Unary(..)) => self.range(scope, id).is_some_and(fits_lanes),
                 (Type::Int, graph::Expr::Binary(op, ..)) => {
                     matches!(op, graph::Binary::Add | graph::Binary::Sub | graph::Binary::Mul)
+                        && self.range(scope, id).is_some_and(fits_lanes)
                 }
                 (Type::Int, _) => false,
                 _ => true,

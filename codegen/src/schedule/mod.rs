@@ -36,6 +36,9 @@ use weights::Variant;
 /// The number of this way to write kernels: another one where a kernel's best tiling may be another than it was.
 pub const REVISION: u32 = 18;
 
+/// The most positions that a sequence can have: differences of two, and sums of some, fit into a lane.
+pub(crate) const MOST_POSITIONS: usize = 1 << 28;
+
 /// How many rows a program's kernels are made for.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Mode {
@@ -191,7 +194,11 @@ pub(crate) fn schedule(cx: &Context, kernel: &Kernel, partial: usize) -> (Vec<lo
     (kernels, end - partial + bytes)
 }
 
-/// A name with only letters, digits and underscores.
+/// A name with only letters, digits and underscores of ASCII, and no digit first.
 fn identifier(name: &str) -> String {
-    name.chars().map(|c| if c.is_alphanumeric() { c } else { '_' }).collect()
+    let mut text: String = name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
+    if !text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_') {
+        text.insert(0, '_');
+    }
+    text
 }

@@ -6,6 +6,7 @@ use std::collections::HashSet;
 use einfuse_graph as graph;
 use einfuse_graph::{AxisId, ExprId, Graph, Type};
 
+use super::MOST_POSITIONS;
 use super::emit::{Emitter, Scope, Span};
 use crate::loops::LANES;
 
@@ -18,6 +19,11 @@ pub(super) struct Affine {
     pub(super) range: (i64, i64),
 }
 
+/// Whether integers between these are those of a lane, which has 32 bits.
+pub(super) fn fits_lanes((low, high): (i64, i64)) -> bool {
+    i32::try_from(low).is_ok() && i32::try_from(high).is_ok()
+}
+
 impl Emitter<'_> {
     /// The smallest and largest value of an integer, where they are known.
     pub(super) fn range(&mut self, scope: &Scope, id: ExprId) -> Option<(i64, i64)> {
@@ -26,20 +32,27 @@ impl Emitter<'_> {
         }
         match *self.graph.expr(id) {
             graph::Expr::Int(x) => Some((x, x)),
-            graph::Expr::Coordinate(axis) => Some((0, self.graph.size(axis)? as i64 - 1)),
+            graph::Expr::Coordinate(axis) => {
+                let size = self.graph.size(axis).unwrap_or(MOST_POSITIONS);
+                Some((0, size as i64 - 1))
+            }
+            graph::Expr::Unary(graph::Unary::Neg, x) => {
+                let (a, x) = self.range(scope, x)?;
+                Some((x.checked_neg()?, a.checked_neg()?))
+            }
             graph::Expr::Binary(op, a, b) => {
                 let ((a, x), (b, y)) = (self.range(scope, a)?, self.range(scope, b)?);
                 match op {
-                    graph::Binary::Add => Some((a + b, x + y)),
-                    graph::Binary::Sub => Some((a - y, x - b)),
+                    graph::Binary::Sub => Some((op.of_ints(a, y)?, op.of_ints(x, b)?)),
                     graph::Binary::Mul => {
-                        let all = [a * b, a * y, x * b, x * y];
-                        Some((*all.iter().min()?, *all.iter().max()?))
+                        let all = [(a, b), (a, y), (x, b), (x, y)].map(|(a, b)| op.of_ints(a, b));
+                        all.into_iter().try_fold((i64::MAX, i64::MIN), |(l, h), at| Some((l.min(at?), h.max(at?))))
                     }
-                    graph::Binary::Div if b == y && b > 0 => Some((a.div_euclid(b), x.div_euclid(b))),
+                    graph::Binary::Div if b == y && b > 0 => Some((op.of_ints(a, b)?, op.of_ints(x, b)?)),
                     graph::Binary::Rem if b == y && b > 0 => Some((0, b - 1)),
-                    graph::Binary::Min => Some((a.min(b), x.min(y))),
-                    graph::Binary::Max => Some((a.max(b), x.max(y))),
+                    graph::Binary::Add | graph::Binary::Min | graph::Binary::Max => {
+                        Some((op.of_ints(a, b)?, op.of_ints(x, y)?))
+                    }
                     _ => None,
                 }
             }
@@ -122,33 +135,8 @@ impl Emitter<'_> {
     }
 }
 
-/// The values of an integer or mask (as 0 and 1) for all coordinates of the only axis that it depends on.
+/// The values of an integer or mask (as 0 and 1) for all coordinates of the only axis that it depends on, if lanes hold them.
 fn tabulate(graph: &Graph, id: ExprId, axis: AxisId, size: usize) -> Option<Vec<i64>> {
-    (0..size as i64).map(|at| evaluate(graph, id, axis, at)).collect()
-}
-
-fn evaluate(graph: &Graph, id: ExprId, axis: AxisId, at: i64) -> Option<i64> {
-    let int = |id: ExprId| evaluate(graph, id, axis, at);
-    match *graph.expr(id) {
-        graph::Expr::Int(x) => Some(x),
-        graph::Expr::Coordinate(a) if a == axis => Some(at),
-        graph::Expr::Unary(graph::Unary::Neg, x) => int(x).map(|x| -x),
-        graph::Expr::Unary(graph::Unary::Not, x) => int(x).map(|x| 1 - x),
-        graph::Expr::Binary(op, a, b) if graph.type_of(a) != Type::Float => {
-            let (a, b) = (int(a)?, int(b)?);
-            match op {
-                graph::Binary::Lt => Some((a < b).into()),
-                graph::Binary::Le => Some((a <= b).into()),
-                graph::Binary::Gt => Some((a > b).into()),
-                graph::Binary::Ge => Some((a >= b).into()),
-                graph::Binary::Eq => Some((a == b).into()),
-                graph::Binary::Ne => Some((a != b).into()),
-                graph::Binary::And => Some(a & b),
-                graph::Binary::Or => Some(a | b),
-                op => op.of_ints(a, b),
-            }
-        }
-        graph::Expr::Select { mask, then, otherwise } => int(if int(mask)? != 0 { then } else { otherwise }),
-        _ => None,
-    }
+    let of = |at: i64| graph.integer(id, &|leaf| (*leaf == graph::Expr::Coordinate(axis)).then_some(at));
+    (0..size as i64).map(|at| of(at).filter(|&value| fits_lanes((value, value)))).collect()
 }

@@ -426,6 +426,34 @@ impl Graph {
         }
     }
 
+    /// The value of an integer, or of a mask, as 0 or 1, of coordinates and elements that `leaf` knows; `None` where it depends on
+    /// others, or an operation has no result.
+    pub fn integer(&self, id: ExprId, leaf: &dyn Fn(&Expr) -> Option<i64>) -> Option<i64> {
+        let of = |id: &ExprId| self.integer(*id, leaf);
+        match self.expr(id) {
+            Expr::Int(x) => Some(*x),
+            expr @ (Expr::Coordinate(_) | Expr::Load { .. }) => leaf(expr),
+            Expr::Unary(Unary::Neg, x) => of(x)?.checked_neg(),
+            Expr::Unary(Unary::Not, x) => Some(1 - of(x)?),
+            Expr::Binary(op, a, b) if self.type_of(*a) != Type::Float => {
+                let (a, b) = (of(a)?, of(b)?);
+                match op {
+                    Binary::Lt => Some((a < b).into()),
+                    Binary::Le => Some((a <= b).into()),
+                    Binary::Gt => Some((a > b).into()),
+                    Binary::Ge => Some((a >= b).into()),
+                    Binary::Eq => Some((a == b).into()),
+                    Binary::Ne => Some((a != b).into()),
+                    Binary::And => Some(a & b),
+                    Binary::Or => Some(a | b),
+                    op => op.of_ints(a, b),
+                }
+            }
+            Expr::Select { mask, then, otherwise } => of(if of(mask)? != 0 { then } else { otherwise }),
+            _ => None,
+        }
+    }
+
     /// The axes whose coordinates the expression depends on, in order of first appearance.
     pub fn free_axes(&self, id: ExprId) -> Vec<AxisId> {
         let mut free: HashMap<ExprId, Vec<AxisId>> = HashMap::new();

@@ -62,8 +62,31 @@ impl Generator {
         Term { id: self.b.binary(Binary::Mul, at, scale), magnitude: 4.0 }
     }
 
+    /// A row of a state that an earlier token, or the same, appended.
+    fn earlier(&mut self, axes: &[AxisId], state: &Operand) -> Term {
+        let (at, back) = (self.b.coordinate(self.tokens), self.b.int(self.rng.below(3) as i64));
+        let (back, first) = (self.b.binary(Binary::Sub, at, back), self.b.int(0));
+        let at = self.b.binary(Binary::Max, back, first);
+        let mut selected = Vec::new();
+        for axis in self.axes_of(state.tensor) {
+            if self.b.graph().size(axis).is_none() {
+                selected.push((axis, at));
+            } else if !axes.contains(&axis) {
+                selected.push((axis, self.index(axis, axes)));
+            }
+        }
+        Term { id: self.b.load_at(state.tensor, &selected), magnitude: state.magnitude }
+    }
+
     /// A tensor indexed by something else than its own axes.
     pub(super) fn selection(&mut self, axes: &[AxisId]) -> Term {
+        // What keeps a window is read along its positions only.
+        let whole = |v: &&Operand| matches!(self.b.graph().tensor(v.tensor).kind, Kind::State { window: None });
+        let states: Vec<Operand> = self.states.iter().filter(whole).cloned().collect();
+        if axes.contains(&self.tokens) && !states.is_empty() && self.rng.once_in(3) {
+            let state = &states[self.rng.below(states.len())];
+            return self.earlier(axes, state);
+        }
         let is_open = |axis: &AxisId| !axes.contains(axis);
         let fits = |v: &&Operand| {
             let of = self.axes_of(v.tensor);
