@@ -82,7 +82,7 @@ pub(crate) enum ConfigType {
     Bool,
     /// An axis size that may be missing.
     OptionSize,
-    /// A type that serde can read.
+    /// A type of Rust, which serde reads.
     Rust(TokenStream),
 }
 

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::collections::HashSet;
 use std::fmt::Display;
 
-use proc_macro2::{Ident, Span, TokenStream};
+use proc_macro2::{Span, TokenStream};
 
 /// A mistake.
 struct Mistake {
@@ -16,7 +16,7 @@ struct Mistake {
 #[derive(Default)]
 pub(crate) struct Diagnostics {
     mistakes: RefCell<Vec<Mistake>>,
-    /// The names whose declaration is a mistake: that nothing is known of them is no further one.
+    /// The names whose declaration is a mistake: what is found at their uses is no further one.
     mistaken: RefCell<HashSet<String>>,
 }
 
@@ -36,7 +36,7 @@ impl Diagnostics {
     }
 
     /// Notes that the declaration of a name is a mistake, which was reported.
-    pub(crate) fn mistake(&self, name: &Ident) {
+    pub(crate) fn mistake(&self, name: impl Display) {
         self.mistaken.borrow_mut().insert(name.to_string());
     }
 
@@ -53,13 +53,25 @@ impl Diagnostics {
         name: &str,
         known: impl IntoIterator<Item = &'a str>,
     ) {
-        if self.is_mistaken(name) {
-            return;
+        if !self.is_mistaken(name) {
+            self.nearest(span, message, name, known);
         }
-        match nearest(name, known) {
+    }
+
+    /// Reports a word that is none of those that would do, with the nearest of them, which is returned.
+    pub(crate) fn nearest<'a>(
+        &self,
+        span: Span,
+        message: impl Display,
+        word: &str,
+        known: impl IntoIterator<Item = &'a str>,
+    ) -> Option<&'a str> {
+        let near = nearest(word, known);
+        match near {
             Some(near) => self.help(span, message, format!("did you mean `{near}`?")),
             None => self.error(span, message),
         }
+        near
     }
 
     /// How many mistakes there are.

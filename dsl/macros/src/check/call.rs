@@ -36,14 +36,14 @@ impl Checker<'_> {
     /// `name[axes](arguments)`
     pub(super) fn call(&mut self, cx: &mut Cx, name: &Ident, axes: &[Ident], arguments: &[Expr]) -> Scalar {
         let text = name.to_string();
-        if let Some(Entry::Block(of)) = self.lookup(cx, &text) {
-            return self.call_block(cx, of, name, axes, arguments);
-        }
         if self.diagnostics.is_mistaken(&text) {
             for argument in arguments {
                 self.expr(cx, argument);
             }
             return cx.unknown();
+        }
+        if let Some(Entry::Block(of)) = self.lookup(cx, &text) {
+            return self.call_block(cx, of, name, axes, arguments);
         }
         if let Some(at) = self.functions.iter().position(|f| f.name.as_ref().is_some_and(|n| *n == text)) {
             return self.inline(cx, at, name, axes, arguments);
@@ -296,7 +296,8 @@ impl Checker<'_> {
                     }
                 }
                 Statement::Cache { span, .. } => {
-                    self.diagnostics.error(*span, "`cache` stands in the `fn` of a layer, not in a function");
+                    self.diagnostics
+                        .error(*span, "`cache` stands in the `fn` of a layer or a block, not in a function");
                 }
             }
         }

@@ -95,8 +95,16 @@ impl Checker<'_> {
         let source = internal("source");
         if !matches!(value.keys, Keys::First(_)) {
             if !matches!(value.ty, ConfigType::Rust(_)) {
-                let message = format!("`{}` is read from several keys, which only a type of serde can be", value.name);
-                self.diagnostics.error(value.name.span(), message);
+                let name = &value.name;
+                let message =
+                    format!("`{name}` can't be read from several keys at once: only a value of a Rust type can");
+                match &texts[..] {
+                    [first, second, ..] => {
+                        let help = format!("`= {first:?}, {second:?}` takes the first that is there");
+                        self.diagnostics.help(value.name.span(), message, help);
+                    }
+                    _ => self.diagnostics.error(value.name.span(), message),
+                }
             }
             if let Some(default) = value.null.as_ref().or(value.default.as_ref()) {
                 self.diagnostics
@@ -274,6 +282,7 @@ impl Checker<'_> {
         of: &str,
     ) -> Option<TokenStream> {
         match self.lookup(cx, &value.to_string()) {
+            _ if self.diagnostics.is_mistaken(&value.to_string()) => return None,
             Some(Entry::Value(index)) if matches!(self.values[index].ty, ConfigType::Rust(_)) => {
                 self.values[index].used.set(true);
             }
@@ -302,6 +311,7 @@ impl Checker<'_> {
             At::Building | At::Alone => quote!(config.#ident),
         };
         match self.lookup(cx, &ident.to_string()) {
+            _ if self.diagnostics.is_mistaken(&ident.to_string()) => None,
             Some(Entry::Axis(axis)) => {
                 if let Some(value) = self.values.iter().find(|v| v.name == *ident) {
                     value.used.set(true);

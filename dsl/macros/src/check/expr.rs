@@ -57,8 +57,14 @@ impl Checker<'_> {
         match &expr.kind {
             ExprKind::Int(n) => cx.scalar(Op::Int(*n), Some(Vec::new()), Type::Int),
             ExprKind::Float(x) => cx.scalar(Op::Float(*x), Some(Vec::new()), Type::Float),
-            ExprKind::Bool(_) | ExprKind::Text(_) => {
-                self.diagnostics.error(expr.span, "an equation is over numbers and masks, this is none");
+            ExprKind::Bool(value) => {
+                let message = format!("`{value}` is no operand of an equation: a mask is a comparison");
+                self.diagnostics.error(expr.span, message);
+                cx.unknown()
+            }
+            ExprKind::Text(text) => {
+                let message = format!("`{text:?}` is text, which is no operand of an equation");
+                self.diagnostics.error(expr.span, message);
                 cx.unknown()
             }
             ExprKind::Name(ident) => self.name(cx, ident),
@@ -200,6 +206,7 @@ impl Checker<'_> {
 
     fn name(&mut self, cx: &mut Cx, ident: &Ident) -> Scalar {
         match self.lookup(cx, &ident.to_string()) {
+            _ if self.diagnostics.is_mistaken(&ident.to_string()) => cx.unknown(),
             Some(Entry::Axis(axis)) => {
                 self.axes[axis].used.set(true);
                 let name = self.axis_ident(cx, axis, ident);
@@ -223,8 +230,9 @@ impl Checker<'_> {
             }
             Some(Entry::Bound(bound)) => bound.borrow().clone(),
             Some(Entry::Layer) => {
-                let message = format!("`{ident}` can choose a layer's body, but no equation: equal layers are one");
-                self.diagnostics.error(ident.span(), message);
+                let message = format!("`{ident}` is the number of the layer, which is no operand of an equation");
+                let help = format!("`host n = {ident} as f32;` in the layer makes a constant of it");
+                self.diagnostics.help(ident.span(), message, help);
                 cx.unknown()
             }
             Some(Entry::Block(_)) => {
@@ -298,6 +306,7 @@ impl Checker<'_> {
             return cx.unknown();
         };
         let tensor = match self.lookup(cx, &ident.to_string()) {
+            _ if self.diagnostics.is_mistaken(&ident.to_string()) => None,
             Some(Entry::Axis(_) | Entry::Value(_) | Entry::Layer | Entry::Block(_)) => {
                 self.diagnostics.error(ident.span(), format!("`{ident}` is not a tensor: it has no axes to index"));
                 None

@@ -113,8 +113,9 @@ impl<'m> Checker<'m> {
 
     fn declare_host(&mut self, cx: &Cx, host: &ast::Host) {
         let (at, host) = self.host(cx, host);
-        self.declare(&host.name, Entry::Declared(at, false));
-        self.program.hosts.push(host);
+        if self.declare(&host.name, Entry::Declared(at, false)) {
+            self.program.hosts.push(host);
+        }
     }
 
     /// A constant of a layer, which may be another in each.
@@ -190,16 +191,14 @@ impl<'m> Checker<'m> {
 
     fn declare_function(&mut self, function: &Function) {
         let Some(name) = &function.name else { return };
-        match self.functions.iter().find(|f| f.name.as_ref() == Some(name)) {
-            Some(earlier) if earlier.prelude => {
-                self.diagnostics.error(name.span(), format!("`{name}` is a function of the prelude already"));
-            }
-            Some(_) => self.diagnostics.error(name.span(), format!("two functions are called `{name}`")),
-            None if is_built_in(&name.to_string()) => {
-                self.diagnostics.error(name.span(), format!("`{name}` is a function of the language already"));
-            }
-            None => self.functions.push(function.clone()),
-        }
+        let message = match self.functions.iter().find(|f| f.name.as_ref() == Some(name)) {
+            Some(earlier) if earlier.prelude => format!("`{name}` is a function of the prelude already"),
+            Some(_) => format!("two functions are called `{name}`"),
+            None if is_built_in(&name.to_string()) => format!("`{name}` is a function of the language already"),
+            None => return self.functions.push(function.clone()),
+        };
+        self.diagnostics.error(name.span(), message);
+        self.diagnostics.mistake(name);
     }
 
     /// Checks the model's functions by themselves, for arguments of which nothing is known.
@@ -268,6 +267,7 @@ impl<'m> Checker<'m> {
         let name = layer.count.to_string();
         if self.stack_names.contains_key(&name) {
             self.diagnostics.error(layer.count.span(), format!("two stacks of layers are counted by `{name}`"));
+            self.diagnostics.mistake(name);
             return;
         }
         self.stack_names.insert(name, self.stacks.len());
@@ -286,6 +286,7 @@ impl<'m> Checker<'m> {
                 self.values[*at].used.set(true);
                 Some((self.values[*at].key.clone(), quote!(config.#name)))
             }
+            _ if self.diagnostics.is_mistaken(&name.to_string()) => None,
             _ => {
                 let help = format!("declare it: `config {{ {name}: count = \"num_hidden_layers\"; }}`");
                 self.diagnostics.help(name.span(), format!("`{name}` is no count of the config"), help);
@@ -513,7 +514,7 @@ impl<'m> Checker<'m> {
             cx.later.pop();
         }
         if !matches!(cx.kind, Place::Layer | Place::Block) {
-            self.diagnostics.error(span, "`cache` outside of a layer: only a layer keeps what it computed");
+            self.diagnostics.error(span, "`cache` stands in the `fn` of a layer or a block, not in that of the model");
             return;
         }
         let text = over.to_string();
@@ -535,6 +536,7 @@ impl<'m> Checker<'m> {
         let mut cached = Vec::new();
         for name in names {
             let tensor = match self.lookup(cx, &name.to_string()) {
+                _ if self.diagnostics.is_mistaken(&name.to_string()) => continue,
                 Some(Entry::Tensor(tensor)) => tensor,
                 Some(_) => {
                     self.diagnostics

@@ -109,6 +109,7 @@ impl Checker<'_> {
                 self.axes[axis].used.set(true);
                 return Some(axis);
             }
+            _ if self.diagnostics.is_mistaken(&name) => {}
             Some(Entry::Value(value)) => {
                 let what = match self.values[value].ty {
                     ConfigType::Count => "a count",
@@ -131,18 +132,19 @@ impl Checker<'_> {
         None
     }
 
-    /// The axes that a list of names stands for; a mistake makes them unknown, and an axis meant twice is one.
+    /// The axes that a list of names stands for; a mistake makes them unknown, and an axis that stands there twice is one.
     pub(super) fn axis_list(&self, cx: &Cx, idents: &[Ident]) -> Axes {
+        self.distinct_axes(cx, idents, |_| "leave one of them out".to_owned())
+    }
+
+    fn distinct_axes(&self, cx: &Cx, idents: &[Ident], help: impl Fn(&Ident) -> String) -> Axes {
         let mut axes = Vec::new();
         let mut known = true;
         for ident in idents {
             match self.axis(cx, ident) {
                 Some(axis) if axes.contains(&axis) => {
-                    self.diagnostics.help(
-                        ident.span(),
-                        format!("the axis `{ident}` is meant twice in one list"),
-                        format!("`axis o = alias {ident};` declares a second index over the same extent"),
-                    );
+                    let message = format!("the axis `{ident}` stands twice in this list");
+                    self.diagnostics.help(ident.span(), message, help(ident));
                     known = false;
                 }
                 Some(axis) => axes.push(axis),
@@ -154,7 +156,8 @@ impl Checker<'_> {
 
     /// The axes of a weight or a constant, whose sizes must be fixed.
     pub(super) fn fixed_axes(&self, cx: &Cx, idents: &[Ident], of: &Ident) -> Axes {
-        let axes = self.axis_list(cx, idents)?;
+        let alias = |axis: &Ident| format!("`axis o = alias {axis};` declares a second index over the same extent");
+        let axes = self.distinct_axes(cx, idents, alias)?;
         let grows = axes.iter().position(|&a| matches!(self.axes[a].kind, AxisKind::Tokens | AxisKind::Positions));
         if let Some(at) = grows {
             let message = format!("`{of}` can't have the axis `{}`, which grows with the sequence", idents[at]);
@@ -176,11 +179,8 @@ impl Checker<'_> {
 
     /// Whether a name may be given to something new, where it stands for `earlier` so far.
     pub(super) fn may_declare(&self, span: Span, name: &str, earlier: Option<Entry>) -> bool {
-        if REDUCTIONS.contains(&name) {
-            self.diagnostics.error(span, format!("`{name}` is a reduction, and no name for anything else"));
-            return false;
-        }
         let what = match earlier {
+            _ if REDUCTIONS.contains(&name) => "a reduction",
             None | Some(Entry::Tensor(_) | Entry::Bound(_)) => return true,
             Some(Entry::Axis(axis)) if matches!(self.axes[axis].kind, AxisKind::Tokens) => "the axis of the tokens",
             Some(Entry::Axis(_)) => "an axis",
@@ -190,6 +190,7 @@ impl Checker<'_> {
             Some(Entry::Block(_)) => "a block",
         };
         self.diagnostics.error(span, format!("`{name}` is {what} already"));
+        self.diagnostics.mistake(name);
         false
     }
 }

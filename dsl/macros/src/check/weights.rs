@@ -125,6 +125,7 @@ impl Checker<'_> {
                         self.check_stand_in(weight, i, certain, other.span(), &other.to_string());
                     }
                     match self.lookup(cx, &other.to_string()) {
+                        _ if self.diagnostics.is_mistaken(&other.to_string()) => {}
                         Some(Entry::Declared(at, _)) if self.tensors[at].what == "a weight" => {
                             stand_in = Some(StandIn::Weight(at, other.clone()));
                         }

@@ -2,7 +2,7 @@
 
 use proc_macro2::{Delimiter, Group, Ident, Spacing, Span, TokenStream, TokenTree};
 
-use syn::parse::Parser;
+use syn::parse::{ParseStream, Parser};
 
 use crate::ast::Text;
 use crate::diagnostics::Diagnostics;
@@ -82,6 +82,20 @@ impl<'d> Cursor<'d> {
     pub(crate) fn expected<T>(&self, what: &str) -> Option<T> {
         self.diagnostics.error(self.span(), format!("expected {what}, found {}", self.found()));
         None
+    }
+
+    /// The one of these words that stands here, or that is meant by what stands here, which is reported.
+    pub(crate) fn word_of(&self, words: &[&'static str]) -> Option<&'static str> {
+        let found = match self.peek() {
+            Some(TokenTree::Ident(word)) => word.to_string(),
+            _ => String::new(),
+        };
+        words.iter().copied().find(|word| *word == found).or_else(|| {
+            let quoted: Vec<String> = words.iter().map(|word| format!("`{word}`")).collect();
+            let (last, first) = quoted.split_last()?;
+            let message = format!("expected {} or {last}, found {}", first.join(", "), self.found());
+            self.diagnostics.nearest(self.span(), message, &found, words.iter().copied())
+        })
     }
 
     fn character(&self, ahead: usize) -> Option<(char, bool)> {
@@ -218,6 +232,16 @@ impl<'d> Cursor<'d> {
     pub(crate) fn axes(&mut self) -> Option<Vec<Ident>> {
         let group = self.group(Delimiter::Bracket, "axes in brackets, as in `[t, d]`")?;
         self.inside(&group).list(|c| c.name("the name of an axis"))
+    }
+
+    /// A type of Rust, if one stands here.
+    pub(crate) fn rust_type(&mut self) -> Option<syn::Type> {
+        let left = self.tokens.get(self.at..)?;
+        let count = |tokens: TokenStream| tokens.into_iter().count();
+        let read = |input: ParseStream| Ok((input.parse()?, count(input.parse()?)));
+        let (ty, behind) = read.parse2(left.iter().cloned().collect()).ok()?;
+        self.at = self.tokens.len() - behind;
+        Some(ty)
     }
 
     /// The tokens up to the next `;`, which is passed, and where they end.

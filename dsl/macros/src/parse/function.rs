@@ -21,12 +21,10 @@ pub(crate) fn functions(tokens: TokenStream, diagnostics: &Diagnostics) -> Vec<F
 }
 
 impl Cursor<'_> {
-    /// `fn name[axes](parameters) -> [axes] { lets; result }`
+    /// `fn name[axes](parameters) -> [axes] { lets; result }`, whatever stands in the place of `fn`.
     pub(super) fn function(&mut self, prelude: bool) -> Option<Function> {
         let at_fn = self.span();
-        if self.eat_word("fn").is_none() {
-            return self.expected("`fn`");
-        }
+        self.next();
         let in_parentheses = self.is_group(Delimiter::Parenthesis);
         let name = if in_parentheses { None } else { Some(self.name("a name or `(`")?) };
         let axes = if self.is_group(Delimiter::Bracket) { self.axes()? } else { Vec::new() };

@@ -85,17 +85,29 @@ fn graph_path(c: &mut Cursor) -> TokenStream {
 }
 
 fn item(c: &mut Cursor, declaration: &mut Declaration) -> Option<()> {
+    const BLOCK: [&str; 5] = ["config", "axis", "host", "weights", "fn"];
+    const MODEL: [&str; 7] = ["config", "axis", "host", "context", "weights", "layer", "fn"];
     c.attributes();
     let span = c.span();
-    let word = match c.peek() {
-        Some(TokenTree::Ident(word)) => word.to_string(),
-        _ => String::new(),
-    };
-    match word.as_str() {
-        "context" | "layer" if declaration.is_block() => {
-            c.diagnostics.error(span, format!("`{word}` stands in a model, not in a block"));
-            return None;
-        }
+    let block = declaration.is_block();
+    if block && let Some(word) = ["context", "layer"].into_iter().find(|word| c.is_word(word)) {
+        c.diagnostics.error(span, format!("`{word}` stands in a model, not in a block"));
+        return None;
+    }
+    if let Some(word) = ["let", "cache"].into_iter().find(|word| c.is_word(word)) {
+        c.diagnostics.error(span, format!("`{word}` stands in a `fn`"));
+        return None;
+    }
+    if c.is_word("require") {
+        c.diagnostics.error(span, "`require` stands in `config { … }`");
+        return None;
+    }
+    if c.is_word("block") {
+        let help = "`weights \"layers.{l}.\" { block feed[d, f] -> [t, d] = Gated in \"feed.\"; }`";
+        c.diagnostics.help(span, "a block is used in the `weights` of a layer", help);
+        return None;
+    }
+    match c.word_of(if block { &BLOCK } else { &MODEL })? {
         "config" => {
             c.next();
             let group = c.group(Delimiter::Brace, "`{`, as in `config { d: size = \"hidden_size\"; }`")?;
@@ -111,9 +123,7 @@ fn item(c: &mut Cursor, declaration: &mut Declaration) -> Option<()> {
             });
             c.sign(";")?;
         }
-        "host" => {
-            declaration.items.push(Item::Host(host(c)?));
-        }
+        "host" => declaration.items.push(Item::Host(host(c)?)),
         "context" => {
             c.next();
             c.sign("=")?;
@@ -125,32 +135,17 @@ fn item(c: &mut Cursor, declaration: &mut Declaration) -> Option<()> {
         }
         "weights" => declaration.items.push(Item::Weights(weights(c)?)),
         "layer" => declaration.items.push(Item::Layer(layer(c)?)),
-        "fn" => {
+        _ => {
             let function = c.function(false)?;
             if function.name.is_some() {
                 declaration.items.push(Item::Function(function));
             } else if declaration.main.is_some() {
-                let what = if declaration.is_block() { "block" } else { "model" };
+                let what = if block { "block" } else { "model" };
                 c.diagnostics.error(function.span, format!("the {what} has two `fn` without a name"));
             } else {
                 declaration.main = Some(function);
             }
         }
-        "block" => {
-            let help = "`weights \"layers.{l}.\" { block feed[d, f] -> [t, d] = Gated in \"feed.\"; }`";
-            c.diagnostics.help(span, "a block is used in the `weights` of a layer", help);
-            return None;
-        }
-        "let" | "cache" => {
-            c.diagnostics.error(span, format!("`{word}` stands in a `fn`"));
-            return None;
-        }
-        "require" => {
-            c.diagnostics.error(span, "`require` stands in `config { … }`");
-            return None;
-        }
-        _ if declaration.is_block() => return c.expected("`config`, `axis`, `host`, `weights` or `fn`"),
-        _ => return c.expected("`config`, `axis`, `host`, `context`, `weights`, `layer` or `fn`"),
     }
     Some(())
 }
@@ -252,20 +247,19 @@ fn keys(c: &mut Cursor) -> Option<Keys> {
 }
 
 fn config_type(c: &mut Cursor) -> Option<ConfigType> {
-    let mut tokens = TokenStream::new();
-    while !c.is_empty() && !c.is_sign("=") && !c.is_sign(";") {
-        tokens.extend(c.next());
-    }
+    let Some(ty) = c.rust_type() else {
+        return c.expected("a type: `size`, `count`, `f32`, `bool`, `option<size>`, or one of Rust");
+    };
+    let tokens = quote!(#ty);
     let text: String = tokens.to_string().split_whitespace().collect();
     match text.as_str() {
-        "" => c.expected("a type: `size`, `count`, `f32`, `bool`, `option<size>`, or one that serde can read"),
         "size" => Some(ConfigType::Size),
         "count" => Some(ConfigType::Count),
         "f32" => Some(ConfigType::F32),
         "bool" => Some(ConfigType::Bool),
         "option<size>" => Some(ConfigType::OptionSize),
-        _ => match syn::parse2::<syn::Type>(tokens.clone()) {
-            Ok(syn::Type::Path(path)) if path.path.get_ident().is_some_and(is_unknown_type) => {
+        _ => match ty {
+            syn::Type::Path(path) if path.path.get_ident().is_some_and(is_unknown_type) => {
                 let known = ["size", "count", "f32", "bool", "option<size>"];
                 let message = format!(
                     "unknown type `{text}`: a value is a `size`, `count`, `f32`, `bool`, `option<size>`, or of a Rust type"
@@ -273,11 +267,7 @@ fn config_type(c: &mut Cursor) -> Option<ConfigType> {
                 c.diagnostics.unknown(path.path.segments[0].ident.span(), message, &text, known);
                 Some(ConfigType::Size)
             }
-            Ok(_) => Some(ConfigType::Rust(tokens)),
-            Err(error) => {
-                c.diagnostics.error(error.span(), "this is no type");
-                None
-            }
+            _ => Some(ConfigType::Rust(tokens)),
         },
     }
 }
@@ -425,22 +415,21 @@ fn layer(c: &mut Cursor) -> Option<Layer> {
 
 fn layer_item(c: &mut Cursor, layer: &mut Layer) -> Option<()> {
     c.attributes();
-    if c.is_word("weights") {
-        layer.weights.push(weights(c)?);
-    } else if c.is_word("host") {
-        layer.hosts.push(host(c)?);
-    } else if c.is_word("fn") {
-        layer.bodies.push(c.function(false)?);
-    } else if c.is_word("match") || c.is_word("if") {
-        let span = c.span();
-        let choice = choice(c);
-        let read = choice.is_some().then_some(());
-        if layer.choice.replace((span, choice)).is_some() {
-            c.diagnostics.error(span, "the layer's body is chosen twice");
+    match c.word_of(&["host", "weights", "fn", "match", "if"])? {
+        "host" => layer.hosts.push(host(c)?),
+        "weights" => layer.weights.push(weights(c)?),
+        "fn" => layer.bodies.push(c.function(false)?),
+        // What is no word is a body's name to a choice.
+        word if !c.is_word(word) => return None,
+        _ => {
+            let span = c.span();
+            let choice = choice(c);
+            let read = choice.is_some().then_some(());
+            if layer.choice.replace((span, choice)).is_some() {
+                c.diagnostics.error(span, "the layer's body is chosen twice");
+            }
+            read?;
         }
-        read?;
-    } else {
-        return c.expected("`host`, `weights`, `fn`, or `match` or `if` over bodies");
     }
     Some(())
 }

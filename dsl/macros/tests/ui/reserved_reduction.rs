@@ -6,7 +6,7 @@ einfuse_macros::model! {
         weights { embed[v, d] = "embed"; w[f, d] = "w"; }
         fn (tokens[t]) -> [t, f] {
             let sum = embed[v = tokens];
-            sum[d] w
+            sum[d] sum * w
         }
     }
 }
