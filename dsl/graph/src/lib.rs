@@ -78,6 +78,7 @@ pub use verify::{MAX_DEPTH, Site, VerifyError, verify};
 /// What the `model!` macro expands to calls; no interface for people.
 #[doc(hidden)]
 pub mod __private {
+    pub use crate::block::Index;
     pub use crate::config::{HostValues, Source, add, div, extent, mul, rem, rows, stack, sub};
     pub use {serde, serde_json};
 }

@@ -220,8 +220,8 @@ fn block(declaration: &Declaration, program: &Program, axes: &[Ident]) -> TokenS
         }
         None => (&[][..], None, quote!(::std::result::Result::Ok(#builder.float(0.0)))),
     };
-    let signature = signature.filter(|_| !program.mistaken);
-    let signature = signature.map_or(quote!(#graph::Signature::new("", "")), |s| self::signature(graph, s));
+    let none = Signature::default();
+    let signature = self::signature(graph, signature.filter(|_| !program.mistaken).unwrap_or(&none));
     let sizes: Vec<Ident> = axes.iter().map(|axis| internal(&format!("size_of_{axis}"))).collect();
     let tokens = program.axes.iter().filter(|axis| axis.1.is_none()).map(|axis| &axis.0);
     let unused = if program.mistaken { quote!(, unused) } else { TokenStream::new() };
@@ -256,8 +256,16 @@ fn block(declaration: &Declaration, program: &Program, axes: &[Ident]) -> TokenS
 }
 
 fn signature(graph: &TokenStream, signature: &Signature) -> TokenStream {
-    let Signature { written, shape } = signature;
-    quote!(#graph::Signature::new(#written, #shape))
+    let Signature { written, axes, parameters, result } = signature;
+    let over = |indices: &Vec<Index>| {
+        let indices = indices.iter().map(|index| match index {
+            Index::Given(at) => quote!(#graph::__private::Index::Given(#at)),
+            Index::Named(name) => quote!(#graph::__private::Index::Named(#name)),
+        });
+        quote!(&[#(#indices),*])
+    };
+    let (parameters, result) = (parameters.iter().map(over), over(result));
+    quote!(#graph::Signature::new(#written, &[#(#axes),*], &[#(#parameters),*], #result))
 }
 
 /// Tells the builder where in the source the next declaration stands.
@@ -446,9 +454,13 @@ fn call(
 ) -> TokenStream {
     let (graph, builder) = (&declaration.graph, internal("builder"));
     let Use { name, axes, path, values, prefixes } = of;
+    // The path stands once, so that a wrong one is one error. With the place of the path, the compiler takes the literal for one
+    // of the user's, and tells which field is meant.
+    let at = path.segments.last().map_or(called.span(), |last| last.ident.span());
+    let [block, checked] = [at, called.span()].map(|span| Ident::new("__Block", span));
     let check = signature.map(|signature| {
         let used = self::signature(graph, signature);
-        let check = quote_spanned!(called.span()=> <#path>::SIGNATURE.hold(&#used));
+        let check = quote_spanned!(called.span()=> #checked::SIGNATURE.hold(&#used));
         quote!(const _: () = #check;)
     });
     let (names, values): (Vec<_>, Vec<_>) = values.iter().map(|(name, value)| (name, value)).unzip();
@@ -461,10 +473,12 @@ fn call(
         }
         false => quote!([#(::std::string::String::from(#prefixes)),*]),
     };
+    let value = quote_spanned!(at=> #block { #(#names: #values,)* ..::std::default::Default::default() });
     quote! {
         {
+            type #block = #path;
             #check
-            let #name = #path { #(#names: #values,)* ..::std::default::Default::default() };
+            let #name = #value;
             #called.build(#builder, &#graph::Use {
                 name: #label,
                 prefixes: &#prefixes,

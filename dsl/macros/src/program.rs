@@ -87,10 +87,21 @@ pub(crate) struct Use {
     pub(crate) prefixes: Vec<String>,
 }
 
-/// What a block takes and yields: as it is written, and with each axis given by its place among the block's.
+/// What a block takes and yields, as it declares it or as it is used.
+#[derive(Default)]
 pub(crate) struct Signature {
+    /// As it is declared, or what the block is called where it is used.
     pub(crate) written: String,
-    pub(crate) shape: String,
+    /// The axes of the block, or those that it is given.
+    pub(crate) axes: Vec<String>,
+    pub(crate) parameters: Vec<Vec<Index>>,
+    pub(crate) result: Vec<Index>,
+}
+
+/// An axis in a signature: one of the block's, by its place among them, or another.
+pub(crate) enum Index {
+    Given(usize),
+    Named(String),
 }
 
 /// What a block's `fn` computes: a scalar.

@@ -10,7 +10,7 @@ use super::call::{is_built_in, signature};
 use super::scope::{Axes, Entry, Scalar, Tensor, Type};
 use super::{Checker, Cx, Place, UseInfo};
 use crate::ast::{self, Expr, Function};
-use crate::program::{Block, Local, Op, Signature, Step, Use};
+use crate::program::{Block, Index, Local, Op, Signature, Step, Use};
 
 impl<'m> Checker<'m> {
     /// Checks the `fn` of a block.
@@ -58,7 +58,7 @@ impl<'m> Checker<'m> {
         let signature = given.zip(order).and_then(|(given, order)| {
             let takes = signature(&self.declaration.name, self.declaration.given_axes(), &function.parameters);
             let written = format!("{takes} -> {}", self.names(&order));
-            self.signature(&given, written, &known, &order)
+            self.signature(written, &given, &known, &order)
         });
         let parameters = function.parameters.iter().map(|parameter| parameter.name.clone()).collect();
         Some(Block { parameters, steps: cx.steps, result: value.id, signature })
@@ -80,19 +80,16 @@ impl<'m> Checker<'m> {
     }
 
     /// What a block takes and yields, if all of it is known.
-    fn signature(&self, given: &[usize], written: String, parameters: &[Axes], result: &[usize]) -> Option<Signature> {
-        let placed = |axes: &[usize]| {
-            let name = |axis: &usize| match given.iter().position(|at| at == axis) {
-                Some(at) => at.to_string(),
-                None => self.axes[*axis].name.to_string(),
-            };
-            let mut names: Vec<String> = axes.iter().map(name).collect();
-            names.sort();
-            format!("[{}]", names.join(", "))
+    fn signature(&self, written: String, given: &[usize], parameters: &[Axes], result: &[usize]) -> Option<Signature> {
+        let name = |axis: usize| self.axes[axis].name.to_string();
+        let index = |axis: &usize| match given.iter().position(|at| at == axis) {
+            Some(at) => Index::Given(at),
+            None => Index::Named(name(*axis)),
         };
-        let parameters: Option<Vec<String>> = parameters.iter().map(|axes| axes.as_deref().map(placed)).collect();
-        let shape = format!("{} ({}) -> {}", given.len(), parameters?.join(", "), placed(result));
-        Some(Signature { written, shape })
+        let over = |axes: &[usize]| axes.iter().map(index).collect();
+        let parameters: Option<_> = parameters.iter().map(|axes| axes.as_deref().map(over)).collect();
+        let axes = given.iter().map(|axis| name(*axis)).collect();
+        Some(Signature { written, axes, parameters: parameters?, result: over(result) })
     }
 
     /// Declares the blocks that a section of weights uses, in a layer (with the name of its number) or in another block.
@@ -185,11 +182,9 @@ impl<'m> Checker<'m> {
         }
         let (given, result) = (self.uses[of].axes.clone(), self.uses[of].result.clone());
         let taken: Vec<Axes> = values.iter().map(|value| value.axes.clone()).collect();
-        let signature = given.zip(result.as_ref()).and_then(|(given, result)| {
-            let known: Option<Vec<String>> = taken.iter().map(|axes| Some(self.names(axes.as_ref()?))).collect();
-            let written = format!("{}({}) -> {}", self.names(&given), known?.join(", "), self.names(result));
-            self.signature(&given, written, &taken, result)
-        });
+        let signature = given
+            .zip(result.as_ref())
+            .and_then(|(given, result)| self.signature(name.to_string(), &given, &taken, result));
         if result.is_some() {
             self.mention(cx, &self.uses[of].of.result_axes);
         }
