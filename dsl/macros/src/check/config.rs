@@ -453,19 +453,26 @@ impl Checker<'_> {
 
     /// Computes an expression over the config, and over the number of the layer if that occurs in it; the name of its value.
     pub(super) fn decided(&mut self, cx: &Cx, expr: &Expr, want: Option<Kind>, of: &str) -> TokenStream {
-        let mut layered = false;
-        expr.walk(&mut |e| {
-            if let ExprKind::Name(name) = &e.kind {
-                layered |= matches!(self.lookup(cx, &name.to_string()), Some(Entry::Layer));
-            }
-        });
-        if !layered {
+        if self.layer_number(cx, expr).is_none() {
             return self.hoist(cx, expr, want, of);
         }
         let value = self.config_expr(cx, expr, want, At::Building, of);
         let name = layer_value(self.layer_values.len());
         self.layer_values.push(value);
         quote!(#name)
+    }
+
+    /// The number of the layer, where it occurs in an expression.
+    pub(super) fn layer_number<'e>(&self, cx: &Cx, expr: &'e Expr) -> Option<&'e Ident> {
+        let mut number = None;
+        expr.walk(&mut |e| {
+            if let ExprKind::Name(name) = &e.kind
+                && matches!(self.lookup(cx, &name.to_string()), Some(Entry::Layer))
+            {
+                number = Some(name);
+            }
+        });
+        number
     }
 
     /// A variable that gets this value before anything is built.

@@ -171,8 +171,12 @@ impl<'m> Checker<'m> {
                             _ => continue,
                         },
                         Some(Entry::Value(value)) => {
-                            self.values[*value].used.set(true);
-                            quote!(let #ident = &config.#ident;)
+                            let value = &self.values[*value];
+                            value.used.set(true);
+                            match value.ty {
+                                ast::ConfigType::Rust(_) => quote!(let #ident = &config.#ident;),
+                                _ => quote!(let #ident = config.#ident;),
+                            }
                         }
                         _ => continue,
                     };

@@ -95,8 +95,9 @@ impl Checker<'_> {
             let of = format!("weight `{}`", weight.name);
             match &source.place {
                 ast::Place::File { name, rows } => {
-                    let condition = source.condition.as_ref().map(|c| self.hoist(cx, c, Some(Kind::Flag), &of));
-                    certain |= condition.is_none();
+                    certain |= source.condition.is_none();
+                    let condition = source.condition.as_ref().filter(|condition| self.is_of_all_layers(cx, condition));
+                    let condition = condition.map(|condition| self.hoist(cx, condition, Some(Kind::Flag), &of));
                     let axis = rows.as_ref().and_then(|rows| rows.2.as_ref());
                     if let Some(axis) = axis
                         && weight.axes.first() != Some(axis)
@@ -106,7 +107,9 @@ impl Checker<'_> {
                         self.diagnostics.help(axis.span(), message, help);
                     }
                     let each = axis.is_some();
-                    let rows = rows.as_ref().map(|rows| self.rows(cx, &rows.0, &rows.1, &of));
+                    let rows =
+                        rows.as_ref().filter(|rows| [&rows.0, &rows.1].iter().all(|r| self.is_of_all_layers(cx, r)));
+                    let rows = rows.map(|rows| self.rows(cx, &rows.0, &rows.1, &of));
                     for prefix in section.prefixes() {
                         let whole = Text { value: format!("{prefix}{}", name.value), span: name.span };
                         let name = self.template(&whole, index, Some(weight));
@@ -136,6 +139,17 @@ impl Checker<'_> {
             }
         }
         (places, stand_in)
+    }
+
+    /// Whether an expression is without the number of the layer, which is reported.
+    fn is_of_all_layers(&self, cx: &Cx, expr: &Expr) -> bool {
+        let number = self.layer_number(cx, expr);
+        if let Some(number) = number {
+            let message =
+                format!("`{number}` is the number of the layer: a weight's conditions and parts are the same in all");
+            self.diagnostics.error(number.span(), message);
+        }
+        number.is_none()
     }
 
     /// Checks that what stands in for a weight, its source number `at`, is the last and can be needed.

@@ -2,6 +2,7 @@
 
 use proc_macro2::{Delimiter, Group, Ident, Spacing, Span, TokenStream, TokenTree};
 
+use quote::ToTokens;
 use syn::parse::{ParseStream, Parser};
 
 use crate::ast::Text;
@@ -149,15 +150,15 @@ impl<'d> Cursor<'d> {
         })
     }
 
-    /// A name that is not a word of the language.
+    /// A name that is no reserved word.
     pub(crate) fn name(&mut self, what: &str) -> Option<Ident> {
         match self.peek() {
-            Some(TokenTree::Ident(ident)) if !is_keyword(&ident.to_string()) => {
+            Some(TokenTree::Ident(ident)) if !is_keyword(ident) => {
                 let ident = ident.clone();
                 self.at += 1;
                 Some(ident)
             }
-            Some(TokenTree::Ident(ident)) => self.expected(&format!("{what} (`{ident}` is a word of the language)")),
+            Some(TokenTree::Ident(ident)) => self.expected(&format!("{what} (`{ident}` is a reserved word)")),
             _ => self.expected(what),
         }
     }
@@ -272,7 +273,7 @@ impl<'d> Cursor<'d> {
     pub(crate) fn mistaken(&mut self, end: impl Fn(&Self) -> bool) {
         while !self.is_empty() && !end(self) {
             if let Some(TokenTree::Ident(name)) = self.next()
-                && !is_keyword(&name.to_string())
+                && !is_keyword(&name)
             {
                 self.diagnostics.mistake(&name);
             }
@@ -322,16 +323,11 @@ fn flatten(tokens: TokenStream, flat: &mut Vec<TokenTree>, depth: usize) {
     }
 }
 
-/// Whether a word can't be the name of anything in a model.
-fn is_keyword(word: &str) -> bool {
-    const WORDS: [&str; 26] = [
-        "axis", "cache", "config", "context", "else", "false", "fn", "for", "host", "if", "in", "layer", "let",
-        "match", "null", "over", "pub", "require", "size", "then", "top", "true", "weights", "where", "within",
-        "block",
+/// Whether a word can't be the name of anything in a model: one of the language, or a keyword of Rust.
+fn is_keyword(word: &Ident) -> bool {
+    const WORDS: [&str; 17] = [
+        "alias", "axis", "block", "cache", "config", "context", "host", "layer", "null", "over", "require", "size",
+        "then", "top", "weights", "within", "gen",
     ];
-    const RUST: [&str; 26] = [
-        "_", "as", "async", "await", "break", "const", "continue", "crate", "dyn", "enum", "extern", "impl", "loop",
-        "mod", "move", "mut", "ref", "return", "self", "Self", "static", "struct", "super", "trait", "type", "while",
-    ];
-    WORDS.contains(&word) || RUST.contains(&word) || ["unsafe", "use"].contains(&word)
+    WORDS.iter().any(|reserved| word == reserved) || syn::parse2::<Ident>(word.to_token_stream()).is_err()
 }

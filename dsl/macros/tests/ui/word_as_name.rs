@@ -1,4 +1,4 @@
-//! A word of the language as a name.
+//! A word of the language, and one of Rust, as names.
 
 einfuse_macros::model! {
     pub Model for "Model" {
@@ -6,6 +6,7 @@ einfuse_macros::model! {
         weights { embed[v, d] = "embed"; w[f, d] = "w"; }
         fn (tokens[t]) -> [t, f] {
             let layer = embed[v = tokens];
+            let yield = embed[v = tokens];
             sum[d] embed[v = tokens] * w
         }
     }
