@@ -503,6 +503,7 @@ mod config {
                 eps: f32 = "eps" else 1e-6;
                 name: String = "name" else "plain";
                 pair: Pair = {"a", "b"};
+                times: count = "times" else 1;
                 require "act" == "silu" | "swish";
                 require "bias" == false;
                 require "width_again" == d;
@@ -510,8 +511,9 @@ mod config {
             }
             axis g = d / h;
             host given[c] = pair.values(c + name.len() - name.len());
+            host factor = times as f32 * eps;
             weights { table[v, g] = "table"; }
-            fn (tokens[t]) -> [t, g] { table[v = tokens] + eps * sum[c] given }
+            fn (tokens[t]) -> [t, g] { table[v = tokens] + factor * sum[c] given }
         }
     }
 

@@ -258,24 +258,35 @@ impl<'d> Cursor<'d> {
 
     /// Reads a declaration. One that can't be read is passed, and the names in front of its `=` are noted as mistaken.
     pub(crate) fn declaration<T>(&mut self, read: impl FnOnce(&mut Self) -> Option<T>) -> Option<T> {
-        let from = self.at;
+        let (from, function) = (self.at, self.is_word("fn"));
         let read = read(self);
         if read.is_none() {
             self.recover();
             let behind = std::mem::replace(&mut self.at, from);
-            self.mistaken(|c| c.at >= behind || c.is_sign("="));
+            let body = |c: &Self| function && c.is_group(Delimiter::Brace);
+            self.mistaken(|c| c.at >= behind || c.is_sign("=") || body(c));
             self.at = behind;
         }
         read
     }
 
-    /// Passes all that comes before an end, and notes the names in it as mistaken.
+    /// Passes all that comes before an end, and notes the names in it as mistaken, and those that a section in it declares.
     pub(crate) fn mistaken(&mut self, end: impl Fn(&Self) -> bool) {
         while !self.is_empty() && !end(self) {
-            if let Some(TokenTree::Ident(name)) = self.next()
-                && !is_keyword(&name)
-            {
-                self.diagnostics.mistake(&name);
+            match self.next() {
+                Some(TokenTree::Ident(name)) if !is_keyword(&name) => self.diagnostics.mistake(&name),
+                Some(TokenTree::Group(group)) if group.delimiter() == Delimiter::Brace => {
+                    let mut section = self.inside(&group);
+                    while let Some(token) = section.next() {
+                        match token {
+                            TokenTree::Ident(word) if is_keyword(&word) => continue,
+                            TokenTree::Ident(name) => self.diagnostics.mistake(&name),
+                            _ => {}
+                        }
+                        section.recover();
+                    }
+                }
+                _ => {}
             }
         }
     }

@@ -5,6 +5,8 @@ einfuse_macros::model! {
         config { d: size = "hidden"; v: size "vocab"; f: size = "inner"; n: count = "depth"; }
         axis r d / 2;
         weights { embed[v, d] = "embed"; }
+        weights of { scale[d] = "scale"; }
+        tensors { shift[d] = "shift"; }
         fn twice(x) [d] { x + x }
         layer l in n {
             weights "layers.{l}." { up[f, d] "up"; down[d, f] = ; }
@@ -15,7 +17,7 @@ einfuse_macros::model! {
             }
         }
         layer m deep { fn (x[t, d]) -> [t, d] { 2 * x } }
-        fn (tokens[t]) -> [t, d] { deep(n(twice(embed[v = tokens]))) }
+        fn (tokens[t]) -> [t, d] { deep(n(twice(embed[v = tokens]))) * scale + shift }
     }
 }
 
