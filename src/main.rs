@@ -1,4 +1,5 @@
 //! The command line: parses it, runs the command, and says what went wrong in one line.
+#![warn(clippy::print_stdout, clippy::print_stderr)] // they panic where nothing can be written
 
 mod commands;
 mod peak;
@@ -7,30 +8,29 @@ use std::error::Error;
 use std::io;
 use std::process::ExitCode;
 
+use commands::output::{print_with, tell};
+
 fn main() -> ExitCode {
-    let cli = match commands::Cli::read() {
-        Ok(cli) => cli,
-        Err(error) if !error.use_stderr() => {
-            // help and version; whoever closed the pipe has read enough
-            let _ = error.print();
-            return ExitCode::SUCCESS;
-        }
+    let outcome = match commands::Cli::read() {
+        Ok(cli) => cli.run(),
+        // help and version
+        Err(error) if !error.use_stderr() => print_with(|| error.print()).map_err(Into::into),
         Err(error) => {
-            eprintln!("{}", one_line(&error.render().to_string()));
+            tell(one_line(&error.render().to_string()));
             return ExitCode::from(2);
         }
     };
-    match cli.run() {
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if is_closed_pipe(error.as_ref()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error}");
+            tell(format_args!("error: {error}"));
             let (mut told, mut cause) = (error.to_string(), error.source());
             while let Some(error) = cause {
                 let text = error.to_string();
                 // some messages end with their cause
                 if !told.contains(&text) {
-                    eprintln!("  because: {text}");
+                    tell(format_args!("  because: {text}"));
                     told = text;
                 }
                 cause = error.source();

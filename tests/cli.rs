@@ -359,7 +359,8 @@ const WRONG: &[Wrong] = &[
     (&["perplexity", "{out}/nowhere.txt"], 1, &["nowhere.txt"]),
     (&["perplexity", "{out}"], 1, &["{out}"]),
     (&["perplexity", "models/nano/model.safetensors"], 1, &["model.safetensors", "UTF-8"]),
-    (&["perplexity", "{out}/empty.txt"], 1, &["empty.txt"]),
+    (&["perplexity", "{out}/empty.txt"], 1, &["empty.txt has 0 tokens"]),
+    (&["perplexity", "{out}/one.txt"], 1, &["one.txt has 1 token:"]),
 ];
 
 #[test]
@@ -367,6 +368,7 @@ fn wrong_arguments_are_named() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().to_str().unwrap();
     fs::write(folder.path().join("empty.txt"), "").unwrap();
+    fs::write(folder.path().join("one.txt"), "a").unwrap();
     let mut failures = Vec::new();
     for (arguments, code, names) in WRONG {
         let arguments: Vec<String> = arguments.iter().map(|a| a.replace("{out}", out)).collect();
@@ -509,6 +511,8 @@ fn a_closed_pipe_ends_quietly() {
 fn a_full_disk_is_named() {
     let full = || Stdio::from(fs::OpenOptions::new().write(true).open("/dev/full").unwrap());
     let output = einfuse(&["run", "-n", "4", "ROMEO:"]).stdout(full()).output().unwrap();
+    check(&output, 1, &["standard output"]).unwrap();
+    let output = einfuse(&["--help"]).stdout(full()).output().unwrap();
     check(&output, 1, &["standard output"]).unwrap();
     let output = run(&["logits", "ROMEO:", "-o", "/dev/full"]);
     check(&output, 1, &["/dev/full"]).unwrap();

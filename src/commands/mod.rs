@@ -5,7 +5,7 @@ mod check;
 mod explain;
 mod logits;
 mod options;
-mod output;
+pub(crate) mod output;
 mod perplexity;
 mod profile;
 mod progress;

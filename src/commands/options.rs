@@ -11,6 +11,7 @@ use einfuse::codegen::Schedules;
 use einfuse::runtime::Tuned;
 use einfuse::{Checkpoint, Error, Generate, Model, Rule, Settings, runtime};
 
+use super::output::tell;
 use super::progress::Progress;
 
 /// Which model, and how it is compiled.
@@ -138,7 +139,7 @@ impl ModelOptions {
             .unwrap_or_else(|error| {
                 let cause =
                     error.source().map(|cause| format!(": {cause}")).filter(|cause| !error.to_string().contains(cause));
-                eprintln!("warning: {error}{}; nothing of it is used", cause.unwrap_or_default());
+                tell(format_args!("warning: {error}{}; nothing of it is used", cause.unwrap_or_default()));
                 None
             })
             .unwrap_or_default()

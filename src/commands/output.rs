@@ -1,4 +1,5 @@
-//! Standard output, where a failed write is an error with a name and a closed pipe can be told from others.
+//! Standard output, where a failed write is an error with a name and a closed pipe can be told from others; and standard error,
+//! where it is none.
 
 use std::fmt;
 use std::io::{self, Write};
@@ -7,8 +8,13 @@ use serde::Serialize;
 
 /// Writes to standard output at once.
 pub(crate) fn print(text: impl fmt::Display) -> io::Result<()> {
-    let mut out = io::stdout().lock();
-    write!(out, "{text}").and_then(|()| out.flush()).map_err(named)
+    print_with(|| write!(io::stdout().lock(), "{text}"))
+}
+
+/// The same, but `write` does it.
+pub(crate) fn print_with(write: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+    let named = |error: io::Error| io::Error::new(error.kind(), format!("cannot write to standard output: {error}"));
+    write().and_then(|()| io::stdout().flush()).map_err(named)
 }
 
 /// Writes one JSON object, on several lines, to standard output.
@@ -41,6 +47,12 @@ pub(crate) fn markdown(head: &[&str], lines: &[Vec<String>], left: &[usize]) -> 
     text
 }
 
-fn named(error: io::Error) -> io::Error {
-    io::Error::new(error.kind(), format!("cannot write to standard output: {error}"))
+/// Writes a line to standard error, if that can be: there is no other place to say that it cannot.
+pub(crate) fn tell(line: impl fmt::Display) {
+    let _ = writeln!(io::stderr(), "{line}");
+}
+
+/// How many tokens, in words.
+pub(crate) fn tokens(count: usize) -> String {
+    if count == 1 { "1 token".to_owned() } else { format!("{count} tokens") }
 }

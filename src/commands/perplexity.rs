@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::Outcome;
 use super::options::{ModelOptions, OutputOptions, Threads};
-use super::output::{print, print_json};
+use super::output::{self, print, print_json};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -51,9 +51,8 @@ impl Perplexity {
         let model = self.model.load(Settings { rows: Wanted::All, ..settings })?;
         let tokens = model.tokenizer()?.encode(&text, true)?;
         if tokens.len() < 2 {
-            let message =
-                format!("{file} has {} tokens: at least two are wanted, to predict one from the other", tokens.len());
-            return Err(message.into());
+            let count = output::tokens(tokens.len());
+            return Err(format!("{file} has {count}: at least two are wanted, to predict one from the other").into());
         }
         let measured = model.session().perplexity(&tokens)?;
         let (perplexity, mean_nll, tokens_scored) = (measured.value(), measured.mean, measured.scored);

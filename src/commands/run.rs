@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::Outcome;
 use super::options::{ModelOptions, OutputOptions, PromptOptions, SamplingOptions, Threads};
-use super::output::{print, print_json};
+use super::output::{print, print_json, tell, tokens};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -141,7 +141,7 @@ impl Run {
         let (model, summary) = (session.model(), session.summary());
         if !self.output.json {
             print("\n")?;
-            eprintln!("{}", dimmed(&self.line(model, summary)));
+            tell(dimmed(&self.line(model, summary)));
             return Ok(());
         }
         let (prompt_ids, token_ids) = session.tokens().split_at(prompt);
@@ -193,10 +193,6 @@ impl Run {
         }
         line
     }
-}
-
-fn tokens(count: usize) -> String {
-    if count == 1 { "1 token".to_owned() } else { format!("{count} tokens") }
 }
 
 fn milliseconds(time: Duration) -> String {
