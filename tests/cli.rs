@@ -55,7 +55,16 @@ const BROKEN: &[Broken] = &[
     Broken { what: "config is a list", make: |f| f.write("config.json", "[]"), names: &["config.json"] },
     Broken { what: "config is not UTF-8", make: |f| f.write("config.json", b"{\"\xff\":1}"), names: &["config.json"] },
     Broken { what: "no architectures", make: |f| f.unset("architectures"), names: &["config.json", "architectures"] },
-    Broken { what: "empty architectures", make: |f| f.set("architectures", json!([])), names: &["architectures"] },
+    Broken {
+        what: "empty architectures",
+        make: |f| f.set("architectures", json!([])),
+        names: &["`architectures`: expected a list", "found []"],
+    },
+    Broken {
+        what: "architecture outside of a list",
+        make: |f| f.set("architectures", "LlamaForCausalLM"),
+        names: &["`architectures`: expected a list", "found \"LlamaForCausalLM\""],
+    },
     Broken {
         what: "unknown architecture",
         make: |f| f.set("architectures", json!(["MambaForCausalLM"])),
@@ -74,6 +83,21 @@ const BROKEN: &[Broken] = &[
     Broken { what: "size zero", make: |f| f.set("vocab_size", 0), names: &["vocab_size"] },
     Broken { what: "absurd size", make: |f| f.set("intermediate_size", 1u64 << 60), names: &["intermediate_size"] },
     Broken { what: "absurd layers", make: |f| f.set("num_hidden_layers", 1u64 << 40), names: &["num_hidden_layers"] },
+    Broken {
+        what: "base of another type",
+        make: |f| f.set("rope_theta", "x"),
+        names: &["`rope_theta`: expected a number, found \"x\""],
+    },
+    Broken {
+        what: "negative epsilon",
+        make: |f| f.set("rms_norm_eps", -1),
+        names: &["`rms_norm_eps`: expected a number of at least 0", "found -1"],
+    },
+    Broken {
+        what: "absurd epsilon",
+        make: |f| f.set("rms_norm_eps", 1e300),
+        names: &["`rms_norm_eps`: expected a number of at least 0 and below 1", "found 1e+300"],
+    },
     Broken {
         what: "heads that do not divide",
         make: |f| f.set("num_key_value_heads", 3),

@@ -163,6 +163,7 @@ impl Architecture {
     /// # Errors
     /// A missing or unsupported key, sizes that don't fit together: each named.
     pub fn graph(&self, config: &Value, context: Option<usize>) -> Result<Graph, ModelError> {
+        check_epsilons(config)?;
         let mut config = Cow::Borrowed(config);
         if let Some(context) = context
             && config.is_object()
@@ -177,17 +178,34 @@ impl Architecture {
     /// # Errors
     /// As [`Architecture::graph`].
     pub fn context(&self, config: &Value) -> Result<Option<usize>, ModelError> {
+        check_epsilons(config)?;
         (self.context)(config)
     }
+}
+
+/// The keys of what keeps the root in a norm above 0.
+const EPSILONS: [&str; 5] = ["layer_norm_eps", "layer_norm_epsilon", "norm_eps", "norm_epsilon", "rms_norm_eps"];
+
+fn check_epsilons(config: &Value) -> Result<(), ModelError> {
+    for (key, value) in EPSILONS.iter().filter_map(|key| Some((key, config.get(key)?))) {
+        if value.as_f64().is_some_and(|epsilon| !(0.0..1.0).contains(&epsilon)) {
+            let message = format!("expected a number of at least 0 and below 1, found {value}");
+            return Err(ModelError::Invalid { keys: format!("`{key}`"), message });
+        }
+    }
+    Ok(())
 }
 
 /// The architecture that a config.json names first.
 ///
 /// # Errors
-/// None is named, or an unknown one.
+/// None is named, an unknown one, or not in a list.
 pub fn architecture_of(config: &Value) -> Result<&'static Architecture, Error> {
-    let name = config.get("architectures").and_then(|a| a.get(0)).and_then(Value::as_str);
-    let name = name.ok_or(Error::NoArchitecture)?;
+    let list = config.get("architectures").filter(|list| !list.is_null()).ok_or(Error::NoArchitecture)?;
+    let name = list.get(0).and_then(Value::as_str).ok_or_else(|| ModelError::Invalid {
+        keys: "`architectures`".to_owned(),
+        message: format!("expected a list with the name of the model's architecture, found {list}"),
+    })?;
     find(name).ok_or_else(|| Error::UnknownArchitecture { name: name.to_owned() })
 }
 

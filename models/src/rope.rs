@@ -95,15 +95,14 @@ struct Parameters {
 }
 
 impl Keys {
-    fn get<T: serde::de::DeserializeOwned>(&self, key: &str) -> Result<Option<T>, String> {
-        let value = self.0.get(key).filter(|value| !value.is_null());
-        value.map(|value| T::deserialize(value).map_err(|error| format!("`{key}`: {error}"))).transpose()
-    }
-
     /// The first of some numbers that is there, and its key.
     fn first<'k>(&self, keys: &[&'k str]) -> Result<Option<(&'k str, f32)>, String> {
-        let first = keys.iter().find_map(|key| Some(self.get(key).transpose()?.map(|number| (*key, number))));
-        first.transpose()
+        let first = keys.iter().find_map(|key| Some((*key, self.0.get(*key).filter(|value| !value.is_null())?)));
+        let number = |(key, value): (&'k str, &Value)| match value.as_f64() {
+            Some(number) => Ok((key, number as f32)),
+            None => Err(format!("`{key}`: expected a number, found {value}")),
+        };
+        first.map(number).transpose()
     }
 
     fn number(&self, key: &str) -> Result<Option<f32>, String> {
@@ -453,5 +452,6 @@ mod tests {
                 .contains("`rope_local_base_freq` is 0")
         );
         assert!(read(json!({"rope_theta": -1.0})).unwrap_err().contains("`rope_theta` is -1"));
+        assert_eq!(read(json!({"rope_theta": "x"})).unwrap_err(), "`rope_theta`: expected a number, found \"x\"");
     }
 }
