@@ -281,6 +281,11 @@ const BROKEN: &[Broken] = &[
     Broken { what: "no tokenizer", make: |f| f.remove("tokenizer.json"), names: &["tokenizer.json"] },
     Broken { what: "tokenizer cut off", make: |f| f.truncate("tokenizer.json", 1000), names: &["tokenizer.json"] },
     Broken {
+        what: "tokenizer is a pointer",
+        make: |f| f.write("tokenizer.json", "version https://git-lfs.github.com/spec/v1\n"),
+        names: &["tokenizer.json", "a pointer of Git LFS"],
+    },
+    Broken {
         what: "tokenizer is another thing",
         make: |f| f.write("tokenizer.json", "{}"),
         names: &["tokenizer.json"],
@@ -369,6 +374,7 @@ const WRONG: &[Wrong] = &[
     // what it names
     (&["run", "-m", "{out}/nowhere", "a"], 1, &["nowhere"]),
     (&["run", "-m", "Cargo.toml", "a"], 1, &["Cargo.toml"]),
+    (&["run", "-m", "models/nano/model.safetensors", "a"], 1, &["nano/model.safetensors", "give the folder"]),
     (&["run", ""], 1, &["prompt is empty"]),
     (&["run", "--ids", "5,1024"], 1, &["1024"]),
     (&["run", "-m", "tests/golden/gpt2", "-n", "1", "--ids", "383,384"], 1, &["384"]),

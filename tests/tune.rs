@@ -109,6 +109,7 @@ fn a_file_that_is_none_is_a_warning_or_an_error() {
         let told = text(&output.stderr);
         assert_eq!(output.status.code(), Some(1), "{told}");
         assert!(told.starts_with("error: ") && told.contains("schedules.json"), "{told}");
+        assert!(told.contains("remove the file"), "{told}");
         assert_eq!(fs::read_to_string(file(&cache)).unwrap(), broken, "it is not written over");
     }
 }

@@ -138,7 +138,7 @@ impl Tuned {
             }
             Err(source) => return Err(Error::Read { file: file(), source }),
         };
-        let wrong = |problem: String| Error::File { file: file(), problem };
+        let wrong = |problem| Error::File { file: file(), problem: format!("{problem}; remove the file to tune anew") };
         let contents: Contents =
             serde_json::from_slice(&text).map_err(|e| wrong(format!("holds no tuned schedules: {e}")))?;
         if contents.format != FORMAT {

@@ -123,6 +123,10 @@ impl Checkpoint {
             }
             Err(source) => Err(Error::Read { file: place, source }),
             Ok(metadata) if metadata.is_dir() => Checkpoint::open_folder(path, place),
+            Ok(_) if path.extension().is_some_and(|end| ["json", "safetensors"].iter().any(|of| end == *of)) => {
+                let problem = "not a GGUF file; of a Hugging Face model, give the folder that this file is in";
+                Err(Error::File { file: place, problem: problem.into() })
+            }
             Ok(_) => Checkpoint::of_gguf(Gguf::open(path)?),
         }
     }
@@ -261,7 +265,10 @@ impl Raw {
     }
 
     fn json(&self) -> Result<Value, Error> {
-        let wrong = |error| Error::File { file: self.file.clone(), problem: format!("not JSON: {error}") };
+        let wrong = |error| {
+            let problem = in_place_of(&self.bytes).map_or_else(|| format!("not JSON: {error}"), str::to_owned);
+            Error::File { file: self.file.clone(), problem }
+        };
         serde_json::from_slice(&self.bytes).map_err(wrong)
     }
 }
@@ -295,6 +302,20 @@ impl Json {
 
     fn wrong(&self, key: &str, problem: &str) -> Error {
         Error::Key { file: self.file.clone(), key: key.into(), problem: problem.into() }
+    }
+}
+
+/// What downloads leave in place of a file, if it is that.
+fn in_place_of(bytes: &[u8]) -> Option<&'static str> {
+    let begins = |with: &[u8]| bytes.get(..with.len()).is_some_and(|start| start.eq_ignore_ascii_case(with));
+    match () {
+        () if begins(b"version https://git-lfs") => {
+            Some("a pointer of Git LFS, in place of the file: `git lfs pull` fetches that")
+        }
+        () if begins(b"<!doctype html") || begins(b"<html") => {
+            Some("a page of HTML, in place of the file: download that anew")
+        }
+        () => None,
     }
 }
 

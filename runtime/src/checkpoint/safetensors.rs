@@ -93,6 +93,9 @@ fn check(bytes: &[u8]) -> Result<Vec<String>, Problem> {
     let Some((length, rest)) = bytes.split_first_chunk::<LENGTH>() else {
         return header(format!("truncated: {} bytes, a safetensors file starts with {LENGTH}", bytes.len()));
     };
+    if let Some(problem) = super::in_place_of(bytes) {
+        return header(problem.into());
+    }
     let length = u64::from_le_bytes(*length);
     if length > LONGEST_HEADER {
         return header(format!(

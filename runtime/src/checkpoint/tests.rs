@@ -340,8 +340,12 @@ fn what_is_not_a_checkpoint_is_refused() {
     assert_eq!(folder.error(), "./config.json: a folder; a file was expected");
 
     let folder = Folder::new(&[config]);
-    let error = Checkpoint::open(folder.path("config.json")).unwrap_err().to_string();
-    assert!(error.ends_with("config.json: not a GGUF file: it starts with \"{\\\"ar\", not \"GGUF\""), "{error}");
+    for name in ["config.json", "model.safetensors"] {
+        fs::write(folder.path(name), "{}").unwrap();
+        let error = Checkpoint::open(folder.path(name)).unwrap_err().to_string();
+        let problem = "not a GGUF file; of a Hugging Face model, give the folder that this file is in";
+        assert!(error.ends_with(&format!("{name}: {problem}")), "{error}");
+    }
     let error = Checkpoint::open(folder.path("none")).unwrap_err().to_string();
     assert!(
         error.ends_with(

@@ -10,6 +10,7 @@ use std::fmt;
 use std::ops::Range;
 
 use crate::checkpoint::dtype::Dtype;
+use crate::checkpoint::in_place_of;
 
 /// Where tensors begin is a multiple of this, unless `general.alignment` says otherwise.
 const ALIGNMENT: u64 = 32;
@@ -147,7 +148,8 @@ impl Header {
             Some(b"GGUF") => {}
             Some(other) => {
                 let start = other.escape_ascii();
-                return Err(header(format!("not a GGUF file: it starts with \"{start}\", not \"GGUF\"")));
+                let problem = || format!("not a GGUF file: it starts with \"{start}\", not \"GGUF\"");
+                return Err(header(in_place_of(bytes).map_or_else(problem, str::to_owned)));
             }
             None => return Err(header(format!("truncated: {} bytes, a GGUF file starts with 24", bytes.len()))),
         }

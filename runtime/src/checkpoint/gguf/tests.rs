@@ -300,6 +300,7 @@ fn every_malformed_field_is_named() {
     let also = small().tensor("model.norm.weight", &[1], Dtype::F32, vec![0; 4]).file();
     let cases: Vec<(Vec<u8>, &str)> = vec![
         (patched("GG", 0, b"ML"), "not a GGUF file: it starts with \"GGML\", not \"GGUF\""),
+        (b"<html><body>".to_vec(), "a page of HTML, in place of the file: download that anew"),
         (patched("GGUF", 0, &[1, 0]), "version 1 at byte 4; 2 and 3 can be read"),
         (patched("GGUF", 0, &[4, 0]), "version 4 at byte 4; 2 and 3 can be read"),
         (patched("GGUF", 0, &[0, 0, 0, 3]), "version 50331648 at byte 4; 2 and 3 can be read (a big endian file?)"),
