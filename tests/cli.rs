@@ -229,13 +229,16 @@ const BROKEN: &[Broken] = &[
         names: &["model.safetensors"],
     },
     Broken {
-        what: "weights are not numbers",
-        make: |f| {
-            let (header, data) = common::split(&fs::read(f.file("model.safetensors")).unwrap());
-            f.write("model.safetensors", common::safetensors(&header.to_string(), &vec![0xff; data.len()]));
-        },
-        names: &["NaN"],
+        what: "weights are a pointer",
+        make: |f| f.write("model.safetensors", "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"),
+        names: &["model.safetensors", "a pointer of Git LFS"],
     },
+    Broken {
+        what: "weights are a page",
+        make: |f| f.write("model.safetensors", "<!DOCTYPE html>\n<html></html>\n"),
+        names: &["model.safetensors", "a page of HTML"],
+    },
+    Broken { what: "weights are not numbers", make: without_numbers, names: &["384 of 384 logits are NaN"] },
     // shards
     Broken {
         what: "shard is missing",
@@ -301,6 +304,12 @@ const BROKEN: &[Broken] = &[
         names: &["generation_config.json", "eos_token_id"],
     },
 ];
+
+/// Puts NaN in place of all weights.
+fn without_numbers(folder: &Folder) {
+    let (header, data) = common::split(&fs::read(folder.file("model.safetensors")).unwrap());
+    folder.write("model.safetensors", common::safetensors(&header.to_string(), &vec![0xff; data.len()]));
+}
 
 #[test]
 fn broken_checkpoints_are_named() {
@@ -505,10 +514,10 @@ fn extreme_numbers_do_no_harm() {
 #[test]
 fn a_prompt_longer_than_the_context_is_refused() {
     let ids = vec!["5"; 257].join(",");
-    let output = run(&["run", "--ids", &ids]);
-    check(&output, 1, &["257", "256"]).unwrap();
-    let output = run(&["logits", "--ids", &ids, "-o", "/dev/null"]);
-    check(&output, 1, &["257", "256"]).unwrap();
+    let expected = "257 tokens do not fit into the 256 positions that the model has places for\n";
+    for arguments in [["run", "--ids", &ids].as_slice(), &["logits", "--ids", &ids, "-o", "/dev/null"]] {
+        check(&run(arguments), 1, &[expected]).unwrap();
+    }
 }
 
 #[test]
@@ -704,6 +713,15 @@ fn perplexity_scores_a_file() {
     // an untrained model of 1,024 tokens would have 6.93
     assert!(nll > 1.0 && nll < 6.0, "{nll}");
     assert!(result["tokens_scored"].as_u64().unwrap() > 10);
+}
+
+#[test]
+fn perplexity_wants_room_for_two_tokens() {
+    let folder = Folder::copy("llama3");
+    folder.set("max_position_embeddings", 1);
+    folder.write("text.txt", "To be, or not to be");
+    let output = run(&["perplexity", "-m", folder.path().to_str().unwrap(), folder.file("text.txt").to_str().unwrap()]);
+    check(&output, 1, &["at least two positions are wanted", "not the 1 of the model's context"]).unwrap();
 }
 
 #[test]

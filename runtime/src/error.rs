@@ -128,7 +128,7 @@ pub enum Error {
     #[error("the prompt is empty, and the tokenizer adds no begin token to start from: give at least one token")]
     EmptyPrompt,
     /// There are more tokens than positions.
-    #[error("{tokens} tokens do not fit: the sequence holds {past} of the {context} positions {bound}")]
+    #[error("{}", do_not_fit(*tokens, *past, *context, bound))]
     ContextFull {
         /// How many were to be added.
         tokens: usize,
@@ -164,9 +164,25 @@ pub enum Error {
         /// What was given.
         got: String,
     },
-    /// The model's output holds no number to choose a token by.
-    #[error("all {vocabulary} logits are NaN or -inf: the weights are corrupt, or a computation overflowed")]
+    /// A text has no token that others come before.
+    #[error("a text of at least two tokens is wanted, to predict one from the other; it has {}", of_tokens(*tokens))]
+    ShortText {
+        /// How many tokens it has.
+        tokens: usize,
+    },
+    /// A sequence has no room for a token that others come before.
+    #[error("at least two positions are wanted, to predict a token from the one before, not the {context} {bound}")]
+    ShortContext {
+        /// How many positions it can have.
+        context: usize,
+        /// What sets that limit.
+        bound: &'static str,
+    },
+    /// The model's output says nothing of what comes next.
+    #[error("{wrong} of {vocabulary} logits are NaN or infinite: the weights are corrupt, or a computation overflowed")]
     NoNumbers {
+        /// How many logits are no numbers.
+        wrong: usize,
         /// How many logits there are.
         vocabulary: usize,
     },
@@ -188,4 +204,14 @@ pub enum Error {
         /// Why not.
         problem: String,
     },
+}
+
+fn of_tokens(count: usize) -> String {
+    if count == 1 { "1 token".to_owned() } else { format!("{count} tokens") }
+}
+
+fn do_not_fit(tokens: usize, past: usize, context: usize, bound: &str) -> String {
+    let taken = if past == 0 { String::new() } else { format!(", of which {past} are taken") };
+    let verb = if tokens == 1 { "does" } else { "do" };
+    format!("{} {verb} not fit into the {context} positions {bound}{taken}", of_tokens(tokens))
 }

@@ -23,7 +23,7 @@ use crate::tokens::Tokenizer;
 const DEFAULT_CONTEXT: usize = 4096;
 
 /// The most positions that a sequence can have: kernels compute with them in 32-bit floats, which count no further.
-const MOST_POSITIONS: usize = 1 << 24;
+pub const MOST_POSITIONS: usize = 1 << 24;
 
 /// How weights lie in memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -226,10 +226,12 @@ impl Model {
             Error::Memory { bytes, what, source: std::io::Error::other(error) }
         })?;
 
-        let bounds = [(program.context(), "that the model has places for"), (settings.context, "of its context")];
+        let bounds =
+            [(program.context(), "that the model has places for"), (settings.context, "of the model's context")];
         let bounds = bounds.into_iter().filter_map(|(positions, bound)| Some((positions?, bound)));
-        let (context, bound) =
-            bounds.min_by_key(|(positions, _)| *positions).unwrap_or((DEFAULT_CONTEXT, "by default"));
+        let (context, bound) = bounds
+            .min_by_key(|(positions, _)| *positions)
+            .unwrap_or((DEFAULT_CONTEXT, "that the model has by default"));
         let cache = Mutex::new(Cache::new(&program.caches(), context, settings.sequences, chunk)?);
 
         let used: HashSet<String> =
@@ -284,10 +286,15 @@ impl Model {
         &self.end_tokens
     }
 
-    /// The most positions that a sequence can have: the least of what the graph has places for, what `config.json` says
-    /// the model was made for, and what the settings ask for.
+    /// The most positions that a sequence can have: the fewer of what the graph has places for and what the settings ask for.
     pub fn context(&self) -> usize {
         self.context
+    }
+
+    /// Checks that a sequence has room for a token and its successor.
+    pub(crate) fn check_pair(&self) -> Result<(), Error> {
+        let (context, bound) = (self.context, self.bound);
+        if context < 2 { Err(Error::ShortContext { context, bound }) } else { Ok(()) }
     }
 
     /// Checks that a sequence of `past` positions can grow by `tokens`.
@@ -467,7 +474,7 @@ fn portions<'a>(weights: &'a [Packed], block: &'a mut [u8]) -> Vec<Vec<Part<'a>>
     portions
 }
 
-/// Packs a part of a stretch, from `from` on. Yields some how many bytes of files were read for it.
+/// Packs a part of a stretch, from `from` on. Yields about how many bytes of files were read for it.
 fn pack_part(
     graph: &Graph,
     found: &HashMap<Place, Stored<'_>>,

@@ -49,6 +49,23 @@ impl Sampling {
     }
 }
 
+/// Checks that logits say how likely each token is: that none is NaN or inf, and some are more than -inf.
+///
+/// # Errors
+/// Says how many are no numbers.
+pub fn check_logits(logits: &[f32]) -> Result<(), Error> {
+    let (mut all_fit, mut any_counts) = (true, false);
+    for &logit in logits {
+        all_fit &= logit < f32::INFINITY;
+        any_counts |= logit > f32::NEG_INFINITY;
+    }
+    if all_fit && any_counts {
+        return Ok(());
+    }
+    let wrong = logits.iter().filter(|logit| !logit.is_finite()).count();
+    Err(Error::NoNumbers { wrong, vocabulary: logits.len() })
+}
+
 /// Chooses tokens for one sequence.
 #[derive(Clone, Debug)]
 pub struct Sampler {
@@ -98,7 +115,7 @@ impl Sampler {
             }
         }
         let Some(best) = first_of_the_largest(&self.weights) else {
-            return Err(Error::NoNumbers { vocabulary: logits.len() });
+            return Err(Error::NoNumbers { wrong: logits.len(), vocabulary: logits.len() });
         };
         let temperature = self.options.temperature;
         if temperature == 0.0 {
@@ -421,8 +438,13 @@ mod tests {
         close(&shares(random(1.0), &[f32::INFINITY, 5.0, f32::INFINITY]), &[0.5, 0.0, 0.5]);
         for none in [vec![f32::NAN; 3], vec![f32::NEG_INFINITY; 3], Vec::new()] {
             let error = sampler(random(1.0)).choose(&none).unwrap_err();
-            assert!(matches!(error, Error::NoNumbers { vocabulary } if vocabulary == none.len()));
+            assert!(matches!(error, Error::NoNumbers { wrong, .. } if wrong == none.len()));
+            assert!(check_logits(&none).is_err());
         }
+        let error = check_logits(&[f32::NAN, 0.0, f32::NEG_INFINITY]).unwrap_err().to_string();
+        assert!(error.starts_with("2 of 3 logits are NaN or infinite"), "{error}");
+        assert!(check_logits(&[f32::INFINITY, 0.0]).is_err());
+        assert!(check_logits(&[0.0, f32::NEG_INFINITY]).is_ok());
     }
 
     #[test]

@@ -8,6 +8,7 @@ use crate::Error;
 use crate::cache::Sequence;
 use crate::generate::Summary;
 use crate::model::Model;
+use crate::sample::check_logits;
 
 /// One sequence. Its pages go back to the model's cache when it is dropped.
 #[derive(Debug)]
@@ -198,10 +199,14 @@ impl<'m> Session<'m> {
     /// is cut into windows, each of which starts anew. The session is empty before and afterwards.
     ///
     /// # Errors
-    /// If there are fewer than two tokens, or one is not in the model's vocabulary.
+    /// If there are fewer than two tokens or positions, a token is not in the model's vocabulary, or logits are no numbers.
     pub fn perplexity(&mut self, tokens: &[u32]) -> Result<Perplexity, Error> {
+        if tokens.len() < 2 {
+            return Err(Error::ShortText { tokens: tokens.len() });
+        }
+        self.model.check_pair()?;
         let vocabulary = self.model.vocabulary;
-        let (mut sum, mut scored) = (0.0, 0);
+        let (mut sum, mut scored, mut checked) = (0.0, 0, Ok(()));
         for window in tokens.chunks(self.model.context()).filter(|window| window.len() > 1) {
             self.clear();
             let (last, given) = window.split_last().unwrap_or((&0, &[]));
@@ -211,16 +216,16 @@ impl<'m> Session<'m> {
             self.add(given)?;
             self.compute(Wanted::All, None, None, |first, rows| {
                 for (row, &next) in rows.chunks_exact(vocabulary).zip(&window[first + 1..]) {
+                    if checked.is_ok() {
+                        checked = check_logits(row);
+                    }
                     sum -= log_probability(row, next as usize);
                     scored += 1;
                 }
             })?;
         }
         self.clear();
-        match scored {
-            0 => Err(Error::Option { option: "text", wants: "at least two tokens", got: tokens.len().to_string() }),
-            _ => Ok(Perplexity { mean: sum / scored as f64, scored }),
-        }
+        checked.map(|()| Perplexity { mean: sum / scored as f64, scored })
     }
 
     /// Appends tokens without computing anything yet.

@@ -544,11 +544,22 @@ fn perplexity_is_the_mean_over_all_tokens_but_the_first() {
             assert!((perplexity.mean - mean).abs() < 1e-5, "{} is not {mean}", perplexity.mean);
             assert_eq!(perplexity.value(), perplexity.mean.exp());
         }
-        let error = model.session().perplexity(&[1]).unwrap_err().to_string();
-        assert_eq!(error, "option text wants at least two tokens, got 1");
+        for tokens in [&[][..], &[1]] {
+            assert!(
+                matches!(model.session().perplexity(tokens), Err(Error::ShortText { tokens: n }) if n == tokens.len())
+            );
+        }
         assert!(matches!(model.session().perplexity(&[1, 400]), Err(Error::NotInModel { id: 400, vocabulary: 400 })));
         assert!(matches!(model.session().perplexity(&[400, 1]), Err(Error::NotInModel { id: 400, vocabulary: 400 })));
     }
+    let error = |numbers: &Numbers, context| {
+        let model = load(numbers, Settings { context: Some(context), ..threads(1) });
+        model.session().perplexity(&tokens).unwrap_err().to_string()
+    };
+    let short =
+        "at least two positions are wanted, to predict a token from the one before, not the 1 of the model's context";
+    assert_eq!(error(&numbers, 1), short);
+    assert!(error(&numbers.map(|_| f32::NAN), 40).starts_with("400 of 400 logits are NaN or infinite"));
 }
 
 #[test]
@@ -598,7 +609,7 @@ fn what_cannot_be_generated_is_refused() {
     assert_eq!(refuse("".into(), &default), empty);
     assert_eq!(refuse(Prompt::Tokens(&[]), &default), empty);
     let long = "a".repeat(41);
-    let expected = "41 tokens do not fit: the sequence holds 0 of the 40 positions of its context";
+    let expected = "41 tokens do not fit into the 40 positions of the model's context";
     assert_eq!(refuse((&long).into(), &default), expected);
     let unknown = "token 400 is not in the model's vocabulary of 400 tokens";
     assert_eq!(refuse(Prompt::Tokens(&[1, 400]), &default), unknown);
@@ -613,13 +624,13 @@ fn what_cannot_be_generated_is_refused() {
     assert!(session.tokens().is_empty());
 
     session.feed(&[1; 40]).unwrap();
-    let expected = "1 tokens do not fit: the sequence holds 40 of the 40 positions of its context";
+    let expected = "1 token does not fit into the 40 positions of the model's context, of which 40 are taken";
     for error in [session.feed(&[1]), session.feed_all(&[1]), session.trace(&[1]).map(|trace| trace.logits)] {
         assert_eq!(error.unwrap_err().to_string(), expected);
     }
     session.clear();
     let short = load(&numbers, Settings { context: Some(8), ..threads(1) });
-    let expected = "9 tokens do not fit: the sequence holds 0 of the 8 positions of its context";
+    let expected = "9 tokens do not fit into the 8 positions of the model's context";
     assert_eq!(short.session().feed(&[1; 9]).unwrap_err().to_string(), expected);
     assert_eq!(short.context(), 8);
 
@@ -647,7 +658,7 @@ fn numbers_that_are_none_end_a_generation() {
     let mut session = model.session();
     let mut generation = session.generate("a", &Generate::default()).unwrap();
     let error = generation.next().unwrap().unwrap_err().to_string();
-    assert_eq!(error, "all 400 logits are NaN or -inf: the weights are corrupt, or a computation overflowed");
+    assert_eq!(error, "400 of 400 logits are NaN or infinite: the weights are corrupt, or a computation overflowed");
     assert!(generation.next().is_none());
 }
 

@@ -159,7 +159,7 @@ struct Barrier {
     /// The round's number in the upper half; in the lower, how many have arrived. One word, for it is what the workers'
     /// caches hand around.
     state: Apart<AtomicU64>,
-    /// How many have given up spinning in this round.
+    /// How many have given up spinning, and do not go on yet.
     asleep: AtomicUsize,
     poisoned: AtomicBool,
     door: Mutex<()>,

@@ -158,7 +158,9 @@ fn windows(model: &Model, tokens: &[u32], mut see: impl FnMut(usize, &[f32])) ->
     let mut session = model.session();
     for (number, tokens) in tokens.chunks(window(model)).enumerate() {
         session.clear();
-        see(number * window(model), &session.feed_all(tokens)?);
+        let logits = session.feed_all(tokens)?;
+        logits.chunks_exact(model.vocabulary()).try_for_each(runtime::check_logits)?;
+        see(number * window(model), &logits);
     }
     Ok(())
 }
