@@ -367,17 +367,23 @@ const WRONG: &[Wrong] = &[
     (&["bench", "-o", "md", "--json"], 2, &["--output", "--json"]),
     (&["bench", "-p", "0", "-n", "0"], 2, &["-p", "-n"]),
     (&["bench", "-d", "0,deep"], 2, &["--depth", "deep"]),
-    (&["bench", "-d", "256"], 2, &["-d 256"]),
-    (&["bench", "-d", "100000000000", "-p", "1"], 1, &["context", "from 1 to 16777216", "100000000001"]),
-    (&["bench", "-p", "100000000000", "-n", "0"], 1, &["context", "from 1 to 16777216", "100000000000"]),
+    (&["bench", "-d", "256"], 2, &["-d 256", "nano", "256 positions"]),
+    (&["bench", "-d", "0,9999999999999", "-p", "8"], 2, &["-p 8 after -d 9999999999999", "at most 16777216 positions"]),
+    (&["bench", "-d", "16777216"], 2, &["-d 16777216", "at most 16777216 positions"]),
+    (&["bench", "-p", "100000000000", "-n", "0"], 2, &["-p 100000000000", "at most 16777216 positions"]),
     (
         &["bench", "-b", "18446744073709551615", "--chunk", "18446744073709551615"],
-        1,
-        &["context", "18446744073709551615"],
+        2,
+        &["-b 18446744073709551615", "at most 16777216 positions"],
     ),
+    (&["bench", "-p", "9999", "-n", "0", "-r", "1"], 2, &["-p 9999", "nano", "256 positions"]),
+    (&["bench", "-n", "1", "-d", "300"], 2, &["-n 1 after -d 300", "256 positions"]),
     (&["bench", "-b", "2,0"], 2, &["--rows"]),
     (&["bench", "-b", "2", "-n", "0"], 2, &["-b", "-n"]),
     (&["bench", "-b", "9", "--chunk", "8"], 2, &["-b 9", "--chunk 8"]),
+    (&["tune", "--dry-run", "-p", "257"], 2, &["-p 257", "nano", "256 positions"]),
+    (&["tune", "--dry-run", "-p", "9", "--chunk", "8"], 2, &["-p 9", "--chunk 8"]),
+    (&["tune", "--dry-run", "-d", "225"], 2, &["-d 225 with 32 tokens", "256 positions"]),
     (&["logits", "a"], 2, &["--output"]),
     (&["perplexity"], 2, &["FILE"]),
     // what it names
@@ -393,8 +399,6 @@ const WRONG: &[Wrong] = &[
     (&["logits", "--ids", "7777", "-o", "{out}/x.safetensors"], 1, &["7777"]),
     (&["explain", "--dump", "asm", "--kernel", "nothing"], 1, &["nothing"]),
     (&["explain", "--dump", "plan", "--kernel", "nothing"], 1, &["nothing"]),
-    (&["bench", "-p", "9999", "-n", "0", "-r", "1"], 1, &["9999", "256"]),
-    (&["bench", "-n", "1", "-d", "300"], 1, &["300", "256"]),
     (&["perplexity", "{out}/nowhere.txt"], 1, &["nowhere.txt"]),
     (&["perplexity", "{out}"], 1, &["{out}"]),
     (&["perplexity", "models/nano/model.safetensors"], 1, &["model.safetensors", "UTF-8"]),
@@ -442,7 +446,7 @@ fn numbers_are_checked_before_anything_is_done() {
         "one", "1,-1",
     ];
     let (mut failures, mut taken, mut refused) = (Vec::new(), 0, 0);
-    for (command, options) in [("run", 10), ("explain", 3), ("bench", 7), ("logits", 3), ("perplexity", 2), ("tune", 5)]
+    for (command, options) in [("run", 10), ("explain", 4), ("bench", 7), ("logits", 3), ("perplexity", 2), ("tune", 5)]
     {
         let found = numeric_options(command);
         assert_eq!(found.len(), options, "{command}: {found:?}");
@@ -555,6 +559,47 @@ fn a_full_disk_is_named() {
     check(&output, 1, &["standard output"]).unwrap();
     let output = run(&["logits", "ROMEO:", "-o", "/dev/full"]);
     check(&output, 1, &["/dev/full"]).unwrap();
+}
+
+#[test]
+fn a_standard_error_that_nobody_reads_changes_nothing() {
+    for (arguments, code) in
+        [(["run", "-n", "3", "ROMEO:"].as_slice(), 0), (&["run", "-m", "nowhere", "a"], 1), (&["sing"], 2)]
+    {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let output = einfuse(arguments).stderr(writer).output().unwrap();
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}");
+    }
+}
+
+#[test]
+fn logits_that_are_no_numbers_are_an_error() {
+    let folder = Folder::copy("llama3");
+    without_numbers(&folder);
+    folder.write("text.txt", "To be, or not to be");
+    let (text, written) = (folder.file("text.txt"), folder.file("out.safetensors"));
+    for arguments in [
+        ["perplexity", text.to_str().unwrap()].as_slice(),
+        &["bench", "-p", "0", "-n", "0", "--check"],
+        &["logits", "To be", "-o", written.to_str().unwrap()],
+    ] {
+        let output = run(&[arguments, &["-m", folder.path().to_str().unwrap()]].concat());
+        check(&output, 1, &["384 of 384 logits are NaN or infinite"]).unwrap();
+        assert!(output.stdout.is_empty(), "{}", stdout(&output));
+    }
+    assert!(written.exists(), "they are written all the same");
+}
+
+#[test]
+fn a_model_without_a_tokenizer_answers_in_ids() {
+    let folder = Folder::copy("llama3");
+    folder.remove("tokenizer.json");
+    let arguments = ["run", "-m", folder.path().to_str().unwrap(), "--ids", "1,2", "-n", "3", "--temperature", "0"];
+    let object: Value = serde_json::from_str(&stdout(&run(&[&arguments[..], &["--json"]].concat()))).unwrap();
+    let ids = object["token_ids"].to_string();
+    assert_eq!(stdout(&run(&arguments)), format!("{}\n", ids.trim_matches(['[', ']'])));
+    assert!(ids.len() > 4, "{ids}");
 }
 
 #[test]

@@ -18,12 +18,17 @@ use crate::tuned::Winner;
 /// What is measured, and how often.
 #[derive(Clone, Copy, Debug)]
 pub struct Tuning {
-    /// Tokens of the prompt.
+    /// Tokens of the prompt: of one step.
     pub prompt: usize,
     /// Tokens before those that are generated.
     pub depth: usize,
     /// Rounds, in each of which everything runs.
     pub repeat: usize,
+}
+
+impl Tuning {
+    /// The most tokens that are generated.
+    pub const GENERATED: usize = STEPS * FEW;
 }
 
 /// What came out.
@@ -110,7 +115,7 @@ pub struct Trial {
     pub shape: &'static str,
     /// Its sizes.
     pub sizes: Sizes,
-    /// Tokens of the step, and positions before it.
+    /// Tokens of the step.
     pub tokens: usize,
     /// Positions before the step.
     pub past: usize,
@@ -173,23 +178,31 @@ const STEPS: usize = 8;
 const FEW: usize = 4;
 
 /// Measures a model's kernels with other schedules. The model has room for two sequences, each of the prompt, or of the
-/// depth and 32 tokens. `progress` is told how many runs are done, and of how many.
+/// depth and what is generated. `progress` is told how many runs are done, and of how many.
 ///
 /// # Errors
-/// If a sequence does not fit, or a kernel can't be compiled.
+/// If the prompt is more than a step, a sequence does not fit, or a kernel can't be compiled.
 pub fn tune(model: &Model, tuning: Tuning, mut progress: impl FnMut(usize, usize)) -> Result<Findings, Error> {
+    let Tuning { prompt, depth: past, repeat } = tuning;
+    if !(1..=model.program().options().chunk).contains(&prompt) {
+        let wants = "at least one token, and no more than go through the model at once";
+        return Err(Error::Option { option: "prompt", wants, got: prompt.to_string() });
+    }
+    model.check_room(0, prompt)?;
+    if past > 0 {
+        model.check_room(past, Tuning::GENERATED)?;
+    }
     let default = model.program().reschedule(Schedules::new())?;
-    let room = model.context();
-    let past = tuning.depth.min(room.saturating_sub(STEPS * FEW));
     let tests = [
-        Test { tokens: tuning.prompt.min(room).min(model.program().options().chunk), steps: 1, past: 0 },
+        Test { tokens: prompt, steps: 1, past: 0 },
         Test { tokens: 1, steps: STEPS, past },
         Test { tokens: FEW, steps: STEPS, past },
     ];
-    let works = tests.into_iter().filter(|test| test.past + test.tokens * test.steps <= room);
+    // a very short context has no room for several steps
+    let works = tests.into_iter().filter(|test| model.check_room(test.past, test.tokens * test.steps).is_ok());
     let works: Vec<(Test, Vec<Group>)> =
         works.map(|test| (test, groups(&default, default.batch(test.tokens, test.past)))).collect();
-    let runs = |groups: &[Group]| tuning.repeat * (2 + count(groups) + 4);
+    let runs = |groups: &[Group]| repeat * (2 + count(groups) + 4);
     let total = works.iter().filter(|(_, groups)| !groups.is_empty()).map(|(_, groups)| runs(groups)).sum();
     let mut done = 0;
     let mut tell = |runs: usize| {
@@ -200,8 +213,8 @@ pub fn tune(model: &Model, tuning: Tuning, mut progress: impl FnMut(usize, usize
     let mut findings = Findings { kernels: Vec::new(), steps: Vec::new(), trials: Vec::new(), left_out: Vec::new() };
     for (test, groups) in works.iter().filter(|(_, groups)| !groups.is_empty()) {
         let trial = Tester::new(model, &default, *test, groups)?;
-        let mut kernels = trial.search(tuning.repeat, &mut findings, &mut tell)?;
-        let steps = trial.confirm(tuning.repeat, &mut kernels, &mut findings.left_out, &mut tell)?;
+        let mut kernels = trial.search(repeat, &mut findings, &mut tell)?;
+        let steps = trial.confirm(repeat, &mut kernels, &mut findings.left_out, &mut tell)?;
         findings.steps.push(steps);
         findings.kernels.extend(kernels);
     }

@@ -8,7 +8,7 @@ use einfuse::{Model, Settings, runtime};
 use serde::Serialize;
 
 use super::check::Check;
-use super::options::{ModelOptions, OutputOptions, at_least_one, thread_count, whole_number};
+use super::options::{ModelOptions, OutputOptions, at_least_one, check_chunk, check_room, thread_count, whole_number};
 use super::output::{markdown, print, print_json};
 use super::profile::{Profile, Timed};
 use super::step;
@@ -23,23 +23,25 @@ Examples:
   einfuse bench -m ~/smollm2-135m --quant q8 -p 0 -n 0 --check
   einfuse bench -m ~/smollm2-135m -p 0 --profile
 
-`pp512` reads 512 tokens, --chunk at once, `tg128` generates 128 one after another, `@ d4096` after 4,096 others, be they
-more than the model was made for. Beside tokens per second stands what of the machine they use: generation reads weights
-and cache (GB/s, against reading a large buffer and nothing else: more than that is what a cache keeps), a prompt computes
-(GFLOP/s, against the multiplier that most weights go through, in the widest vectors or tiles that this machine's cores
-have: of f32, of pairs of bf16, of fours or pairs of bytes, of which all but the first serve codes of 8 and 4 bits;
-alone, and in registers; where keys and values go through another one, each counts for its share of the operations). Both peaks are measured before each repetition, on the same threads: machines that are
-shared have better and worse minutes. All that is shown is a mean of the repetitions.
+`pp512` reads 512 tokens, --chunk at once, `tg128` generates 128 one after another, `@ d4096` after 4,096 others, be
+they more than the model was made for, unless it has learned its positions one by one, as the embedded model has. Beside
+tokens per second stands what of the machine they use: generation reads weights and cache (GB/s, against reading a large
+buffer and nothing else: more than that is what a cache keeps), a prompt computes (GFLOP/s, against the multiplier that
+most weights go through, in the widest vectors or tiles that this machine's cores have: of f32, of pairs of bf16, of
+fours or pairs of bytes, of which all but the first serve codes of 8 and 4 bits; alone, and in registers; where keys and
+values go through another one, each counts for its share of the operations). Both peaks are measured before each
+repetition, on the same threads: machines that are shared have better and worse minutes. All that is shown is a mean of
+the repetitions.
 
 `tg 4×` goes on by 4 tokens at once, as when drafts are verified, as far as `tg` does, in runs that alternate with it. Its
 `cost` is what a step takes, where one of a single token takes 1 (medians).
 
---check reads 1,024 tokens of Shakespeare with the model as the options want it, and with the same model in f32: weights,
-cache and all. It prints the perplexity of both and their ratio, at how many positions both find the same token the
-likeliest, how far the probabilities diverge (Kullback and Leibler's measure) and the logits differ, on average and at
-most. It fails beyond these bounds on the ratio and on the share of positions, which the coarsest storage decides: f32
-1.0001, 99.9 %; bf16, in the cache too, 1.01, 97 %; q8 1.02, 93 %; q4 1.3, 60 %, which is loose: a small
-model loses much (SmolLM2-135M: 1.15, 70 %).
+--check reads 1,024 tokens of Shakespeare with the model as the options want it, and with the same model in f32:
+weights, cache and all. It prints the perplexity of both and their ratio, at how many positions both find the same token
+the likeliest, how far the probabilities diverge (Kullback and Leibler's measure) and the logits differ, on average and
+at most. It fails beyond these bounds on the ratio and on the share of positions, which the coarsest storage decides:
+f32 1.0001, 99.9 %; bf16, in the cache too, 1.01, 97 %; q8 1.02, 93 %; q4 1.3, 60 %, which is loose: a small model loses
+much.
 
 --profile repeats the tests with an eye on the clock. Of one generated token, and of one prompt, it shows for each kernel
 how often it is called, how long all its calls take, and what they use of the machine: all bytes that they read and write
@@ -202,10 +204,12 @@ impl Bench {
         if !self.rows.is_empty() && self.generate == Some(0) {
             return Err(Usage("-b goes as far as -n says, and -n is 0".to_owned()).into());
         }
-        let chunk = self.model.chunk;
-        if let Some(rows) = self.rows.iter().find(|rows| **rows > chunk) {
-            return Err(Usage(format!("-b {rows} is more than goes through the model at once: --chunk {chunk}")).into());
+        for rows in &self.rows {
+            check_chunk(&format!("-b {rows}"), rows.get(), self.model.chunk)?;
         }
+        self.check_room(|what, positions| {
+            check_room(what, positions, (runtime::MOST_POSITIONS, "a sequence has at most"))
+        })?;
         let default = NonZeroUsize::new(runtime::default_threads());
         let threads = if self.threads.is_empty() { default.into_iter().collect() } else { self.threads.clone() };
         let check = match self.check {
@@ -231,6 +235,7 @@ impl Bench {
     /// The rows of all tests with so many threads.
     fn rows(&self, threads: NonZeroUsize, rows: &mut Vec<Row>) -> Outcome {
         let model = self.load(threads)?;
+        self.check_room(|what, positions| self.model.check_room(&model, what, positions))?;
         let gauge = Gauge::new(model.team(), step::storages(&model))?;
         for &depth in &self.depth {
             let AtDepth { prompt, generated, rows: at_once } = self.at(&model, &gauge, depth)?;
@@ -245,6 +250,20 @@ impl Bench {
         Ok(())
     }
 
+    /// Checks each test that was asked for: its name, and the positions that it takes. Of the others there is to be a token.
+    fn check_room(&self, check: impl Fn(&str, usize) -> Result<(), Usage>) -> Result<(), Usage> {
+        let rows = self.rows.iter().max().map(|rows| rows.get());
+        for &depth in &self.depth {
+            for (option, tokens) in [("-p", self.prompt), ("-n", self.generate), ("-b", rows)] {
+                if let Some(tokens) = tokens.filter(|tokens| *tokens > 0) {
+                    check(&format!("{option} {tokens} after -d {depth}"), depth.saturating_add(tokens))?;
+                }
+            }
+            check(&format!("a token after -d {depth}"), depth.saturating_add(1))?;
+        }
+        Ok(())
+    }
+
     /// Loads the model for sequences as long as the tests want, even if it was made for shorter ones: their speed is
     /// measured, and two of them are kept.
     fn load(&self, threads: NonZeroUsize) -> Result<Model, einfuse::Error> {
@@ -255,9 +274,10 @@ impl Bench {
         let deepest = self.depth.iter().max().copied().unwrap_or(0);
         let rows = self.rows.iter().max().map_or(0, |rows| rows.get());
         let after = |prompt: usize, generate: usize| deepest.saturating_add(prompt.max(generate).max(rows));
-        let asked = after(self.prompt.unwrap_or(0), self.generate.unwrap_or(0));
+        let asked = after(self.prompt.unwrap_or(1), self.generate.unwrap_or(1));
         let wanted = after(self.prompt.unwrap_or(PROMPT), self.generate.unwrap_or(GENERATE));
-        let context = wanted.min(made_for.unwrap_or(wanted)).max(asked).max(1);
+        let most = made_for.filter(|made_for| asked <= *made_for).unwrap_or(runtime::MOST_POSITIONS);
+        let context = wanted.min(most);
         let settings = self.model.settings(Some(threads));
         let graph = einfuse::graph_of(&checkpoint, Some(context))?;
         self.model.announced(Settings { context: Some(context), sequences: 2, ..settings }, |settings| {
@@ -266,12 +286,9 @@ impl Bench {
     }
 
     /// Measures all tests after a depth.
-    fn at(&self, model: &Model, gauge: &Gauge<'_>, depth: usize) -> Result<AtDepth, Box<dyn std::error::Error>> {
+    fn at(&self, model: &Model, gauge: &Gauge<'_>, depth: usize) -> Result<AtDepth, runtime::Error> {
         let room = model.context().saturating_sub(depth);
         let (prompt, generate) = (self.prompt.unwrap_or(room.min(PROMPT)), self.generate.unwrap_or(room.min(GENERATE)));
-        if prompt == 0 && generate == 0 {
-            return Err(Usage(format!("nothing to measure: no token fits after -d {depth}")).into());
-        }
         // any tokens do, as long as they differ
         let longest = self.rows.iter().map(|rows| rows.get()).fold(prompt.max(generate), usize::max);
         let token = |i: usize| ((i * 7919 + 17) % model.vocabulary()) as u32;

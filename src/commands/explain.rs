@@ -12,7 +12,7 @@ use einfuse::runtime::Chosen;
 use einfuse::{Model, Rule, Settings};
 use serde_json::{Value, json};
 
-use super::options::{ModelOptions, OutputOptions, at_least_one, whole_number};
+use super::options::{ModelOptions, OutputOptions, Threads, at_least_one, check_chunk, whole_number};
 use super::output::{print, print_json};
 use super::step;
 use super::{Outcome, Usage};
@@ -60,6 +60,8 @@ pub(crate) struct Explain {
     output: OutputOptions,
     #[command(flatten)]
     model: ModelOptions,
+    #[command(flatten)]
+    threads: Threads,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -83,7 +85,7 @@ impl Explain {
             return Ok(());
         }
         let keep_text = matches!(self.dump, Some(Stage::Clif | Stage::Asm));
-        let model = self.model.load(Settings { keep_text, ..self.model.settings(None) })?;
+        let model = self.model.load(Settings { keep_text, ..self.model.settings(self.threads.threads) })?;
         self.fits(&model)?;
         if self.output.json {
             print_json(&self.object(&model)?)?;
@@ -106,19 +108,9 @@ impl Explain {
     /// Whether there can be such a step.
     fn fits(&self, model: &Model) -> Result<(), Usage> {
         let (tokens, past) = (self.tokens.get(), self.past);
-        let (context, chunk) = (model.context(), self.model.chunk.get());
-        if past.saturating_add(tokens) > context {
-            return Err(Usage(format!(
-                "--tokens {tokens} after --past {past} do not fit: {} has a context of {context} positions",
-                self.model.name()
-            )));
-        }
-        if tokens > chunk {
-            return Err(Usage(format!(
-                "--tokens {tokens} are more than go through the model at once: --chunk {chunk}"
-            )));
-        }
-        Ok(())
+        let what = format!("--tokens {tokens} after --past {past}");
+        self.model.check_room(model, &what, past.saturating_add(tokens))?;
+        check_chunk(&format!("--tokens {tokens}"), tokens, self.model.chunk)
     }
 
     /// The kernels that are asked for, with how often each runs in a step.

@@ -11,6 +11,7 @@ use einfuse::codegen::Schedules;
 use einfuse::runtime::Tuned;
 use einfuse::{Checkpoint, Error, Generate, Model, Rule, Settings, runtime};
 
+use super::Usage;
 use super::output::tell;
 use super::progress::Progress;
 
@@ -76,6 +77,11 @@ impl ModelOptions {
             None => "nano (embedded)".to_owned(),
             Some(folder) => folder.file_name().unwrap_or(folder.as_os_str()).to_string_lossy().into_owned(),
         }
+    }
+
+    /// Checks that `what` takes no more positions than the model has.
+    pub(crate) fn check_room(&self, model: &Model, what: &str, positions: usize) -> Result<(), Usage> {
+        check_room(what, positions, (model.context(), &format!("{} has a context of", self.name())))
     }
 
     /// Settings that these options stand for.
@@ -144,6 +150,22 @@ impl ModelOptions {
             })
             .unwrap_or_default()
     }
+}
+
+/// Checks that `what`, in the words of the command line, takes no more positions than there are: `of` says whose.
+pub(crate) fn check_room(what: &str, positions: usize, (room, of): (usize, &str)) -> Result<(), Usage> {
+    if positions <= room {
+        return Ok(());
+    }
+    Err(Usage(format!("{what} is more than fits: {of} {room} positions")))
+}
+
+/// Checks that a step of `what`, in the words of the command line, goes through the model at once.
+pub(crate) fn check_chunk(what: &str, tokens: usize, chunk: NonZeroUsize) -> Result<(), Usage> {
+    if tokens <= chunk.get() {
+        return Ok(());
+    }
+    Err(Usage(format!("{what} is more than goes through the model at once: --chunk {chunk}")))
 }
 
 /// In which form a command answers.

@@ -7,15 +7,15 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use einfuse::Settings;
 use einfuse::codegen::{Batch, Cpu, Tiling};
 use einfuse::runtime::{Finding, Findings, LeftOut, StepTimes, Tuned, Tuning, tune};
+use einfuse::{Model, Settings};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
-use super::Outcome;
-use super::options::{ModelOptions, OutputOptions, Threads, at_least_one, whole_number};
+use super::options::{ModelOptions, OutputOptions, Threads, at_least_one, check_chunk, whole_number};
 use super::output::{markdown, print, print_json};
+use super::{Outcome, Usage};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -38,13 +38,13 @@ winner, nothing is kept.";
 #[derive(Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Tune {
-    /// Tokens of the prompt
-    #[arg(short, long, value_name = "N", default_value = "512", value_parser = at_least_one)]
-    prompt: NonZeroUsize,
+    /// Tokens of the prompt, which goes through the model at once [default: 512, or what fits]
+    #[arg(short, long, value_name = "N", value_parser = at_least_one)]
+    prompt: Option<NonZeroUsize>,
 
-    /// Tokens before those that are generated
-    #[arg(short, long, value_name = "N", default_value = "1024", value_parser = whole_number::<usize>)]
-    depth: usize,
+    /// Tokens before those that are generated [default: 1024, or what fits]
+    #[arg(short, long, value_name = "N", value_parser = whole_number::<usize>)]
+    depth: Option<usize>,
 
     /// How many rounds: in each, everything runs once; nothing wins in fewer than 3
     #[arg(short, long, value_name = "N", default_value = "9", value_parser = at_least_one)]
@@ -80,7 +80,7 @@ impl Tune {
         let table = self.data.as_deref().map(Table::open).transpose()?;
         let settings = Settings { sequences: 2, ..self.model.settings(self.threads.threads) };
         let model = self.model.load(settings)?;
-        let tuning = Tuning { prompt: self.prompt.get(), depth: self.depth, repeat: self.repeat.get() };
+        let tuning = self.tuning(&model)?;
         let bar = ProgressBar::new(1);
         if let Ok(style) = ProgressStyle::with_template("tuning {wide_bar} {percent} %, {eta} left") {
             bar.set_style(style);
@@ -104,6 +104,31 @@ impl Tune {
             print(text(&findings, kept))?;
         }
         Ok(())
+    }
+}
+
+/// Tokens of the prompt, and before those that are generated, where nobody says.
+const PROMPT: usize = 512;
+const DEPTH: usize = 1024;
+
+impl Tune {
+    /// What is measured of a model.
+    fn tuning(&self, model: &Model) -> Result<Tuning, Usage> {
+        let (context, chunk) = (model.context(), self.model.chunk);
+        if let Some(prompt) = self.prompt {
+            let what = format!("-p {prompt}");
+            self.model.check_room(model, &what, prompt.get())?;
+            check_chunk(&what, prompt.get(), chunk)?;
+        }
+        if let Some(depth) = self.depth.filter(|depth| *depth > 0) {
+            let what = format!("-d {depth} with {} tokens after it", Tuning::GENERATED);
+            self.model.check_room(model, &what, depth.saturating_add(Tuning::GENERATED))?;
+        }
+        Ok(Tuning {
+            prompt: self.prompt.map_or(PROMPT.min(context).min(chunk.get()), NonZeroUsize::get),
+            depth: self.depth.unwrap_or(DEPTH.min(context.saturating_sub(Tuning::GENERATED))),
+            repeat: self.repeat.get(),
+        })
     }
 }
 
