@@ -385,6 +385,7 @@ const WRONG: &[Wrong] = &[
     (&["tune", "--dry-run", "-p", "9", "--chunk", "8"], 2, &["-p 9", "--chunk 8"]),
     (&["tune", "--dry-run", "-d", "225"], 2, &["-d 225 with 32 tokens", "256 positions"]),
     (&["logits", "a"], 2, &["--output"]),
+    (&["logits", "a", "-o", "-"], 2, &["-o -", "standard output"]),
     (&["perplexity"], 2, &["FILE"]),
     // what it names
     (&["run", "-m", "{out}/nowhere", "a"], 1, &["nowhere"]),

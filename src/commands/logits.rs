@@ -3,13 +3,14 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use einfuse::runtime::check_logits;
 use einfuse::{Settings, Wanted};
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Map, json};
 
-use super::Outcome;
 use super::options::{ModelOptions, OutputOptions, PromptOptions, Threads};
 use super::output::print_json;
+use super::{Outcome, Usage};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -45,6 +46,9 @@ pub(crate) struct Logits {
 
 impl Logits {
     pub(crate) fn run(&self) -> Outcome {
+        if self.file.as_os_str() == "-" {
+            return Err(Usage("-o - is no file, and standard output is no place for safetensors".to_owned()).into());
+        }
         let settings = self.model.settings(self.threads.threads);
         let model = self.model.load(Settings { rows: Wanted::All, ..settings })?;
         let tokens = self.prompt.tokens(&model)?;
@@ -73,6 +77,8 @@ impl Logits {
                 "threads": model.threads(),
             }))?;
         }
+        // what is written may show why there are none
+        trace.logits.chunks_exact(model.vocabulary()).try_for_each(check_logits)?;
         Ok(())
     }
 }

@@ -33,7 +33,7 @@ Examples:
   einfuse bench -m ~/smollm2-135m -t 1,2          how fast, beside what the machine can do
   einfuse tune -m ~/smollm2-135m                  find faster schedules for this machine, and keep them
 
-A model is a folder in Hugging Face's form: config.json, *.safetensors, tokenizer.json.
+A model is a folder in Hugging Face's form (config.json, *.safetensors, tokenizer.json), or a GGUF file.
 `einfuse <COMMAND> --help` has the options of a command.";
 
 /// Language models written as equations over named axes, fused and compiled for this CPU.

@@ -22,8 +22,8 @@ Examples:
   einfuse run -m SmolLM2-135M-Instruct.Q4_1.gguf --chat \"What is the capital of France?\"
   einfuse run -m SmolLM2-135M-Instruct.Q4_1.gguf --chat --system \"Answer in one word.\"
 
-The text goes to standard output as it is generated; how fast, in one line, to standard error. --json prints one object
-at the end, with the text, the token ids and the times in seconds.
+The text goes to standard output as it is generated, or the token ids where the model has no tokenizer; how fast, in one line,
+to standard error. --json prints one object at the end, with the text, the token ids and the times in seconds.
 
 --chat writes the messages by the model's own chat template, and stops where a turn ends. Without a PROMPT it reads the
 user's turns from standard input, one a line.";
@@ -91,7 +91,7 @@ impl Run {
         if let (false, Some(prompt)) = (self.output.json, &self.prompt.prompt) {
             print(prompt)?;
         }
-        let text = self.write(generation)?;
+        let text = self.write(&model, generation)?;
         self.finish(&session, prompt.len(), text)
     }
 
@@ -103,7 +103,7 @@ impl Run {
         let mut conversation = Conversation::new(&model, template, self.system.as_deref())?;
         let options = self.sampling.generate();
         let mut answer = |text: &str| {
-            let text = self.write(conversation.say(text, &options)?)?;
+            let text = self.write(&model, conversation.say(text, &options)?)?;
             self.finish(conversation.session(), conversation.answer(), text)
         };
         if let Some(prompt) = &self.prompt.prompt {
@@ -123,13 +123,16 @@ impl Run {
         Ok(show("\n")?)
     }
 
-    /// Prints what is generated as it comes; yields all of it.
-    fn write(&self, generation: Generation<'_, '_>) -> Result<String, Box<dyn Error>> {
+    /// Prints what is generated as it comes, as ids without a tokenizer; yields all of the text.
+    fn write(&self, model: &Model, generation: Generation<'_, '_>) -> Result<String, Box<dyn Error>> {
+        let has_text = model.tokenizer().is_ok();
         let mut text = String::new();
-        for token in generation {
+        for (nth, token) in generation.enumerate() {
             let token = token?;
-            if !self.output.json {
-                print(&token.text)?;
+            match (self.output.json, has_text) {
+                (true, _) => {}
+                (false, true) => print(&token.text)?,
+                (false, false) => print(format_args!("{}{}", if nth == 0 { "" } else { "," }, token.id))?,
             }
             text += &token.text;
         }
