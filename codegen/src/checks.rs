@@ -30,7 +30,7 @@ impl Checks {
         nodes(graph, &graph.nodes, &mut found);
         let mut context = None;
         for check in &found {
-            if crate::fuse::loads(graph, check.index).is_empty() {
+            if graph.loaded(check.index).is_empty() {
                 let tensor = graph.tensor(check.tensor);
                 let axis = tensor.axes[check.dim];
                 let Some(size) = graph.size(axis) else { continue };
@@ -61,7 +61,7 @@ impl Checks {
             let tensor = graph.tensor(check.tensor);
             let axis = tensor.axes[check.dim];
             let Some(size) = graph.size(axis) else { continue };
-            let by_token = !crate::fuse::loads(graph, check.index).is_empty();
+            let by_token = !graph.loaded(check.index).is_empty();
             for (i, &token) in tokens.iter().enumerate() {
                 let position = past + i;
                 let value = evaluate(graph, check.index, position as i64, token.into());

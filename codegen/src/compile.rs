@@ -359,7 +359,7 @@ fn identity(plan: &Plan, homes: &Homes, scope: usize, kernel: &Kernel, variant: 
     for &eq in &kernel.equations {
         let equation = plan.equations[eq];
         equations.push(plan.equation_text(eq));
-        for tensor in crate::fuse::loads(graph, equation.body).into_iter().chain([equation.out]) {
+        for tensor in graph.loaded(equation.body).into_iter().chain([equation.out]) {
             let tensor_axes = &graph.tensor(tensor).axes;
             axes.extend(tensor_axes.iter().filter_map(|&a| Some(format!("{} {}", graph.axis(a).name, graph.size(a)?))));
             if let Kind::State { .. } = graph.tensor(tensor).kind

@@ -95,7 +95,7 @@ impl Plan {
         for &e in &kernel.equations {
             let equation = self.equations[e];
             cost.flops += sizes.flops(equation);
-            for expr in reachable(&self.graph, equation.body) {
+            for expr in self.graph.reachable(equation.body) {
                 // equal expressions are one: two loads of a tensor are of different elements, as far as it has them
                 if let Expr::Load { tensor, index } = self.graph.expr(expr)
                     && loads.insert(expr)
@@ -196,22 +196,9 @@ impl<'a> Sizes<'a> {
     }
 }
 
-/// All expressions that one is made of, each once, itself included.
-fn reachable(graph: &Graph, root: ExprId) -> Vec<ExprId> {
-    let mut all = vec![root];
-    let mut known = HashSet::from([root]);
-    let mut next = 0;
-    while next < all.len() {
-        let children = graph.expr(all[next]).children();
-        all.extend(children.into_iter().filter(|&child| known.insert(child)));
-        next += 1;
-    }
-    all
-}
-
 /// Operations on floats in an expression, equal ones once.
 fn operations(graph: &Graph, root: ExprId) -> f64 {
-    let counts = reachable(graph, root).into_iter().filter(|&e| match graph.expr(e) {
+    let counts = graph.reachable(root).into_iter().filter(|&e| match graph.expr(e) {
         Expr::Unary(..) | Expr::Binary(..) => graph.type_of(e) == Type::Float,
         _ => false,
     });

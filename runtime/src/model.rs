@@ -1,6 +1,6 @@
 //! A loaded model: compiled, its weights packed, with the threads and the cache that its sequences share.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use einfuse_codegen::{
     Batch, Blocks as InBlocks, Format, Kept, Options, Packed, Program, Rule, Schedules, Values, Wanted,
 };
-use einfuse_graph::{Expr, ExprId, Graph, Kind, Node, TensorId};
+use einfuse_graph::{Graph, Kind, Node, TensorId};
 
 use crate::Error;
 use crate::cache::Cache;
@@ -348,7 +348,7 @@ fn find_weights<'a>(checkpoint: &'a Checkpoint, graph: &Graph) -> Result<HashMap
     for node in &graph.nodes {
         match node {
             Node::Layers(layers) => {
-                let read: Vec<Vec<TensorId>> =
+                let read: Vec<BTreeSet<TensorId>> =
                     layers.bodies.iter().map(|body| weights_in(graph, &body.nodes)).collect();
                 for (layer, &body) in layers.order.iter().enumerate() {
                     read[body].iter().try_for_each(|&tensor| find(tensor, Some(layer)))?;
@@ -364,26 +364,12 @@ fn find_weights<'a>(checkpoint: &'a Checkpoint, graph: &Graph) -> Result<HashMap
 }
 
 /// The weights that equations read, in order.
-fn weights_in(graph: &Graph, nodes: &[Node]) -> Vec<TensorId> {
-    let bodies = nodes.iter().filter_map(|node| match node {
-        Node::Equation { body, .. } => Some(*body),
-        Node::Append { .. } | Node::Layers(_) => None,
+fn weights_in(graph: &Graph, nodes: &[Node]) -> BTreeSet<TensorId> {
+    let read = nodes.iter().flat_map(|node| match node {
+        Node::Equation { body, .. } => graph.loaded(*body),
+        Node::Append { .. } | Node::Layers(_) => Vec::new(),
     });
-    let mut weights = Vec::new();
-    let mut open: Vec<ExprId> = bodies.collect();
-    let mut seen: HashSet<ExprId> = open.iter().copied().collect();
-    while let Some(id) = open.pop() {
-        let expr = graph.expr(id);
-        if let Expr::Load { tensor, .. } = expr
-            && matches!(graph.tensor(*tensor).kind, Kind::Weight(_))
-            && !weights.contains(tensor)
-        {
-            weights.push(*tensor);
-        }
-        open.extend(expr.children().into_iter().filter(|child| seen.insert(*child)));
-    }
-    weights.sort();
-    weights
+    read.filter(|tensor| matches!(graph.tensor(*tensor).kind, Kind::Weight(_))).collect()
 }
 
 /// How each weight is to be kept, in each layer as its file tensors there allow it.

@@ -149,44 +149,13 @@ pub(super) fn layout_order(graph: &Graph, axes: &[AxisId]) -> Vec<AxisId> {
     axes
 }
 
-/// The tensors that an expression loads, each once.
-pub(crate) fn loads(graph: &Graph, id: ExprId) -> Vec<TensorId> {
-    let mut seen = std::collections::HashSet::new();
-    let mut tensors = Vec::new();
-    let mut stack = vec![id];
-    while let Some(id) = stack.pop() {
-        if !seen.insert(id) {
-            continue;
-        }
-        let expr = graph.expr(id);
-        if let Expr::Load { tensor, .. } = expr
-            && !tensors.contains(tensor)
-        {
-            tensors.push(*tensor);
-        }
-        stack.extend(expr.children());
-    }
-    tensors
-}
-
 /// The loads of one tensor in an expression: their indices.
 pub(crate) fn loads_of(graph: &Graph, id: ExprId, wanted: TensorId) -> Vec<Vec<ExprId>> {
-    let mut seen = std::collections::HashSet::new();
-    let mut found = Vec::new();
-    let mut stack = vec![id];
-    while let Some(id) = stack.pop() {
-        if !seen.insert(id) {
-            continue;
-        }
-        let expr = graph.expr(id);
-        if let Expr::Load { tensor, index } = expr
-            && *tensor == wanted
-        {
-            found.push(index.clone());
-        }
-        stack.extend(expr.children());
-    }
-    found
+    let index = |at| match graph.expr(at) {
+        Expr::Load { tensor, index } if *tensor == wanted => Some(index.clone()),
+        _ => None,
+    };
+    graph.reachable(id).into_iter().filter_map(index).collect()
 }
 
 /// Whether every index of a load is the coordinate of the tensor's own axis.

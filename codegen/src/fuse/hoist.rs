@@ -104,22 +104,15 @@ impl Hoist<'_> {
     /// Whether an expression is the same in every layer.
     fn is_same(&self, id: ExprId) -> bool {
         let graph = &self.edit.graph;
-        super::loads(graph, id).iter().all(|t| {
+        graph.loaded(id).iter().all(|t| {
             !self.inner.contains(t) && !graph.is_layered(*t) && !matches!(graph.tensor(*t).kind, Kind::State { .. })
         })
     }
 
     fn mentions_positions(&self, id: ExprId) -> bool {
         let graph = &self.edit.graph;
-        let mut stack = vec![id];
-        let mut seen = HashSet::new();
-        while let Some(id) = stack.pop() {
-            match graph.expr(id) {
-                Expr::Coordinate(axis) if is_positions(graph, *axis) => return true,
-                expr => stack.extend(expr.children().into_iter().filter(|c| seen.insert(*c))),
-            }
-        }
-        false
+        let is_one = |at| matches!(graph.expr(at), Expr::Coordinate(axis) if is_positions(graph, *axis));
+        graph.reachable(id).into_iter().any(is_one)
     }
 
     /// Whether it computes a function worth a load.

@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use einfuse_graph::{Binary, Expr, ExprId, Graph, Kind, Node, TensorId, Unary};
 
 use super::contraction::Contraction;
-use super::edit::{Edit, is_identity, loads, loads_of};
+use super::edit::{Edit, is_identity, loads_of};
 use super::{Remark, Rule};
 
 /// An expression of at most this many additions and multiplications, with one load, is cheaper to recompute than to store
@@ -57,7 +57,7 @@ fn loaded_in(graph: &Graph, nodes: &[Node]) -> HashSet<TensorId> {
         if let Node::Layers(layers) = node {
             for body in layers.bodies.iter().flat_map(|b| &b.nodes) {
                 if let Node::Equation { body, .. } = body {
-                    all.extend(loads(graph, *body));
+                    all.extend(graph.loaded(*body));
                 }
             }
         }
@@ -82,7 +82,7 @@ fn block(
         let is_map = !matches!(edit.graph.expr(body), Expr::Reduce { .. });
         let needed = kept.contains(&out) || elsewhere.is_some_and(|e| e.contains(&out));
         let consumers: Vec<usize> = (at + 1..nodes.len())
-            .filter(|&c| matches!(nodes[c], Node::Equation { body, .. } if loads(&edit.graph, body).contains(&out)))
+            .filter(|&c| matches!(nodes[c], Node::Equation { body, .. } if edit.graph.loaded(body).contains(&out)))
             .collect();
         if !is_map || needed || consumers.is_empty() {
             at += 1;
@@ -146,7 +146,7 @@ fn worth(edit: &Edit, nodes: &[Node], out: TensorId, body: ExprId, consumers: &[
             uses += 1;
         }
     }
-    match uses <= 1 || (cost <= CHEAP && loads(graph, body).len() <= 1) {
+    match uses <= 1 || (cost <= CHEAP && graph.loaded(body).len() <= 1) {
         true => Worth::Moved,
         false => Worth::Kept(uses),
     }

@@ -34,7 +34,7 @@ pub use coded::{Blocks, Kept, Order, Storage};
 pub(crate) use contraction::factors;
 pub use contraction::{Along, Contraction};
 pub(crate) use contraction::{is_positions, is_tokens};
-pub(crate) use edit::{Edit, is_identity, loads, loads_of};
+pub(crate) use edit::{Edit, is_identity, loads_of};
 pub use online_softmax::{Fold, Operand, Stream, Weighted};
 pub use path::{Multiplications, Typical};
 pub(crate) use rows::common_rows;
@@ -411,7 +411,7 @@ impl Plan {
 
     /// The tensors whose elements an equation needs; for a state, the rows appended to it in this step.
     pub(crate) fn reads(&self, eq: EqId) -> Vec<TensorId> {
-        let mut reads = loads(&self.graph, self.equations[eq].body);
+        let mut reads = self.graph.loaded(self.equations[eq].body);
         for tensor in &mut reads {
             if let Some((&rows, _)) = self.states.iter().find(|(_, state)| *state == tensor) {
                 *tensor = rows;
@@ -423,12 +423,12 @@ impl Plan {
     /// The cache through which an equation reads a tensor, whose rows of other tokens it reads then, if it does.
     fn read_through(&self, eq: EqId, made: TensorId) -> Option<TensorId> {
         let state = *self.states.get(&made)?;
-        loads(&self.graph, self.equations[eq].body).contains(&state).then_some(state)
+        self.graph.loaded(self.equations[eq].body).contains(&state).then_some(state)
     }
 
     /// The equations that load a tensor (not its state).
     pub(crate) fn consumers(&self, tensor: TensorId) -> Vec<EqId> {
-        (0..self.equations.len()).filter(|&e| loads(&self.graph, self.equations[e].body).contains(&tensor)).collect()
+        (0..self.equations.len()).filter(|&e| self.graph.loaded(self.equations[e].body).contains(&tensor)).collect()
     }
 
     /// Whether a tensor is needed beyond the equations that load it: as the output, a layer's result or first carry, or

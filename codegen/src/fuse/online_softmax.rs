@@ -15,7 +15,7 @@
 use einfuse_graph::{AxisId, Binary, Expr, ExprId, Graph, Reduction, TensorId, Unary};
 
 use super::contraction::Contraction;
-use super::edit::{Edit, loads};
+use super::edit::Edit;
 use super::{EqId, Kernel, Plan, Remark, Rule, Shape, is_positions};
 
 /// A streamed pass over positions.
@@ -189,7 +189,7 @@ fn gather(plan: &mut Plan, kernels: &[Kernel], last: EqId, over: Contraction) ->
         let mut members = vec![last];
         let mut at = 0;
         while at < members.len() {
-            for tensor in loads(&plan.graph, plan.equations[members[at]].body) {
+            for tensor in plan.graph.loaded(plan.equations[members[at]].body) {
                 if let Some(e) = producer(plan, tensor)
                     && (along(plan, tensor) || over_positions(plan, e) || maps && is_map(plan, e))
                     && !members.contains(&e)
@@ -314,7 +314,7 @@ fn form(plan: &Plan, edit: &mut Edit, members: &[EqId], last: EqId, over: &Contr
             }
             Expr::Reduce { .. } => {
                 for (tensor, _) in &maps {
-                    if loads(&edit.graph, body).contains(tensor) {
+                    if edit.graph.loaded(body).contains(tensor) {
                         let (a, b) = (plan.quoted(equation.out), plan.quoted(*tensor));
                         return Err(format!("{a} reduces {b}, which has a value for each position"));
                     }
@@ -337,7 +337,7 @@ fn no_identity(plan: &Plan, name: &str, stat: TensorId) -> String {
 }
 
 fn mentions(graph: &Graph, id: ExprId, stats: &[TensorId]) -> Option<TensorId> {
-    loads(graph, id).into_iter().find(|t| stats.contains(t))
+    graph.loaded(id).into_iter().find(|t| stats.contains(t))
 }
 
 /// Splits `mask ? value : neutral`.

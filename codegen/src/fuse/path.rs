@@ -14,7 +14,7 @@ use std::collections::HashMap;
 use einfuse_graph::{AxisId, Expr, ExprId, Extent, Graph, Node, Reduction, TensorId};
 
 use super::contraction::factors;
-use super::edit::{Edit, is_identity, loads};
+use super::edit::{Edit, is_identity};
 use super::{Remark, Rule};
 
 /// The step that a plan is made for, where one order is better for few tokens and another for many.
@@ -333,7 +333,7 @@ impl Path<'_> {
     /// What a product reads.
     fn names(&self, factors: &[ExprId]) -> String {
         let graph = &self.edit.graph;
-        let tensors = factors.iter().flat_map(|&factor| loads(graph, factor));
+        let tensors = factors.iter().flat_map(|&factor| graph.loaded(factor));
         let mut names: Vec<String> = Vec::new();
         for tensor in tensors {
             let name = format!("`{}`", graph.tensor(tensor).name);

@@ -3,7 +3,7 @@
 
 use einfuse_graph::{Expr, TensorId};
 
-use super::{Blocks, Contraction, EqId, Kernel, Plan, Remark, Rule, Shape, is_tokens, loads, loads_of};
+use super::{Blocks, Contraction, EqId, Kernel, Plan, Remark, Rule, Shape, is_tokens, loads_of};
 
 /// A row that a kernel computes for itself has at most this many elements.
 const LONGEST: usize = 1 << 15;
@@ -55,7 +55,7 @@ fn take_weights(plan: &Plan, kernel: &mut Kernel) {
         Shape::Rows => Vec::new(),
     };
     let mut read: Vec<TensorId> =
-        kernel.equations.iter().flat_map(|&e| loads(&plan.graph, plan.equations[e].body)).collect();
+        kernel.equations.iter().flat_map(|&e| plan.graph.loaded(plan.equations[e].body)).collect();
     read.sort();
     read.dedup();
     let mut made: Vec<(EqId, TensorId)> = Vec::new();

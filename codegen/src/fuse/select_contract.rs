@@ -32,7 +32,7 @@ fn chosen(plan: &Plan, eq: EqId) -> Option<(TensorId, Vec<ExprId>)> {
     let Expr::Reduce { op: Reduction::Sum, body, .. } = graph.expr(plan.equations[eq].body) else { return None };
     factors(graph, *body).into_iter().find_map(|factor| {
         let Expr::Load { tensor, index } = graph.expr(factor) else { return None };
-        let is_chosen = |i: &ExprId| matches!(graph.expr(*i), Expr::Load { .. }) || !super::loads(graph, *i).is_empty();
+        let is_chosen = |i: &ExprId| matches!(graph.expr(*i), Expr::Load { .. }) || !graph.loaded(*i).is_empty();
         let found = graph.is_weight(*tensor) && index.iter().any(is_chosen);
         found.then(|| (*tensor, index.clone()))
     })

@@ -8,7 +8,7 @@ use std::rc::Rc;
 use einfuse_graph::{AxisId, Expr, ExprId, Graph, Kind, Node, Reduction, TensorId, Type};
 
 use super::contraction::{Contraction, factors, stored_factor};
-use super::edit::{Edit, layout_order, loads};
+use super::edit::{Edit, layout_order};
 
 /// Brings a graph into normal form. The result means the same.
 pub(super) fn split(graph: &Graph) -> Graph {
@@ -31,7 +31,7 @@ fn needed(graph: &Graph, nodes: Vec<Node>, wanted: &mut HashSet<TensorId>) -> Ve
     for mut node in nodes.into_iter().rev() {
         match &mut node {
             Node::Equation { out, .. } if !wanted.contains(out) => continue,
-            Node::Equation { body, .. } => wanted.extend(loads(graph, *body)),
+            Node::Equation { body, .. } => wanted.extend(graph.loaded(*body)),
             Node::Append { rows, .. } => {
                 wanted.insert(*rows);
             }

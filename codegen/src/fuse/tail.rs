@@ -45,7 +45,7 @@ fn check(plan: &Plan, wanted: Wanted) -> Result<(), String> {
             {
                 return Err(format!("declined: {} is reduced over the tokens", plan.quoted(equation.out)));
             }
-            for tensor in super::loads(graph, equation.body) {
+            for tensor in graph.loaded(equation.body) {
                 for index in loads_of(graph, equation.body, tensor) {
                     for (&axis, &i) in graph.tensor(tensor).axes.iter().zip(&index) {
                         if is_tokens(graph, axis) && *graph.expr(i) != Expr::Coordinate(axis) {

@@ -249,7 +249,7 @@ impl<'a> Emitter<'a> {
         let graph::Expr::Reduce { body: inner, axes, .. } = self.graph.expr(body).clone() else { return false };
         let Some(&last) = axes.last() else { return false };
         let (mut along_axis, mut along_depth) = (false, false);
-        for tensor in crate::fuse::loads(self.graph, inner) {
+        for tensor in self.graph.loaded(inner) {
             let Some(place) = self.places.get(&tensor) else { continue };
             let step = |of: AxisId| -> Vec<Step> {
                 let axes = &self.graph.tensor(tensor).axes;

@@ -89,7 +89,7 @@ pub(super) fn are_shared(cx: &Context, kernel: &Kernel, contract: &Contract) -> 
         .equations
         .iter()
         .filter(|&&q| !contract.prologue.contains(&q) && !contractions().any(|(contraction, _)| *contraction == q));
-    let read = |q: &usize| crate::fuse::loads(graph, cx.plan.equations[*q].body).iter().any(|t| computed.contains(t));
+    let read = |q: &usize| graph.loaded(cx.plan.equations[*q].body).iter().any(|t| computed.contains(t));
     let copied = |(q, c): &(_, Contraction)| {
         let row = product(cx, &c.depth) * product(cx, &c.batch);
         let stored = cx.stored(c.a);

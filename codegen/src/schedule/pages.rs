@@ -69,7 +69,7 @@ impl Homes {
             for (scope, kernels) in plan.scopes().into_iter().enumerate() {
                 let mut equations = kernels.iter().flat_map(|k| &k.equations).map(|&e| plan.equations[e]);
                 let touches = |e: crate::fuse::Equation| {
-                    let loads = crate::fuse::loads(graph, e.body);
+                    let loads = graph.loaded(e.body);
                     e.out == rows || loads.contains(&rows) || loads.contains(&state)
                 };
                 if !equations.any(touches) {

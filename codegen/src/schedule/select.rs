@@ -17,7 +17,7 @@ use super::layout::Layout;
 use super::place::Place;
 use super::rows;
 use super::weights::{Panels, Units};
-use crate::fuse::{Contract, Contraction, EqId, Kernel, Task, is_tokens, loads};
+use crate::fuse::{Contract, Contraction, EqId, Kernel, Task, is_tokens};
 use crate::loops::{
     self, Address, Arg, Buffer, Core, Elem, Encode, Expr, Format, GROUP, LANES, PANEL, Share, Stmt, Ty,
 };
@@ -337,7 +337,7 @@ fn late_equations(cx: &Context, task: &Task) -> Vec<EqId> {
     let mut late: Vec<EqId> = Vec::new();
     for &q in &task.epilogue {
         let equation = cx.plan.equations[q];
-        let reads = loads(graph, equation.body);
+        let reads = graph.loaded(equation.body);
         let reads_late = late.iter().any(|&l| reads.contains(&cx.plan.equations[l].out));
         if reads_late || !rows.iter().all(|a| graph.tensor(equation.out).axes.contains(a)) {
             late.push(q);
@@ -359,7 +359,7 @@ fn keep(
     let outputs = cx.plan.outputs(kernel);
     for q in task.equations().into_iter().filter(|q| !late.contains(q)) {
         let out = cx.plan.equations[q].out;
-        let is_read = late.iter().any(|&l| loads(graph, cx.plan.equations[l].body).contains(&out));
+        let is_read = late.iter().any(|&l| graph.loaded(cx.plan.equations[l].body).contains(&out));
         if !is_read || outputs.contains(&out) {
             continue;
         }

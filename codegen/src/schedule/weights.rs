@@ -411,7 +411,7 @@ pub(crate) fn weights(plan: &Plan, kernel: &Kernel) -> Vec<(TensorId, Option<EqI
     };
     let mut weights = Vec::new();
     for &eq in &kernel.equations {
-        for tensor in crate::fuse::loads(&plan.graph, plan.equations[eq].body) {
+        for tensor in plan.graph.loaded(plan.equations[eq].body) {
             let of = Some(eq).filter(|_| stored.contains(&(eq, tensor)));
             if plan.graph.is_weight(tensor) && !weights.contains(&(tensor, of)) {
                 weights.push((tensor, of));
