@@ -86,6 +86,16 @@ pub enum Batch {
 impl Batch {
     /// All of them.
     pub const ALL: [Batch; 4] = [Batch::One, Batch::Few, Batch::Many, Batch::Deep];
+
+    /// For how many tokens.
+    pub fn name(self) -> &'static str {
+        match self {
+            Batch::One => "one",
+            Batch::Few => "few",
+            Batch::Many => "many",
+            Batch::Deep => "deep",
+        }
+    }
 }
 
 /// A kernel of a program, for who wants to look at it.
@@ -348,12 +358,6 @@ impl Base {
 /// What the schedule of a kernel depends on, as text.
 fn identity(plan: &Plan, homes: &Homes, scope: usize, kernel: &Kernel, variant: &Variant, batch: Batch) -> String {
     let graph = &plan.graph;
-    let batch = match batch {
-        Batch::One => "one",
-        Batch::Few => "few",
-        Batch::Many => "many",
-        Batch::Deep => "deep",
-    };
     let (mut axes, mut stored) = (BTreeSet::new(), BTreeSet::new());
     let mut equations = Vec::new();
     for &eq in &kernel.equations {
@@ -374,7 +378,7 @@ fn identity(plan: &Plan, homes: &Homes, scope: usize, kernel: &Kernel, variant: 
         stored.extend(panels.map(|panels| format!("{} {}", graph.tensor(weight).name, panels.format)));
     }
     let list = |set: BTreeSet<String>| set.into_iter().collect::<Vec<_>>().join(", ");
-    format!("{batch}: {}; {}; {}", equations.join(", "), list(axes), list(stored))
+    format!("{}: {}; {}; {}", batch.name(), equations.join(", "), list(axes), list(stored))
 }
 
 /// What the compiler does not take.

@@ -27,7 +27,7 @@ pub use cpu::{Caches, Cpu};
 pub use fuse::{Kept, Order, Storage};
 pub use fuse::{Plan, Rule, Wanted};
 pub use loops::Format;
-pub use pack::{Blocks, PackError, Packed, ReadBlocks, Values, nearest};
+pub use pack::{InBlocks, PackError, Packed, ReadBlocks, Values, nearest};
 pub use program::*;
 pub use schedule::{REVISION, Sizes, Tiling};
 pub use team::{Alone, Team};

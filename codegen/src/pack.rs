@@ -43,13 +43,13 @@ pub enum Values<'a> {
         /// Reads neighbours, from an element on. Faster where they begin and end at multiples of 256, or at a row's ends.
         read: &'a dyn Fn(usize, &mut [f32]),
         /// How the elements are `scale * value + minimum`, if they are.
-        blocks: Option<Blocks<'a>>,
+        blocks: Option<InBlocks<'a>>,
     },
 }
 
 /// Elements in blocks along the last axes of a tensor's order.
 #[derive(Clone, Copy)]
-pub struct Blocks<'a> {
+pub struct InBlocks<'a> {
     /// What the values can be.
     pub grid: Grid,
     /// Reads whole blocks of neighbours, from an element on: the values, and for each block scale and minimum.
@@ -264,7 +264,7 @@ impl Piece {
 struct Part<'a> {
     values: &'a Values<'a>,
     /// The elements in blocks, where they are to be kept so.
-    blocks: Option<(Blocks<'a>, Codes)>,
+    blocks: Option<(InBlocks<'a>, Codes)>,
     storage: Format,
     /// The place of the first element of `out`.
     first: usize,
@@ -364,7 +364,7 @@ impl Move {
     }
 
     /// A tensor's blocks, where they can be kept: in rows of panels that are neighbours in the tensor.
-    fn blocks<'a>(&self, values: &Values<'a>, storage: Format) -> Option<(Blocks<'a>, Codes)> {
+    fn blocks<'a>(&self, values: &Values<'a>, storage: Format) -> Option<(InBlocks<'a>, Codes)> {
         let Values::Read { blocks: Some(blocks), .. } = values else { return None };
         let codes = storage.codes().filter(|codes| codes.holds(&blocks.grid))?;
         matches!(self.piece, Piece::Panel { row_stride: 1, .. }).then_some((*blocks, codes))

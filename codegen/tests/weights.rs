@@ -10,7 +10,7 @@ use std::ops::Range;
 use common::{Runner, distance, hold, interpreted, interpreted_with};
 use einfuse_codegen::fuse::in_parts;
 use einfuse_codegen::loops::{Codes, Element, Grid};
-use einfuse_codegen::{Blocks, Format, Kept, Options, Order, Packed, Program, Rule, Values, Wanted, nearest};
+use einfuse_codegen::{Format, InBlocks, Kept, Options, Order, Packed, Program, Rule, Values, Wanted, nearest};
 use einfuse_graph::random::random_weights;
 use einfuse_graph::{Graph, Kind, Tensor, TensorId, parse};
 
@@ -266,7 +266,7 @@ fn check(graph: &Graph, formats: &[Format], own: bool, rules: &[&[Rule]]) {
             .map(|((_, floats), (read, blocks))| Values::Read {
                 elements: floats.len(),
                 read,
-                blocks: own.then_some(Blocks { grid: Stored::of(codes).grid, read: blocks }),
+                blocks: own.then_some(InBlocks { grid: Stored::of(codes).grid, read: blocks }),
             })
             .collect();
         packed.pack(&values, 0, out).unwrap();

@@ -6,9 +6,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use einfuse_codegen::{
-    Batch, Blocks as InBlocks, Format, Kept, Options, Packed, Program, Rule, Schedules, Values, Wanted,
-};
+use einfuse_codegen::{Batch, Format, InBlocks, Kept, Options, Packed, Program, Rule, Schedules, Values, Wanted};
 use einfuse_graph::{Graph, Kind, Node, TensorId};
 
 use crate::Error;

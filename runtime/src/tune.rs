@@ -7,7 +7,6 @@
 use std::mem::take;
 use std::time::Instant;
 
-use einfuse_codegen::fuse::Shape;
 use einfuse_codegen::{Batch, Program, Schedules, Sizes, Tiling, Workspace};
 
 use crate::Error;
@@ -28,7 +27,7 @@ pub struct Tuning {
 
 impl Tuning {
     /// The most tokens that are generated.
-    pub const GENERATED: usize = STEPS * FEW;
+    pub const GENERATED: usize = STEPS * DRAFTED;
 }
 
 /// What came out.
@@ -175,7 +174,7 @@ const LEAST_NOISE: f64 = 0.01;
 const STEPS: usize = 8;
 
 /// Tokens of a step of a few.
-const FEW: usize = 4;
+const DRAFTED: usize = 4;
 
 /// Measures a model's kernels with other schedules. The model has room for two sequences, each of the prompt, or of the
 /// depth and what is generated. `progress` is told how many runs are done, and of how many.
@@ -196,7 +195,7 @@ pub fn tune(model: &Model, tuning: Tuning, mut progress: impl FnMut(usize, usize
     let tests = [
         Test { tokens: prompt, steps: 1, past: 0 },
         Test { tokens: 1, steps: STEPS, past },
-        Test { tokens: FEW, steps: STEPS, past },
+        Test { tokens: DRAFTED, steps: STEPS, past },
     ];
     // a very short context has no room for several steps
     let works = tests.into_iter().filter(|test| model.check_room(test.past, test.tokens * test.steps).is_ok());
@@ -232,11 +231,7 @@ fn groups(program: &Program, batch: Batch) -> Vec<Group> {
             None => groups.push(Group {
                 name: scopes[kernel.scope][kernel.index].name.clone(),
                 identity: kernel.identity.clone(),
-                shape: match scopes[kernel.scope][kernel.index].shape {
-                    Shape::Rows => "rows",
-                    Shape::Contract(_) => "contract",
-                    Shape::Stream(_) => "stream",
-                },
+                shape: scopes[kernel.scope][kernel.index].shape.name(),
                 sizes: kernel.sizes,
                 members: vec![member],
                 default: kernel.default,

@@ -7,7 +7,7 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use einfuse::codegen::{Batch, Cpu, Tiling};
+use einfuse::codegen::{Cpu, Tiling};
 use einfuse::runtime::{Finding, Findings, LeftOut, StepTimes, Tuned, Tuning, tune};
 use einfuse::{Model, Settings};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -132,16 +132,6 @@ impl Tune {
     }
 }
 
-/// For how many tokens.
-fn name(batch: Batch) -> &'static str {
-    match batch {
-        Batch::One => "one",
-        Batch::Few => "few",
-        Batch::Many => "many",
-        Batch::Deep => "deep",
-    }
-}
-
 /// The numbers in which two tilings differ, of the first.
 fn beside(tiling: Tiling, others: Tiling) -> String {
     let text = tiling.beside(&others);
@@ -156,7 +146,7 @@ fn text(findings: &Findings, kept: Option<&Path>) -> String {
     let line = |k: &Finding| {
         vec![
             k.name.clone(),
-            name(k.batch).to_owned(),
+            k.batch.name().to_owned(),
             format!("{:.1} µs", k.seconds * 1e6),
             beside(k.default, k.best),
             beside(k.best, k.default),
@@ -176,7 +166,7 @@ fn text(findings: &Findings, kept: Option<&Path>) -> String {
         let _ = writeln!(text, "  {what} after {past}: {default:.3} ms, with what won {found:.3} ms");
     }
     for LeftOut { kernels, batch, tilings, difference } in &findings.left_out {
-        let tokens = name(*batch);
+        let tokens = batch.name();
         let _ = writeln!(
             text,
             "\nLeft out: {kernels} ({tokens}) with {tilings}: the answer is off by {difference:.1e}, a mistake of the compiler"
@@ -194,7 +184,7 @@ fn object(model: &str, threads: usize, findings: &Findings, kept: Option<&Path>)
     let kernel = |k: &Finding| {
         json!({
             "name": k.name,
-            "tokens": name(k.batch),
+            "tokens": k.batch.name(),
             "kernel": k.identity,
             "time": k.seconds,
             "default": k.default,
@@ -206,7 +196,7 @@ fn object(model: &str, threads: usize, findings: &Findings, kept: Option<&Path>)
     };
     let left_out = |off: &LeftOut| {
         let LeftOut { kernels, batch, tilings, difference } = off;
-        json!({ "kernels": kernels, "tokens": name(*batch), "tilings": tilings, "difference": difference })
+        json!({ "kernels": kernels, "tokens": batch.name(), "tilings": tilings, "difference": difference })
     };
     let step = |s: &StepTimes| json!({ "tokens": s.tokens, "past": s.past, "default": s.default, "found": s.found });
     json!({
@@ -257,7 +247,7 @@ impl Table {
             let numbers = numbers.chain([sizes.rows, sizes.depth, sizes.columns, sizes.outer, sizes.bits]);
             let numbers = numbers.chain([tiling.block, tiling.core, tiling.prepared, tiling.tile, tiling.parts]);
             let numbers: Vec<String> = numbers.map(|number| number.to_string()).collect();
-            let (batch, shape, numbers) = (name(t.batch), t.shape, numbers.join(","));
+            let (batch, shape, numbers) = (t.batch.name(), t.shape, numbers.join(","));
             // writing to a string does not fail
             let _ = writeln!(text, "{cpu},{batch},{shape},{numbers},{:.3e},{:.4},{:.4}", t.seconds, t.ratio, t.noise);
         }

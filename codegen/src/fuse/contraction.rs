@@ -28,6 +28,11 @@ pub struct Contraction {
     pub depth: Vec<AxisId>,
 }
 
+/// Whether a tensor is computed in a step, so that it is an activation: neither stored nor kept nor given.
+pub(super) fn is_computed(graph: &Graph, tensor: TensorId) -> bool {
+    matches!(graph.tensor(tensor).kind, Kind::Value | Kind::Carry)
+}
+
 /// The factors of a product.
 pub(crate) fn factors(graph: &Graph, id: ExprId) -> Vec<ExprId> {
     match *graph.expr(id) {

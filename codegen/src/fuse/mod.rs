@@ -1,16 +1,19 @@
 //! Fusion: from equations to kernels, by named rules.
 //!
-//! Sums are brought into the best order (path), then the graph is split into equations of at most one reduction; each would be
-//! a kernel of its own. The rules then
-//! rewrite equations (hoist, inline), find the form in which they are computed (online-softmax, select-contract), group them
-//! (siblings, epilogue, rows, prologue), and note what a kernel need not visit (ranges, tail). Every grouping keeps the name of its rule, and a rule that nearly applied says
-//! why it did not.
+//! In the order of [`fuse()`]: sums are brought into the best order (path), and the graph is split into equations of at most one
+//! reduction. Weights that are kept in codes become equations over them (`coded`). What is the same in every layer moves out of the layers
+//! (hoist), and what costs less than a load into its readers (inline). Each equation is a kernel then. Cascades of reductions over positions become
+//! streams (online-softmax), which end where their masks do (ranges); contractions of a weight that a value chooses find their form
+//! (select-contract). Kernels are grouped: contractions of one activation (siblings), what follows from a tile (epilogue), passes over the same
+//! rows (rows), what comes before a contraction (prologue). What comes after the last layer's last cache is computed for the wanted rows only
+//! (tail), and what the layers hand on gets one home (`settle`). Every grouping keeps the name of its rule, and a rule that nearly applied
+//! says why it did not.
 
 use std::collections::HashMap;
 use std::fmt;
 use std::str::FromStr;
 
-use einfuse_graph::{AxisId, ExprId, Graph, Kind, Node, TensorId};
+use einfuse_graph::{AxisId, ExprId, Graph, Node, TensorId};
 
 mod carry;
 mod coded;
@@ -32,6 +35,7 @@ mod tail;
 
 pub use coded::{Blocks, Kept, Order, Storage};
 pub(crate) use contraction::factors;
+use contraction::is_computed;
 pub use contraction::{Along, Contraction};
 pub(crate) use contraction::{is_positions, is_tokens};
 pub(crate) use edit::{Edit, is_identity, loads_of};
@@ -502,14 +506,24 @@ impl Plan {
     }
 }
 
+impl Shape {
+    /// The skeleton's name.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Shape::Rows => "rows",
+            Shape::Contract(_) => "contract",
+            Shape::Stream(_) => "stream",
+        }
+    }
+}
+
 impl Contraction {
     /// Whether a contraction core can compute it: a weight without the tokens' or positions' axis, and rows evenly spaced.
     fn has_core(&self, graph: &Graph) -> bool {
         let tokens = self.rows.iter().position(|&a| is_tokens(graph, a));
         graph.is_weight(self.b)
             && graph.tensor(self.a).axes == self.activation_order(graph)
-            && !graph.is_weight(self.a)
-            && !matches!(graph.tensor(self.a).kind, Kind::State { .. } | Kind::Constant(_))
+            && is_computed(graph, self.a)
             && tokens.is_none_or(|at| at == 0)
             && !self.rows.iter().chain(&self.batch).chain(&self.depth).any(|&a| is_positions(graph, a))
             && !self.batch.iter().chain(&self.depth).any(|&a| is_tokens(graph, a))

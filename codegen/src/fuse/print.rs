@@ -4,7 +4,7 @@ use std::fmt;
 
 use einfuse_graph::print_expr;
 
-use super::{EqId, Kernel, Plan, Segment, Shape};
+use super::{EqId, Kernel, Plan, Segment};
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -46,12 +46,7 @@ impl Plan {
 
     /// A kernel as it stands in the plan's text: its equations, the rules that made it, and those that nearly did.
     pub fn kernel_text(&self, kernel: &Kernel) -> String {
-        let shape = match kernel.shape {
-            Shape::Rows => "rows",
-            Shape::Contract(_) => "contract",
-            Shape::Stream(_) => "stream",
-        };
-        let mut text = format!("  kernel {} ({shape})\n", kernel.name);
+        let mut text = format!("  kernel {} ({})\n", kernel.name, kernel.shape.name());
         for &eq in kernel.equations.iter().chain(&kernel.weights) {
             let state = self.states.get(&self.equations[eq].out);
             let state = state.map(|&s| format!(", appended to {}", self.graph.tensor(s).name));

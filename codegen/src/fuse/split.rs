@@ -5,9 +5,9 @@
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 
-use einfuse_graph::{AxisId, Expr, ExprId, Graph, Kind, Node, Reduction, TensorId, Type};
+use einfuse_graph::{AxisId, Expr, ExprId, Graph, Node, Reduction, TensorId, Type};
 
-use super::contraction::{Contraction, factors, stored_factor};
+use super::contraction::{Contraction, factors, is_computed, stored_factor};
 use super::edit::{Edit, layout_order};
 
 /// Brings a graph into normal form. The result means the same.
@@ -124,7 +124,7 @@ impl Splitter {
         let order = match Contraction::of(&edit.graph, out, whole) {
             Some(c) if c.is_over_positions(&edit.graph) || c.expands_state(&edit.graph) => return pair,
             Some(c)
-                if c.activation_order(&edit.graph) == edit.graph.tensor(c.a).axes && !is_weight(&edit.graph, c.a) =>
+                if c.activation_order(&edit.graph) == edit.graph.tensor(c.a).axes && is_computed(&edit.graph, c.a) =>
             {
                 return pair;
             }
@@ -213,8 +213,4 @@ fn mask_activation(edit: &mut Edit, summed: &[AxisId], inner: ExprId) -> ExprId 
     let activation = edit.product(&all);
     let activation = edit.intern(Expr::Select { mask, then: activation, otherwise });
     edit.product(&[activation, stored])
-}
-
-fn is_weight(graph: &Graph, tensor: TensorId) -> bool {
-    graph.is_weight(tensor) || matches!(graph.tensor(tensor).kind, Kind::Constant(_) | Kind::State { .. } | Kind::Input)
 }

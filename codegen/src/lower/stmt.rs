@@ -428,7 +428,8 @@ impl Lowerer<'_> {
     }
 }
 
-fn collect_set(body: &[Stmt], set: &mut Vec<Var>) {
+/// The variables that a block sets.
+pub(super) fn collect_set(body: &[Stmt], set: &mut Vec<Var>) {
     for stmt in body {
         match stmt {
             Stmt::Set(var, _) => set.push(*var),
@@ -449,6 +450,7 @@ fn collect_set(body: &[Stmt], set: &mut Vec<Var>) {
     }
 }
 
+/// The variables that a block defines.
 fn collect_defined(body: &[Stmt], defined: &mut Vec<Var>) {
     for stmt in body {
         match stmt {

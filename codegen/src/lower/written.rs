@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use super::affine::Affine;
 use super::expr::Yield;
+use super::stmt::collect_set;
 use crate::loops::{Address, Binary, Buffer, Elem, Encode, Expr, Exps, LANES, PANEL, Stmt, Unary, Unpack, Var};
 
 /// The kinds of buffers, which do not overlap; and where one begins, as those do not that begin elsewhere.
@@ -72,8 +73,10 @@ pub(super) struct Written(Vec<(Kind, Option<Span>)>);
 impl Written {
     /// Of a loop's body, before it is lowered, with the variables as they are there.
     pub(super) fn by(body: &[Stmt], counter: (Var, Option<Span>), vars: &[Option<Yield>]) -> Self {
-        let mut walk = Walk { vars, set: HashSet::new(), inside: HashMap::from([counter]), written: Vec::new() };
-        walk.find_set(body);
+        let mut set = Vec::new();
+        collect_set(body, &mut set);
+        let inside = HashMap::from([counter]);
+        let mut walk = Walk { vars, set: set.into_iter().collect(), inside, written: Vec::new() };
         walk.block(body);
         Written(walk.written)
     }
@@ -106,22 +109,6 @@ struct Walk<'a> {
 }
 
 impl Walk<'_> {
-    fn find_set(&mut self, body: &[Stmt]) {
-        for stmt in body {
-            match stmt {
-                Stmt::Set(var, _) => {
-                    self.set.insert(*var);
-                }
-                Stmt::For { body, .. } | Stmt::Parallel { body, .. } => self.find_set(body),
-                Stmt::If { then, otherwise, .. } => {
-                    self.find_set(then);
-                    self.find_set(otherwise);
-                }
-                _ => {}
-            }
-        }
-    }
-
     fn block(&mut self, body: &[Stmt]) {
         for stmt in body {
             match stmt {

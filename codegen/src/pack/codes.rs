@@ -5,13 +5,13 @@ use std::ops::Range;
 
 use half::bf16;
 
-use super::{Blocks, RUN, SCALES, Values};
+use super::{InBlocks, RUN, SCALES, Values};
 use crate::loops::{Codes, Element, Format, PANEL};
 
 /// Stores the rows of a column of a panel in their own blocks. What is there is zero.
 pub(super) fn write_codes(
     codes: Codes,
-    blocks: &Blocks<'_>,
+    blocks: &InBlocks<'_>,
     source: usize,
     rows: usize,
     column: usize,
@@ -348,7 +348,7 @@ mod tests {
                 holding += 1;
                 let (format, rows, column) = (Format::Codes(codes), 960, 5);
                 let mut panel = vec![0; format.panel(rows)];
-                write_codes(codes, &Blocks { grid, read: &read }, 64, rows, column, &mut panel);
+                write_codes(codes, &InBlocks { grid, read: &read }, 64, rows, column, &mut panel);
                 for k in 0..rows {
                     let block = &panel[format.rows(k)..];
                     let [scale, minimum] = scale(64 + k);

@@ -73,13 +73,11 @@ pub(super) fn append(cx: &Context, kernel: &Kernel) -> loops::Kernel {
         let count = tokens.len.map_or(tokens.to - tokens.from.clone(), Expr::from);
         e.note(format!("{} as {}", super::emit::graph_name(&cx.plan.graph, out), Format::Codes(rows.coded.codes)));
         e.parallel(count * each, Share::Blocks, |e, at| {
-            let mut index = vec![e.int(at.clone().div(each) + tokens.from)];
-            let mut rest = e.int(at.rem(each));
-            for dim in (1..axes.len()).rev() {
-                let first = e.int(rest.clone().rem(counts[dim]) * rows.shared[dim]);
-                index.insert(1, first);
-                rest = rest.div(counts[dim]);
-            }
+            let digits = e.digits(at, &counts);
+            let firsts = digits.into_iter().zip(&rows.shared).enumerate().map(|(dim, (digit, &shared))| {
+                e.int(if dim == 0 { digit + tokens.from.clone() } else { digit * shared })
+            });
+            let index = firsts.collect();
             encode(&rows, from, index, e);
         });
     }

@@ -201,10 +201,9 @@ fn choose(
 
 /// Binds the columns of a unit.
 pub(super) fn enter(units: &Units, unit: &Expr, scope: &mut Scope, e: &mut Emitter) {
-    let mut rest = unit.clone();
-    for &(axis, count) in units.digits.iter().rev() {
-        let digit = e.int(if units.digits.len() == 1 { rest.clone() } else { rest.clone().rem(count) });
-        rest = rest.div(count);
+    let counts: Vec<usize> = units.digits.iter().map(|(_, count)| *count).collect();
+    let digits = e.digits(unit.clone(), &counts);
+    for (&(axis, _), digit) in units.digits.iter().zip(digits) {
         if axis == units.lane {
             let width = units.joined * PANEL;
             let from = e.int(digit * width);
@@ -341,7 +340,7 @@ fn cores(
 pub(super) fn flat(place: &Place) -> Buffer {
     match &place.memory {
         super::place::Memory::Flat(buffer) => buffer.clone(),
-        super::place::Memory::Paged { .. } => Buffer::Scratch(0),
+        super::place::Memory::Paged { .. } => unreachable!("only caches have pages, and none is a tile's"),
     }
 }
 

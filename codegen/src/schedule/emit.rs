@@ -565,6 +565,19 @@ impl<'a> Emitter<'a> {
         self.free.entry(id).or_insert_with(|| graph.free_axes(id))
     }
 
+    /// The digits of a number that counts so many of each, the last the fastest. The first goes on.
+    pub(super) fn digits(&mut self, number: Expr, counts: &[usize]) -> Vec<Expr> {
+        let mut rest = number;
+        let mut digits = Vec::new();
+        for (nth, &count) in counts.iter().enumerate().rev() {
+            let digit = if nth == 0 { rest.clone() } else { rest.clone().rem(count) };
+            rest = rest.div(count);
+            digits.push(self.int(digit));
+        }
+        digits.reverse();
+        digits
+    }
+
     /// How an index changes from lane to lane.
     fn step(&mut self, scope: &Scope, id: GExpr) -> Step {
         let Some((axis, aligned)) = scope.vector else { return Step::Still };

@@ -40,14 +40,9 @@ pub(super) fn per_token(cx: &Context, c: &Contraction) -> usize {
 /// The coordinates of a row, numbered within its token, along the axes of the rows beside the tokens.
 fn coordinates(cx: &Context, c: &Contraction, row: &Expr, e: &mut Emitter) -> HashMap<AxisId, Expr> {
     let axes = inner_rows(cx, c);
-    let mut rest = row.clone();
-    let mut at = HashMap::new();
-    for (nth, &axis) in axes.iter().enumerate().rev() {
-        let digit = if nth == 0 { rest.clone() } else { rest.clone().rem(size(cx, axis)) };
-        rest = rest.div(size(cx, axis));
-        at.insert(axis, e.int(digit));
-    }
-    at
+    let counts: Vec<usize> = axes.iter().map(|&axis| size(cx, axis)).collect();
+    let digits = e.digits(row.clone(), &counts);
+    axes.into_iter().zip(digits).collect()
 }
 
 /// What a row chooses, kept within the axis.

@@ -190,15 +190,10 @@ pub(super) fn schedule(cx: &Context, kernel: &Kernel, stream: &Stream, partial: 
 
 /// Coordinates of the outer axes out of their number.
 fn outer_scope(cx: &Context, shape: &Shape, number: Expr, e: &mut Emitter) -> Scope {
+    let counts: Vec<usize> = shape.outer.iter().map(|&a| cx.plan.graph.size(a).unwrap_or(1)).collect();
+    let number = e.int(number);
     let mut scope = Scope::default();
-    let mut rest = e.int(number);
-    for (i, &a) in shape.outer.iter().enumerate().rev() {
-        let count = cx.plan.graph.size(a).unwrap_or(1);
-        let digit = if i == 0 { rest.clone() } else { rest.clone().rem(count) };
-        let digit = e.int(digit);
-        scope.at.insert(a, digit);
-        rest = rest.div(count);
-    }
+    scope.at.extend(shape.outer.iter().copied().zip(e.digits(number, &counts)));
     scope
 }
 
