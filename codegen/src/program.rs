@@ -385,7 +385,8 @@ impl Program {
         step: Step<'_>,
         team: &dyn Team,
     ) -> Result<(), StepError> {
-        self.prepare(weights, workspace, &step, team)?;
+        self.check(weights, workspace, &step, team)?;
+        self.prepare(weights, workspace, &step);
         let tokens = step.tokens.len();
         let batch = self.batch(tokens, step.past);
         let calls = self.sequence(batch);
@@ -432,7 +433,7 @@ impl Program {
                     look(begins);
                 }
                 let started = times.is_some().then(Instant::now);
-                // SAFETY: `prepare` has checked the sizes of weights, pages and tokens against what the plan asks for, and that the
+                // SAFETY: `check` has checked the sizes of weights, pages and tokens against what the plan asks for, and that the
                 // workspace was made for this program; and the schedule keeps every access within the homes it was given.
                 // `meet` orders the writes of each kernel before the reads of the next.
                 unsafe {
@@ -483,14 +484,8 @@ impl Program {
         rows.then(|| (at, rest.iter().filter_map(|&a| graph.size(a)).product()))
     }
 
-    /// Checks the step and fills the frame and the tables.
-    fn prepare(
-        &self,
-        weights: &[u8],
-        workspace: &mut Workspace,
-        step: &Step<'_>,
-        team: &dyn Team,
-    ) -> Result<(), StepError> {
+    /// Checks a step; nothing has been changed yet.
+    fn check(&self, weights: &[u8], workspace: &Workspace, step: &Step<'_>, team: &dyn Team) -> Result<(), StepError> {
         let tokens = step.tokens.len();
         let memory = |text: String| Err(StepError::Memory(text));
         if tokens == 0 {
@@ -528,7 +523,7 @@ impl Program {
         if step.caches.len() != self.homes().groups.len() {
             return memory(format!("{} page tables, {} are wanted", step.caches.len(), self.homes().groups.len()));
         }
-        for ((group, table), addresses) in self.homes().groups.iter().zip(&step.caches).zip(&mut workspace.pages) {
+        for (group, table) in self.homes().groups.iter().zip(&step.caches) {
             let wanted = end.div_ceil(PAGE);
             if !table.memory.as_ptr().addr().is_multiple_of(64) {
                 return memory("a pool of pages does not begin at a multiple of 64".to_owned());
@@ -536,15 +531,21 @@ impl Program {
             if table.pages.len() < wanted {
                 return memory(format!("a sequence of {end} positions has {} pages, not {wanted}", table.pages.len()));
             }
+            let is_beyond = |page: &&u32| (**page as usize + 1) * group.page_bytes > table.memory.len();
+            if let Some(page) = table.pages.iter().find(is_beyond) {
+                return memory(format!("page {page} is beyond the pool of {} bytes", table.memory.len()));
+            }
+        }
+        Ok(())
+    }
+
+    /// Fills the frame and the tables for a step that was checked.
+    fn prepare(&self, weights: &[u8], workspace: &mut Workspace, step: &Step<'_>) {
+        let tokens = step.tokens.len();
+        for ((group, table), addresses) in self.homes().groups.iter().zip(&step.caches).zip(&mut workspace.pages) {
             let base = table.memory.as_ptr().expose_provenance();
             addresses.clear();
-            for &page in table.pages {
-                let at = page as usize * group.page_bytes;
-                if at + group.page_bytes > table.memory.len() {
-                    return memory(format!("page {page} is beyond the pool of {} bytes", table.memory.len()));
-                }
-                addresses.push((base + at) as u64);
-            }
+            addresses.extend(table.pages.iter().map(|&page| (base + page as usize * group.page_bytes) as u64));
         }
         let base = weights.as_ptr().expose_provenance();
         if workspace.weights != base {
@@ -574,7 +575,6 @@ impl Program {
             frame[group.slot] = addresses.as_ptr().expose_provenance() as u64;
         }
         workspace.output = self.locate_output(self.batch(tokens, step.past), tokens, step.first);
-        Ok(())
     }
 
     /// Where in the arena the wanted rows of the output lie, in floats.
