@@ -294,7 +294,7 @@ fn contexts_are_used_to_their_end() {
             session.feed(&ids[..cut]).unwrap();
             let logits = session.feed(&ids[cut..]).unwrap();
             let error = session.feed(&[3]).unwrap_err().to_string();
-            let expected = format!("1 token does not fit into the {made_for} positions");
+            let expected = format!("{} tokens do not fit into the {made_for} positions", made_for + 1);
             assert!(error.starts_with(&expected), "{name}: {error}");
             logits
         };

@@ -29,5 +29,5 @@ pub use fuse::{Plan, Rule, Wanted};
 pub use loops::Format;
 pub use pack::{InBlocks, PackError, Packed, ReadBlocks, Values, nearest};
 pub use program::*;
-pub use schedule::{REVISION, Sizes, Tiling};
+pub use schedule::{MOST_POSITIONS, REVISION, Sizes, Tiling};
 pub use team::{Alone, Team};

@@ -128,7 +128,7 @@ pub enum Error {
     #[error("the prompt is empty, and the tokenizer adds no begin token to start from: give at least one token")]
     EmptyPrompt,
     /// There are more tokens than positions.
-    #[error("{}", do_not_fit(*tokens, *past, *context, bound))]
+    #[error("{} tokens do not fit into the {context} positions {bound}{}", past.saturating_add(*tokens), taken(*past))]
     ContextFull {
         /// How many were to be added.
         tokens: usize,
@@ -165,7 +165,7 @@ pub enum Error {
         got: String,
     },
     /// A text has no token that others come before.
-    #[error("a text of at least two tokens is wanted, to predict one from the other; it has {}", of_tokens(*tokens))]
+    #[error("a text of at least two tokens is wanted, to predict one from the other; this one has {tokens}")]
     ShortText {
         /// How many tokens it has.
         tokens: usize,
@@ -206,12 +206,6 @@ pub enum Error {
     },
 }
 
-fn of_tokens(count: usize) -> String {
-    if count == 1 { "1 token".to_owned() } else { format!("{count} tokens") }
-}
-
-fn do_not_fit(tokens: usize, past: usize, context: usize, bound: &str) -> String {
-    let taken = if past == 0 { String::new() } else { format!(", of which {past} are taken") };
-    let verb = if tokens == 1 { "does" } else { "do" };
-    format!("{} {verb} not fit into the {context} positions {bound}{taken}", of_tokens(tokens))
+fn taken(past: usize) -> String {
+    if past == 0 { String::new() } else { format!(", of which {past} are taken") }
 }

@@ -43,7 +43,7 @@ pub use checkpoint::fuzz;
 pub use checkpoint::{Blocks, Change, Chat, Checkpoint, Codes, Dtype, Embedded, Groups, Numbers, Stored, Tiles};
 pub use error::Error;
 pub use generate::{Generate, Generation, Prompt, Stop, Summary, Token};
-pub use model::{CacheType, MOST_POSITIONS, Model, Precision, Progress, Quant, Settings};
+pub use model::{CacheType, Model, Precision, Progress, Quant, Settings};
 pub use sample::{Sampler, Sampling, check_logits};
 pub use session::{Chosen, Perplexity, Session, Trace};
 pub use threads::{MOST_THREADS, Threads, default_threads};

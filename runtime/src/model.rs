@@ -6,7 +6,9 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use einfuse_codegen::{Batch, Format, InBlocks, Kept, Options, Packed, Program, Rule, Schedules, Values, Wanted};
+use einfuse_codegen::{
+    Batch, Format, InBlocks, Kept, MOST_POSITIONS, Options, Packed, Program, Rule, Schedules, Values, Wanted,
+};
 use einfuse_graph::{Graph, Kind, Node, TensorId};
 
 use crate::Error;
@@ -19,9 +21,6 @@ use crate::tokens::Tokenizer;
 
 /// The context of a model of which nobody says how long a text it can read.
 const DEFAULT_CONTEXT: usize = 4096;
-
-/// The most positions that a sequence can have: kernels compute with them in 32-bit floats, which count no further.
-pub const MOST_POSITIONS: usize = 1 << 24;
 
 /// How weights lie in memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

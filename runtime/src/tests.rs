@@ -624,7 +624,7 @@ fn what_cannot_be_generated_is_refused() {
     assert!(session.tokens().is_empty());
 
     session.feed(&[1; 40]).unwrap();
-    let expected = "1 token does not fit into the 40 positions of the model's context, of which 40 are taken";
+    let expected = "41 tokens do not fit into the 40 positions of the model's context, of which 40 are taken";
     for error in [session.feed(&[1]), session.feed_all(&[1]), session.trace(&[1]).map(|trace| trace.logits)] {
         assert_eq!(error.unwrap_err().to_string(), expected);
     }

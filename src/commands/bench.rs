@@ -4,7 +4,7 @@ use std::num::NonZeroUsize;
 use std::time::Instant;
 
 use clap::{Args, ValueEnum};
-use einfuse::{Model, Settings, runtime};
+use einfuse::{Model, Settings, codegen, runtime};
 use serde::Serialize;
 
 use super::check::Check;
@@ -208,7 +208,7 @@ impl Bench {
             check_chunk(&format!("-b {rows}"), rows.get(), self.model.chunk)?;
         }
         self.check_room(|what, positions| {
-            check_room(what, positions, (runtime::MOST_POSITIONS, "a sequence has at most"))
+            check_room(what, positions, (codegen::MOST_POSITIONS, "a sequence has at most"))
         })?;
         let default = NonZeroUsize::new(runtime::default_threads());
         let threads = if self.threads.is_empty() { default.into_iter().collect() } else { self.threads.clone() };
@@ -276,7 +276,7 @@ impl Bench {
         let after = |prompt: usize, generate: usize| deepest.saturating_add(prompt.max(generate).max(rows));
         let asked = after(self.prompt.unwrap_or(1), self.generate.unwrap_or(1));
         let wanted = after(self.prompt.unwrap_or(PROMPT), self.generate.unwrap_or(GENERATE));
-        let most = made_for.filter(|made_for| asked <= *made_for).unwrap_or(runtime::MOST_POSITIONS);
+        let most = made_for.filter(|made_for| asked <= *made_for).unwrap_or(codegen::MOST_POSITIONS);
         let context = wanted.min(most);
         let settings = self.model.settings(Some(threads));
         let graph = einfuse::graph_of(&checkpoint, Some(context))?;

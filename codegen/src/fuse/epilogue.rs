@@ -137,9 +137,7 @@ fn join(plan: &Plan, contract: &Contract, eq: EqId) -> Result<(Vec<usize>, Task)
         return Err(format!("it does not have the axis {}", name(a)));
     }
     let mut tiles = touched.iter().flat_map(|&t| contract.tasks[t].equations());
-    if let Some(cache) = tiles.find_map(|e| plan.read_through(eq, plan.equations[e].out)) {
-        return Err(format!("it reads other tokens' rows of {}", plan.quoted(cache)));
-    }
+    tiles.try_for_each(|e| plan.check_own_rows(eq, plan.equations[e].out))?;
     if !whole.is_empty() && first.cols.iter().all(|a| whole.contains(a)) {
         return Err("it needs the result's whole rows in one tile".to_owned());
     }

@@ -424,10 +424,14 @@ impl Plan {
         reads
     }
 
-    /// The cache through which an equation reads a tensor, whose rows of other tokens it reads then, if it does.
-    fn read_through(&self, eq: EqId, made: TensorId) -> Option<TensorId> {
-        let state = *self.states.get(&made)?;
-        self.graph.loaded(self.equations[eq].body).contains(&state).then_some(state)
+    /// Refuses an equation that reads a tensor through its cache, where rows of other tokens are.
+    fn check_own_rows(&self, eq: EqId, made: TensorId) -> Result<(), String> {
+        match self.states.get(&made) {
+            Some(&cache) if self.graph.loaded(self.equations[eq].body).contains(&cache) => {
+                Err(format!("it reads other tokens' rows of {}", self.quoted(cache)))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The equations that load a tensor (not its state).

@@ -94,9 +94,7 @@ fn chain(plan: &Plan, first: &Kernel, second: &Kernel) -> Result<Vec<AxisId>, St
         }
         for &p in &equations {
             let made = plan.equations[p].out;
-            if let Some(cache) = plan.read_through(e, made) {
-                return Err(format!("it reads other tokens' rows of {}", plan.quoted(cache)));
-            }
+            plan.check_own_rows(e, made)?;
             for index in loads_of(graph, equation.body, made) {
                 for (&axis, &i) in graph.tensor(made).axes.iter().zip(&index) {
                     if rows.contains(&axis) && *graph.expr(i) != Expr::Coordinate(axis) {

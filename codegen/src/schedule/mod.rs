@@ -36,8 +36,9 @@ use weights::Variant;
 /// The number of this way to write kernels: another one where a kernel's best tiling may be another than it was.
 pub const REVISION: u32 = 18;
 
-/// The most positions that a sequence can have: differences of two, and sums of some, fit into a lane.
-pub(crate) const MOST_POSITIONS: usize = 1 << 28;
+/// The most positions that a sequence can have: kernels compute with them in 32-bit floats, which count no further, and with
+/// differences and sums of some in lanes of 32 bits.
+pub const MOST_POSITIONS: usize = 1 << 24;
 
 /// How many rows a program's kernels are made for.
 #[derive(Clone, Debug, PartialEq)]
