@@ -17,8 +17,8 @@ const ITERATIONS: usize = 10_000;
 /// What multiplies and adds in a contraction, in the widest vectors that this machine's cores have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Multiplier {
-    /// How what it multiplies is stored: `F32`; `Bf16`, in pairs; `Q8`, bytes of which four products are added at once; or `Q4`, of
-    /// which pairs are, as numbers of 16 bits.
+    /// How what it multiplies is stored: `F32`; `Bf16`, in pairs; `Q8`, bytes of which four products are added at once; `Q4`, of
+    /// which pairs are, as numbers of 16 bits; or words, in pairs.
     pub format: Format,
     /// Bits of its vectors.
     pub bits: u32,
@@ -33,6 +33,7 @@ impl fmt::Display for Multiplier {
             Format::Bf16 => "pairs of bf16",
             Format::Q4 => "pairs of bytes",
             Format::Codes(_) => "fours of bytes",
+            Format::Words(_) => "pairs of words",
         };
         match self.tiles {
             true => write!(f, "{what} in tiles"),
@@ -75,7 +76,8 @@ impl MultiplyAdds {
             Format::F32 => vec![Format::F32],
             Format::Bf16 => vec![Format::Bf16, Format::F32],
             Format::Codes(_) if target.cores().sums_halves(panels) => vec![Format::Q4, Format::F32],
-            Format::Codes(_) => vec![Format::Q8, Format::F32],
+            Format::Codes(_) => vec![target.cores().words_by(panels).unwrap_or(Format::Q8), Format::F32],
+            Format::Words(_) => vec![panels, Format::F32],
         };
         for format in formats {
             if let Some(Multiplying { code, sums, steps, tiles }) = multiplying(format, target, ITERATIONS)? {

@@ -57,12 +57,13 @@ fn actual(cores: Cores, kernel: &Kernel, memory: &Memory) -> (Memory, Vec<String
     (actual, functions.map(str::to_owned).collect())
 }
 
-/// Whether a machine with these cores has a wider one for the operands.
+/// Whether a machine with these cores has a wider one for the operands, or encodes rows in wider vectors.
 fn is_wide(cores: Cores, a: Format) -> bool {
     let multiplies = match a {
         Format::F32 => true,
         Format::Bf16 => cores.bf16,
         Format::Codes(_) => cores.bytes.is_some(),
+        Format::Words(_) => cores.bytes == Some(ByteProducts::Avx2),
     };
     cores.bits > 128 && multiplies
 }
@@ -217,7 +218,9 @@ fn shapes(formats: (Format, Format), rows: &[usize], depths: &[usize]) {
 /// Products of the greatest and of the least codes, which add up to the most that sums have to hold.
 #[test]
 fn sums_have_room_for_the_greatest_products() {
-    for format in Format::ALL.into_iter().filter(|format| format.is_coded()) {
+    let coded = Format::ALL.into_iter().filter(|format| format.codes().is_some());
+    let both = |format: Format| [Some(format), format.words()].into_iter().flatten().map(move |rows| (rows, format));
+    for (rows, format) in coded.flat_map(both) {
         let codes = format.codes().unwrap();
         let depth = 2 * format.block();
         // One times what is one less; of codes in steps eight times the code too, and what is fifteen less.
@@ -229,12 +232,12 @@ fn sums_have_room_for_the_greatest_products() {
             block.resize(format.rows(format.block()), part);
             let mut panel = block.repeat(2);
             panel.resize(format.panel(depth), 0);
-            let row = encoded(bytes(&vec![number; depth]), depth, format);
+            let row = encoded(bytes(&vec![number; depth]), depth, rows);
             let core = Core {
                 rows: 3,
                 depth: depth.into(),
                 a: Address::new(Buffer::Frame(4), 0),
-                a_format: format,
+                a_format: rows,
                 a_stride: row.len().into(),
                 panels: 1,
                 b: Address::new(Buffer::Layer(1), 0),
@@ -283,11 +286,19 @@ fn bf16_by_bf16() {
 
 #[test]
 fn codes_by_codes() {
-    for format in Format::ALL.into_iter().filter(|format| format.is_coded()) {
+    for format in Format::ALL.into_iter().filter(|format| format.codes().is_some()) {
         shapes((format, format), &[1, 2, 3, 8, 13], &[0, format.block(), 192, 256]);
         if format.codes().is_some_and(|codes| codes.are_bytes()) {
             shapes((format, format), &[16, 48], &[format.block(), 256]);
         }
+    }
+}
+
+#[test]
+fn words_by_bytes() {
+    for bytes in Format::ALL {
+        let Some(words) = bytes.words() else { continue };
+        shapes((words, bytes), &[1, 2, 3, 4, 5, 6, 13], &[0, bytes.block(), 192, 576]);
     }
 }
 
@@ -308,7 +319,7 @@ fn adds_products_of_bytes() -> bool {
 
 #[test]
 fn products_of_bytes_are_one_instruction_where_there_is_one() {
-    for format in Format::ALL.into_iter().filter(|format| format.is_coded()) {
+    for format in Format::ALL.into_iter().filter(|format| format.codes().is_some()) {
         let core = Core {
             rows: 1,
             depth: format.block().into(),
@@ -367,7 +378,7 @@ fn tiles_take_deep_sums_in_parts() {
 #[test]
 fn panels_are_unpacked_bit_for_bit() {
     let mut random = Random(7);
-    let coded = Format::ALL.into_iter().filter(|format| format.is_coded());
+    let coded = Format::ALL.into_iter().filter(|format| format.codes().is_some());
     let unpacked = coded.flat_map(|format| [(format, format.unpacked()), (format, Format::Bf16)]);
     for (format, into) in unpacked.filter(|(format, into)| format != into) {
         for depth in [0, format.block(), 3 * format.block()] {

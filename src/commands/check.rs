@@ -30,9 +30,9 @@ impl Bounds {
         let (perplexity_ratio, top1_agreement) = match storage {
             Format::F32 => (1.0001, 0.999),
             Format::Bf16 => (1.01, 0.97),
-            Format::Codes(_) if own => (1.01, 0.93),
+            _ if own => (1.01, 0.93),
             Format::Q8 => (1.02, 0.93),
-            Format::Codes(_) => (1.3, 0.6),
+            _ => (1.3, 0.6),
         };
         Bounds { perplexity_ratio, top1_agreement }
     }

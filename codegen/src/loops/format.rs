@@ -26,6 +26,8 @@ pub enum Format {
     Bf16,
     /// Codes with scales.
     Codes(Codes),
+    /// A row of words, no panel: whole numbers of 16 bits, of which so many share a scale. See [`Format::words`].
+    Words(usize),
 }
 
 /// Codes of a few bits, of which the rows of a block share a scale for each column. A weight is
@@ -142,7 +144,7 @@ impl Format {
     ];
 
     /// All of them.
-    pub const ALL: [Format; 21] = [
+    pub const ALL: [Format; 23] = [
         Format::F32,
         Format::Bf16,
         Format::Q8,
@@ -164,6 +166,8 @@ impl Format {
         with_minima("q5_min", 5, 32),
         codes("q6_16", 6, 16, 32),
         codes("q8_32", 8, 32, 128),
+        Format::Words(32),
+        Format::Words(64),
     ];
 
     /// The format of the fewest bits whose codes can be the values of this grid. `None` if there is none.
@@ -188,12 +192,20 @@ impl Format {
         Self::IN_STEPS.into_iter().find(|(format, _)| *format == self).map_or(self, |(_, unpacked)| unpacked)
     }
 
-    /// The unit of addresses in a panel and in the rows it is multiplied with. Of codes: bytes.
+    /// The rows of words that panels of bytes can be multiplied with: `depth` words, of each four the first, the third, the second and the
+    /// fourth, as the halves of a panel's words come; for each block a scale as `F32`, then for each block the sum of its words times
+    /// `-`[`BYTE_OFFSET`] as `I32`.
+    pub fn words(self) -> Option<Format> {
+        let bytes = self.codes().filter(|codes| codes.are_bytes() && codes.offset == BYTE_OFFSET)?;
+        Self::ALL.into_iter().find(|format| *format == Format::Words(bytes.block))
+    }
+
+    /// The unit of addresses in a panel and in the rows it is multiplied with. Of codes and words: bytes.
     pub const fn elem(self) -> Elem {
         match self {
             Format::F32 => Elem::F32,
             Format::Bf16 => Elem::Bf16,
-            Format::Codes(_) => Elem::U8,
+            Format::Codes(_) | Format::Words(_) => Elem::U8,
         }
     }
 
@@ -201,17 +213,18 @@ impl Format {
     pub const fn together(self) -> usize {
         match self {
             Format::F32 => 1,
-            Format::Bf16 => 2,
+            Format::Bf16 | Format::Words(_) => 2,
             Format::Codes(_) => 4,
         }
     }
 
-    /// What a depth is a multiple of; of codes, the rows that share a scale.
+    /// What a depth is a multiple of; of codes and words, those that share a scale.
     pub const fn block(self) -> usize {
         match self {
             Format::F32 => 1,
             Format::Bf16 => 2,
             Format::Codes(codes) => codes.block,
+            Format::Words(block) => block,
         }
     }
 
@@ -219,20 +232,20 @@ impl Format {
     pub const fn codes(self) -> Option<Codes> {
         match self {
             Format::Codes(codes) => Some(codes),
-            Format::F32 | Format::Bf16 => None,
+            Format::F32 | Format::Bf16 | Format::Words(_) => None,
         }
     }
 
-    /// Whether values are codes with scales.
+    /// Whether values are whole numbers with scales.
     pub const fn is_coded(self) -> bool {
-        matches!(self, Format::Codes(_))
+        matches!(self, Format::Codes(_) | Format::Words(_))
     }
 
     /// Bits of an element, without its share of a scale.
     pub const fn bits(self) -> usize {
         match self {
             Format::F32 => 32,
-            Format::Bf16 => 16,
+            Format::Bf16 | Format::Words(_) => 16,
             Format::Codes(codes) => codes.bits,
         }
     }
@@ -251,7 +264,7 @@ impl Format {
     pub const fn rows(self, depth: usize) -> usize {
         let block = match self {
             Format::Codes(codes) => codes.bytes(),
-            Format::F32 | Format::Bf16 => self.values(),
+            Format::F32 | Format::Bf16 | Format::Words(_) => self.values(),
         };
         depth / self.block() * block
     }
@@ -271,7 +284,11 @@ impl Format {
 
     /// Units of a row that such a panel is multiplied with.
     pub fn row(self, depth: usize) -> usize {
-        self.codes().map_or(depth, |codes| codes.sums_of_row(depth) + depth / codes.summed() * 4)
+        match self {
+            Format::F32 | Format::Bf16 => depth,
+            Format::Codes(codes) => codes.sums_of_row(depth) + depth / codes.summed() * 4,
+            Format::Words(block) => 2 * depth + depth / block * 8,
+        }
     }
 }
 
@@ -411,6 +428,12 @@ impl Plane {
         (self.at + (step / self.steps() * PANEL + n) * 4 + k % 4, step % self.steps() * self.bits)
     }
 }
+
+/// What is taken from the bytes that words are multiplied with.
+pub const BYTE_OFFSET: i32 = 128;
+
+/// What the largest of a block of a row becomes as a word.
+pub const MOST_WORD: f32 = 32767.0;
 
 /// What a largest number counts as where all are smaller, so that its inverse is a number.
 pub const SMALLEST: f32 = 1e-30;

@@ -6,8 +6,8 @@ use einfuse_graph::erf;
 use half::bf16;
 
 use super::{
-    Address, Arg, Binary, Buffer, Codes, Core, Elem, Element, Encode, Expr, Exps, Fold, Format, Invalid, Kernel, LANES,
-    PANEL, SMALLEST, Share, Stmt, Unary, Unpack, Var, verify,
+    Address, Arg, BYTE_OFFSET, Binary, Buffer, Codes, Core, Elem, Element, Encode, Expr, Exps, Fold, Format, Invalid,
+    Kernel, LANES, MOST_WORD, PANEL, SMALLEST, Share, Stmt, Unary, Unpack, Var, verify,
 };
 
 /// What a kernel is called with, as plain data.
@@ -184,7 +184,9 @@ impl Machine<'_> {
                 // In f64: the order of summation is the emitter's, so the result is the one that all are close to.
                 let mut sum = 0.0;
                 for k in 0..depth {
-                    sum += if format.is_coded() {
+                    sum += if let Format::Words(block) = core.a_format {
+                        self.word_of_row(core, a, k, depth, block)? * self.decoded(&core.b, format, b, k, n)?
+                    } else if format.is_coded() {
                         self.decoded_row(core, a, k, depth)? * self.decoded(&core.b, format, b, k, n)?
                     } else {
                         let x = self.float_at(&core.a, a.wrapping_add(k), core.a_format.elem())?;
@@ -217,6 +219,31 @@ impl Machine<'_> {
         let block = b.wrapping_add(k / length * format.rows(codes.block) as i64);
         let bytes = self.memory_at(panel, block, 1, format.rows(codes.block))?;
         Ok((codes, codes.read(bytes, (k % length) as usize, n as usize)))
+    }
+
+    /// An element of a row of words that begins at byte `a`. The sums are checked.
+    fn word_of_row(&mut self, core: &Core, a: i64, k: i64, depth: i64, block: usize) -> Ran<f64> {
+        let length = block as i64;
+        let mut sum = 0i32;
+        for at in k / length * length..(k / length + 1) * length {
+            sum += i32::from(self.half_at(&core.a, a.wrapping_add(2 * at))? as i16);
+        }
+        let number = self.half_at(&core.a, a.wrapping_add(2 * in_fours(k)))? as i16;
+        let scales = a.wrapping_add(2 * depth);
+        let scale = f32::from_bits(word(self.memory_at(&core.a, scales.wrapping_add(k / length * 4), 1, 4)?));
+        let sums = scales.wrapping_add(depth / length * 4);
+        let stored = word(self.memory_at(&core.a, sums.wrapping_add(k / length * 4), 1, 4)?) as i32;
+        let wanted = sum * -BYTE_OFFSET;
+        if stored != wanted {
+            return Err(format!("a row of words has the sum {stored} for words that sum to {sum}, not {wanted}"));
+        }
+        Ok(f64::from(scale) * f64::from(number))
+    }
+
+    /// 16 bits at an offset in bytes.
+    fn half_at(&mut self, at: &Address, offset: i64) -> Ran<u16> {
+        let bytes = self.memory_at(at, offset, 1, 2)?;
+        Ok(u16::from_le_bytes([bytes[0], bytes[1]]))
     }
 
     fn unpack(&mut self, unpack: &Unpack) -> Ran<()> {
@@ -293,13 +320,23 @@ impl Machine<'_> {
             (0..*depth as i64).map(|k| self.float_at(from, at.wrapping_add(k), Elem::F32)).collect::<Ran<_>>()?;
         let bytes: Vec<u8> = if *format == Format::Bf16 {
             row.iter().flat_map(|x| bf16::from_f32(*x).to_le_bytes()).collect()
+        } else if let Format::Words(block) = *format {
+            let (mut words, mut scales, mut sums) = (Vec::new(), Vec::new(), Vec::new());
+            for block in row.chunks(block) {
+                let (largest, factor) = largest_of(block, MOST_WORD);
+                let block: Vec<i16> = block.iter().map(|x| (x * factor).round_ties_even() as i16).collect();
+                words.extend((0..block.len()).flat_map(|at| block[in_fours(at as i64) as usize].to_le_bytes()));
+                scales.extend((largest * (1.0 / MOST_WORD)).to_le_bytes());
+                let sum: i32 = block.iter().map(|word| i32::from(*word)).sum();
+                sums.extend((sum * -BYTE_OFFSET).to_le_bytes());
+            }
+            [words, scales, sums].concat()
         } else {
             let Some(of) = format.codes() else { return Err(format!("a row is encoded as {format}")) };
             let unpacked = format.unpacked().codes().unwrap_or(of);
             let (mut codes, mut scales, mut sums, mut of_parts) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
             for block in row.chunks(format.block()) {
-                let largest = block.iter().fold(SMALLEST, |largest, x| x.abs().max(largest));
-                let factor = 127.0 / largest;
+                let (largest, factor) = largest_of(block, 127.0);
                 let block: Vec<i8> = block.iter().map(|x| (x * factor).round_ties_even() as i8).collect();
                 codes.extend(block.iter().map(|code| *code as u8));
                 let scale = largest * (1.0 / 127.0);
@@ -459,6 +496,17 @@ fn sum_of_row(codes: Codes, sum: i32, scale: f32) -> u32 {
         true => (scale * sum as f32).to_bits(),
         false => (-codes.summed_as() * sum) as u32,
     }
+}
+
+/// The largest magnitude of a block of a row, and what each number is taken times before it is rounded, where that becomes `most`.
+fn largest_of(block: &[f32], most: f32) -> (f32, f32) {
+    let largest = block.iter().fold(SMALLEST, |largest, x| x.abs().max(largest));
+    (largest, most / largest)
+}
+
+/// Where a word of a row is, and which is there: of each four the second and the third change places.
+fn in_fours(k: i64) -> i64 {
+    k / 4 * 4 + [0, 2, 1, 3][k as usize % 4]
 }
 
 /// The nearest of the whole numbers that a byte holds.

@@ -337,7 +337,7 @@ impl Cores {
     /// 256 bits at most.
     #[must_use]
     pub fn by(self, b: Format) -> Cores {
-        let by_pairs = b.is_coded() && self.bytes == Some(ByteProducts::Avx2);
+        let by_pairs = b.is_coded() && self.adds_pairs();
         Cores { bits: if by_pairs { self.bits.min(256) } else { self.bits }, ..self }
     }
 
@@ -350,7 +350,7 @@ impl Cores {
             (1, _) => one,
             _ if cores.bits < 512 || a != b => 0,
             (_, Format::Codes(codes)) if codes.are_bytes() => 6,
-            (_, Format::Codes(_)) => 0,
+            (_, Format::Codes(_) | Format::Words(_)) => 0,
             _ => 12,
         }
     }
@@ -359,16 +359,27 @@ impl Cores {
     pub fn tiles_serve(&self, a: Format, b: Format, depth: usize) -> bool {
         let tile = GROUP * b.together();
         let serve = match b {
-            Format::F32 => false,
+            Format::F32 | Format::Words(_) => false,
             Format::Bf16 => depth.is_multiple_of(tile),
             Format::Codes(codes) => codes.are_bytes() && codes.block.is_multiple_of(tile),
         };
         self.tiles && serve && a == b && depth > 0
     }
 
+    /// Whether only several instructions together add products of bytes.
+    pub(crate) fn adds_pairs(&self) -> bool {
+        self.bytes == Some(ByteProducts::Avx2)
+    }
+
+    /// The words that several rows had better be where such panels are multiplied with them, if so: where products of bytes take
+    /// several instructions, those of words take fewer for each, and the rows are rounded less.
+    pub fn words_by(&self, panels: Format) -> Option<Format> {
+        panels.words().filter(|_| self.bits > 128 && self.adds_pairs())
+    }
+
     /// Whether the products of such codes are added in halves of a word.
     pub fn sums_halves(&self, format: Format) -> bool {
-        self.bytes == Some(ByteProducts::Avx2) && format.codes().is_some_and(Codes::fit_halves)
+        self.adds_pairs() && format.codes().is_some_and(Codes::fit_halves)
     }
 
     /// How the panels of a weight are multiplied with many rows; if otherwise than they are stored, they are unpacked first, see
@@ -416,9 +427,9 @@ impl Cores {
 /// ```
 ///
 /// `c` is `F32` and does not overlap `a` or `b`. How `a` and `b` lie in memory is told by [`Format`]: the formats are equal,
-/// or `a` is `F32` and `b` is `Bf16`. `depth` is a multiple of the block. The order of summation is the emitter's, and so is
-/// how a product of two `Bf16` treats numbers below the normal ones. Sums of products of codes are whole numbers and exact
-/// within a block.
+/// or `a` is `F32` and `b` is `Bf16`, or `a` is [`Format::words`] of `b`. `depth` is a multiple of the block. The order of summation
+/// is the emitter's, and so is how a product of two `Bf16` treats numbers below the normal ones. Sums of products of codes, or of words
+/// with codes, are whole numbers and exact within a block.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Core {
     /// How many rows of `a` and `c`: 1 to [`MAX_ROWS`].
@@ -496,8 +507,9 @@ pub struct Unpack {
 /// Rewrites a row of `F32` as the row of a [`Core`]'s first operand in another format.
 ///
 /// As codes: of each block, `largest` is the largest magnitude, but at least [`SMALLEST`](super::SMALLEST); a code is
-/// `x * (127 / largest)` rounded to the nearest whole number, ties to even; the scale is `largest * (1 / 127)`. What is no
-/// number may become any code. As `Bf16`, numbers below the normal ones may become 0.
+/// `x * (127 / largest)` rounded to the nearest whole number, ties to even; the scale is `largest * (1 / 127)`. As words the same with
+/// [`MOST_WORD`](super::MOST_WORD) for 127. What is no number may become any code or word. As `Bf16`, numbers below the normal ones
+/// may become 0.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Encode {
     /// How many numbers.

@@ -9,7 +9,7 @@ mod print;
 mod verify;
 
 pub use build::*;
-pub use format::{Codes, E2M1, Element, Format, Grid, IQ4, Plane, SMALLEST};
+pub use format::{BYTE_OFFSET, Codes, E2M1, Element, Format, Grid, IQ4, MOST_WORD, Plane, SMALLEST};
 pub use interpret::{Fault, Memory, Slot, interpret};
 pub use ir::*;
 pub use parse::{ParseError, parse};

@@ -129,11 +129,12 @@ impl Display for Exps {
 
 impl Display for Format {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Format::F32 => "f32",
-            Format::Bf16 => "bf16",
-            Format::Codes(codes) => codes.name,
-        })
+        match self {
+            Format::F32 => f.write_str("f32"),
+            Format::Bf16 => f.write_str("bf16"),
+            Format::Codes(codes) => f.write_str(codes.name),
+            Format::Words(block) => write!(f, "w16_{block}"),
+        }
     }
 }
 

@@ -214,7 +214,9 @@ impl Verifier<'_> {
         let panels = core.panels;
         check((1..=MAX_PANELS).contains(&panels), || format!("a core has {panels} panels, not 1 to {MAX_PANELS}"))?;
         let (a, b) = (core.a_format, core.b_format);
-        check(a == b || (a, b) == (Format::F32, Format::Bf16), || format!("a core of {a} by {b}"))?;
+        let fit =
+            a == b && !matches!(b, Format::Words(_)) || (a, b) == (Format::F32, Format::Bf16) || Some(a) == b.words();
+        check(fit, || format!("a core of {a} by {b}"))?;
         check(!b.is_coded() || core.depth.as_int().is_some(), || format!("a core by {b} has no constant depth"))?;
         if let Some(depth) = core.depth.as_int() {
             let block = b.block();
@@ -237,7 +239,8 @@ impl Verifier<'_> {
         let Some(depth) = core.depth.as_size() else { return Ok(()) };
         let rows = |stride: &Expr, row: usize| Some((rows - 1).saturating_mul(stride.as_size()?).saturating_add(row));
         let panels = (panels - 1).saturating_mul(core.b_stride.as_size().unwrap_or(0)).saturating_add(b.rows(depth));
-        self.fits(&core.a, rows(&core.a_stride, b.row(depth)), a.elem(), "a core's rows")?;
+        let row = if a.is_coded() { a.row(depth) } else { depth };
+        self.fits(&core.a, rows(&core.a_stride, row), a.elem(), "a core's rows")?;
         self.fits(&core.b, Some(panels), b.elem(), "a core's panels")?;
         self.fits(&core.c, rows(&core.c_stride, core.panels * PANEL), Elem::F32, "a core's result")
     }
@@ -264,7 +267,7 @@ impl Verifier<'_> {
         let Unpack { depth, from, format, to, into } = unpack;
         let block = format.block();
         let is_other = *into == Format::Bf16 || *into == format.unpacked() && into != format;
-        check(format.is_coded() && is_other, || format!("a panel of {format} is unpacked as {into}"))?;
+        check(format.codes().is_some() && is_other, || format!("a panel of {format} is unpacked as {into}"))?;
         check(depth % block == 0, || format!("{depth} rows of {format} are unpacked: no multiple of {block}"))?;
         self.address(from)?;
         self.address(to)

@@ -13,10 +13,10 @@ use super::emit::{Emitter, Range, memory, repeat};
 use crate::loops::{Codes, Format, LANES, PANEL, Plane, SMALLEST};
 
 /// Rows that are taken at once.
-const ROWS: usize = 2;
+pub(super) const ROWS: usize = 2;
 
 /// Vectors of the panel's columns.
-const VECTORS: usize = PANEL / LANES;
+pub(super) const VECTORS: usize = PANEL / LANES;
 
 /// Emits the unpacking of a panel, here.
 pub(super) fn unpack(e: &mut Emitter, from: (Value, i32), to: (Value, i32), depth: usize, format: Format) {
@@ -78,7 +78,7 @@ pub(super) fn unpack_floats(e: &mut Emitter, from: (Value, i32), to: (Value, i32
                 if let Some(part) = parts[vector] {
                     bytes = in_steps(e, bytes, part);
                 }
-                let words = e.ins().bitcast(I32X4, little(), bytes);
+                let words = e.ins().bitcast(I32X4, LITTLE, bytes);
                 let wide = e.int(2 * PANEL as i64);
                 let further = e.ins().imul(at, wide);
                 let target = e.ins().iadd(to.0, further);
@@ -104,7 +104,7 @@ pub(super) fn unpack_floats(e: &mut Emitter, from: (Value, i32), to: (Value, i32
 }
 
 /// Where one of many stretches of so many bytes begins.
-fn stretch(e: &mut Emitter, (pointer, offset): (Value, i32), number: Value, each: usize) -> (Value, i32) {
+pub(super) fn stretch(e: &mut Emitter, (pointer, offset): (Value, i32), number: Value, each: usize) -> (Value, i32) {
     let each = e.int(each as i64);
     let further = e.ins().imul(number, each);
     (e.ins().iadd(pointer, further), offset)
@@ -112,22 +112,22 @@ fn stretch(e: &mut Emitter, (pointer, offset): (Value, i32), number: Value, each
 
 /// Bytes times the steps of their columns, moved by their zeros. Two products of four bits each fit into a half: the bytes don't meet.
 fn in_steps(e: &mut Emitter, bytes: Value, (steps, zeros): (Value, Value)) -> Value {
-    let halves = e.ins().bitcast(I16X8, little(), bytes);
+    let halves = e.ins().bitcast(I16X8, LITTLE, bytes);
     let halves = e.ins().imul(halves, steps);
-    let bytes = e.ins().bitcast(I8X16, little(), halves);
+    let bytes = e.ins().bitcast(I8X16, LITTLE, halves);
     e.ins().iadd(bytes, zeros)
 }
 
 /// A block of a panel.
-struct Panel {
-    at: (Value, i32),
-    codes: Codes,
+pub(super) struct Panel {
+    pub(super) at: (Value, i32),
+    pub(super) codes: Codes,
 }
 
 impl Panel {
     /// Does something with the codes of a part, four rows after the other, of each vector of columns: from which row on (of a
     /// group of steps), of which vector, which of the group, and the codes. Sums are carried along.
-    fn each(
+    pub(super) fn each(
         &self,
         e: &mut Emitter,
         part: usize,
@@ -169,10 +169,7 @@ impl Panel {
 
     /// Four of the numbers beside a block's codes, so many bytes from the first.
     fn halves(&self, e: &mut Emitter, at: usize) -> Value {
-        let values = Format::Codes(self.codes).values();
-        let bits = e.ins().uload16x4(memory(), self.at.0, self.at.1 + (values + at) as i32);
-        let bits = e.shl(bits, 16);
-        e.as_floats(bits)
+        numbers_beside(e, self.at, Format::Codes(self.codes).values() + at)
     }
 
     /// The steps and the zeros of four columns of a part.
@@ -181,12 +178,12 @@ impl Panel {
         let at = self.at.1 + (self.codes.parts_at() + part * PANEL + vector * LANES) as i32;
         let four = e.ins().load(I32, memory(), self.at.0, at);
         let four = e.ins().splat(I32X4, four);
-        let four = e.ins().bitcast(I8X16, little(), four);
+        let four = e.ins().bitcast(I8X16, LITTLE, four);
         // Each column's byte in its lane; 0 where there is no byte of that number.
         let lanes = e.vector(I32X4, [0x8080_8000, 0x8080_8001, 0x8080_8002, 0x8080_8003]);
-        let lanes = e.ins().bitcast(I8X16, little(), lanes);
+        let lanes = e.ins().bitcast(I8X16, LITTLE, lanes);
         let bytes = e.ins().swizzle(four, lanes);
-        let bytes = e.ins().bitcast(I32X4, little(), bytes);
+        let bytes = e.ins().bitcast(I32X4, LITTLE, bytes);
         let lower = e.int_of(I32X4, 15);
         let steps = e.ins().band(bytes, lower);
         Some((steps, e.ushr(bytes, 4)))
@@ -205,7 +202,7 @@ impl Panel {
         let added = e.ins().band(added, byte);
         let four = e.int_of(I32X4, 0x0101_0101);
         let added = e.ins().imul(added, four);
-        Some((e.ins().bitcast(I16X8, little(), halves), e.ins().bitcast(I8X16, little(), added)))
+        Some((e.ins().bitcast(I16X8, LITTLE, halves), e.ins().bitcast(I8X16, LITTLE, added)))
     }
 
     /// What four rows are multiplied as, a byte each, out of the words of the planes; `nth` of a group.
@@ -215,7 +212,7 @@ impl Panel {
             if plane.bits == 8 {
                 return *bytes;
             }
-            let bits = e.ins().bitcast(I32X4, little(), *bytes);
+            let bits = e.ins().bitcast(I32X4, LITTLE, *bytes);
             let (from, to) = (nth % plane.steps() * plane.bits, plane.shift);
             let bits = match from.cmp(&to) {
                 Ordering::Greater => e.ushr(bits, (from - to) as u32),
@@ -227,19 +224,50 @@ impl Panel {
             word = Some(word.map_or(bits, |word| e.ins().bor(word, bits)));
         }
         let word = word.unwrap_or_else(|| e.int_of(I32X4, 0));
-        let codes = e.ins().bitcast(I8X16, little(), word);
+        let codes = e.ins().bitcast(I8X16, LITTLE, word);
         let Some(_) = self.codes.levels else { return codes };
         let levels: [u8; 16] = array::from_fn(|code| self.codes.byte(code as u8) as u8);
         let levels = e.vector(I32X4, array::from_fn(|i| u32::from_le_bytes(array::from_fn(|j| levels[4 * i + j]))));
-        let levels = e.ins().bitcast(I8X16, little(), levels);
+        let levels = e.ins().bitcast(I8X16, LITTLE, levels);
         e.ins().swizzle(levels, codes)
+    }
+}
+
+/// Four numbers of `Bf16` that lie so many bytes behind the beginning of a block.
+pub(super) fn numbers_beside(e: &mut Emitter, (pointer, offset): (Value, i32), at: usize) -> Value {
+    let bits = e.ins().uload16x4(memory(), pointer, offset + at as i32);
+    let bits = e.shl(bits, 16);
+    e.as_floats(bits)
+}
+
+/// Adds to the results of some rows what each block of so many adds, of each row to four columns after the other.
+pub(super) fn blocks(
+    e: &mut Emitter,
+    c: &[(Value, i32)],
+    count: usize,
+    accumulate: bool,
+    mut block: impl FnMut(&mut Emitter, Value, &[Value]) -> Vec<Value>,
+) {
+    let places = || c.iter().flat_map(|(row, offset)| (0..VECTORS as i32).map(move |v| (*row, offset + 16 * v)));
+    let start: Vec<Value> = places()
+        .map(|(pointer, offset)| match accumulate {
+            true => e.ins().load(F32X4, memory(), pointer, offset),
+            false => e.float_of(F32X4, 0.0),
+        })
+        .collect();
+    let (first, end, step) = (e.int(0), e.int(count as i64), e.int(1));
+    let range = Range { start: first, end, step, runs: count > 0 };
+    let sums = repeat(e, range, &start, |e, nth, sums| block(e, nth, sums));
+    for ((pointer, offset), sum) in places().zip(sums) {
+        e.ins().store(memory(), sum, pointer, offset);
     }
 }
 
 /// Emits a core of codes, here.
 pub(super) fn emit(e: &mut Emitter, operands: &Operands, codes: Codes, depth: usize) {
     for (a, c) in operands.a.chunks(ROWS).zip(operands.c.chunks(ROWS)) {
-        Rows { a, b: operands.b, c, format: operands.b_format, codes, depth }.emit(e, operands.accumulate);
+        let rows = Rows { a, b: operands.b, format: operands.b_format, codes, depth };
+        blocks(e, c, depth / codes.block, operands.accumulate, |e, block, sums| rows.block(e, block, sums));
     }
 }
 
@@ -247,34 +275,12 @@ pub(super) fn emit(e: &mut Emitter, operands: &Operands, codes: Codes, depth: us
 struct Rows<'a> {
     a: &'a [(Value, i32)],
     b: (Value, i32),
-    c: &'a [(Value, i32)],
     format: Format,
     codes: Codes,
     depth: usize,
 }
 
 impl Rows<'_> {
-    fn emit(&self, e: &mut Emitter, accumulate: bool) {
-        let mut sums = Vec::new();
-        for (pointer, offset) in self.c {
-            for vector in 0..VECTORS {
-                sums.push(match accumulate {
-                    true => e.ins().load(F32X4, memory(), *pointer, offset + vector as i32 * 16),
-                    false => e.float_of(F32X4, 0.0),
-                });
-            }
-        }
-        let (start, end, step) = (e.int(0), e.int((self.depth / self.format.block()) as i64), e.int(1));
-        let range = Range { start, end, step, runs: self.depth > 0 };
-        let sums = repeat(e, range, &sums, |e, block, sums| self.block(e, block, sums));
-        let mut sums = sums.iter();
-        for (pointer, offset) in self.c {
-            for (vector, sum) in (0..VECTORS as i32).zip(&mut sums) {
-                e.ins().store(memory(), *sum, *pointer, offset + vector * 16);
-            }
-        }
-    }
-
     /// Adds the products of a block to the sums.
     fn block(&self, e: &mut Emitter, block: Value, sums: &[Value]) -> Vec<Value> {
         let length = self.format.block();
@@ -334,7 +340,7 @@ impl Rows<'_> {
                 let pointer = e.ins().iadd(*pointer, at);
                 let four = e.ins().load(I32, memory(), pointer, offset + 4 * nth as i32);
                 let four = e.ins().splat(I32X4, four);
-                let four = e.ins().bitcast(I8X16, little(), four);
+                let four = e.ins().bitcast(I8X16, LITTLE, four);
                 let sum = &mut products[row * VECTORS + vector];
                 *sum = dot(e, *sum, four, weights);
             }
@@ -366,9 +372,8 @@ impl Rows<'_> {
     }
 }
 
-fn little() -> MemFlagsData {
-    MemFlagsData::new().with_endianness(Endianness::Little)
-}
+/// The order of bytes in vectors.
+pub(super) const LITTLE: MemFlagsData = MemFlagsData::new().with_endianness(Endianness::Little);
 
 /// Adds the products of four signed bytes with four unsigned ones to each lane. Written so that it becomes one instruction
 /// where the machine has it: Cranelift looks for the products first, then the sum.
@@ -393,25 +398,8 @@ pub(super) fn encode(e: &mut Emitter, from: (Value, i32), to: (Value, i32), dept
     repeat(e, Range { start, end, step, runs: blocks > 0 }, &[], |e, block, _| {
         let within = |e: &mut Emitter, pointer: Value, each: usize| stretch(e, (pointer, 0), block, each).0;
         let source = within(e, from.0, 4 * length);
-        let number = |e: &mut Emitter, i: usize| e.ins().load(F32X4, memory(), source, from.1 + 16 * i as i32);
-        let mut largest = e.float_of(F32X4, SMALLEST);
-        for i in 0..length / LANES {
-            let x = number(e, i);
-            let x = e.ins().fabs(x);
-            largest = larger(e, x, largest);
-        }
-        for lanes in [[2, 3, 0, 1], [1, 0, 3, 2]] {
-            let other = e.swizzle(largest, lanes);
-            largest = larger(e, other, largest);
-        }
-        let most = e.float_of(F32X4, 127.0);
-        let factor = e.ins().fdiv(most, largest);
-        let inverse = e.float_of(F32X4, 1.0 / 127.0);
-        let scale = e.ins().fmul(largest, inverse);
-        let scale = e.ins().extractlane(scale, 0);
-        // Added to this number, a smaller one is rounded to a whole one, which its last bits then are.
-        let magic = e.float_of(F32X4, 12_582_912.0);
-        let magic_bits = e.bits(magic);
+        let source = (source, from.1);
+        let (factor, scale) = factor(e, source, length, 127.0);
         let target = within(e, to.0, length);
         let (parts, summed) = (length / codes.summed(), codes.summed());
         let sums = within(e, to.0, 4 * parts);
@@ -421,11 +409,7 @@ pub(super) fn encode(e: &mut Emitter, from: (Value, i32), to: (Value, i32), dept
             let mut sum = e.int_of(I32X4, 0);
             for i in part * summed / 16..(part + 1) * summed / 16 {
                 let four = [0, 1, 2, 3].map(|nth| {
-                    let x = number(e, 4 * i + nth);
-                    let x = e.ins().fmul(x, factor);
-                    let x = e.ins().fadd(x, magic);
-                    let x = e.bits(x);
-                    let code = e.ins().isub(x, magic_bits);
+                    let code = nearest(e, source, 4 * i + nth, factor);
                     sum = e.ins().iadd(sum, code);
                     code
                 });
@@ -456,6 +440,37 @@ pub(super) fn encode(e: &mut Emitter, from: (Value, i32), to: (Value, i32), dept
         }
         Vec::new()
     });
+}
+
+/// What the numbers of a block of a row are multiplied with, in each lane, for the largest to become `most`; and the block's scale.
+pub(super) fn factor(e: &mut Emitter, (pointer, offset): (Value, i32), length: usize, most: f32) -> (Value, Value) {
+    let mut largest = e.float_of(F32X4, SMALLEST);
+    for i in 0..length / LANES {
+        let x = e.ins().load(F32X4, memory(), pointer, offset + 16 * i as i32);
+        let x = e.ins().fabs(x);
+        largest = larger(e, x, largest);
+    }
+    for lanes in [[2, 3, 0, 1], [1, 0, 3, 2]] {
+        let other = e.swizzle(largest, lanes);
+        largest = larger(e, other, largest);
+    }
+    let to = e.float_of(F32X4, most);
+    let factor = e.ins().fdiv(to, largest);
+    let inverse = e.float_of(F32X4, 1.0 / most);
+    let scale = e.ins().fmul(largest, inverse);
+    (factor, e.ins().extractlane(scale, 0))
+}
+
+/// Four numbers of a row, taken times something and rounded.
+pub(super) fn nearest(e: &mut Emitter, (pointer, offset): (Value, i32), vector: usize, factor: Value) -> Value {
+    // Added to this number, a smaller one is rounded to a whole one, which its last bits then are.
+    let magic = e.float_of(F32X4, 12_582_912.0);
+    let magic_bits = e.bits(magic);
+    let x = e.ins().load(F32X4, memory(), pointer, offset + 16 * vector as i32);
+    let x = e.ins().fmul(x, factor);
+    let x = e.ins().fadd(x, magic);
+    let x = e.bits(x);
+    e.ins().isub(x, magic_bits)
 }
 
 /// What panels of such codes are unpacked to.

@@ -16,6 +16,7 @@ mod math;
 mod stmt;
 mod target;
 mod wide;
+mod words;
 mod written;
 mod x86;
 

@@ -13,6 +13,7 @@ use super::core::{self, Operands};
 use super::emit::{Emitter, Range, arguments, memory, repeat};
 use super::expr::Yield;
 use super::math;
+use super::words;
 use super::written::{Written, counted};
 use super::x86;
 use crate::loops::{
@@ -333,8 +334,11 @@ impl Lowerer<'_> {
             b_format: core.b_format,
             accumulate: core.accumulate,
         };
-        match (core.b_format.codes(), depth.as_constant()) {
-            (Some(codes), Some(depth)) => codes::emit(&mut self.e, &operands, codes, depth.max(0) as usize),
+        match (core.b_format.codes(), depth.as_constant().map(|depth| depth.max(0) as usize)) {
+            (Some(codes), Some(depth)) if core.a_format == core.b_format => {
+                codes::emit(&mut self.e, &operands, codes, depth);
+            }
+            (Some(codes), Some(depth)) => words::emit(&mut self.e, &operands, codes, depth),
             _ => core::emit(&mut self.e, &operands, depth),
         }
     }
@@ -357,8 +361,10 @@ impl Lowerer<'_> {
             return self.call(callee, &[(from, Elem::F32), (to, format.elem())]);
         }
         let (from, to) = (self.address(from, Elem::F32), self.address(to, format.elem()));
-        if let Some(codes) = format.codes() {
-            return codes::encode(&mut self.e, from, to, *depth, codes);
+        match *format {
+            Format::Codes(codes) => return codes::encode(&mut self.e, from, to, *depth, codes),
+            Format::Words(block) => return words::encode(&mut self.e, from, to, *depth, block),
+            Format::F32 | Format::Bf16 => {}
         }
         let whole = depth / LANES * LANES;
         let (start, end, step) = (self.e.int(0), self.e.int(2 * whole as i64), self.e.int(2 * LANES as i64));

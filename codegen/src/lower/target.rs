@@ -81,11 +81,12 @@ pub(crate) fn has_tiles() -> bool {
 /// Whether a core wider than 128 bits takes operands stored so.
 pub(super) fn serve(cores: &Cores, a: Format, b: Format) -> bool {
     let multiplies = match a {
-        Format::F32 => true,
-        Format::Bf16 => cores.bf16,
-        Format::Codes(_) => cores.bytes.is_some(),
+        Format::F32 => a == b || b == Format::Bf16,
+        Format::Bf16 => cores.bf16 && a == b,
+        Format::Codes(_) => cores.bytes.is_some() && a == b,
+        Format::Words(_) => cores.adds_pairs() && (a == b || Some(a) == b.words()),
     };
-    cores.bits > 128 && multiplies && (a == b || b == Format::Bf16)
+    cores.bits > 128 && multiplies
 }
 
 impl Target {

@@ -286,11 +286,12 @@ pub(super) fn no_more(rows: &Expr, most: usize) -> When {
 
 impl Context<'_> {
     /// The format in which the first operand of a core is best: where a machine multiplies pairs of bf16 at once, many rows
-    /// are worth the rounding.
+    /// are worth the rounding, and where it multiplies words faster than bytes, several are worth their length.
     pub(super) fn multiplied(&self, panel: Format, mode: &Mode) -> Format {
         match panel {
             Format::Bf16 if !self.cores.bf16 || matches!(mode, Mode::One(_)) => Format::F32,
-            panel => panel,
+            panel if matches!(mode, Mode::One(_)) => panel,
+            panel => self.cores.words_by(panel).unwrap_or(panel),
         }
     }
 

@@ -6,7 +6,7 @@ use iced_x86::{Code, IcedError, Instruction, MemoryOperand, Register};
 
 use super::instructions::{ADD, AND};
 use super::{A, B, Writer};
-use crate::loops::{Codes, Format, PANEL, SMALLEST};
+use crate::loops::{BYTE_OFFSET, Codes, Format, MOST_WORD, PANEL, SMALLEST};
 
 /// Where the scales go.
 const SCALES: Register = Register::R8;
@@ -30,27 +30,36 @@ const FOLDED: usize = 8;
 /// How many vectors' codes are packed into one.
 const PACKED: usize = 4;
 
-/// The largest of a block over [`MOST`].
+/// The largest of a block over what it becomes.
 const SCALE: Register = Register::XMM4;
 
 /// Writes the code that encodes a row of whole panels: from the first address to the second.
 pub(super) fn write(w: &mut Writer, depth: usize, format: Format) -> Result<(), IcedError> {
-    let Some(codes) = format.codes() else { return rounded(w, depth) };
-    let scales = w.at(B, depth);
+    let (behind, most) = match format {
+        Format::Codes(_) => (depth, 127.0),
+        Format::Words(_) => (2 * depth, MOST_WORD),
+        Format::F32 | Format::Bf16 => return rounded(w, depth),
+    };
+    let scales = w.at(B, behind);
     w.push(Instruction::with2(Code::Lea_r64_m, SCALES, scales))?;
-    let sums = w.at(B, codes.sums_of_row(depth));
-    w.push(Instruction::with2(Code::Lea_r64_m, SUMS, sums))?;
     let mut words = [0; 16];
-    for (at, number) in [(LEAST, SMALLEST), (MOST, 127.0), (INVERSE, 1.0 / 127.0)] {
+    for (at, number) in [(LEAST, SMALLEST), (MOST, most), (INVERSE, 1.0 / most)] {
         words[at] = f32::to_bits(number);
     }
     words[ORDER..].copy_from_slice(&[0, 4, 1, 5, 2, 6, 3, 7]);
     w.words(words)?;
     w.constant(w.magnitude(), 0x7fff_ffff)?;
+    let blocks = depth / format.block();
+    let sums = w.at(B, format.codes().map_or(behind + 4 * blocks, |codes| codes.sums_of_row(depth)));
+    w.push(Instruction::with2(Code::Lea_r64_m, SUMS, sums))?;
+    let Some(codes) = format.codes() else {
+        of_words(w)?;
+        return w.times(blocks, |w| block_of_words(w, format.block()));
+    };
     if !w.wide {
         w.push(Instruction::with2(Code::VEX_Vmovups_ymm_ymmm256, w.order(), w.word_below(ORDER)))?;
     }
-    w.times(depth / codes.block, |w| block(w, codes, depth))
+    w.times(blocks, |w| block(w, codes, depth))
 }
 
 /// Writes the code that rounds to bf16, at 512 bits.
@@ -94,9 +103,14 @@ impl Writer {
     }
 }
 
-fn block(w: &mut Writer, codes: Codes, depth: usize) -> Result<(), IcedError> {
-    let (each, bytes) = (w.lanes(), w.width());
-    let vectors = codes.block / each;
+/// What numbers are multiplied with, then rounded to whole ones.
+const MULTIPLY: [Code; 2] = [Code::EVEX_Vmulps_zmm_k1z_zmm_zmmm512b32_er, Code::VEX_Vmulps_ymm_ymm_ymmm256];
+const TO_WHOLE: [Code; 2] = [Code::EVEX_Vcvtps2dq_zmm_k1z_zmmm512b32_er, Code::VEX_Vcvtps2dq_ymm_ymmm256];
+
+/// Stores the scale of so many numbers, and loads what they are multiplied with.
+fn scale(w: &mut Writer, block: usize) -> Result<(), IcedError> {
+    let bytes = w.width();
+    let vectors = block / w.lanes();
     let max = [Code::EVEX_Vmaxps_zmm_k1z_zmm_zmmm512b32_sae, Code::VEX_Vmaxps_ymm_ymm_ymmm256];
     for i in 0..vectors {
         let magnitude = if i < FOLDED { w.folded(i) } else { w.passing(i) };
@@ -117,7 +131,57 @@ fn block(w: &mut Writer, codes: Codes, depth: usize) -> Result<(), IcedError> {
     w.push(Instruction::with2(Code::VEX_Vmovss_xmm_m32, passing, w.word_below(MOST)))?;
     w.push(Instruction::with3(Code::VEX_Vdivss_xmm_xmm_xmmm32, passing, passing, largest))?;
     let broadcast = w.of([Code::EVEX_Vbroadcastss_zmm_k1z_xmmm32, Code::VEX_Vbroadcastss_ymm_xmm]);
-    w.push(Instruction::with2(broadcast, w.factors(), passing))?;
+    w.push(Instruction::with2(broadcast, w.factors(), passing))
+}
+
+/// Loads a vector of numbers as whole ones.
+fn whole(w: &mut Writer, to: Register, bytes: usize) -> Result<(), IcedError> {
+    let from = w.at(A, bytes);
+    w.push(Instruction::with3(w.of(MULTIPLY), to, w.factors(), from))?;
+    w.push(Instruction::with2(w.of(TO_WHOLE), to, to))
+}
+
+/// In which order the words are of each quarter of a vector: of each four the second and the third change places.
+const IN_FOURS: [u32; 4] = [0x05_04_01_00, 0x07_06_03_02, 0x0d_0c_09_08, 0x0f_0e_0b_0a];
+
+/// Loads that, in place of the order of fours of bytes.
+fn of_words(w: &mut Writer) -> Result<(), IcedError> {
+    for (nth, word) in IN_FOURS.into_iter().enumerate() {
+        w.push(Instruction::with2(Code::Mov_rm32_imm32, w.word_below(ORDER + nth), word))?;
+    }
+    w.push(Instruction::with2(Code::VEX_Vbroadcasti128_ymm_m128, w.order(), w.word_below(ORDER)))
+}
+
+/// A block of words, at 256 bits.
+fn block_of_words(w: &mut Writer, block: usize) -> Result<(), IcedError> {
+    scale(w, block)?;
+    let bytes = w.width();
+    for pair in 0..block / (2 * w.lanes()) {
+        let [lower, upper] = [0, 1].map(|nth| w.folded(2 * pair + nth));
+        whole(w, lower, 2 * pair * bytes)?;
+        whole(w, upper, (2 * pair + 1) * bytes)?;
+        let packed = w.passing(pair);
+        w.push(Instruction::with3(Code::VEX_Vpackssdw_ymm_ymm_ymmm256, packed, lower, upper))?;
+        // Each of two halves of a vector was packed on its own.
+        w.push(Instruction::with3(Code::VEX_Vpermq_ymm_ymmm256_imm8, packed, packed, 0b11_01_10_00))?;
+        w.push(Instruction::with3(Code::VEX_Vpshufb_ymm_ymm_ymmm256, packed, packed, w.order()))?;
+        let to = w.at(B, pair * bytes);
+        w.store(to, packed)?;
+    }
+    let sum = w.fold(block / w.lanes(), [ADD[0], ADD[1], Code::VEX_Vpaddd_xmm_xmm_xmmm128])?;
+    less(w, BYTE_OFFSET, sum)?;
+    let to = w.at(SUMS, 0);
+    w.push(Instruction::with2(Code::VEX_Vmovd_rm32_xmm, to, sum))?;
+    w.advance(A, 4 * block)?;
+    w.advance(B, 2 * block)?;
+    w.advance(SCALES, 4)?;
+    w.advance(SUMS, 4)
+}
+
+fn block(w: &mut Writer, codes: Codes, depth: usize) -> Result<(), IcedError> {
+    scale(w, codes.block)?;
+    let (each, bytes) = (w.lanes(), w.width());
+    let vectors = codes.block / each;
     if codes.steps.is_some() {
         w.push(Instruction::with2(Code::Mov_r32_imm32, TOTAL, 0))?;
     }
@@ -126,11 +190,7 @@ fn block(w: &mut Writer, codes: Codes, depth: usize) -> Result<(), IcedError> {
         let vectors = codes.summed() / each;
         for i in 0..vectors {
             let code = if i < FOLDED { w.folded(i) } else { w.passing(i) };
-            let from = w.at(A, (part * vectors + i) * bytes);
-            let multiply = [Code::EVEX_Vmulps_zmm_k1z_zmm_zmmm512b32_er, Code::VEX_Vmulps_ymm_ymm_ymmm256];
-            w.push(Instruction::with3(w.of(multiply), code, w.factors(), from))?;
-            let to_whole = [Code::EVEX_Vcvtps2dq_zmm_k1z_zmmm512b32_er, Code::VEX_Vcvtps2dq_ymm_ymmm256];
-            w.push(Instruction::with2(w.of(to_whole), code, code))?;
+            whole(w, code, (part * vectors + i) * bytes)?;
             if w.wide {
                 let to = w.at(B, (part * vectors + i) * each);
                 w.push(Instruction::with2(Code::EVEX_Vpmovsdb_xmmm128_k1z_zmm, to, code))?;
@@ -189,8 +249,12 @@ fn sum_of_row(w: &mut Writer, codes: Codes, sum: Register) -> Result<(), IcedErr
         w.push(Instruction::with2(Code::VEX_Vcvtdq2ps_xmm_xmmm128, sum, sum))?;
         return w.push(Instruction::with3(Code::VEX_Vmulss_xmm_xmm_xmmm32, sum, sum, SCALE));
     }
-    // The offsets are powers of two.
-    let shift = codes.summed_as().trailing_zeros() as i32;
+    less(w, codes.summed_as(), sum)
+}
+
+/// Makes of a sum what is taken away for an offset, a power of two.
+fn less(w: &mut Writer, offset: i32, sum: Register) -> Result<(), IcedError> {
+    let shift = offset.trailing_zeros() as i32;
     w.push(Instruction::with3(Code::VEX_Vpslld_xmm_xmm_imm8, sum, sum, shift))?;
     let zero = w.quarter(w.passing(0));
     w.push(Instruction::with3(Code::VEX_Vpxor_xmm_xmm_xmmm128, zero, zero, zero))?;

@@ -13,6 +13,7 @@ mod instructions;
 pub(super) mod lanes;
 pub(super) mod peak;
 mod tiles;
+mod words;
 
 use cranelift::codegen::ir::types::{F32, F32X4, I64};
 use cranelift::codegen::ir::{AbiParam, ExtFuncData, ExternalName, FuncRef, Function, Signature, UserExternalName};
@@ -260,6 +261,7 @@ pub(super) struct Assembled {
 fn assemble(leaf: &Leaf, cores: &Cores, call_conv: CallConv, text: Option<usize>) -> Result<Assembled, IcedError> {
     let cores = match leaf {
         Leaf::Core(shape) if !shape.tiles => cores.by(shape.b),
+        Leaf::Encode { format: Format::Words(_), .. } => Cores { bits: 256, ..*cores },
         _ => *cores,
     };
     let mut w = Writer::new(&cores)?;
@@ -269,6 +271,7 @@ fn assemble(leaf: &Leaf, cores: &Cores, call_conv: CallConv, text: Option<usize>
                 w.push(Instruction::with2(Code::Mov_r64_rm64, NEXT, Register::RCX))?;
             }
             match (shape.b.codes(), shape.tiles) {
+                (Some(_), false) if shape.a != shape.b => words::write(&mut w, *shape)?,
                 (Some(codes), false) => codes::write(&mut w, *shape, codes)?,
                 (Some(codes), true) => tiles::bytes(&mut w, *shape, codes)?,
                 (None, false) => floats::write(&mut w, *shape)?,

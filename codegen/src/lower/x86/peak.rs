@@ -99,6 +99,7 @@ fn ones(format: Format) -> u32 {
         Format::F32 => 1f32.to_bits(),
         Format::Bf16 => 0x3f80_3f80,
         Format::Codes(_) => 0x0101_0101,
+        Format::Words(_) => ONES,
     }
 }
 
@@ -135,6 +136,10 @@ fn write(format: Format, cores: &Cores, iterations: usize) -> Result<Vec<u8>, Ic
         sums.map(sum).try_for_each(|sum| match format {
             Format::F32 => w.three(floats, sum, one, one),
             Format::Bf16 => w.three([Code::EVEX_Vdpbf16ps_zmm_k1z_zmm_zmmm512b32, Code::INVALID], sum, one, one),
+            Format::Words(_) => {
+                w.three(WORDS, product, one, one)?;
+                w.three(ADD, sum, sum, product)
+            }
             Format::Codes(_) if by_pairs => {
                 copy(w)?;
                 w.add_pairs(sum, one, product, Some(one), false)

@@ -1,0 +1,98 @@
+//! Rows of words at 128 bits, on every machine: the contraction core that multiplies them with bytes, and the encoding.
+
+use cranelift::codegen::ir::types::{F32, F32X4, I16X8, I32, I32X4, I64X2};
+use cranelift::codegen::ir::{InstBuilder, Value};
+
+use super::codes::{LITTLE, Panel, ROWS, VECTORS, blocks, factor, nearest, numbers_beside, stretch};
+use super::core::Operands;
+use super::emit::{Emitter, Range, memory, repeat};
+use crate::loops::{BYTE_OFFSET, Codes, LANES, MOST_WORD};
+
+/// Emits a core of words by bytes, here.
+pub(super) fn emit(e: &mut Emitter, operands: &Operands, codes: Codes, depth: usize) {
+    let (format, block) = (operands.b_format, codes.block);
+    let scales = 2 * depth as i32;
+    let sums = scales + (depth / block * 4) as i32;
+    for (a, c) in operands.a.chunks(ROWS).zip(operands.c.chunks(ROWS)) {
+        blocks(e, c, depth / block, operands.accumulate, |e, nth, results| {
+            let panel = stretch(e, operands.b, nth, format.rows(block));
+            let mut start = Vec::new();
+            for row in a {
+                let (pointer, offset) = stretch(e, *row, nth, 4);
+                let sum = e.ins().load(I32, memory(), pointer, offset + sums);
+                start.extend([e.ins().splat(I32X4, sum); VECTORS]);
+            }
+            let words: Vec<(Value, i32)> = a.iter().map(|row| stretch(e, *row, nth, 2 * block)).collect();
+            let products = Panel { at: panel, codes }.each(e, 0, &start, |e, at, vector, nth, bytes, products| {
+                for (row, products) in words.iter().zip(products.chunks_mut(VECTORS)) {
+                    let row = stretch(e, *row, at, 2);
+                    products[vector] = dot(e, products[vector], (row.0, row.1 + 8 * nth as i32), bytes);
+                }
+            });
+            let mut all = Vec::new();
+            for ((row, products), results) in a.iter().zip(products.chunks(VECTORS)).zip(results.chunks(VECTORS)) {
+                let (pointer, offset) = stretch(e, *row, nth, 4);
+                let of_row = e.ins().load(F32, memory(), pointer, offset + scales);
+                let of_row = e.ins().splat(F32X4, of_row);
+                for (vector, (product, result)) in products.iter().zip(results).enumerate() {
+                    let scale = numbers_beside(e, panel, format.values() + 2 * LANES * vector);
+                    let scale = e.ins().fmul(scale, of_row);
+                    let product = e.ins().fcvt_from_sint(F32X4, *product);
+                    all.push(e.ins().fma(scale, product, *result));
+                }
+            }
+            all
+        });
+    }
+}
+
+/// Adds the products of four words with four bytes to each lane: of the first and the third byte, then of the others.
+fn dot(e: &mut Emitter, mut sum: Value, (pointer, offset): (Value, i32), bytes: Value) -> Value {
+    let bytes = e.ins().bitcast(I16X8, LITTLE, bytes);
+    let lower = e.int_of(I32X4, 0x00ff_00ff);
+    let lower = e.ins().bitcast(I16X8, LITTLE, lower);
+    for (nth, halves) in [e.ins().band(bytes, lower), e.ushr(bytes, 8)].into_iter().enumerate() {
+        let two = e.ins().load(I32, memory(), pointer, offset + 4 * nth as i32);
+        let two = e.ins().splat(I32X4, two);
+        let two = e.ins().bitcast(I16X8, LITTLE, two);
+        let (a, b) = (e.ins().swiden_low(two), e.ins().swiden_low(halves));
+        let low = e.ins().imul(a, b);
+        let (a, b) = (e.ins().swiden_high(two), e.ins().swiden_high(halves));
+        let high = e.ins().imul(a, b);
+        let pairs = e.ins().iadd_pairwise(low, high);
+        sum = e.ins().iadd(sum, pairs);
+    }
+    sum
+}
+
+/// Emits the encoding of a row of floats as words, here.
+pub(super) fn encode(e: &mut Emitter, from: (Value, i32), to: (Value, i32), depth: usize, block: usize) {
+    let count = depth / block;
+    let (start, end, step) = (e.int(0), e.int(count as i64), e.int(1));
+    repeat(e, Range { start, end, step, runs: count > 0 }, &[], |e, nth, _| {
+        let (source, target) = (stretch(e, from, nth, 4 * block), stretch(e, to, nth, 2 * block));
+        let (factor, scale) = factor(e, source, block, MOST_WORD);
+        let mut sum = e.int_of(I32X4, 0);
+        for vector in 0..block / LANES {
+            let four = nearest(e, source, vector, factor);
+            sum = e.ins().iadd(sum, four);
+            // Of each four the second and the third change places.
+            let four = e.swizzle(four, [0, 2, 1, 3]);
+            let words = e.ins().snarrow(four, four);
+            let words = e.ins().bitcast(I64X2, LITTLE, words);
+            let words = e.ins().extractlane(words, 0);
+            e.ins().store(memory(), words, target.0, target.1 + 8 * vector as i32);
+        }
+        for lanes in [[2, 3, 0, 1], [1, 0, 3, 2]] {
+            let other = e.swizzle(sum, lanes);
+            sum = e.ins().iadd(sum, other);
+        }
+        let sum = e.ins().extractlane(sum, 0);
+        let sum = e.ins().imul_imm_s(sum, i64::from(-BYTE_OFFSET));
+        let (pointer, offset) = stretch(e, to, nth, 4);
+        let scales = offset + 2 * depth as i32;
+        e.ins().store(memory(), scale, pointer, scales);
+        e.ins().store(memory(), sum, pointer, scales + 4 * count as i32);
+        Vec::new()
+    });
+}
