@@ -211,8 +211,9 @@ impl Base {
     pub(crate) fn of(graph: &Graph, storage: &Storage, options: &Options) -> Result<Base, CompileError> {
         einfuse_graph::verify(graph)?;
         supported(graph)?;
-        if options.cache == Format::Q4 {
-            return Err(CompileError::Unsupported("caches are kept as f32, bf16 or q8, not as q4".to_owned()));
+        if ![Format::F32, Format::Bf16, Format::Q8].contains(&options.cache) {
+            let text = format!("caches are kept as f32, bf16 or q8, not as {}", options.cache);
+            return Err(CompileError::Unsupported(text));
         }
         let how = Extents { cache: options.cache, tokens: options.chunk + GROUP - 1, positions: options.positions };
         let mut weights = Weights::default();

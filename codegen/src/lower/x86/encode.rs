@@ -24,6 +24,12 @@ const MOST: usize = 1;
 const INVERSE: usize = 2;
 const ORDER: usize = 8;
 
+/// In which order the bytes of words are, in each quarter of a vector: of each four words the second and the third change places.
+const IN_FOURS: [u32; 8] = {
+    let [a, b, c, d] = [0x05_04_01_00, 0x07_06_03_02, 0x0d_0c_09_08, 0x0f_0e_0b_0a];
+    [a, b, c, d, a, b, c, d]
+};
+
 /// How many vectors are folded at the end.
 const FOLDED: usize = 8;
 
@@ -35,9 +41,9 @@ const SCALE: Register = Register::XMM4;
 
 /// Writes the code that encodes a row of whole panels: from the first address to the second.
 pub(super) fn write(w: &mut Writer, depth: usize, format: Format) -> Result<(), IcedError> {
-    let (behind, most) = match format {
-        Format::Codes(_) => (depth, 127.0),
-        Format::Words(_) => (2 * depth, MOST_WORD),
+    let (behind, most, order) = match format {
+        Format::Codes(_) => (depth, 127.0, [0, 4, 1, 5, 2, 6, 3, 7]),
+        Format::Words(_) => (2 * depth, MOST_WORD, IN_FOURS),
         Format::F32 | Format::Bf16 => return rounded(w, depth),
     };
     let scales = w.at(B, behind);
@@ -46,20 +52,19 @@ pub(super) fn write(w: &mut Writer, depth: usize, format: Format) -> Result<(), 
     for (at, number) in [(LEAST, SMALLEST), (MOST, most), (INVERSE, 1.0 / most)] {
         words[at] = f32::to_bits(number);
     }
-    words[ORDER..].copy_from_slice(&[0, 4, 1, 5, 2, 6, 3, 7]);
+    words[ORDER..].copy_from_slice(&order);
     w.words(words)?;
     w.constant(w.magnitude(), 0x7fff_ffff)?;
     let blocks = depth / format.block();
     let sums = w.at(B, format.codes().map_or(behind + 4 * blocks, |codes| codes.sums_of_row(depth)));
     w.push(Instruction::with2(Code::Lea_r64_m, SUMS, sums))?;
-    let Some(codes) = format.codes() else {
-        of_words(w)?;
-        return w.times(blocks, |w| block_of_words(w, format.block()));
-    };
     if !w.wide {
         w.push(Instruction::with2(Code::VEX_Vmovups_ymm_ymmm256, w.order(), w.word_below(ORDER)))?;
     }
-    w.times(blocks, |w| block(w, codes, depth))
+    w.times(blocks, |w| match format.codes() {
+        Some(codes) => block(w, codes, depth),
+        None => block_of_words(w, format.block()),
+    })
 }
 
 /// Writes the code that rounds to bf16, at 512 bits.
@@ -92,7 +97,7 @@ impl Writer {
         self.first() + 5
     }
 
-    /// In which order the fours of bytes are that were packed at 256 bits.
+    /// In which order the fours of bytes are that were packed at 256 bits; or the bytes of words.
     fn order(&self) -> Register {
         self.first() + 6
     }
@@ -139,17 +144,6 @@ fn whole(w: &mut Writer, to: Register, bytes: usize) -> Result<(), IcedError> {
     let from = w.at(A, bytes);
     w.push(Instruction::with3(w.of(MULTIPLY), to, w.factors(), from))?;
     w.push(Instruction::with2(w.of(TO_WHOLE), to, to))
-}
-
-/// In which order the words are of each quarter of a vector: of each four the second and the third change places.
-const IN_FOURS: [u32; 4] = [0x05_04_01_00, 0x07_06_03_02, 0x0d_0c_09_08, 0x0f_0e_0b_0a];
-
-/// Loads that, in place of the order of fours of bytes.
-fn of_words(w: &mut Writer) -> Result<(), IcedError> {
-    for (nth, word) in IN_FOURS.into_iter().enumerate() {
-        w.push(Instruction::with2(Code::Mov_rm32_imm32, w.word_below(ORDER + nth), word))?;
-    }
-    w.push(Instruction::with2(Code::VEX_Vbroadcasti128_ymm_m128, w.order(), w.word_below(ORDER)))
 }
 
 /// A block of words, at 256 bits.
