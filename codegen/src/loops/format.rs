@@ -196,7 +196,7 @@ impl Format {
     /// fourth, as the halves of a panel's words come; for each block a scale as `F32`, then for each block the sum of its words times
     /// `-`[`BYTE_OFFSET`] as `I32`.
     pub fn words(self) -> Option<Format> {
-        let bytes = self.codes().filter(|codes| codes.are_bytes() && codes.offset == BYTE_OFFSET)?;
+        let bytes = self.codes().filter(|codes| codes.are_bytes() && codes.are_signed())?;
         Self::ALL.into_iter().find(|format| *format == Format::Words(bytes.block))
     }
 
@@ -352,7 +352,7 @@ impl Codes {
 
     /// Whether the bytes that are multiplied, less the offset, are signed ones.
     pub fn are_signed(self) -> bool {
-        self.offset == -i32::from(i8::MIN)
+        self.offset == BYTE_OFFSET
     }
 
     /// What the sum of a row's bytes is taken times, less than 0: without minima.
@@ -429,7 +429,7 @@ impl Plane {
     }
 }
 
-/// What is taken from the bytes that words are multiplied with.
+/// What is taken from bytes that stand for signed ones.
 pub const BYTE_OFFSET: i32 = 128;
 
 /// What the largest of a block of a row becomes as a word.

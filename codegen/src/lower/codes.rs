@@ -10,13 +10,14 @@ use cranelift::codegen::ir::{Endianness, InstBuilder, MemFlagsData, Value};
 
 use super::core::Operands;
 use super::emit::{Emitter, Range, memory, repeat};
+use super::words;
 use crate::loops::{Codes, Format, LANES, PANEL, Plane, SMALLEST};
 
 /// Rows that are taken at once.
-pub(super) const ROWS: usize = 2;
+const ROWS: usize = 2;
 
 /// Vectors of the panel's columns.
-pub(super) const VECTORS: usize = PANEL / LANES;
+const VECTORS: usize = PANEL / LANES;
 
 /// Emits the unpacking of a panel, here.
 pub(super) fn unpack(e: &mut Emitter, from: (Value, i32), to: (Value, i32), depth: usize, format: Format) {
@@ -119,15 +120,15 @@ fn in_steps(e: &mut Emitter, bytes: Value, (steps, zeros): (Value, Value)) -> Va
 }
 
 /// A block of a panel.
-pub(super) struct Panel {
-    pub(super) at: (Value, i32),
-    pub(super) codes: Codes,
+struct Panel {
+    at: (Value, i32),
+    codes: Codes,
 }
 
 impl Panel {
     /// Does something with the codes of a part, four rows after the other, of each vector of columns: from which row on (of a
     /// group of steps), of which vector, which of the group, and the codes. Sums are carried along.
-    pub(super) fn each(
+    fn each(
         &self,
         e: &mut Emitter,
         part: usize,
@@ -169,7 +170,10 @@ impl Panel {
 
     /// Four of the numbers beside a block's codes, so many bytes from the first.
     fn halves(&self, e: &mut Emitter, at: usize) -> Value {
-        numbers_beside(e, self.at, Format::Codes(self.codes).values() + at)
+        let values = Format::Codes(self.codes).values();
+        let bits = e.ins().uload16x4(memory(), self.at.0, self.at.1 + (values + at) as i32);
+        let bits = e.shl(bits, 16);
+        e.as_floats(bits)
     }
 
     /// The steps and the zeros of four columns of a part.
@@ -233,41 +237,11 @@ impl Panel {
     }
 }
 
-/// Four numbers of `Bf16` that lie so many bytes behind the beginning of a block.
-pub(super) fn numbers_beside(e: &mut Emitter, (pointer, offset): (Value, i32), at: usize) -> Value {
-    let bits = e.ins().uload16x4(memory(), pointer, offset + at as i32);
-    let bits = e.shl(bits, 16);
-    e.as_floats(bits)
-}
-
-/// Adds to the results of some rows what each block of so many adds, of each row to four columns after the other.
-pub(super) fn blocks(
-    e: &mut Emitter,
-    c: &[(Value, i32)],
-    count: usize,
-    accumulate: bool,
-    mut block: impl FnMut(&mut Emitter, Value, &[Value]) -> Vec<Value>,
-) {
-    let places = || c.iter().flat_map(|(row, offset)| (0..VECTORS as i32).map(move |v| (*row, offset + 16 * v)));
-    let start: Vec<Value> = places()
-        .map(|(pointer, offset)| match accumulate {
-            true => e.ins().load(F32X4, memory(), pointer, offset),
-            false => e.float_of(F32X4, 0.0),
-        })
-        .collect();
-    let (first, end, step) = (e.int(0), e.int(count as i64), e.int(1));
-    let range = Range { start: first, end, step, runs: count > 0 };
-    let sums = repeat(e, range, &start, |e, nth, sums| block(e, nth, sums));
-    for ((pointer, offset), sum) in places().zip(sums) {
-        e.ins().store(memory(), sum, pointer, offset);
-    }
-}
-
-/// Emits a core of codes, here.
+/// Emits a core of codes by codes or of words by codes, here.
 pub(super) fn emit(e: &mut Emitter, operands: &Operands, codes: Codes, depth: usize) {
     for (a, c) in operands.a.chunks(ROWS).zip(operands.c.chunks(ROWS)) {
-        let rows = Rows { a, b: operands.b, format: operands.b_format, codes, depth };
-        blocks(e, c, depth / codes.block, operands.accumulate, |e, block, sums| rows.block(e, block, sums));
+        let words = operands.a_format != operands.b_format;
+        Rows { a, b: operands.b, c, format: operands.b_format, codes, depth, words }.emit(e, operands.accumulate);
     }
 }
 
@@ -275,16 +249,46 @@ pub(super) fn emit(e: &mut Emitter, operands: &Operands, codes: Codes, depth: us
 struct Rows<'a> {
     a: &'a [(Value, i32)],
     b: (Value, i32),
+    c: &'a [(Value, i32)],
     format: Format,
     codes: Codes,
     depth: usize,
+    /// Whether they are words, not bytes.
+    words: bool,
 }
 
 impl Rows<'_> {
+    fn emit(&self, e: &mut Emitter, accumulate: bool) {
+        let mut sums = Vec::new();
+        for (pointer, offset) in self.c {
+            for vector in 0..VECTORS {
+                sums.push(match accumulate {
+                    true => e.ins().load(F32X4, memory(), *pointer, offset + vector as i32 * 16),
+                    false => e.float_of(F32X4, 0.0),
+                });
+            }
+        }
+        let (start, end, step) = (e.int(0), e.int((self.depth / self.format.block()) as i64), e.int(1));
+        let range = Range { start, end, step, runs: self.depth > 0 };
+        let sums = repeat(e, range, &sums, |e, block, sums| self.block(e, block, sums));
+        let mut sums = sums.iter();
+        for (pointer, offset) in self.c {
+            for (vector, sum) in (0..VECTORS as i32).zip(&mut sums) {
+                e.ins().store(memory(), *sum, *pointer, offset + vector * 16);
+            }
+        }
+    }
+
+    /// Bytes of a number of a row.
+    fn width(&self) -> usize {
+        if self.words { 2 } else { 1 }
+    }
+
     /// Adds the products of a block to the sums.
     fn block(&self, e: &mut Emitter, block: Value, sums: &[Value]) -> Vec<Value> {
         let length = self.format.block();
-        let codes: Vec<(Value, i32)> = self.a.iter().map(|row| stretch(e, *row, block, length)).collect();
+        let codes: Vec<(Value, i32)> =
+            self.a.iter().map(|row| stretch(e, *row, block, self.width() * length)).collect();
         let panel = Panel { at: stretch(e, self.b, block, self.format.rows(length)), codes: self.codes };
         let mut results = sums.to_vec();
         for part in 0..length / self.codes.summed() {
@@ -308,7 +312,7 @@ impl Rows<'_> {
         let first = (self.codes.sums_of_row(self.depth) - self.depth) as i32;
         let beside = |e: &mut Emitter, row: (Value, i32), each: usize| {
             let (pointer, offset) = stretch(e, row, block, 4 * each);
-            (pointer, offset + self.depth as i32)
+            (pointer, offset + (self.width() * self.depth) as i32)
         };
         let sums: Vec<(Value, i32)> = self
             .a
@@ -337,11 +341,16 @@ impl Rows<'_> {
         }
         let products = panel.each(e, part, &products, |e, at, vector, nth, weights, products| {
             for (row, (pointer, offset)) in codes.iter().enumerate() {
-                let pointer = e.ins().iadd(*pointer, at);
-                let four = e.ins().load(I32, memory(), pointer, offset + 4 * nth as i32);
+                let sum = &mut products[row * VECTORS + vector];
+                let (pointer, _) = stretch(e, (*pointer, 0), at, self.width());
+                let at = (pointer, offset + (self.width() * 4 * nth) as i32);
+                if self.words {
+                    *sum = words::dot(e, *sum, at, weights);
+                    continue;
+                }
+                let four = e.ins().load(I32, memory(), at.0, at.1);
                 let four = e.ins().splat(I32X4, four);
                 let four = e.ins().bitcast(I8X16, LITTLE, four);
-                let sum = &mut products[row * VECTORS + vector];
                 *sum = dot(e, *sum, four, weights);
             }
         });

@@ -334,11 +334,8 @@ impl Lowerer<'_> {
             b_format: core.b_format,
             accumulate: core.accumulate,
         };
-        match (core.b_format.codes(), depth.as_constant().map(|depth| depth.max(0) as usize)) {
-            (Some(codes), Some(depth)) if core.a_format == core.b_format => {
-                codes::emit(&mut self.e, &operands, codes, depth);
-            }
-            (Some(codes), Some(depth)) => words::emit(&mut self.e, &operands, codes, depth),
+        match (core.b_format.codes(), depth.as_constant()) {
+            (Some(codes), Some(depth)) => codes::emit(&mut self.e, &operands, codes, depth.max(0) as usize),
             _ => core::emit(&mut self.e, &operands, depth),
         }
     }

@@ -1,53 +1,14 @@
-//! Rows of words at 128 bits, on every machine: the contraction core that multiplies them with bytes, and the encoding.
+//! Rows of words at 128 bits, on every machine: their products with bytes, and their encoding.
 
-use cranelift::codegen::ir::types::{F32, F32X4, I16X8, I32, I32X4, I64X2};
+use cranelift::codegen::ir::types::{I16X8, I32, I32X4, I64X2};
 use cranelift::codegen::ir::{InstBuilder, Value};
 
-use super::codes::{LITTLE, Panel, ROWS, VECTORS, blocks, factor, nearest, numbers_beside, stretch};
-use super::core::Operands;
+use super::codes::{LITTLE, factor, nearest, stretch};
 use super::emit::{Emitter, Range, memory, repeat};
-use crate::loops::{BYTE_OFFSET, Codes, LANES, MOST_WORD};
-
-/// Emits a core of words by bytes, here.
-pub(super) fn emit(e: &mut Emitter, operands: &Operands, codes: Codes, depth: usize) {
-    let (format, block) = (operands.b_format, codes.block);
-    let scales = 2 * depth as i32;
-    let sums = scales + (depth / block * 4) as i32;
-    for (a, c) in operands.a.chunks(ROWS).zip(operands.c.chunks(ROWS)) {
-        blocks(e, c, depth / block, operands.accumulate, |e, nth, results| {
-            let panel = stretch(e, operands.b, nth, format.rows(block));
-            let mut start = Vec::new();
-            for row in a {
-                let (pointer, offset) = stretch(e, *row, nth, 4);
-                let sum = e.ins().load(I32, memory(), pointer, offset + sums);
-                start.extend([e.ins().splat(I32X4, sum); VECTORS]);
-            }
-            let words: Vec<(Value, i32)> = a.iter().map(|row| stretch(e, *row, nth, 2 * block)).collect();
-            let products = Panel { at: panel, codes }.each(e, 0, &start, |e, at, vector, nth, bytes, products| {
-                for (row, products) in words.iter().zip(products.chunks_mut(VECTORS)) {
-                    let row = stretch(e, *row, at, 2);
-                    products[vector] = dot(e, products[vector], (row.0, row.1 + 8 * nth as i32), bytes);
-                }
-            });
-            let mut all = Vec::new();
-            for ((row, products), results) in a.iter().zip(products.chunks(VECTORS)).zip(results.chunks(VECTORS)) {
-                let (pointer, offset) = stretch(e, *row, nth, 4);
-                let of_row = e.ins().load(F32, memory(), pointer, offset + scales);
-                let of_row = e.ins().splat(F32X4, of_row);
-                for (vector, (product, result)) in products.iter().zip(results).enumerate() {
-                    let scale = numbers_beside(e, panel, format.values() + 2 * LANES * vector);
-                    let scale = e.ins().fmul(scale, of_row);
-                    let product = e.ins().fcvt_from_sint(F32X4, *product);
-                    all.push(e.ins().fma(scale, product, *result));
-                }
-            }
-            all
-        });
-    }
-}
+use crate::loops::{BYTE_OFFSET, LANES, MOST_WORD};
 
 /// Adds the products of four words with four bytes to each lane: of the first and the third byte, then of the others.
-fn dot(e: &mut Emitter, mut sum: Value, (pointer, offset): (Value, i32), bytes: Value) -> Value {
+pub(super) fn dot(e: &mut Emitter, mut sum: Value, (pointer, offset): (Value, i32), bytes: Value) -> Value {
     let bytes = e.ins().bitcast(I16X8, LITTLE, bytes);
     let lower = e.int_of(I32X4, 0x00ff_00ff);
     let lower = e.ins().bitcast(I16X8, LITTLE, lower);
