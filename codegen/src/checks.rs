@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use einfuse_graph::{Expr, ExprId, Extent, Graph, Kind, Node, TensorId};
+use einfuse_graph::{Expr, ExprId, Extent, Graph, Kind, TensorId};
 
 use crate::compile::CompileError;
 use crate::program::StepError;
@@ -27,7 +27,9 @@ impl Checks {
     /// Finds them; refuses one that is out of range for the first token of a sequence already.
     pub(crate) fn of(graph: &Graph) -> Result<Checks, CompileError> {
         let mut found: Vec<Check> = Vec::new();
-        nodes(graph, &graph.nodes, &mut found);
+        for (_, body) in graph.equations() {
+            expression(graph, body, &mut found);
+        }
         let mut context = None;
         for check in &found {
             if graph.loaded(check.index).is_empty() {
@@ -77,16 +79,6 @@ impl Checks {
             }
         }
         Ok(())
-    }
-}
-
-fn nodes(graph: &Graph, list: &[Node], found: &mut Vec<Check>) {
-    for node in list {
-        match node {
-            Node::Equation { body, .. } => expression(graph, *body, found),
-            Node::Append { .. } => {}
-            Node::Layers(layers) => layers.bodies.iter().for_each(|b| nodes(graph, &b.nodes, found)),
-        }
     }
 }
 

@@ -276,7 +276,7 @@ struct Part<'a> {
 impl Move {
     fn of(graph: &Graph, view: &View, storage: Format) -> Move {
         let tensor = graph.tensor(view.tensor);
-        let size = |a: &AxisId| graph.size(*a).unwrap_or(1);
+        let size = |a: &AxisId| graph.fixed_size(*a);
         let whole: Vec<usize> = tensor.axes.iter().map(size).collect();
         let apart = view.order.strides(&whole);
         // What is taken of each axis.

@@ -32,6 +32,7 @@ mod memory;
 mod model;
 mod sample;
 mod session;
+mod storage;
 mod threads;
 mod tokens;
 mod tune;

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use einfuse_codegen::{
-    Batch, Format, InBlocks, Kept, MOST_POSITIONS, Options, Packed, Program, Rule, Schedules, Values, Wanted,
+    Batch, Format, InBlocks, MOST_POSITIONS, Options, Packed, Program, Rule, Schedules, Values, Wanted,
 };
 use einfuse_graph::{Graph, Kind, Node, TensorId};
 
@@ -16,6 +16,7 @@ use crate::cache::Cache;
 use crate::checkpoint::{Blocks, Change, Checkpoint, Dtype, Numbers, Stored, declared};
 use crate::memory::Memory;
 use crate::session::Session;
+use crate::storage::storage;
 use crate::threads::{Threads, side_by_side};
 use crate::tokens::Tokenizer;
 
@@ -52,7 +53,8 @@ pub enum CacheType {
 pub enum Quant {
     /// 8 bits, with scales 8.25 bits a weight.
     Q8,
-    /// 4 bits, with steps and scales 4.31 to 4.5 bits a weight; 8 where the output's axis is, on which the choice of a token depends most.
+    /// 4 bits, with steps and scales 4.31 to 4.5 bits a weight; 8 where few weights decide much: in matrices that have the
+    /// output's axis, or that make nothing but attention's values or the scores by which experts are chosen.
     Q4,
 }
 
@@ -330,7 +332,7 @@ impl Model {
 }
 
 /// A weight, in a layer if it is another in each.
-type Place = (TensorId, Option<usize>);
+pub(crate) type Place = (TensorId, Option<usize>);
 
 /// Finds every weight that the graph reads.
 fn find_weights<'a>(checkpoint: &'a Checkpoint, graph: &Graph) -> Result<HashMap<Place, Stored<'a>>, Error> {
@@ -367,26 +369,6 @@ fn weights_in(graph: &Graph, nodes: &[Node]) -> BTreeSet<TensorId> {
         Node::Append { .. } | Node::Layers(_) => Vec::new(),
     });
     read.filter(|tensor| matches!(graph.tensor(*tensor).kind, Kind::Weight(_))).collect()
-}
-
-/// How each weight is to be kept, in each layer as its file tensors there allow it.
-fn storage(graph: &Graph, found: &HashMap<Place, Stored<'_>>, settings: &Settings) -> HashMap<Place, Kept> {
-    let outputs = &graph.tensor(graph.output).axes;
-    let is_last = |tensor: TensorId| graph.tensor(tensor).axes.iter().any(|axis| outputs.contains(axis));
-    let kept = |tensor: TensorId, stored: &Stored<'_>| -> Kept {
-        let (order, is_matrix) = (stored.order, stored.rank >= 2);
-        let own = stored.grid().and_then(|grid| Format::holding(&grid));
-        let format = match (settings.quant, settings.precision, own) {
-            (Some(Quant::Q4), ..) if is_matrix && !is_last(tensor) => Format::Q4,
-            (Some(_), ..) if is_matrix => Format::Q8,
-            (_, Precision::Stored, Some(format)) => return Kept { format, own: true, order },
-            (_, Precision::Bf16, _) if is_matrix => Format::Bf16,
-            (_, Precision::Stored | Precision::Bf16, _) if stored.parts.iter().all(Numbers::is_narrow) => Format::Bf16,
-            _ => Format::F32,
-        };
-        Kept { format, own: false, order }
-    };
-    found.iter().map(|(&(tensor, layer), stored)| ((tensor, layer), kept(tensor, stored))).collect()
 }
 
 /// So many bytes of packed weights are one thread's at a time: a huge page of the usual size, so that one thread alone is

@@ -177,7 +177,8 @@ impl Explain {
                 let is_mixed = weights.iter().any(|other| other.tensor == kept.tensor && other.format != format);
                 let layers = if is_mixed { format!(", {}", layers(&kept.layers)) } else { String::new() };
                 if format.is_coded() || is_mixed {
-                    writeln!(text, "  · `{name}` is kept as {format}, {} bits{layers}", 8.0 * format.bytes())?;
+                    let bits = (800.0 * format.bytes()).round() / 100.0;
+                    writeln!(text, "  · `{name}` is kept as {format}, {bits} bits{layers}")?;
                 }
             }
             if let Some(tuned) = self.tuned(model, kernel) {

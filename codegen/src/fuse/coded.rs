@@ -211,17 +211,9 @@ fn blocks_of(graph: &Graph, weight: TensorId, kept: Kept, contractions: &[Contra
 
 /// The contractions of each weight.
 fn summed(graph: &Graph) -> HashMap<TensorId, Vec<Contraction>> {
-    let nodes = graph.nodes.iter().flat_map(|node| match node {
-        Node::Layers(layers) => layers.bodies.iter().flat_map(|body| &body.nodes).collect(),
-        node => vec![node],
-    });
     let mut all: HashMap<TensorId, Vec<Contraction>> = HashMap::new();
-    for node in nodes {
-        if let Node::Equation { out, body } = node
-            && let Some(contraction) = Contraction::of(graph, *out, *body)
-        {
-            all.entry(contraction.b).or_default().push(contraction);
-        }
+    for contraction in graph.equations().filter_map(|(out, body)| Contraction::of(graph, out, body)) {
+        all.entry(contraction.b).or_default().push(contraction);
     }
     all
 }
@@ -287,7 +279,7 @@ fn equation(edit: &mut Edit, blocks: Blocks, parts: &Parts) -> ExprId {
     // Row by row, along one axis after the other.
     let mut row = coordinates[blocks.first];
     for dim in blocks.dims().skip(1) {
-        let size = edit.graph.size(own[dim]).unwrap_or(1);
+        let size = edit.graph.fixed_size(own[dim]);
         let size = edit.intern(Expr::Int(size as i64));
         let before = edit.intern(Expr::Binary(Binary::Mul, row, size));
         row = edit.intern(Expr::Binary(Binary::Add, before, coordinates[dim]));

@@ -30,7 +30,7 @@ impl<'a> Rows<'a> {
         let coded = to.coded.as_ref()?;
         let neighbours = |(dim, &axis)| {
             let shared = coded.scales.terms_along(dim).map(|term| term.div).min();
-            shared.unwrap_or_else(|| cx.plan.graph.size(axis).unwrap_or(1))
+            shared.unwrap_or_else(|| cx.plan.graph.fixed_size(axis))
         };
         let shared = cx.plan.graph.tensor(rows).axes.iter().enumerate().map(neighbours).collect();
         Some(Rows { to, coded, shared })
@@ -50,7 +50,7 @@ pub(super) fn staged(cx: &Context, kernel: &Kernel, from: usize) -> (BTreeMap<Te
         let (mut layout, mut stride) = (Layout::default(), 1);
         for &dim in order.iter().rev() {
             layout.push(dim, stride);
-            stride *= if is_tokens(graph, axes[dim]) { cx.homes.tokens } else { graph.size(axes[dim]).unwrap_or(1) };
+            stride *= if is_tokens(graph, axes[dim]) { cx.homes.tokens } else { graph.fixed_size(axes[dim]) };
         }
         places.insert(out, Place::flat(Buffer::Arena(at), layout, axes.len()));
         at += (stride * Elem::F32.bytes()).next_multiple_of(64);
@@ -66,8 +66,7 @@ pub(super) fn append(cx: &Context, kernel: &Kernel) -> loops::Kernel {
     for (&out, from) in &cx.staged {
         let Some(rows) = Rows::of(cx, out) else { continue };
         let axes = &cx.plan.graph.tensor(out).axes;
-        let counts: Vec<usize> =
-            axes.iter().zip(&rows.shared).map(|(&a, n)| cx.plan.graph.size(a).unwrap_or(1) / n).collect();
+        let counts: Vec<usize> = axes.iter().zip(&rows.shared).map(|(&a, n)| cx.plan.graph.fixed_size(a) / n).collect();
         let each: usize = counts[1..].iter().product();
         let tokens = e.span(axes[0]);
         let count = tokens.len.map_or(tokens.to - tokens.from.clone(), Expr::from);

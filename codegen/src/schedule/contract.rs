@@ -67,7 +67,7 @@ pub(super) fn schedule(
     let graph = &cx.plan.graph;
     let first = &contract.tasks[0].contractions[0].1;
     let tokens = first.rows.iter().copied().find(|&a| is_tokens(graph, a));
-    let size = |a: AxisId| graph.size(a).unwrap_or(1);
+    let size = |a: AxisId| graph.fixed_size(a);
     let per_token: usize = first.rows.iter().filter(|a| Some(**a) != tokens).map(|&a| size(a)).product();
     let mode = cx.mode(kernel);
     if let (Some((_, by)), Mode::Few | Mode::Many) = (first.chosen, &mode) {
@@ -255,7 +255,7 @@ fn tile(cx: &Context, kernel: &Kernel, task: &Task, units: &Units, block: &Block
 /// A tile in private memory: rows one after the other, each with the unit's columns, panel by panel.
 fn tile_place(cx: &Context, tensor: TensorId, units: &Units, block: &Block, e: &mut Emitter) -> Place {
     let graph = &cx.plan.graph;
-    let size = |a: AxisId| graph.size(a).unwrap_or(1);
+    let size = |a: AxisId| graph.fixed_size(a);
     let axes = &graph.tensor(tensor).axes;
     let width = units.panels * PANEL;
     let mut layout = columns(cx, tensor, units);
@@ -295,7 +295,7 @@ pub(super) fn columns(cx: &Context, tensor: TensorId, units: &Units) -> Layout {
         if let Some(dim) = axes.iter().position(|&x| x == a) {
             layout.push(dim, stride);
         }
-        stride *= graph.size(a).unwrap_or(1);
+        stride *= graph.fixed_size(a);
     }
     layout
 }

@@ -133,7 +133,7 @@ impl Homes {
             }
             let slot = self.frame_len;
             self.frame_len += 1;
-            let sizes: Vec<usize> = tensor.axes.iter().map(|&a| plan.graph.size(a).unwrap_or(1)).collect();
+            let sizes: Vec<usize> = tensor.axes.iter().map(|&a| plan.graph.fixed_size(a)).collect();
             let mut place = Place::flat(Buffer::Frame(slot), Layout::row_major(&sizes), sizes.len());
             match tensor.kind {
                 Kind::Input => {
@@ -255,7 +255,7 @@ fn in_rows(plan: &Plan, tensor: TensorId, place: &Place) -> Option<Place> {
     let mut row = 1;
     for (dim, &a) in plan.graph.tensor(tensor).axes.iter().enumerate().skip(1).rev() {
         layout.push(dim, row);
-        row *= plan.graph.size(a).unwrap_or(1);
+        row *= plan.graph.fixed_size(a);
     }
     let stride = odd_lines(row, Format::Bf16);
     layout.push(0, stride);

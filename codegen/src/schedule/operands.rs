@@ -52,7 +52,7 @@ impl Operand {
             Memory::Encoded { buffer, units, shared } => {
                 let mut at = Expr::Int(0);
                 for x in batch(cx, c) {
-                    at = at * cx.plan.graph.size(x).unwrap_or(1) + of_batch(&x);
+                    at = at * cx.plan.graph.fixed_size(x) + of_batch(&x);
                 }
                 let first = if *shared { block.first_row() * self.stride } else { Expr::Int(0) };
                 Address::new(buffer.clone(), first + at * *units)
@@ -67,7 +67,7 @@ fn batch(cx: &Context, c: &Contraction) -> Vec<AxisId> {
 }
 
 fn product(cx: &Context, axes: &[AxisId]) -> usize {
-    axes.iter().map(|&a| cx.plan.graph.size(a).unwrap_or(1)).product()
+    axes.iter().map(|&a| cx.plan.graph.fixed_size(a)).product()
 }
 
 /// Where operands are put.
@@ -252,7 +252,7 @@ fn block_place(
             row = Some(stride);
         }
         layout.push(dim, stride);
-        stride *= if is_tokens(graph, a) { tokens } else { graph.size(a).unwrap_or(1) };
+        stride *= if is_tokens(graph, a) { tokens } else { graph.fixed_size(a) };
     }
     let row = row.unwrap_or(stride);
     let beyond = (room.rows(cx, block).0 - tokens * block.per_token) * row;

@@ -106,13 +106,13 @@ impl Homes {
                     && sums_columns(c)
                 {
                     self.columns.insert(state, c.cols.clone());
-                    let columns: usize = c.cols.iter().map(|&a| graph.size(a).unwrap_or(1)).product();
+                    let columns: usize = c.cols.iter().map(|&a| graph.fixed_size(a)).product();
                     let fits = !cache.is_coded() || columns.is_multiple_of(LANES);
                     return over_columns(graph, axes, c, if fits { cache } else { Format::Bf16 });
                 }
             }
         }
-        let mut sizes: Vec<usize> = axes.iter().map(|&a| graph.size(a).unwrap_or(1)).collect();
+        let mut sizes: Vec<usize> = axes.iter().map(|&a| graph.fixed_size(a)).collect();
         sizes[0] = PAGE;
         let elem = match graph.tensor(state).ty {
             Type::Int => Elem::I32,
@@ -136,7 +136,7 @@ fn over_positions(graph: &Graph, axes: &[AxisId], c: &Contraction, format: Forma
             0 => scales.push_blocks(&dim.into(), format),
             _ => scales.push(dim, format.rows(rows) / 2),
         }
-        rows *= graph.size(a).unwrap_or(1);
+        rows *= graph.fixed_size(a);
     }
     scales.push_panels(positions_dim(graph, axes), format.panel(rows) / 2, Format::F32);
     push_rest(graph, axes, &mut scales, page / 2);
@@ -150,7 +150,7 @@ fn over_columns(graph: &Graph, axes: &[AxisId], c: &Contraction, format: Format)
     let (mut layout, page) = column_panels(graph, axes, &c.cols, format, PAGE);
     let len = push_rest(graph, axes, &mut layout, page);
     let Some(codes) = format.codes() else { return Stored { elem: format.elem(), layout, coded: None, len } };
-    let size = |a: AxisId| graph.size(a).unwrap_or(1);
+    let size = |a: AxisId| graph.fixed_size(a);
     let mut ones = Layout { base: format.values() / 2, terms: Vec::new() };
     let mut run = format.panel(RUN) / 2;
     for (i, &a) in c.cols.iter().rev().enumerate() {
@@ -190,7 +190,7 @@ pub(crate) fn score_panels(
             0 => push_rows(&mut layout, dim(a), format),
             _ => layout.push(dim(a), format.rows(rows)),
         }
-        rows *= graph.size(a).unwrap_or(1);
+        rows *= graph.fixed_size(a);
     }
     let panel = format.panel(rows);
     layout.push_panels(positions_dim(graph, axes), panel, format);
@@ -207,7 +207,7 @@ pub(crate) fn column_panels(
     positions: usize,
 ) -> (Layout, usize) {
     let dim = |axis: AxisId| axes.iter().position(|&a| a == axis).unwrap_or(0);
-    let size = |a: AxisId| graph.size(a).unwrap_or(1);
+    let size = |a: AxisId| graph.fixed_size(a);
     let (mut layout, mut stride) = (Layout::default(), format.panel(RUN));
     push_rows(&mut layout, positions_dim(graph, axes), format);
     for (i, &a) in columns.iter().rev().enumerate() {
@@ -248,7 +248,7 @@ fn push_rest(graph: &Graph, axes: &[AxisId], layout: &mut Layout, stride: usize)
     for dim in (0..axes.len()).rev() {
         if layout.terms_along(dim).next().is_none() {
             layout.push(dim, stride);
-            stride *= graph.size(axes[dim]).unwrap_or(1);
+            stride *= graph.fixed_size(axes[dim]);
         }
     }
     stride

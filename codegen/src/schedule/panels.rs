@@ -50,7 +50,7 @@ impl Stored<'_> {
     /// The dimensions of the last.
     fn joined(&self, graph: &Graph) -> Dims {
         let (_, axes) = self.rows_of_panel();
-        let sizes: Vec<usize> = axes.iter().map(|&axis| graph.size(axis).unwrap_or(1)).collect();
+        let sizes: Vec<usize> = axes.iter().map(|&axis| graph.fixed_size(axis)).collect();
         Dims::of(axes.first().and_then(|&axis| self.dim(axis)).unwrap_or(0), &sizes)
     }
 }
@@ -84,7 +84,7 @@ pub(super) fn layout(
     part: Part,
 ) -> Layout {
     let dim = |a: AxisId| stored.dim(a);
-    let size = |a: AxisId| graph.size(a).unwrap_or(1);
+    let size = |a: AxisId| graph.fixed_size(a);
     let mut out = Layout { base: strides.base, terms: Vec::new() };
     let (outer, inner) = stored.rows_of_panel();
     let last = stored.joined(graph);

@@ -46,10 +46,8 @@ pub(super) fn rows(cx: &Context, kernel: &Kernel, equations: &[EqId], e: &mut Em
             let out = equation.out;
             let axes = &graph.tensor(out).axes;
             if !outputs.contains(&out) {
-                let sizes: Vec<usize> = axes
-                    .iter()
-                    .map(|a| if scope.at.contains_key(a) { 1 } else { graph.size(*a).unwrap_or(1) })
-                    .collect();
+                let sizes: Vec<usize> =
+                    axes.iter().map(|a| if scope.at.contains_key(a) { 1 } else { graph.fixed_size(*a) }).collect();
                 let buffer = e.floats(sizes.iter().product());
                 let mut place = Place::flat(buffer, Layout::row_major(&sizes), axes.len());
                 place.elem = cx.elem(out);

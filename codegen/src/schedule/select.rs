@@ -28,7 +28,7 @@ fn inner_rows(cx: &Context, c: &Contraction) -> Vec<AxisId> {
 }
 
 fn size(cx: &Context, axis: AxisId) -> usize {
-    cx.plan.graph.size(axis).unwrap_or(1)
+    cx.plan.graph.fixed_size(axis)
 }
 
 /// How many rows the activation of a contraction has for a token.

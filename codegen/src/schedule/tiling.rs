@@ -46,7 +46,7 @@ pub struct Sizes {
 impl Sizes {
     pub(crate) fn of(plan: &Plan, homes: &Homes, scope: usize, kernel: &Kernel, variant: &Variant) -> Sizes {
         let graph = &plan.graph;
-        let product = |axes: &[AxisId]| axes.iter().map(|&a| graph.size(a).unwrap_or(1)).product::<usize>();
+        let product = |axes: &[AxisId]| axes.iter().map(|&a| graph.fixed_size(a)).product::<usize>();
         let none = Sizes { rows: 1, depth: 1, columns: 1, outer: 1, operands: 0, bits: 32 };
         match &kernel.shape {
             Shape::Rows => none,

@@ -55,7 +55,7 @@ pub(crate) struct Units {
 impl Units {
     pub(crate) fn of(graph: &Graph, task: &Task) -> Units {
         let c = &task.contractions[0].1;
-        let size = |a: AxisId| graph.size(a).unwrap_or(1);
+        let size = |a: AxisId| graph.fixed_size(a);
         let lane = c.cols[c.cols.len() - 1];
         let (lane_size, lane_whole) = (size(lane), task.whole.contains(&lane));
         let outer = c.batch.iter().chain(c.cols.iter().filter(|a| !task.whole.contains(a) && **a != lane));
@@ -237,7 +237,7 @@ impl Homes {
             let panel = storage.panel(depth);
             let unit_stride = panel * units.panels * group.len();
             let choice_stride = unit_stride * units.count;
-            let choices = group[0].1.chosen.map_or(1, |(axis, _)| graph.size(axis).unwrap_or(1));
+            let choices = group[0].1.chosen.map_or(1, |(axis, _)| graph.fixed_size(axis));
             let views: Vec<View> = group
                 .iter()
                 .enumerate()
@@ -307,7 +307,7 @@ impl Homes {
             let kept = variant.kept(graph, tensor, storage);
             let layers = variant.layers_of(graph, tensor);
             let axes = &graph.tensor(tensor).axes;
-            let sizes: Vec<usize> = axes.iter().map(|&a| graph.size(a).unwrap_or(1)).collect();
+            let sizes: Vec<usize> = axes.iter().map(|&a| graph.fixed_size(a)).collect();
             let all =
                 |v: &View| v.tensor == tensor && v.along.iter().zip(axes).all(|(along, &axis)| along.is_all(axis));
             let is_made = plan.made.get(&(tensor, kept));
@@ -355,7 +355,7 @@ impl Homes {
         let storage = Format::Codes(blocks.codes);
         let (columns, rows) = graph.tensor(tensor).axes.split_at(blocks.first);
         let (lane, outer) = columns.split_last()?;
-        let size = |a: AxisId| graph.size(a).unwrap_or(1);
+        let size = |a: AxisId| graph.fixed_size(a);
         let (lane_size, depth) = (size(*lane), rows.iter().map(|&a| size(a)).product());
         let panel = storage.panel(depth);
         let digits: Vec<(AxisId, usize)> =

@@ -361,12 +361,33 @@ impl Graph {
         &self.exprs[id.index()]
     }
 
+    /// All equations and appends, those of the layers' bodies too.
+    pub fn all_nodes(&self) -> impl Iterator<Item = &Node> {
+        self.nodes.iter().flat_map(|node| match node {
+            Node::Layers(layers) => layers.bodies.iter().flat_map(|body| &body.nodes).collect(),
+            node => vec![node],
+        })
+    }
+
+    /// All equations: what they define, and as what.
+    pub fn equations(&self) -> impl Iterator<Item = (TensorId, ExprId)> {
+        self.all_nodes().filter_map(|node| match node {
+            Node::Equation { out, body } => Some((*out, *body)),
+            Node::Append { .. } | Node::Layers(_) => None,
+        })
+    }
+
     /// The size of a fixed axis; `None` for tokens and positions.
     pub fn size(&self, id: AxisId) -> Option<usize> {
         match self.axis(id).extent {
             Extent::Fixed(size) => Some(size),
             Extent::Tokens | Extent::Positions => None,
         }
+    }
+
+    /// The size of a fixed axis; 1 for tokens and positions, so that products count what is fixed: the elements of a row.
+    pub fn fixed_size(&self, id: AxisId) -> usize {
+        self.size(id).unwrap_or(1)
     }
 
     /// The tensor's axes for a message: `[t, n, c]`.

@@ -291,7 +291,7 @@ fn rows(cx: &Context, shape: &Shape, tensor: TensorId, depth: Option<&[AxisId]>)
     for (dim, &a) in axes.iter().enumerate().rev().filter(|(_, a)| within(a)) {
         if a != shape.stream.positions {
             layout.push(dim, stride);
-            stride *= graph.size(a).unwrap_or(1);
+            stride *= graph.fixed_size(a);
         }
     }
     if let Some(dim) = axes.iter().position(|&a| a == shape.stream.positions) {

@@ -19,7 +19,7 @@ pub(super) struct Partials {
 
 impl Partials {
     pub(super) fn of(cx: &Context, shape: &Shape, from: usize) -> Partials {
-        let heads: usize = shape.outer.iter().map(|&a| cx.plan.graph.size(a).unwrap_or(1)).product();
+        let heads: usize = shape.outer.iter().map(|&a| cx.plan.graph.fixed_size(a)).product();
         let rows = shape.padded;
         let mut bytes = 0;
         let mut at = Vec::new();

@@ -128,7 +128,7 @@ pub(super) fn outer(graph: &Graph, stream: &Stream) -> Vec<AxisId> {
 
 pub(super) fn schedule(cx: &Context, kernel: &Kernel, stream: &Stream, partial: usize) -> (Vec<loops::Kernel>, usize) {
     let graph = &cx.plan.graph;
-    let size = |a: AxisId| graph.size(a).unwrap_or(1);
+    let size = |a: AxisId| graph.fixed_size(a);
     let tokens = stream.rows.iter().copied().find(|&a| is_tokens(graph, a));
     let outer = outer(graph, stream);
     let is_inner = |a: &&AxisId| Some(**a) != tokens && !outer.contains(a);
@@ -190,7 +190,7 @@ pub(super) fn schedule(cx: &Context, kernel: &Kernel, stream: &Stream, partial: 
 
 /// Coordinates of the outer axes out of their number.
 fn outer_scope(cx: &Context, shape: &Shape, number: Expr, e: &mut Emitter) -> Scope {
-    let counts: Vec<usize> = shape.outer.iter().map(|&a| cx.plan.graph.size(a).unwrap_or(1)).collect();
+    let counts: Vec<usize> = shape.outer.iter().map(|&a| cx.plan.graph.fixed_size(a)).collect();
     let number = e.int(number);
     let mut scope = Scope::default();
     scope.at.extend(shape.outer.iter().copied().zip(e.digits(number, &counts)));
@@ -283,7 +283,7 @@ fn row_place(
 ) -> Place {
     let graph = &cx.plan.graph;
     let axes = &graph.tensor(tensor).axes;
-    let size = |a: AxisId| graph.size(a).unwrap_or(1);
+    let size = |a: AxisId| graph.fixed_size(a);
     let dim = |a: AxisId| axes.iter().position(|&x| x == a);
     let mut layout = Layout::default();
     let mut stride = width;
@@ -318,7 +318,7 @@ fn row_place(
 
 /// How many columns a fold's contraction has, each lane axis filled up to whole panels.
 fn columns(cx: &Context, c: &Contraction) -> usize {
-    let size = |a: AxisId| cx.plan.graph.size(a).unwrap_or(1);
+    let size = |a: AxisId| cx.plan.graph.fixed_size(a);
     let lane = c.cols[c.cols.len() - 1];
     c.cols[..c.cols.len() - 1].iter().map(|&a| size(a)).product::<usize>() * size(lane).next_multiple_of(PANEL)
 }
@@ -409,7 +409,7 @@ fn queries(cx: &Context, shape: &Shape, scope: &Scope, q: EqId, rows: &Rows, fro
         if let Some(dim) = axes.iter().position(|&x| x == a) {
             layout.push(dim, stride);
         }
-        stride *= graph.size(a).unwrap_or(1);
+        stride *= graph.fixed_size(a);
     }
     let mut place = row_place(cx, shape, rows.floats.clone(), rows.depth, c.a, from, None);
     place.layout.terms.extend(layout.terms);
@@ -418,7 +418,7 @@ fn queries(cx: &Context, shape: &Shape, scope: &Scope, q: EqId, rows: &Rows, fro
     let mut copies = vec![0];
     let mut stride = rows.depth;
     for &a in shape.inner.iter().rev() {
-        let size = graph.size(a).unwrap_or(1);
+        let size = graph.fixed_size(a);
         if missing(&a) {
             copies = copies.iter().flat_map(|&at| (0..size).map(move |i| at + i * stride)).collect();
         }
@@ -449,7 +449,7 @@ fn row_number(cx: &Context, shape: &Shape, scope: &Scope, from: &Expr) -> Expr {
         if let Some(at) = scope.at.get(&a) {
             number = number + at.clone() * stride;
         }
-        stride *= cx.plan.graph.size(a).unwrap_or(1);
+        stride *= cx.plan.graph.fixed_size(a);
     }
     number
 }

@@ -226,7 +226,7 @@ impl<'g> Interpreter<'g> {
             let Some((_, values)) = inputs.iter().find(|(given, _)| given == name) else {
                 return Err(InterpretError::new(format!("the input `{name}` is missing")));
             };
-            let row: usize = tensor.axes.iter().map(|&axis| self.graph.size(axis).unwrap_or(1)).product();
+            let row: usize = tensor.axes.iter().map(|&axis| self.graph.fixed_size(axis)).product();
             let (count, rest) = (values.len() / row, values.len() % row);
             let has_tokens = tensor.axes.iter().any(is_tokens);
             let fits = if has_tokens { *tokens.get_or_insert(count) == count } else { count == 1 };
