@@ -8,7 +8,7 @@ use std::time::Instant;
 use einfuse_codegen::loops::{
     Address, Buffer, Core, Cores, Expr, Format, GROUP, Kernel, MAX_ROWS, PANEL, Stmt, Ty, Var,
 };
-use einfuse_codegen::lower::{Code, Lowering, Target, compile};
+use einfuse_codegen::lower::{Code, Left, Lowering, Target, compile};
 use einfuse_codegen::peak::MultiplyAdds;
 
 const DEPTH: usize = 768;
@@ -70,7 +70,7 @@ impl Case {
             let frame = [0, 0, 0, 0, a, b, self.c.as_mut_ptr() as u64];
             let start = Instant::now();
             // SAFETY: the frame holds what the kernel names, with buffers of the sizes its loop covers.
-            unsafe { self.code.call(0, frame.as_ptr(), std::ptr::null(), 0, 1, std::ptr::null_mut()) }
+            unsafe { self.code.call(0, frame.as_ptr(), std::ptr::null(), 0, &[Left::default()], std::ptr::null_mut()) }
             let took = start.elapsed().as_secs_f64();
             self.best = self.best.min(took);
             spent += took;

@@ -6,7 +6,7 @@
 use std::time::Instant;
 
 use einfuse_codegen::loops::{Address, Buffer, Core, Elem, Expr, Fold, Format, Kernel, LANES, PANEL, Stmt, Ty, Var};
-use einfuse_codegen::lower::{Code, Lowering, Target, compile};
+use einfuse_codegen::lower::{Code, Left, Lowering, Target, compile};
 use einfuse_codegen::peak::MultiplyAdds;
 
 const A: usize = 4;
@@ -46,7 +46,7 @@ impl Case {
         while spent < 0.02 {
             let start = Instant::now();
             // SAFETY: the frame holds what the kernel names, with buffers of the sizes its loops cover.
-            unsafe { self.code.call(0, self.frame.as_ptr(), std::ptr::null(), 0, 1, std::ptr::null_mut()) }
+            unsafe { self.code.call(0, self.frame.as_ptr(), std::ptr::null(), 0, &[Left::default()], std::ptr::null_mut()) }
             let took = start.elapsed().as_secs_f64();
             self.best = self.best.min(took);
             spent += took;

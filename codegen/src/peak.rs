@@ -3,7 +3,7 @@
 use std::fmt;
 
 use crate::loops::{Address, Buffer, Elem, Expr, Format, GROUP, Kernel, LANES, Stmt, Ty, Var};
-use crate::lower::{Code, LowerError, Lowering, Multiplying, Target, compile, multiplying};
+use crate::lower::{Code, Left, LowerError, Lowering, Multiplying, Target, compile, multiplying};
 
 /// Sums that are carried side by side: enough to hide the latency of one, and all fit into registers.
 const CHAINS: usize = 12;
@@ -106,7 +106,7 @@ impl MultiplyAdds {
         memory[LANES * CHAINS..][..LANES].fill(0.5);
         // SAFETY: the kernel names neither frame nor layer, and of `scratch` only its sums, or with 128 bits its sums and
         // two vectors behind them: as many floats as `memory` has at least.
-        unsafe { self.code.call(0, std::ptr::null(), std::ptr::null(), 0, 1, memory.as_mut_ptr().cast()) };
+        unsafe { self.code.call(0, std::ptr::null(), std::ptr::null(), 0, &[Left::default()], memory.as_mut_ptr().cast()) };
         memory.truncate(self.sums);
         memory
     }

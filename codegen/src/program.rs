@@ -12,7 +12,7 @@ use crate::compile::{
 };
 use crate::fuse::{Kernel, Plan, Segment, Storage, Wanted};
 use crate::loops::{self, Buffer, Format};
-use crate::lower::{Code, Target};
+use crate::lower::{Code, Left, Target};
 use crate::pack::Packed;
 use crate::schedule::MOST_POSITIONS;
 use crate::schedule::homes::{Homes, PAGE};
@@ -117,6 +117,8 @@ pub struct Workspace {
     base: Option<Arc<Base>>,
     arena: Vec<Line>,
     scratch: Vec<Vec<Line>>,
+    /// For each worker.
+    left: Vec<Left>,
     frame: Vec<u64>,
     tables: Vec<Vec<u64>>,
     pages: Vec<Vec<u64>>,
@@ -355,6 +357,7 @@ impl Program {
             base: Some(Arc::clone(&self.base)),
             arena: lines(self.kernels.arena_bytes),
             scratch: (0..workers).map(|_| lines(self.scratch_bytes)).collect(),
+            left: (0..workers).map(|_| Left::default()).collect(),
             frame: vec![0; self.homes().frame_len],
             tables: self.base.tables.iter().map(|t| vec![0; t.len().max(1)]).collect(),
             pages: vec![Vec::new(); self.homes().groups.len()],
@@ -393,7 +396,7 @@ impl Program {
         let observe = step.observe.map(Mutex::new);
         let choices = step.choices.map(Mutex::new);
         let carry = self.carry(batch);
-        let workers = team.workers();
+        let left = &workspace.left[..team.workers()];
         let scratch: Vec<usize> = workspace.scratch.iter_mut().map(|s| s.as_mut_ptr().expose_provenance()).collect();
         let tables: Vec<usize> = workspace.tables.iter().map(|t| t.as_ptr().expose_provenance()).collect();
         let frame = workspace.frame.as_ptr().expose_provenance();
@@ -442,7 +445,7 @@ impl Program {
                         std::ptr::with_exposed_provenance(frame),
                         std::ptr::with_exposed_provenance(tables[call.table]),
                         worker,
-                        workers,
+                        left,
                         std::ptr::with_exposed_provenance_mut(scratch[worker]),
                     );
                 }

@@ -95,7 +95,7 @@ impl Generator {
             _ if self.parallel => Stmt::Note("within".into()),
             _ => {
                 let count = self.small();
-                let share = self.pick(&[Share::Blocks, Share::Cyclic]);
+                let share = Share::Blocks;
                 self.parallel = true;
                 let fixed = self.visible.iter().map(|(var, _)| (*var, false)).collect();
                 let outside = std::mem::replace(&mut self.visible, fixed);

@@ -146,7 +146,14 @@ impl Machine<'_> {
                         let start = |worker| count.wrapping_mul(worker).wrapping_div(workers);
                         self.repeat(*var, start(worker), start(worker + 1), 1, body)
                     }
-                    Share::Cyclic => self.repeat(*var, worker, count, workers, body),
+                    Share::Balanced(turns) => {
+                        let turns = *turns as i64;
+                        let start = |worker| turns * worker / workers;
+                        (0..count / turns).try_for_each(|round| {
+                            let at = |worker| round * turns + start(worker);
+                            self.repeat(*var, at(worker), at(worker + 1), 1, body)
+                        })
+                    }
                 }
             }
             Stmt::Core(core) => (0..core.panels).try_for_each(|nth| self.core(&core.of_panel(nth))),

@@ -182,13 +182,15 @@ pub enum Fold {
     Min,
 }
 
-/// How the iterations of a parallel loop are shared out. The share is static: it depends on nothing but the counts.
+/// How the iterations of a parallel loop are shared out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Share {
     /// Worker `w` of `n` gets the neighbours `count * w / n .. count * (w + 1) / n`.
     Blocks,
-    /// Worker `w` of `n` gets `w`, `w + n`, `w + 2 n` …
-    Cyclic,
+    /// Rounds of so many iterations, of which there are whole ones: of each, worker `w` of `n` has the neighbours `turns * w / n ..
+    /// turns * (w + 1) / n`, round after round. A worker that has done its share takes the last iterations of another's, so that
+    /// none waits for longer than one takes. A kernel has one such loop at most, which is not repeated.
+    Balanced(usize),
 }
 
 /// A statement.

@@ -207,7 +207,16 @@ impl Parser {
             }
             self.symbol("..")?;
             let count = self.expr()?;
-            let share = self.one_of(&[Share::Blocks, Share::Cyclic], "`blocks` or `cyclic`")?;
+            let share = if self.take_word("blocks") {
+                Share::Blocks
+            } else if self.take_word("balanced") {
+                self.symbol("(")?;
+                let turns = self.size()?;
+                self.symbol(")")?;
+                Share::Balanced(turns)
+            } else {
+                return Err(self.expected("`blocks` or `balanced`"));
+            };
             return Ok(Stmt::Parallel { var, count, share, body: self.block()? });
         }
         let stmt = if self.take_word("let") {

@@ -146,10 +146,10 @@ impl Display for Var {
 
 impl Display for Share {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Share::Blocks => "blocks",
-            Share::Cyclic => "cyclic",
-        })
+        match self {
+            Share::Blocks => f.write_str("blocks"),
+            Share::Balanced(turns) => write!(f, "balanced({turns})"),
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use std::fmt;
 
 use super::{
     Address, Binary, Buffer, Core, Elem, Encode, Expr, Exps, Fold, Format, Kernel, LANES, MAX_PANELS, MAX_ROWS, PANEL,
-    Spread, Stmt, Ty, Unary, Unpack, Var,
+    Share, Spread, Stmt, Ty, Unary, Unpack, Var,
 };
 
 /// How many bytes a core may fetch ahead: each line is an instruction.
@@ -15,6 +15,9 @@ pub const MAX_DEPTH: usize = 200;
 
 /// How far apart neighbours may be spread, in elements.
 const MOST_APART: usize = 1 << 20;
+
+/// The most iterations of a round of a balanced loop.
+const MOST_TURNS: usize = 1 << 24;
 
 /// Why a kernel is not well formed, in one line.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -33,6 +36,7 @@ pub fn verify(kernel: &Kernel) -> Result<(), Invalid> {
         scratch: kernel.scratch,
         defined: vec![None; kernel.vars.len()],
         parallel: None,
+        balanced: None,
         counters: Vec::new(),
         depth: 0,
     };
@@ -99,6 +103,8 @@ struct Verifier<'a> {
     /// Of each variable that is visible, how many parallel loops are around its definition.
     defined: Vec<Option<usize>>,
     parallel: Option<Var>,
+    /// A balanced loop that has been on the way here.
+    balanced: Option<Var>,
     /// The counters of the loops around.
     counters: Vec<Var>,
     depth: usize,
@@ -178,11 +184,24 @@ impl Verifier<'_> {
             }
             Stmt::If { mask, then, otherwise } => {
                 self.expect(mask, Ty::Mask, "a condition")?;
+                let before = self.balanced;
                 self.block(then)?;
-                self.block(otherwise)
+                let after = std::mem::replace(&mut self.balanced, before);
+                self.block(otherwise)?;
+                self.balanced = self.balanced.or(after);
+                Ok(())
             }
-            Stmt::Parallel { var, count, share: _, body } => {
+            Stmt::Parallel { var, count, share, body } => {
                 self.expect(count, Ty::Int, "a loop's count")?;
+                if let Share::Balanced(turns) = share {
+                    check((1..=MOST_TURNS).contains(turns), || {
+                        format!("the loop of v{} has rounds of {turns}, not 1 to {MOST_TURNS}", var.0)
+                    })?;
+                    check(self.counters.is_empty(), || format!("the balanced loop of v{} is within another", var.0))?;
+                    if let Some(first) = self.balanced.replace(*var) {
+                        return Err(format!("the balanced loop of v{} comes after that of v{}", var.0, first.0));
+                    }
+                }
                 if let Some(outer) = self.parallel {
                     return Err(format!("the parallel loop of v{} is within that of v{}", var.0, outer.0));
                 }

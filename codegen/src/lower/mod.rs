@@ -1,11 +1,11 @@
 //! Lowering: from loops to machine code, through Cranelift.
 //!
-//! A compiled kernel is `extern "C" fn(frame, layer, worker, workers, scratch)`:
+//! A compiled kernel is `extern "C" fn(frame, layer, worker, workers, scratch, left)`:
 //! - `frame` points to words: how many tokens, how many positions before them, the arena's address, the first token whose
 //!   output is wanted; from the fifth on, the pointers that [`Buffer::Frame`](crate::loops::Buffer::Frame) and the tables
 //!   of pages name by their index;
 //! - `layer` points to the words that [`Buffer::Layer`](crate::loops::Buffer::Layer) and the pages' offsets name;
-//! - `worker` of `workers` runs it; `scratch` is that worker's own memory.
+//! - `worker` of `workers` runs it; `scratch` is that worker's own memory; `left` points to a [`Left`] for each.
 
 mod affine;
 mod codes;
@@ -19,6 +19,8 @@ mod wide;
 mod words;
 mod written;
 mod x86;
+
+use std::sync::atomic::AtomicU64;
 
 use cranelift::codegen::Context;
 use cranelift::codegen::ir::{Function, UserFuncName};
@@ -85,7 +87,20 @@ struct Text {
     asm: String,
 }
 
-type Entry = unsafe extern "C" fn(*const u64, *const u64, u64, u64, *mut u8);
+type Entry = unsafe extern "C" fn(*const u64, *const u64, u64, u64, *mut u8, *const Left);
+
+/// What a worker has left of the [balanced](crate::loops::Share::Balanced) loop at hand: the number of its share's next iteration,
+/// in the lower half, and the end of those that nobody has taken. Nothing between loops.
+#[derive(Debug, Default)]
+#[repr(C, align(64))]
+pub struct Left(AtomicU64);
+
+impl Left {
+    /// Of a worker that has so many iterations before it.
+    pub const fn new(iterations: u32) -> Left {
+        Left(AtomicU64::new((iterations as u64) << 32))
+    }
+}
 
 // SAFETY: the module is only touched by `compile` and by `drop`, which have it to themselves; what is shared between is its
 // finished machine code, which is read-only memory and keeps no state: a kernel writes only where its arguments point, and
@@ -234,21 +249,22 @@ impl Code {
     ///
     /// # Safety
     ///
-    /// `worker < workers`. Every address that the kernel forms from these arguments must be valid for what it does there:
-    /// `frame` and `layer` for the words it names, the pointers in them and `scratch` for its loads and stores. No other
-    /// thread may access what it writes, nor write what it reads, except the other workers of the same call.
+    /// There is one of `left` for each worker, the same for all; `worker` is less than that. Every address that the kernel forms
+    /// from these arguments must be valid for what it does there: `frame` and `layer` for the words it names, the pointers in
+    /// them and `scratch` for its loads and stores. No other thread may access what it writes, nor write what it reads,
+    /// except the other workers of the same call, which have all returned before any of them is called again.
     pub unsafe fn call(
         &self,
         kernel: usize,
         frame: *const u64,
         layer: *const u64,
         worker: usize,
-        workers: usize,
+        left: &[Left],
         scratch: *mut u8,
     ) {
         if let Some(kernel) = self.kernels.get(kernel) {
             // SAFETY: the caller vouches for the arguments.
-            unsafe { (kernel.entry)(frame, layer, worker as u64, workers as u64, scratch) }
+            unsafe { (kernel.entry)(frame, layer, worker as u64, left.len() as u64, scratch, left.as_ptr()) }
         }
     }
 

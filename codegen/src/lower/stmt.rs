@@ -49,14 +49,15 @@ pub(super) struct Params {
     worker: Value,
     workers: Value,
     pub(super) scratch: Value,
+    left: Value,
 }
 
 /// Lowers a kernel that `verify` has accepted.
 pub(super) fn lower(kernel: &Kernel, isa: &dyn TargetIsa, cores: &mut x86::Table) -> Function {
     let word = isa.pointer_type();
-    let (e, params) = Emitter::new(isa, &[word; 5]);
-    let params =
-        Params { frame: params[0], layer: params[1], worker: params[2], workers: params[3], scratch: params[4] };
+    let (e, params) = Emitter::new(isa, &[word; 6]);
+    let [frame, layer, worker, workers, scratch, left] = std::array::from_fn(|i| params[i]);
+    let params = Params { frame, layer, worker, workers, scratch, left };
     let mut lowerer = Lowerer { e, params, isa, vars: vec![None; kernel.vars.len()], cores, loops: Vec::new() };
     let around = lowerer.cores.around(&mut lowerer.e.func, &kernel.body);
     if let Some([set_up, _]) = around {
@@ -67,12 +68,6 @@ pub(super) fn lower(kernel: &Kernel, isa: &dyn TargetIsa, cores: &mut x86::Table
         lowerer.e.ins().call(leave, &[]);
     }
     lowerer.e.finish()
-}
-
-/// How far a loop's counter goes each time.
-enum Step {
-    By(i64),
-    Workers(Value),
 }
 
 impl AsMut<Emitter> for Lowerer<'_> {
@@ -109,7 +104,7 @@ impl Lowerer<'_> {
             Stmt::For { .. } if self.widened(stmt) => {}
             Stmt::For { var, from, to, step, body } => {
                 let (from, to) = (self.int(from), self.int(to));
-                self.counted(*var, from, to, Step::By(*step), body);
+                self.counted(*var, from, to, *step, body);
             }
             Stmt::If { mask, then, otherwise } => self.condition(mask, then, otherwise),
             Stmt::Parallel { var, count, share, body } => self.parallel(*var, count, *share, body),
@@ -197,30 +192,103 @@ impl Lowerer<'_> {
 
     fn parallel(&mut self, var: Var, count: &Expr, share: Share, body: &[Stmt]) {
         let count = self.int(count);
-        let Params { worker, workers, .. } = self.params;
+        let whole = count.clone().emit(&mut self.e);
+        let zero = self.e.int(0);
+        let positive = self.e.icmp(IntCC::SignedGreaterThan, whole, zero);
+        let whole = self.e.select(positive, whole, zero);
         match share {
             Share::Blocks => {
-                let (count, zero) = (count.emit(&mut self.e), self.e.int(0));
-                let positive = self.e.icmp(IntCC::SignedGreaterThan, count, zero);
-                let count = self.e.select(positive, count, zero);
-                let start = self.e.ins().imul(count, worker);
-                let end = self.e.ins().iadd(start, count);
-                let start = self.e.ins().udiv(start, workers);
-                let end = self.e.ins().udiv(end, workers);
-                self.counted(var, Affine::value(start), Affine::value(end), Step::By(1), body);
+                let [start, end] = self.share(whole, self.params.worker);
+                self.counted(var, Affine::value(start), Affine::value(end), 1, body);
             }
-            Share::Cyclic => self.counted(var, Affine::value(worker), count, Step::Workers(workers), body),
+            Share::Balanced(turns) => self.balanced(var, (&count, whole), turns as i64, body),
         }
     }
 
-    fn counted(&mut self, var: Var, from: Affine, to: Affine, step: Step, body: &[Stmt]) {
+    /// Where a worker's neighbours of so many begin and end.
+    fn share(&mut self, count: Value, worker: Value) -> [Value; 2] {
+        let start = self.e.ins().imul(count, worker);
+        let end = self.e.ins().iadd(start, count);
+        [start, end].map(|at| self.e.ins().udiv(at, self.params.workers))
+    }
+
+    /// Iterations that a worker takes from the front of its own share, then from the end of the others', in turn, until none
+    /// has any left. A share is one word ([`super::Left`]), which is exchanged only if it is what it was when it was read.
+    fn balanced(&mut self, var: Var, (count, whole): (&Affine, Value), turns: i64, body: &[Stmt]) {
+        let Params { worker, workers, left, .. } = self.params;
+        let flags = MemFlagsData::trusted();
+        let (turns, one) = (self.e.int(turns), self.e.int(1));
+        let rounds = self.e.ins().udiv(whole, turns);
+        let [start, end] = self.share(turns, worker);
+        let own = self.e.ins().isub(end, start);
+        let own = self.e.ins().imul(own, rounds);
+        let own = self.e.shl(own, 32);
+        let line = |lowerer: &mut Self, worker: Value| {
+            let bytes = lowerer.e.shl(worker, size_of::<super::Left>().ilog2());
+            lowerer.e.ins().iadd(left, bytes)
+        };
+        let at = line(self, worker);
+        self.e.ins().atomic_store(flags, own, at);
+
+        let (header, exit) = (self.e.new_block(), self.e.new_block());
+        let whose = self.e.params(header, &[worker], 1)[0];
+        let branch = self.e.ins().jump(header, &arguments(&[worker]));
+        self.e.enter(header, branch, true);
+        let at = line(self, whose);
+        let found = self.e.ins().atomic_load(I64, flags, at);
+        let end = self.e.ushr(found, 32);
+        let next = self.e.ins().ireduce(I32, found);
+        let next = self.e.ins().uextend(I64, next);
+
+        let (none, some) = (self.e.new_block(), self.e.new_block());
+        let any = self.e.icmp(IntCC::SignedLessThan, next, end);
+        let branch = self.e.ins().brif(any, some, &[], none, &[]);
+        self.e.enter(none, branch, false);
+        let other = self.e.ins().iadd(whose, one);
+        let (wraps, zero) = (self.e.icmp(IntCC::Equal, other, workers), self.e.int(0));
+        let other = self.e.select(wraps, zero, other);
+        let all = self.e.icmp(IntCC::Equal, other, worker);
+        self.e.ins().brif(all, exit, &[], header, &arguments(&[other]));
+        self.e.leave();
+
+        self.e.switch(some);
+        let is_own = self.e.icmp(IntCC::Equal, whose, worker);
+        let first = self.e.ins().iadd(found, one);
+        let before = self.e.ins().isub(end, one);
+        let last = self.e.int(1 << 32);
+        let shorter = self.e.ins().isub(found, last);
+        let after = self.e.select(is_own, first, shorter);
+        let number = self.e.select(is_own, next, before);
+        let was = self.e.ins().atomic_cas(flags, at, found, after);
+        let taken = self.e.new_block();
+        let got = self.e.icmp(IntCC::Equal, was, found);
+        self.e.ins().brif(got, taken, &[], header, &arguments(&[whose]));
+
+        self.e.switch(taken);
+        let [start, end] = self.share(turns, whose);
+        let each = self.e.ins().isub(end, start);
+        // Who has none has nothing that could be taken, but divisions may be done before that is known.
+        let each = self.e.ins().umax(each, one);
+        let (round, turn) = (self.e.ins().udiv(number, each), self.e.ins().urem(number, each));
+        let at = self.e.ins().imul(round, turns);
+        let at = self.e.ins().iadd(at, start);
+        let at = self.e.ins().iadd(at, turn);
+        let written = Written::by(body, (var, counted(&Affine::constant(0), count)), &self.vars);
+        self.assign(var, Yield::Int(Affine::value(at)));
+        self.loops.push(Around { scope: self.e.scope(), written, hoisted: HashMap::new() });
+        self.block(body);
+        self.loops.pop();
+        self.e.ins().jump(header, &arguments(&[whose]));
+        self.e.leave();
+        self.e.switch(exit);
+    }
+
+    fn counted(&mut self, var: Var, from: Affine, to: Affine, step: i64, body: &[Stmt]) {
         let runs = to.clone().plus(&from.clone().times(-1)).as_constant();
         if runs.is_some_and(|n| n <= 0) {
             return;
         }
-        if let (Some(n), Step::By(step)) = (runs, &step)
-            && n <= *step
-        {
+        if runs.is_some_and(|n| n <= step) {
             self.assign(var, Yield::Int(from));
             return self.block(body);
         }
@@ -228,10 +296,7 @@ impl Lowerer<'_> {
         let written = Written::by(body, (var, counted(&from, &to)), &self.vars);
         let start = from.emit(&mut self.e);
         let end = to.emit(&mut self.e);
-        let step = match step {
-            Step::By(step) => self.e.int(step),
-            Step::Workers(workers) => workers,
-        };
+        let step = self.e.int(step);
         let initial = self.values_of(&carried);
         let range = Range { start, end, step, runs: runs.is_some() };
         let after = repeat(self, range, &initial, |lowerer, counter, values| {

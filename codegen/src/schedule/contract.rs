@@ -12,7 +12,7 @@ use einfuse_graph::{AxisId, TensorId};
 use super::cores::{Count, Matrix, Products, When, beside, multiply, no_more};
 use super::emit::{Emitter, Scope, Span};
 use super::layout::Layout;
-use super::operands::{Operand, Room, are_shared, operands};
+use super::operands::{Operand, Room, are_prepared, are_shared, operands};
 use super::place::Place;
 use super::select;
 use super::weights::{Panels, Units};
@@ -98,7 +98,12 @@ pub(super) fn schedule(
         }
         operands(cx, kernel, contract, &mut block, Room::Private, &mut e);
         block.per_token = per_token;
-        work(cx, kernel, contract, &block, None, &mut e);
+        by_rows(&block.rows(), &mut e, |few, e| {
+            let (block, parts) = (Block { few, ..block.clone() }, parts(cx, kernel, contract, few));
+            e.balanced(1.into(), turns(&parts), |e, _, at| {
+                choose(cx, kernel, &contract.tasks, &parts, 0, &block, at, e);
+            });
+        });
         return (vec![cx.close(&kernel.name, e)], 0);
     };
     let some = |e: &mut Emitter, from: Expr, most: usize| {
@@ -124,23 +129,40 @@ pub(super) fn schedule(
     }
     let whole = cx.tiling.block / cx.cores.rows() * cx.cores.rows();
     let most = (whole / per_token).max(1);
-    e.repeat(Expr::Int(0), Arg::Tokens.into(), most, |e, from| {
-        let odd = e.int(from.clone().div(most).rem(2));
-        let mut block = some(e, from, most);
-        block.operands = shared;
-        if block.operands.is_empty() {
+    let blocks = Expr::from(Arg::Tokens).div_ceil(most as i64);
+    let rows = Expr::from(Arg::Tokens) * per_token;
+    let parts = |few: bool| parts(cx, kernel, contract, few);
+    if are_prepared(cx, kernel, contract) && shared.is_empty() {
+        // Each worker has the rows of a block for itself.
+        e.repeat(Expr::Int(0), blocks, 1, |e, nth| {
+            let mut block = some(e, nth * most, most);
             operands(cx, kernel, contract, &mut block, Room::Private, e);
-        }
-        work(cx, kernel, contract, &block, Some(odd), e);
-    });
+            by_rows(&rows, e, |few, e| {
+                let (block, parts) = (Block { few, ..block.clone() }, parts(few));
+                e.parallel(turns(&parts).into(), Share::Blocks, |e, at| {
+                    choose(cx, kernel, &contract.tasks, &parts, 0, &block, at, e);
+                });
+            });
+        });
+    } else {
+        by_rows(&rows, &mut e, |few, e| {
+            let parts = parts(few);
+            e.balanced(blocks.clone(), turns(&parts), |e, nth, at| {
+                let mut block = Block { few, operands: shared.clone(), ..some(e, nth * most, most) };
+                if block.operands.is_empty() {
+                    operands(cx, kernel, contract, &mut block, Room::Private, e);
+                }
+                choose(cx, kernel, &contract.tasks, &parts, 0, &block, at, e);
+            });
+        });
+    }
     kernels.push(cx.close(&kernel.name, e));
     (kernels, end - partial)
 }
 
-/// Everything for one block of rows. Few wait for memory: they take units as they are stored, one after the other.
-fn work(cx: &Context, kernel: &Kernel, contract: &Contract, block: &Block, odd: Option<Expr>, e: &mut Emitter) {
-    let of = |few: bool, e: &mut Emitter| turns(cx, kernel, contract, &Block { few, ..block.clone() }, odd.clone(), e);
-    match no_more(&block.rows(), FEW) {
+/// A step of few rows waits for memory: it takes units as they are stored, one after the other.
+fn by_rows(rows: &Expr, e: &mut Emitter, of: impl Fn(bool, &mut Emitter)) {
+    match no_more(rows, FEW) {
         When::Always => of(true, e),
         When::Never => of(false, e),
         When::If(mask) => {
@@ -150,23 +172,18 @@ fn work(cx: &Context, kernel: &Kernel, contract: &Contract, block: &Block, odd: 
     }
 }
 
-/// All units. Every other block (`odd`, 0 or 1) has its turns in the opposite order: so that a worker whose units take longer has the
-/// shorter ones next.
-fn turns(cx: &Context, kernel: &Kernel, contract: &Contract, block: &Block, odd: Option<Expr>, e: &mut Emitter) {
+/// The units of each task, and as how many turns each of them counts: units of different tasks have different numbers of panels, and
+/// stand for as many turns as they have more than others.
+fn parts(cx: &Context, kernel: &Kernel, contract: &Contract, few: bool) -> Vec<(Units, usize)> {
     let mode = cx.mode(kernel);
-    let units: Vec<Units> = contract.tasks.iter().map(|t| cx.units(t, &mode, block.few)).collect();
-    // Units of different tasks have different numbers of panels: each stands for as many turns as it has more than others.
+    let units: Vec<Units> = contract.tasks.iter().map(|t| cx.units(t, &mode, few)).collect();
     let panels: Vec<usize> = contract.tasks.iter().zip(&units).map(|(t, u)| u.panels * t.contractions.len()).collect();
     let common = (1..=panels[0]).rev().find(|n| panels.iter().all(|p| p.is_multiple_of(*n))).unwrap_or(1);
-    let parts: Vec<(Units, usize)> = units.into_iter().zip(panels).map(|(u, panels)| (u, panels / common)).collect();
-    let turns: usize = parts.iter().map(|(units, turns)| units.count * turns).sum();
-    e.parallel(turns.into(), Share::Blocks, |e, at| {
-        let at = match odd {
-            Some(odd) if parts.len() > 1 => e.int(at.clone() + odd * (Expr::from(turns - 1) - at * 2)),
-            _ => at,
-        };
-        choose(cx, kernel, &contract.tasks, &parts, 0, block, at, e);
-    });
+    units.into_iter().zip(panels).map(|(u, panels)| (u, panels / common)).collect()
+}
+
+fn turns(parts: &[(Units, usize)]) -> usize {
+    parts.iter().map(|(units, turns)| units.count * turns).sum()
 }
 
 /// Finds the task that a turn belongs to: the tasks' turns are numbered one after the other. The first turn of a unit does

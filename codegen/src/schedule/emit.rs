@@ -163,6 +163,14 @@ impl<'a> Emitter<'a> {
         self.push(Stmt::Parallel { var, count, share, body });
     }
 
+    /// Rounds of turns, balanced among the workers.
+    pub(crate) fn balanced(&mut self, rounds: Expr, turns: usize, f: impl FnOnce(&mut Self, Expr, Expr)) {
+        self.parallel(rounds * turns, Share::Balanced(turns), |e, at| {
+            let (round, turn) = (e.int(at.clone().div(turns)), e.int(at.rem(turns)));
+            f(e, round, turn);
+        });
+    }
+
     pub(crate) fn when(&mut self, mask: Expr, f: impl FnOnce(&mut Self)) {
         let then = self.block(f);
         self.push(Stmt::If { mask, then, otherwise: Vec::new() });

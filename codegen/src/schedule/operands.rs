@@ -78,18 +78,9 @@ pub(super) enum Room<'a> {
     Arena(&'a mut usize),
 }
 
-/// Whether the rows of a kernel that has many are better computed once, for all workers: there is something to compute, and
-/// nothing but the cores reads it.
-pub(super) fn are_shared(cx: &Context, kernel: &Kernel, contract: &Contract) -> bool {
-    let graph = &cx.plan.graph;
+/// Whether there is something to compute before the cores can multiply a kernel's rows, or to copy.
+pub(super) fn are_prepared(cx: &Context, kernel: &Kernel, contract: &Contract) -> bool {
     let mode = cx.mode(kernel);
-    let contractions = || contract.tasks.iter().flat_map(|t| &t.contractions);
-    let computed: Vec<TensorId> = contract.prologue.iter().map(|&q| cx.plan.equations[q].out).collect();
-    let others = kernel
-        .equations
-        .iter()
-        .filter(|&&q| !contract.prologue.contains(&q) && !contractions().any(|(contraction, _)| *contraction == q));
-    let read = |q: &usize| graph.loaded(cx.plan.equations[*q].body).iter().any(|t| computed.contains(t));
     let copied = |(q, c): &(_, Contraction)| {
         let row = product(cx, &c.depth) * product(cx, &c.batch);
         let stored = cx.stored(c.a);
@@ -97,7 +88,21 @@ pub(super) fn are_shared(cx: &Context, kernel: &Kernel, contract: &Contract) -> 
             .iter()
             .any(|&format| format != stored || format == Format::F32 && apart(row, format) != row)
     };
-    mode == Mode::Many && (!computed.is_empty() || contractions().any(copied)) && !others.into_iter().any(read)
+    !contract.prologue.is_empty() || contract.tasks.iter().flat_map(|t| &t.contractions).any(copied)
+}
+
+/// Whether the rows of a kernel that has many are better computed once, for all workers: there is something to compute, and
+/// nothing but the cores reads it.
+pub(super) fn are_shared(cx: &Context, kernel: &Kernel, contract: &Contract) -> bool {
+    let graph = &cx.plan.graph;
+    let contractions = || contract.tasks.iter().flat_map(|t| &t.contractions);
+    let computed: Vec<TensorId> = contract.prologue.iter().map(|&q| cx.plan.equations[q].out).collect();
+    let others = kernel
+        .equations
+        .iter()
+        .filter(|&&q| !contract.prologue.contains(&q) && !contractions().any(|(contraction, _)| *contraction == q));
+    let read = |q: &usize| graph.loaded(cx.plan.equations[*q].body).iter().any(|t| computed.contains(t));
+    cx.mode(kernel) == Mode::Many && are_prepared(cx, kernel, contract) && !others.into_iter().any(read)
 }
 
 /// Computes the prologue of a block, and copies what the cores want in another form.

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::OnceLock;
 
 use einfuse_codegen::loops::{Fault, Kernel, Memory, Slot, interpret};
-use einfuse_codegen::lower::{Code, Lowering, Target, compile};
+use einfuse_codegen::lower::{Code, Left, Lowering, Target, compile};
 
 /// Holds every file of `filetests/FOLDER` against itself with its sections filled in. `BLESS=1` writes what is found into
 /// the files.
@@ -93,10 +93,11 @@ pub fn run(code: &Code, kernel: &Kernel, memory: &mut Memory, workers: usize) {
         fill(&mut layer, *index, slot);
     }
     let mut scratch = vec![0u8; kernel.scratch];
+    let left: Vec<Left> = (0..workers).map(|_| Left::default()).collect();
     for worker in 0..workers {
         scratch.fill(0);
         // SAFETY: all words that the kernel names are there, and the interpreter has found its accesses within bounds.
-        unsafe { code.call(0, frame.as_ptr(), layer.as_ptr(), worker, workers, scratch.as_mut_ptr()) }
+        unsafe { code.call(0, frame.as_ptr(), layer.as_ptr(), worker, &left, scratch.as_mut_ptr()) }
     }
 }
 

@@ -163,10 +163,10 @@ pub(super) fn schedule(cx: &Context, kernel: &Kernel, stream: &Stream, partial: 
     match (&mode, tokens) {
         (Mode::Many, Some(_)) => {
             let tiles = Expr::from(Arg::Tokens).div_ceil(shape.most as i64);
-            e.parallel(tiles * heads, Share::Cyclic, |e, at| {
-                let from = e.int(at.clone().div(heads) * shape.most);
+            e.balanced(tiles, heads, |e, nth, head| {
+                let from = e.int(nth * shape.most);
                 let left = e.int((Expr::from(Arg::Tokens) - from.clone()).min(shape.most));
-                tile(cx, kernel, &shape, at.rem(heads), None, (from, left), &partials, e);
+                tile(cx, kernel, &shape, head, None, (from, left), &partials, e);
             });
         }
         _ => {
