@@ -46,7 +46,9 @@ impl Case {
         while spent < 0.02 {
             let start = Instant::now();
             // SAFETY: the frame holds what the kernel names, with buffers of the sizes its loops cover.
-            unsafe { self.code.call(0, self.frame.as_ptr(), std::ptr::null(), 0, &[Left::default()], std::ptr::null_mut()) }
+            unsafe {
+                self.code.call(0, self.frame.as_ptr(), std::ptr::null(), 0, &[Left::default()], std::ptr::null_mut())
+            }
             let took = start.elapsed().as_secs_f64();
             self.best = self.best.min(took);
             spent += took;

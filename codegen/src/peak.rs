@@ -106,7 +106,9 @@ impl MultiplyAdds {
         memory[LANES * CHAINS..][..LANES].fill(0.5);
         // SAFETY: the kernel names neither frame nor layer, and of `scratch` only its sums, or with 128 bits its sums and
         // two vectors behind them: as many floats as `memory` has at least.
-        unsafe { self.code.call(0, std::ptr::null(), std::ptr::null(), 0, &[Left::default()], memory.as_mut_ptr().cast()) };
+        unsafe {
+            self.code.call(0, std::ptr::null(), std::ptr::null(), 0, &[Left::default()], memory.as_mut_ptr().cast())
+        };
         memory.truncate(self.sums);
         memory
     }
