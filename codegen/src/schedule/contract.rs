@@ -1,9 +1,10 @@
 //! The skeleton of contractions: blocks of rows against panels.
 //!
 //! Workers share the units of columns; each walks its units' panels, which lie one after the other, for one block of rows
-//! after another. Where the kernel has a prologue, or the cores want the activation in another form, it is computed first:
-//! of many rows once, by a kernel before, which shares the rows among the workers; of one row by each worker. The cores
-//! leave a tile of the result in private memory, from which the epilogue computes what others read.
+//! after another, and when it is done takes what others have left. Where the kernel has a prologue, or the cores want the
+//! activation in another form, it is computed first: of many rows once, by a kernel before, which shares the rows among the
+//! workers; of one row by each worker. The cores leave a tile of the result in private memory, from which the epilogue
+//! computes what others read.
 
 use std::collections::HashMap;
 
@@ -20,8 +21,8 @@ use super::{Context, Mode};
 use crate::fuse::{Contract, Contraction, Kernel, Task, is_tokens};
 use crate::loops::{self, Address, Arg, Buffer, Cores, Elem, Expr, FEW, Format, PANEL, Share, Stmt};
 
-/// So many bytes of panels a worker takes at a time, where there is one row or a few. To take some is an exchange that nothing is
-/// loaded beyond: for each panel of SmolLM2 it would cost 3 % of a step of one token, and 5 % of one of five.
+/// So many bytes of panels a worker takes at a time, where there is one row or a few. Taking is an exchange, beyond which a core does
+/// not load ahead: panel by panel it would cost 3 % of SmolLM2's step of one token, and 5 % of one of five.
 const AT_A_TIME: usize = 64 << 10;
 
 /// The fewest times that are worth it.
@@ -40,7 +41,7 @@ pub(super) struct Block<'a> {
     pub(super) per_token: usize,
     /// Rows of the whole step.
     pub(super) of_step: Expr,
-    /// Whether there are no more than [`FEW`] rows.
+    /// Whether the step has no more than [`FEW`] rows.
     pub(super) few: bool,
     /// The first operands of the cores.
     pub(super) operands: HashMap<(TensorId, Format), Operand>,
