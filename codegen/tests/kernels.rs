@@ -95,14 +95,13 @@ impl Generator {
             _ if self.parallel => Stmt::Note("within".into()),
             _ => {
                 let count = self.small();
-                let share = Share::Blocks;
                 self.parallel = true;
                 let fixed = self.visible.iter().map(|(var, _)| (*var, false)).collect();
                 let outside = std::mem::replace(&mut self.visible, fixed);
                 let (var, body) = self.counted(depth - 1);
                 self.visible = outside;
                 self.parallel = false;
-                Stmt::Parallel { var, count, share, body }
+                Stmt::Parallel { var, count, share: Share::Blocks, body }
             }
         }
     }

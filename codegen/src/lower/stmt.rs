@@ -222,6 +222,7 @@ impl Lowerer<'_> {
         let [start, end] = self.share(turns, worker);
         let own = self.e.ins().isub(end, start);
         let own = self.e.ins().imul(own, rounds);
+        // Half a word is enough: what 2^32 iterations compute, sixteen floats each at least, would be 256 GiB.
         let own = self.e.shl(own, 32);
         let line = |lowerer: &mut Self, worker: Value| {
             let bytes = lowerer.e.shl(worker, size_of::<super::Left>().ilog2());

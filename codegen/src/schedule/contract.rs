@@ -167,6 +167,7 @@ pub(super) fn schedule(
             e.balanced(blocks.clone(), turns(&parts), |e, nth, at| {
                 let mut block = Block { few, operands: shared.clone(), ..some(e, nth * most, most) };
                 if block.operands.is_empty() {
+                    // Nothing is computed: these are only where the rows lie.
                     operands(cx, kernel, contract, &mut block, Room::Private, e);
                 }
                 choose(cx, kernel, &contract.tasks, &parts, 0, &block, at, e);
