@@ -75,7 +75,8 @@ pub enum CompileError {
 pub enum Batch {
     /// One, as when text is generated.
     One,
-    /// Up to eight, as when drafted tokens are checked. Only the kernels that stream a cache differ from those for many.
+    /// Up to eight, as when drafted tokens are checked. Only the kernels that stream a cache, or compute the last rows alone, differ
+    /// from those for many.
     Few,
     /// More, as in a prompt.
     Many,
@@ -299,8 +300,9 @@ impl Base {
             for (scope, kernels) in plan.scopes().into_iter().enumerate() {
                 let mut made = Vec::new();
                 for (index, kernel) in kernels.iter().enumerate() {
-                    // Only what streams is made for a few: the rest is the same for all numbers above one.
-                    let as_many = mode == Mode::Few && !matches!(kernel.shape, Shape::Stream(_));
+                    // The rest is the same for all numbers above one.
+                    let for_few = matches!(kernel.shape, Shape::Stream(_)) || kernel.last_rows;
+                    let as_many = mode == Mode::Few && !for_few;
                     let mode = if as_many { Mode::Many } else { mode.clone() };
                     if as_many {
                         let numbered = compiled.iter().enumerate();

@@ -12,6 +12,8 @@ pub struct Work<'a> {
     pub tokens: usize,
     /// How many positions came before.
     pub past: usize,
+    /// Of how many tokens the output is wanted.
+    pub wanted: usize,
     /// Bytes in which an element of a weight or a cache is kept.
     pub element: &'a dyn Fn(TensorId) -> f64,
 }
@@ -152,7 +154,7 @@ impl<'a> Sizes<'a> {
         let span = range(work.tokens.saturating_sub(1)).1 - range(0).0;
         Sizes {
             graph: &plan.graph,
-            tokens: if kernel.last_rows { 1.0 } else { work.tokens as f64 },
+            tokens: if kernel.last_rows { work.wanted as f64 } else { work.tokens as f64 },
             positions: span as f64,
             visited: visited as f64 / work.tokens.max(1) as f64,
         }
@@ -245,7 +247,7 @@ mod tests {
             y[t, f] = (sum[d] x * w[j = 0]) * (sum[d] x * w[j = 2]) * (sum[d] x * w[j = 2])
             output y"#;
         let plan = fuse(&parse(text).unwrap(), &[], Wanted::All, Typical::DECODE, &|_, _| Format::F32.into());
-        let work = Work { tokens: 1, past: 0, element: &|_| 4.0 };
+        let work = Work { tokens: 1, past: 0, wanted: 1, element: &|_| 4.0 };
         let all: f64 = plan.runs().iter().map(|(kernel, _)| plan.cost(kernel, &work).stored).sum();
         assert_eq!(all, (16.0 + 2.0 * 8.0 * 16.0) * 4.0);
     }
@@ -253,7 +255,7 @@ mod tests {
     fn costs(tokens: usize, past: usize, element: f64) -> HashMap<String, Cost> {
         let graph = parse(MODEL).unwrap();
         let plan = fuse(&graph, Rule::ALL, Wanted::All, Typical::DECODE, &|_, _| Format::F32.into());
-        let work = Work { tokens, past, element: &|_| element };
+        let work = Work { tokens, past, wanted: 1, element: &|_| element };
         let cost = |k: &Kernel| plan.cost(k, &work);
         plan.runs().into_iter().map(|(k, _)| (k.name.clone(), cost(k))).collect()
     }
@@ -296,7 +298,7 @@ mod tests {
             fuse(&graph, &[], Wanted::All, Typical { tokens, positions: 512 }, &|_, _| Format::F32.into())
         };
         let flops = |plan: &Plan, tokens: usize| -> f64 {
-            let work = Work { tokens, past: 512 - tokens, element: &|_| 4.0 };
+            let work = Work { tokens, past: 512 - tokens, wanted: 1, element: &|_| 4.0 };
             plan.runs().iter().map(|(kernel, times)| plan.cost(kernel, &work).flops * *times as f64).sum()
         };
         let [one, many] = [1, 512].map(made_for);

@@ -11,7 +11,7 @@ use crate::compile::{
     Base, Batch, Call, CompileError, Compiled, Kernels, Options, Planned, Scheduled, Schedules, Slot,
 };
 use crate::fuse::{Kernel, Plan, Segment, Storage, Wanted};
-use crate::loops::{self, Buffer, Format};
+use crate::loops::{self, Buffer, FEW, Format};
 use crate::lower::{Code, Left, Target};
 use crate::pack::Packed;
 use crate::schedule::MOST_POSITIONS;
@@ -503,7 +503,8 @@ impl Program {
         if self.base.keeps_positions && end > self.options.positions {
             return Err(StepError::TooManyPositions { positions: end, most: self.options.positions });
         }
-        if step.first >= tokens || (self.options.rows == Wanted::Last && step.first + 1 != tokens) {
+        let only_last = self.options.rows == Wanted::Last && tokens > FEW;
+        if step.first >= tokens || (only_last && step.first + 1 != tokens) {
             return memory(format!(
                 "the output of token {} of {tokens} is wanted, the program has the last",
                 step.first
@@ -590,9 +591,9 @@ impl Program {
         let Some(place) = place else { return (0, 0) };
         let Memory::Flat(Buffer::Arena(at)) = place.memory else { return (0, 0) };
         let tokens_first = axes.first().is_some_and(|&a| graph.axis(a).extent == Extent::Tokens);
-        let only_last = place.origin.first().is_some_and(|o| *o != loops::Expr::Int(0));
-        match (tokens_first, only_last) {
-            (true, true) => (at / 4, row),
+        let from_first = place.origin.first().is_some_and(|o| *o != loops::Expr::Int(0));
+        match (tokens_first, from_first) {
+            (true, true) => (at / 4, (tokens - first) * row),
             (true, false) => (at / 4 + first * row, (tokens - first) * row),
             (false, _) => (at / 4, row),
         }

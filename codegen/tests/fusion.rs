@@ -47,7 +47,7 @@ fn means_what_the_interpreter_says(graph: &Graph) -> Result<(), String> {
     for without in [&[], Rule::ALL].into_iter().chain(each_off) {
         holds(graph, without, Wanted::All, &expected).map_err(|e| format!("without {without:?}: {e}"))?;
     }
-    holds(graph, &[], Wanted::Last, &expected).map_err(|e| format!("the last row alone: {e}"))
+    holds(graph, &[], Wanted::Last, &expected).map_err(|e| format!("the last rows alone: {e}"))
 }
 
 fn holds(graph: &Graph, without: &[Rule], rows: Wanted, expected: &[Vec<Expected>]) -> Result<(), String> {

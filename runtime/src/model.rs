@@ -91,7 +91,8 @@ pub struct Settings {
     pub sequences: usize,
     /// The most tokens computed in a step.
     pub chunk: usize,
-    /// Whether a step can yield the logits of every row, or only of the last, which needs less work and memory.
+    /// Whether every step can yield the logits of all its rows, or one of many only those of the last, which needs less work and
+    /// memory.
     pub rows: Wanted,
     /// The numbers of some kernels' schedules, in place of what the compiler would choose: see [`Tuned`](crate::Tuned).
     pub schedules: Schedules,

@@ -2,6 +2,7 @@
 
 use std::sync::PoisonError;
 
+use einfuse_codegen::loops::FEW;
 use einfuse_codegen::{Batch, Choice, ChoiceObserver, Observer, Program, Step, Wanted, Workspace};
 
 use crate::Error;
@@ -139,7 +140,7 @@ impl<'m> Session<'m> {
     }
 
     /// Adds tokens, and returns the logits `[t, v]` of the successor of each. A model loaded with [`Wanted::Last`] computes
-    /// them one by one.
+    /// no more than [`FEW`] at once.
     ///
     /// # Errors
     /// As [`Session::feed`].
@@ -272,8 +273,8 @@ impl<'m> Session<'m> {
         mut output: impl FnMut(usize, &[f32]),
     ) -> Result<(), Error> {
         let model = self.model;
-        let one_by_one = rows == Wanted::All && model.rows == Wanted::Last;
-        let chunk = if one_by_one { 1 } else { model.chunk };
+        let few = rows == Wanted::All && model.rows == Wanted::Last;
+        let chunk = if few { model.chunk.min(FEW) } else { model.chunk };
         let mut ids = Vec::new();
         while self.sequence.positions() < self.tokens.len() {
             let past = self.sequence.positions();

@@ -4,6 +4,7 @@ use std::num::NonZeroUsize;
 use std::time::Instant;
 
 use clap::{Args, ValueEnum};
+use einfuse::codegen::loops::FEW;
 use einfuse::{Model, Settings, codegen, runtime};
 use serde::Serialize;
 
@@ -11,7 +12,7 @@ use super::check::Check;
 use super::options::{ModelOptions, OutputOptions, at_least_one, check_chunk, check_room, thread_count, whole_number};
 use super::output::{markdown, print, print_json};
 use super::profile::{Profile, Timed};
-use super::step;
+use super::step::{self, Step};
 use super::{Outcome, Usage};
 use crate::peak::{Gauge, Peaks};
 
@@ -33,8 +34,8 @@ registers; where keys and values go through another one, each counts for its sha
 measured before each repetition, on the same threads: machines that are shared have better and worse minutes. All that
 is shown is a mean of the repetitions.
 
-`tg 4×` goes on by 4 tokens at once, as when drafts are verified, as far as `tg` does, in runs that alternate with it. Its
-`cost` is what a step takes, where one of a single token takes 1 (medians).
+`tg 4×` goes on by 4 tokens at once, as when drafts are verified, with the logits of all (beyond 8: of the last), as far as
+`tg` does, in runs that alternate with it. Its `cost` is what a step takes, where one of a single token takes 1 (medians).
 
 --check reads 1,024 tokens of Shakespeare with the model as the options want it, and with the same model in f32:
 weights, cache and all. It prints the perplexity of both and their ratio, at how many positions both find the same token
@@ -145,12 +146,14 @@ struct Test {
     depth: usize,
     tokens: usize,
     at_once: usize,
+    /// Of how many tokens of each step the logits are wanted.
+    wanted: usize,
 }
 
 impl Test {
-    /// The steps: tokens, and positions before.
-    fn steps(self) -> impl Iterator<Item = (usize, usize)> {
-        (0..self.tokens).step_by(self.at_once).map(move |at| ((self.tokens - at).min(self.at_once), self.depth + at))
+    fn steps(self) -> impl Iterator<Item = Step> {
+        let Test { depth, tokens, at_once, wanted } = self;
+        (0..tokens).step_by(at_once).map(move |at| Step { tokens: at_once.min(tokens - at), past: depth + at, wanted })
     }
 }
 
@@ -297,11 +300,11 @@ impl Bench {
         if depth > 0 {
             base.feed(&tokens[..depth])?;
         }
-        let prompts = (prompt > 0).then_some(Test { depth, tokens: prompt, at_once: prompt });
-        let one = (generate > 0).then_some(Test { depth, tokens: generate, at_once: 1 });
+        let prompts = (prompt > 0).then_some(Test { depth, tokens: prompt, at_once: prompt, wanted: 1 });
+        let one = (generate > 0).then_some(Test { depth, tokens: generate, at_once: 1, wanted: 1 });
         let rows = self.rows.iter().map(|rows| rows.get()).map(|rows| {
             let steps = (generate / rows).max(1);
-            Test { depth, tokens: steps * rows, at_once: rows }
+            Test { depth, tokens: steps * rows, at_once: rows, wanted: if rows <= FEW { rows } else { 1 } }
         });
         let generated: Vec<Test> = one.into_iter().chain(rows.filter(|_| one.is_some())).collect();
         let mut prompts = self.measure(&base, gauge, &tokens[depth..], prompts.as_slice())?;
@@ -331,7 +334,10 @@ impl Bench {
                     }
                     let start = Instant::now();
                     let mut steps = tokens[..test.tokens].chunks(test.at_once);
-                    steps.try_for_each(|tokens| session.feed(tokens).map(drop))?;
+                    steps.try_for_each(|tokens| match test.wanted {
+                        1 => session.feed(tokens).map(drop),
+                        _ => session.feed_all(tokens).map(drop),
+                    })?;
                     let whole = start.elapsed();
                     let run = Timed { whole, kernels: session.workspace().times().to_vec(), peaks };
                     if repetition > 0 {
@@ -347,11 +353,11 @@ impl Bench {
     fn prompt_row(&self, model: &Model, gauge: &Gauge<'_>, measured: &Measured) -> Row {
         let (test, peaks) = (measured.test, measured.peaks());
         let chunk = model.program().options().chunk;
-        let steps: Vec<(usize, usize)> = Test { at_once: chunk, ..test }.steps().collect();
+        let steps: Vec<Step> = Test { at_once: chunk, ..test }.steps().collect();
         let (mut flops, mut least) = (0.0, 0.0);
-        for &(tokens, past) in &steps {
-            let cost = step::costs(model, tokens, past);
-            for (kernel, times) in model.program().plan(model.program().batch(tokens, past)).runs() {
+        for &step in &steps {
+            let cost = step::costs(model, step);
+            for (kernel, times) in model.program().plan(step.batch(model)).runs() {
                 let own = (cost(kernel) * times).flops;
                 flops += own;
                 least += own / peaks.arithmetic(kernel);
@@ -365,9 +371,9 @@ impl Bench {
 
     /// What the rate of a generation is, beside the peak of what it reads.
     fn generated_row(&self, model: &Model, measured: &Measured, cost: Option<f64>) -> Row {
-        let Test { depth, tokens, at_once } = measured.test;
-        let step = (at_once, depth + tokens / 2);
-        let bytes = step::cost(model, step.0, step.1).stored / at_once as f64;
+        let Test { depth, tokens, at_once, wanted } = measured.test;
+        let step = Step { tokens: at_once, past: depth + tokens / 2, wanted };
+        let bytes = step::cost(model, step).stored / at_once as f64;
         let steps = measured.test.steps().count();
         let profile = self.profile.then(|| Profile::of(model, &[step], &measured.profiled, steps));
         let name = if cost.is_some() { format!("tg {at_once}×") } else { format!("tg{tokens}") };

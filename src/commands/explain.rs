@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use super::options::{ModelOptions, OutputOptions, Threads, at_least_one, check_chunk, whole_number};
 use super::output::{print, print_json};
-use super::step;
+use super::step::{self, Step};
 use super::{Outcome, Usage};
 use crate::peak::Gauge;
 
@@ -93,16 +93,16 @@ impl Explain {
         }
         let text = match self.dump {
             None => self.table(&model)? + &choices(&self.chosen_by_prompt(&model)?)?,
-            Some(Stage::Plan) => self.plan(model.program().plan(self.batch(&model)))?,
+            Some(Stage::Plan) => self.plan(model.program().plan(self.step().batch(&model)))?,
             Some(stage) => self.code(&model, stage)?,
         };
         print(text)?;
         Ok(())
     }
 
-    /// The batch of the step that is asked for.
-    fn batch(&self, model: &Model) -> Batch {
-        model.program().batch(self.tokens.get(), self.past)
+    /// The step that is asked for, of which the last logits are wanted.
+    fn step(&self) -> Step {
+        Step { tokens: self.tokens.get(), past: self.past, wanted: 1 }
     }
 
     /// Whether there can be such a step.
@@ -134,12 +134,12 @@ impl Explain {
     /// The kernels with what they cost on this machine.
     fn table(&self, model: &Model) -> Result<String, Box<dyn std::error::Error>> {
         let program = model.program();
-        let plan = program.plan(self.batch(model));
+        let plan = program.plan(self.step().batch(model));
         let chosen = self.chosen(plan)?;
         let gauge = Gauge::new(&Alone, step::storages(model))?;
         let (peaks, [multiplier, _]) = (gauge.peaks(), gauge.multipliers());
         let balance = peaks.weights / peaks.bytes;
-        let cost_of = step::costs(model, self.tokens.get(), self.past);
+        let cost_of = step::costs(model, self.step());
 
         let mut text = format!(
             "{} as {}: a step of {} after {} positions\n\
@@ -171,7 +171,7 @@ impl Explain {
                 _ => writeln!(text, "{}\n{:<30} {}", kernel.name, "", row.trim_end())?,
             }
             text += &details(plan, kernel);
-            let weights = program.weights_of(self.batch(model), kernel);
+            let weights = program.weights_of(self.step().batch(model), kernel);
             for kept in &weights {
                 let (format, name) = (kept.format, &plan.graph.tensor(kept.tensor).name);
                 let is_mixed = weights.iter().any(|other| other.tensor == kept.tensor && other.format != format);
@@ -219,7 +219,7 @@ impl Explain {
 
     /// What the calls do that one run of a kernel takes.
     fn parts(&self, model: &Model, kernel: &Kernel) -> Vec<&'static str> {
-        let numbers = step::parts(model, kernel, self.batch(model));
+        let numbers = step::parts(model, kernel, self.step().batch(model));
         // Those of the first variant: the others differ in their weights' formats.
         let compiled = numbers.map(|number| &model.program().kernels()[number]).filter(|kernel| kernel.variant == 0);
         let names: Vec<&str> = compiled.map(|kernel| kernel.loops.name.as_str()).collect();
@@ -236,17 +236,17 @@ impl Explain {
 
     /// The kernel's schedule, if it is one that was found by measuring.
     fn tuned<'m>(&self, model: &'m Model, kernel: &Kernel) -> Option<&'m Scheduled> {
-        let schedule = step::schedule(model, kernel, self.batch(model));
+        let schedule = step::schedule(model, kernel, self.step().batch(model));
         schedule.filter(|schedule| schedule.tiling != schedule.default)
     }
 
     /// What the table has, as one object: operations and bytes are of one run of a kernel.
     fn object(&self, model: &Model) -> Result<Value, Box<dyn std::error::Error>> {
         let program = model.program();
-        let plan = program.plan(self.batch(model));
+        let plan = program.plan(self.step().batch(model));
         let gauge = Gauge::new(&Alone, step::storages(model))?;
         let (peaks, [multiplier, multiplier_of_caches]) = (gauge.peaks(), gauge.multipliers());
-        let cost_of = step::costs(model, self.tokens.get(), self.past);
+        let cost_of = step::costs(model, self.step());
         let weight = |kept: &KeptWeight| {
             let layers: Vec<usize> = kept.layers.iter().copied().flatten().collect();
             json!({ "name": plan.graph.tensor(kept.tensor).name, "format": kept.format.to_string(), "layers": layers })
@@ -261,7 +261,8 @@ impl Explain {
                 let cost = cost_of(kernel);
                 let equations: Vec<String> =
                     kernel.equations.iter().chain(&kernel.weights).map(|&eq| plan.equation_text(eq)).collect();
-                let weights: Vec<Value> = program.weights_of(self.batch(model), kernel).iter().map(weight).collect();
+                let weights: Vec<Value> =
+                    program.weights_of(self.step().batch(model), kernel).iter().map(weight).collect();
                 json!({
                     "name": kernel.name,
                     "runs": runs,

@@ -8,7 +8,7 @@ use einfuse::codegen::cost::Cost;
 use serde::Serialize;
 
 use super::output::markdown;
-use super::step;
+use super::step::{self, Step};
 use crate::peak::Peaks;
 
 /// How long something took that was done once.
@@ -48,8 +48,8 @@ struct Share {
 }
 
 impl Profile {
-    /// Out of several runs, in each of which `repeats` times these steps were done: tokens, after so many positions.
-    pub(crate) fn of(model: &Model, steps: &[(usize, usize)], runs: &[Timed], repeats: usize) -> Profile {
+    /// Out of several runs, in each of which `repeats` times these steps were done.
+    pub(crate) fn of(model: &Model, steps: &[Step], runs: &[Timed], repeats: usize) -> Profile {
         let peaks = Peaks::mean(runs.iter().map(|run| run.peaks));
         let repeats = (repeats * runs.len()) as f64;
         let time = runs.iter().map(|run| run.whole.as_secs_f64()).sum::<f64>() / repeats;
@@ -57,12 +57,12 @@ impl Profile {
             let took = runs.iter().filter_map(|run| run.kernels.get(kernel));
             took.map(Duration::as_secs_f64).sum::<f64>() / repeats
         };
-        let costs: Vec<_> = steps.iter().map(|&(tokens, past)| step::costs(model, tokens, past)).collect();
+        let costs: Vec<_> = steps.iter().map(|&step| step::costs(model, step)).collect();
         let share = |(kernel, runs): (&_, usize)| {
             let cost = costs.iter().map(|cost| cost(kernel) * runs).fold(Cost::default(), |a, b| a + b);
             let parts = |batch| step::parts(model, kernel, batch);
             let calls = |batch| parts(batch).map(|number| model.program().kernels()[number].runs).sum::<usize>();
-            let calls = steps.iter().map(|step| calls(model.program().batch(step.0, step.1))).sum();
+            let calls = steps.iter().map(|step| calls(step.batch(model))).sum();
             // a prompt's last step may be of a single token, which has code of its own; what was not called took no time
             let mut numbers: Vec<usize> = Batch::ALL.into_iter().flat_map(parts).collect();
             numbers.sort_unstable();
@@ -76,8 +76,8 @@ impl Profile {
             Share { name, calls, time: seconds, share_of_time: seconds / time, bound, unit, achieved, peak }
         };
         // the kernels of the longest step
-        let longest = steps.iter().copied().max_by_key(|step| step.0).unwrap_or((1, 0));
-        let batch = model.program().batch(longest.0, longest.1);
+        let longest = steps.iter().max_by_key(|step| step.tokens);
+        let batch = longest.map_or(Batch::One, |step| step.batch(model));
         let kernels: Vec<Share> = model.program().plan(batch).runs().into_iter().map(share).collect();
         let calls = kernels.iter().map(|kernel| kernel.calls).sum();
         let within: f64 = kernels.iter().map(|kernel| kernel.time).sum();

@@ -8,23 +8,39 @@ use einfuse::codegen::fuse::Kernel;
 use einfuse::codegen::{Batch, Compiled, Format, Scheduled};
 use einfuse::graph::TensorId;
 
-/// What a step of so many tokens takes, after so many positions.
-pub(crate) fn cost(model: &Model, tokens: usize, past: usize) -> Cost {
-    let of = costs(model, tokens, past);
-    let program = model.program();
-    let kernels = program.plan(program.batch(tokens, past)).runs().into_iter();
+/// A step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Step {
+    pub(crate) tokens: usize,
+    /// How many positions come before.
+    pub(crate) past: usize,
+    /// Of how many tokens the logits are wanted.
+    pub(crate) wanted: usize,
+}
+
+impl Step {
+    pub(crate) fn batch(self, model: &Model) -> Batch {
+        model.program().batch(self.tokens, self.past)
+    }
+}
+
+/// What a step takes.
+pub(crate) fn cost(model: &Model, step: Step) -> Cost {
+    let of = costs(model, step);
+    let kernels = model.program().plan(step.batch(model)).runs().into_iter();
     kernels.map(|(kernel, times)| of(kernel) * times).fold(Cost::default(), |a, b| a + b)
 }
 
-/// What one run of each kernel takes in such a step; nothing, if it is of another plan.
-pub(crate) fn costs(model: &Model, tokens: usize, past: usize) -> impl Fn(&Kernel) -> Cost {
+/// What one run of each kernel takes in a step; nothing, if it is of another plan.
+pub(crate) fn costs(model: &Model, step: Step) -> impl Fn(&Kernel) -> Cost {
+    let Step { tokens, past, wanted } = step;
     let program = model.program();
-    let batch = program.batch(tokens, past);
+    let batch = step.batch(model);
     let plan = program.plan(batch);
     move |kernel| {
         let element = |tensor| program.element(batch, kernel, tensor);
         let own = plan.scopes().into_iter().flatten().any(|of_plan| std::ptr::eq(of_plan, kernel));
-        if own { plan.cost(kernel, &Work { tokens, past, element: &element }) } else { Cost::default() }
+        if own { plan.cost(kernel, &Work { tokens, past, wanted, element: &element }) } else { Cost::default() }
     }
 }
 

@@ -239,7 +239,7 @@ pub struct Plan {
 /// Which rows of the output the caller wants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum Wanted {
-    /// That of the step's last token.
+    /// That of the step's last token, or in a step of up to [`FEW`](crate::loops::FEW) tokens those of any last ones.
     #[default]
     Last,
     /// All.

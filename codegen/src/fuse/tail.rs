@@ -11,7 +11,7 @@ pub(super) fn apply(plan: &mut Plan, wanted: Wanted) {
             if let Some(Segment::Once(kernels)) = plan.segments.last_mut() {
                 for kernel in kernels {
                     kernel.last_rows = true;
-                    let text = "only the wanted row is computed".to_owned();
+                    let text = "only the wanted rows are computed".to_owned();
                     kernel.applied.push(Remark { rule: Rule::Tail, text });
                 }
             }

@@ -61,8 +61,7 @@ pub(super) fn staged(cx: &Context, kernel: &Kernel, from: usize) -> (BTreeMap<Te
 /// Encodes what a kernel has left.
 pub(super) fn append(cx: &Context, kernel: &Kernel) -> loops::Kernel {
     let mut e = cx.emitter();
-    let mode = cx.mode(kernel);
-    cx.bind_tokens(&mode, &mut e);
+    cx.bind_tokens(kernel, &mut e);
     for (&out, from) in &cx.staged {
         let Some(rows) = Rows::of(cx, out) else { continue };
         let axes = &cx.plan.graph.tensor(out).axes;

@@ -19,7 +19,7 @@ use super::select;
 use super::weights::{Panels, Units};
 use super::{Context, Mode};
 use crate::fuse::{Contract, Contraction, Kernel, Task, is_tokens};
-use crate::loops::{self, Address, Arg, Buffer, Cores, Elem, Expr, FEW, Format, PANEL, Share, Stmt};
+use crate::loops::{self, Address, Buffer, Cores, Elem, Expr, FEW, Format, PANEL, Share, Stmt};
 
 /// So many bytes of panels a worker takes at a time, where there is one row or a few. Taking is an exchange, beyond which a core does
 /// not load ahead: panel by panel it would cost 3 % of SmolLM2's step of one token, and 5 % of one of five.
@@ -82,14 +82,16 @@ pub(super) fn schedule(
         return select::schedule(cx, kernel, contract, by, partial);
     }
     let mut e = cx.emitter();
-    cx.bind_tokens(&mode, &mut e);
+    cx.bind_tokens(kernel, &mut e);
+    let (begin, all) = cx.tokens(kernel);
+    let rows = Count { rows: all.rows.clone() * per_token, most: all.most.map(|most| most * per_token) };
     let block = |tokens: Option<(AxisId, Expr)>, count: Expr, most: usize| Block {
         cores: cx.cores,
         tokens,
         count,
         most,
         per_token,
-        of_step: if mode == Mode::Many { Expr::from(Arg::Tokens) * per_token } else { per_token.into() },
+        of_step: rows.rows.clone(),
         few: false,
         operands: HashMap::new(),
     };
@@ -106,7 +108,7 @@ pub(super) fn schedule(
         }
         operands(cx, kernel, contract, &mut block, Room::Private, &mut e);
         block.per_token = per_token;
-        by_rows(&block.rows(), &mut e, |few, e| {
+        by_rows(&Count::of(block.rows()), &mut e, |few, e| {
             let (block, parts) = (Block { few, ..block.clone() }, parts(cx, kernel, contract, few));
             let turn = |e: &mut Emitter, at| choose(cx, kernel, &contract.tasks, &parts, 0, &block, at, e);
             let turns = turns(&parts);
@@ -123,8 +125,10 @@ pub(super) fn schedule(
         });
         return (vec![cx.close(&kernel.name, e)], 0);
     };
-    let some = |e: &mut Emitter, from: Expr, most: usize| {
-        let left = e.int((Expr::from(Arg::Tokens) - from.clone()).min(most));
+    let some = |e: &mut Emitter, nth: Expr, most: usize| {
+        let before = e.int(nth * most);
+        let left = e.int((all.rows.clone() - before.clone()).min(most));
+        let from = begin.clone() + before;
         let to = from.clone() + left.clone();
         e.spans.insert(t, Span { from: from.clone(), to, aligned: true, len: None });
         block(Some((t, from)), left, most)
@@ -134,11 +138,10 @@ pub(super) fn schedule(
     let mut shared = HashMap::new();
     if are_shared(cx, kernel, contract) {
         let mut e = cx.emitter();
-        cx.bind_tokens(&mode, &mut e);
+        cx.bind_tokens(kernel, &mut e);
         let most = (cx.tiling.prepared / per_token).max(1);
-        e.parallel(Expr::from(Arg::Tokens).div_ceil(most as i64), Share::Blocks, |e, at| {
-            let from = e.int(at * most);
-            let mut block = some(e, from, most);
+        e.parallel(all.rows.clone().div_ceil(most as i64), Share::Blocks, |e, at| {
+            let mut block = some(e, at, most);
             operands(cx, kernel, contract, &mut block, Room::Arena(&mut end), e);
             shared = block.operands;
         });
@@ -146,13 +149,12 @@ pub(super) fn schedule(
     }
     let whole = cx.tiling.block / cx.cores.rows() * cx.cores.rows();
     let most = (whole / per_token).max(1);
-    let blocks = Expr::from(Arg::Tokens).div_ceil(most as i64);
-    let rows = Expr::from(Arg::Tokens) * per_token;
+    let blocks = all.rows.clone().div_ceil(most as i64);
     let parts = |few: bool| parts(cx, kernel, contract, few);
     if are_prepared(cx, kernel, contract) && shared.is_empty() {
         // Each worker has the rows of a block for itself.
         e.repeat(Expr::Int(0), blocks, 1, |e, nth| {
-            let mut block = some(e, nth * most, most);
+            let mut block = some(e, nth, most);
             operands(cx, kernel, contract, &mut block, Room::Private, e);
             by_rows(&rows, e, |few, e| {
                 let (block, parts) = (Block { few, ..block.clone() }, parts(few));
@@ -165,7 +167,7 @@ pub(super) fn schedule(
         by_rows(&rows, &mut e, |few, e| {
             let parts = parts(few);
             e.balanced(blocks.clone(), turns(&parts), |e, nth, at| {
-                let mut block = Block { few, operands: shared.clone(), ..some(e, nth * most, most) };
+                let mut block = Block { few, operands: shared.clone(), ..some(e, nth, most) };
                 if block.operands.is_empty() {
                     // Nothing is computed: these are only where the rows lie.
                     operands(cx, kernel, contract, &mut block, Room::Private, e);
@@ -179,8 +181,9 @@ pub(super) fn schedule(
 }
 
 /// A step of few rows waits for memory: it takes units as they are stored, one after the other.
-fn by_rows(rows: &Expr, e: &mut Emitter, of: impl Fn(bool, &mut Emitter)) {
-    match no_more(rows, FEW) {
+fn by_rows(rows: &Count, e: &mut Emitter, of: impl Fn(bool, &mut Emitter)) {
+    match no_more(&rows.rows, FEW) {
+        _ if rows.is_few() => of(true, e),
         When::Always => of(true, e),
         When::Never => of(false, e),
         When::If(mask) => {

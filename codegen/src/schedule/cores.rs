@@ -23,7 +23,7 @@ impl Count {
     }
 
     /// Whether they are known to be few.
-    fn is_few(&self) -> bool {
+    pub(super) fn is_few(&self) -> bool {
         let most = self.rows.as_int().map(|rows| rows as usize).or(self.most);
         most.is_some_and(|most| most <= FEW)
     }

@@ -12,7 +12,7 @@ use super::layout::Layout;
 use super::place::{Memory, Place};
 use super::weights::{Region, Variant};
 use crate::fuse::{Contraction, Plan, Segment, Shape, Storage};
-use crate::loops::{Arg, Buffer, Elem, Format, GROUP};
+use crate::loops::{Arg, Buffer, Elem, FEW, Format, GROUP};
 
 /// How many positions a stream visits at once.
 pub(crate) const RUN: usize = 64;
@@ -163,7 +163,7 @@ impl Homes {
         let mut homes: BTreeMap<TensorId, Place> = BTreeMap::new();
         let mut slack = 0;
         for (tensor, life) in &lives {
-            let mut last_row = false;
+            let mut last_rows = false;
             let sizes: Vec<usize> = graph
                 .tensor(*tensor)
                 .axes
@@ -171,8 +171,8 @@ impl Homes {
                 .map(|&a| match graph.axis(a).extent {
                     Extent::Fixed(size) => size,
                     Extent::Tokens if life.last_rows => {
-                        last_row = true;
-                        1
+                        last_rows = true;
+                        FEW
                     }
                     Extent::Tokens => extents.tokens,
                     Extent::Positions => extents.positions,
@@ -198,7 +198,7 @@ impl Homes {
             if graph.tensor(*tensor).ty == Type::Int {
                 place.elem = Elem::I32;
             }
-            if last_row {
+            if last_rows {
                 let dim = graph.tensor(*tensor).axes.iter().position(|&a| crate::fuse::is_tokens(graph, a));
                 place = place.with_origin(dim.unwrap_or(0), Arg::First.into());
             }

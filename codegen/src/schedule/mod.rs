@@ -2,7 +2,7 @@
 //!
 //! [`homes`] decides where everything lives; then each kernel is written in the skeleton of its shape: [`rows`],
 //! [`contract`] (of which [`select`] is a variant) or [`stream`], all of which write their equations through [`emit`]. A plan is scheduled for one token
-//! (decode) and for many (prefill); what streams a cache for a few, too.
+//! (decode) and for many (prefill); what streams a cache for a few, too, and what is computed of a step's last rows alone.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -26,7 +26,8 @@ pub(crate) mod tiling;
 pub(crate) mod weights;
 
 use crate::fuse::{Contraction, EqId, Fold, Kernel, Plan, Shape};
-use crate::loops::{self, Arg, Cores, Expr, Format};
+use crate::loops::{self, Arg, Cores, Expr, FEW, Format};
+use cores::Count;
 use emit::{Emitter, Span};
 use homes::Homes;
 use place::Place;
@@ -107,16 +108,36 @@ pub(crate) struct Context<'a> {
 }
 
 impl<'a> Context<'a> {
+    /// Of many tokens the last is computed where rows after it are not wanted, of a few the last ones.
     fn mode(&self, kernel: &Kernel) -> Mode {
-        if kernel.last_rows { Mode::One(Arg::First.into()) } else { self.mode.clone() }
+        match &self.mode {
+            Mode::Few if kernel.last_rows => Mode::Many,
+            _ if kernel.last_rows => Mode::One(Arg::First.into()),
+            mode => mode.clone(),
+        }
     }
 
-    /// Where there is one token, the tokens' axis has one coordinate.
-    fn bind_tokens(&self, mode: &Mode, e: &mut Emitter) {
-        let Mode::One(at) = mode else { return };
+    /// The first token that a kernel computes, how many, and the most that there can be, if that is known.
+    fn tokens(&self, kernel: &Kernel) -> (Expr, Count) {
+        match self.mode(kernel) {
+            Mode::One(at) => (at, Count { rows: 1.into(), most: Some(1) }),
+            Mode::Many if kernel.last_rows => {
+                (Arg::First.into(), Count { rows: Expr::from(Arg::Tokens) - Arg::First, most: Some(FEW) })
+            }
+            Mode::Few | Mode::Many => (0.into(), Count::of(Arg::Tokens.into())),
+        }
+    }
+
+    /// Confines the tokens' axis to what a kernel computes of it.
+    fn bind_tokens(&self, kernel: &Kernel, e: &mut Emitter) {
+        let (from, Count { rows, .. }) = self.tokens(kernel);
+        if rows == Arg::Tokens.into() {
+            return;
+        }
         for (i, axis) in self.plan.graph.axes.iter().enumerate() {
             if axis.extent == Extent::Tokens {
-                let span = Span { from: at.clone(), to: at.clone() + 1, aligned: false, len: Some(1) };
+                let (to, len) = (from.clone() + rows.clone(), rows.as_int().map(|rows| rows as usize));
+                let span = Span { from: from.clone(), to, aligned: false, len };
                 e.spans.insert(einfuse_graph::AxisId(i as u32), span);
             }
         }

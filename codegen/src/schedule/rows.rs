@@ -24,7 +24,7 @@ pub(super) fn rows(cx: &Context, kernel: &Kernel, equations: &[EqId], e: &mut Em
     if let (Some(t), Mode::One(at)) = (tokens, &mode) {
         scope.at.insert(t, at.clone());
     }
-    cx.bind_tokens(&mode, e);
+    cx.bind_tokens(kernel, e);
     // One axis is shared out: the tokens where there are many, else another one that is not the innermost.
     let split: Option<AxisId> = rows.iter().copied().find(|&a| {
         let innermost = equations.iter().any(|&q| graph.tensor(cx.plan.equations[q].out).axes.last() == Some(&a));

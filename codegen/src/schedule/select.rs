@@ -18,9 +18,7 @@ use super::place::Place;
 use super::rows;
 use super::weights::{Panels, Units};
 use crate::fuse::{Contract, Contraction, EqId, Kernel, Task, is_tokens};
-use crate::loops::{
-    self, Address, Arg, Buffer, Core, Elem, Encode, Expr, Format, GROUP, LANES, PANEL, Share, Stmt, Ty,
-};
+use crate::loops::{self, Address, Buffer, Core, Elem, Encode, Expr, Format, GROUP, LANES, PANEL, Share, Stmt, Ty};
 
 /// The axes of a contraction's rows beside the tokens.
 fn inner_rows(cx: &Context, c: &Contraction) -> Vec<AxisId> {
@@ -102,7 +100,7 @@ pub(super) fn row_by_row(
 
 /// The rows of a step, sorted by what they choose: tables of integers in the arena.
 struct Sorted {
-    /// For each sorted row its number: the token's times the rows of a token, plus its number among them.
+    /// For each sorted row its number: the token's, from the first on, times the rows of a token, plus its number among them.
     row: Buffer,
     /// For each group of [`Cores::rows`](loops::Cores::rows) rows of a block the block.
     block: Buffer,
@@ -145,6 +143,9 @@ struct Rows<'a> {
     /// The first contraction, which stands for all.
     c: &'a Contraction,
     tokens: AxisId,
+    /// The first token, and how many.
+    from: Expr,
+    count: Expr,
     /// Rows of a token.
     per_token: usize,
     /// The most rows of a step.
@@ -155,14 +156,14 @@ struct Rows<'a> {
 
 impl Rows<'_> {
     fn count(&self) -> Expr {
-        Expr::from(Arg::Tokens) * self.per_token
+        self.count.clone() * self.per_token
     }
 
     /// The coordinates of a row by its number.
     fn at(&self, cx: &Context, row: &Expr, e: &mut Emitter) -> HashMap<AxisId, Expr> {
         let within = e.int(row.clone().rem(self.per_token));
         let mut at = coordinates(cx, self.c, &within, e);
-        at.insert(self.tokens, e.int(row.clone().div(self.per_token)));
+        at.insert(self.tokens, e.int(self.from.clone() + row.clone().div(self.per_token)));
         at
     }
 }
@@ -180,7 +181,8 @@ pub(super) fn schedule(
     let per_token = inner_rows(cx, c).into_iter().map(|a| size(cx, a)).product();
     let most = cx.homes.tokens * per_token;
     let group = cx.cores.rows();
-    let rows = Rows { c, tokens, per_token, most, block: cx.tiling.block / group * group };
+    let (from, Count { rows: count, .. }) = cx.tokens(kernel);
+    let rows = Rows { c, tokens, from, count, per_token, most, block: cx.tiling.block / group * group };
     let mut room = Room { end: partial };
     let choices = c.chosen.map_or(1, |(axis, _)| size(cx, axis));
     let blocks = most / rows.block + choices;
@@ -211,7 +213,7 @@ pub(super) fn schedule(
         keep(cx, kernel, task, &rest, &mut room, &mut kept);
         late.extend(rest);
         let groups = read(&sorted.groups, 0, &mut e);
-        let units = cx.units(task, &cx.mode, false);
+        let units = cx.units(task, &cx.mode(kernel), false);
         e.parallel(groups * units.count, Share::Blocks, |e, turn| {
             unit(cx, kernel, task, &units, &rows, &sorted, &operands, &kept, turn, e);
         });

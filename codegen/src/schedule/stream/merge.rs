@@ -2,13 +2,13 @@
 
 use einfuse_graph::TensorId;
 
+use super::super::Context;
 use super::super::contract::flat;
 use super::super::emit::Emitter;
 use super::super::place::Place;
-use super::super::{Context, Mode};
 use super::{LOWEST, Shape, columns, finish, memory, outer_scope, start};
 use crate::fuse::{Fold, Kernel};
-use crate::loops::{self, Address, Arg, Buffer, Elem, Expr, LANES, Share, Stmt, Ty, Unary};
+use crate::loops::{self, Address, Buffer, Elem, Expr, LANES, Share, Stmt, Ty, Unary};
 
 /// Where the partial statistics of split tiles lie in the arena.
 pub(super) struct Partials {
@@ -52,18 +52,11 @@ impl Partials {
 /// Merges the partial statistics of the tiles that shared the runs of one token, or a few.
 pub(super) fn merge(cx: &Context, kernel: &Kernel, shape: &Shape, partials: &Partials, heads: usize) -> loops::Kernel {
     let mut e = cx.emitter();
-    let mode = cx.mode(kernel);
-    cx.bind_tokens(&mode, &mut e);
-    let from = match &mode {
-        Mode::One(at) => at.clone(),
-        Mode::Few | Mode::Many => Expr::Int(0),
-    };
+    cx.bind_tokens(kernel, &mut e);
+    let (from, tokens) = cx.tokens(kernel);
     e.parallel(heads.into(), Share::Blocks, |e, number| {
         let scope = outer_scope(cx, shape, number.clone(), e);
-        let rows = match &mode {
-            Mode::One(_) => shape.per_token.into(),
-            Mode::Few | Mode::Many => e.int(Expr::from(Arg::Tokens) * shape.per_token),
-        };
+        let rows = e.int(tokens.rows * shape.per_token);
         let tile = memory(cx, kernel, shape, &from, e);
         start(cx, shape, &tile, e);
         let factors: Vec<Buffer> = shape.stream.folds.iter().map(|_| e.floats(shape.padded * shape.splits)).collect();

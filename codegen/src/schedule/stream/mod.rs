@@ -158,7 +158,7 @@ pub(super) fn schedule(cx: &Context, kernel: &Kernel, stream: &Stream, partial: 
     };
 
     let mut e = cx.emitter();
-    cx.bind_tokens(&mode, &mut e);
+    cx.bind_tokens(kernel, &mut e);
     let partials = Partials::of(cx, &shape, partial);
     match (&mode, tokens) {
         (Mode::Many, Some(_)) => {
@@ -170,11 +170,8 @@ pub(super) fn schedule(cx: &Context, kernel: &Kernel, stream: &Stream, partial: 
             });
         }
         _ => {
-            let from = match &mode {
-                Mode::One(at) => at.clone(),
-                Mode::Few | Mode::Many => Expr::Int(0),
-            };
-            let count = if most > 1 { Arg::Tokens.into() } else { Expr::Int(1) };
+            let (from, tokens) = cx.tokens(kernel);
+            let count = if most > 1 { tokens.rows } else { Expr::Int(1) };
             e.parallel((heads * shape.splits).into(), Share::Blocks, |e, at| {
                 let split = (shape.splits > 1).then(|| at.clone().rem(shape.splits));
                 tile(cx, kernel, &shape, at.div(shape.splits), split, (from, count), &partials, e);
