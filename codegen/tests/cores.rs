@@ -28,7 +28,7 @@ fn all_cores() -> Vec<Cores> {
         all.push(Cores { tiles: false, ..host });
     }
     if host.bits > 128 {
-        let some = |bits, past| Some(Fetch { bits, ahead: 2048, past });
+        let some = |bits, past| Some(Fetch { bits, ahead: [2048, 4096], past });
         let others = [None, some(8, false), some(32, true)].into_iter().filter(|fetch| *fetch != host.fetch);
         all.extend(others.map(|fetch| Cores { tiles: false, fetch, ..host }));
     }

@@ -299,8 +299,8 @@ pub struct Fetch {
     /// Cores of one row do so with elements of fewer bits than this. Through others one row goes so quickly that reading what lies
     /// behind them runs ahead by itself.
     pub bits: usize,
-    /// How many bytes ahead.
-    pub ahead: usize,
+    /// How many bytes ahead: cores of one row, and of several.
+    pub ahead: [usize; 2],
     /// Whether they are fetched past all caches but the first: they are read once.
     pub past: bool,
 }

@@ -46,12 +46,12 @@ fn host_cores() -> Cores {
 fn fetch(bits: usize) -> Option<Fetch> {
     let [name, version] = [0, 1].map(std::arch::x86_64::__cpuid);
     let vendor = [name.ebx, name.edx, name.ecx].map(u32::to_le_bytes);
-    let of_most = Fetch { bits: 32, ahead: 8192, past: false };
+    let of_most = Fetch { bits: 32, ahead: [8192; 2], past: false };
     // The extended family counts from 15 on.
     match (vendor.as_flattened(), 15 + (version.eax >> 20 & 0xff)) {
         (b"AuthenticAMD", 0x17) => Some(Fetch { past: true, ..of_most }),
         (b"AuthenticAMD", 0x19) if bits == 512 => None,
-        (b"AuthenticAMD", 0x19) => Some(Fetch { ahead: 2048, ..of_most }),
+        (b"AuthenticAMD", 0x19) => Some(Fetch { ahead: [2048, 4096], ..of_most }),
         (b"AuthenticAMD", 0x1a) => Some(Fetch { bits: 8, ..of_most }),
         _ => Some(of_most),
     }

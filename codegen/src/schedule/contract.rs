@@ -21,8 +21,9 @@ use super::{Context, Mode};
 use crate::fuse::{Contract, Contraction, Kernel, Task, is_tokens};
 use crate::loops::{self, Address, Buffer, Cores, Elem, Expr, FEW, Format, PANEL, Share, Stmt};
 
-/// So many bytes of panels a worker takes at a time, where there is one row or a few. Taking is an exchange, beyond which a core does
-/// not load ahead: panel by panel it would cost 3 % of SmolLM2's step of one token, and 5 % of one of five.
+/// So many bytes of panels a worker takes at a time, where there is one row. Taking is an exchange, beyond which a core does not
+/// load ahead: panel by panel it would cost 3 % of SmolLM2's step of one token. Several rows take longer for a panel, and wait longer
+/// for who has the last.
 const AT_A_TIME: usize = 64 << 10;
 
 /// The fewest times that are worth it.

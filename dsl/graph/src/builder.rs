@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use crate::config::ModelError;
 use crate::graph::*;
+use crate::sweep::sweep;
 use crate::verify::{Site, VerifyError, verify};
 
 /// A graph that was put together wrongly: the first mistake, in words.
@@ -711,7 +712,7 @@ impl Builder {
         }
         let graph = Graph { output, ..self.graph };
         match verify(&graph) {
-            Ok(()) => Ok(graph),
+            Ok(()) => Ok(sweep(graph)),
             Err(VerifyError { message, site: Site::Tensor(tensor) }) => {
                 let location = graph.tensors.get(tensor.index()).and_then(|tensor| tensor.location.clone());
                 Err(BuildError { message, location })

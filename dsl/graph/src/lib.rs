@@ -62,6 +62,7 @@ mod message;
 mod parse;
 mod print;
 pub mod random;
+mod sweep;
 mod verify;
 
 pub use block::{Signature, Use};

@@ -1,4 +1,4 @@
-//! What the builder makes of masks and means.
+//! What the builder makes of masks, means and uniform tensors.
 
 use einfuse_graph::{
     AxisId, Binary, Builder, ExprId, Graph, Interpreter, Reduction, Tensor, TensorId, Unary, print_expr, verify,
@@ -142,4 +142,19 @@ fn a_choice_of_more_than_there_are_is_refused() {
     let (w, _) = b.top(("w", "i"), None, x, e, j);
     let error = b.finish(w).unwrap_err();
     assert_eq!(error.message, "`top[e -> j]` wants 3 of the 2 coordinates of `e`");
+}
+
+#[test]
+fn a_bias_of_zeros_is_not_in_the_graph() {
+    let (mut b, c, _, a) = builder();
+    let (zeros, ones) = (b.uniform("bias", &[c], 0.0), b.uniform("scale", &[c], 2.0));
+    let (zeros, ones) = (b.load(zeros), b.load(ones));
+    let biased = b.binary(Binary::Add, a, zeros);
+    let y = b.binary(Binary::Mul, biased, ones);
+    let y = b.define("y", None, y);
+    let graph = b.finish(y).unwrap();
+    let names: Vec<&str> = graph.tensors.iter().map(|tensor| tensor.name.as_str()).collect();
+    assert_eq!(names, ["a", "scale", "y"]);
+    assert_eq!(graph.tensor(graph.output).name, "y");
+    assert_eq!(einfuse_graph::parse(&graph.to_string()).unwrap(), graph);
 }

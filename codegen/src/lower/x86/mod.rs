@@ -493,7 +493,8 @@ impl Writer {
     /// Fetches a line, where a core fetches, that lies so many bytes behind the place in the panel: of the next one, else ahead of here.
     fn fetch(&mut self, shape: &Shape, bytes: usize) -> Result<(), IcedError> {
         let Some(fetch) = shape.fetch else { return Ok(()) };
-        let line = if shape.next.is_some() { self.at(NEXT, bytes) } else { self.at(B, fetch.ahead + bytes) };
+        let ahead = fetch.ahead[usize::from(shape.rows > 1)];
+        let line = if shape.next.is_some() { self.at(NEXT, bytes) } else { self.at(B, ahead + bytes) };
         let code = if fetch.past { Code::Prefetchnta_m8 } else { Code::Prefetcht0_m8 };
         self.push(Instruction::with1(code, line))
     }
