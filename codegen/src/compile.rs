@@ -75,8 +75,8 @@ pub enum CompileError {
 pub enum Batch {
     /// One, as when text is generated.
     One,
-    /// Up to eight, as when drafted tokens are checked. Only the kernels that stream a cache, or compute the last rows alone, differ
-    /// from those for many.
+    /// Up to eight, as when drafted tokens are checked. Only the kernels that stream a cache, or compute the last rows alone,
+    /// differ from those for many.
     Few,
     /// More, as in a prompt.
     Many,

@@ -1,8 +1,8 @@
 //! Runs the files under `filetests/fuse`: a graph as text, then the plans that become of it.
 //!
-//! A section begins with a line of `----` and is `plan`, the plan made by all rules, or `plan without RULE, …`, that
-//! made by the others; `plan for N tokens` is that for steps of so many. Whatever the sections, the graph is compiled with all rules, with each switched off in turn and
-//! with none, and held against the interpreter.
+//! A section begins with a line of `----` and is `plan`, the plan made by all rules, or `plan without RULE, …`, that made by
+//! the others; `plan for N tokens` is that for steps of so many. Whatever the sections, the graph is compiled with all rules,
+//! with each switched off in turn and with none, and held against the interpreter.
 //!
 //! `BLESS=1` writes what is found into the files.
 

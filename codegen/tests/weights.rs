@@ -149,9 +149,9 @@ fn part(tensor: &Tensor, elements: &[Element], sizes: &[usize], rows: Range<usiz
     (0..own.iter().product()).map(|place| of(first_of(place))).collect()
 }
 
-/// Holds programs without these rules against the interpreter of the graph in parts. Layers keep their weights in these formats, one
-/// each or all in one; a weight that they keep in several is whole in the graph. A file has `up` in its own order of axes, what
-/// it is summed over last.
+/// Holds programs without these rules against the interpreter of the graph in parts. Layers keep their weights in these
+/// formats, one each or all in one; a weight that they keep in several is whole in the graph. A file has `up` in its own order
+/// of axes, what it is summed over last.
 fn check(graph: &Graph, formats: &[Format], own: bool, rules: &[&[Rule]]) {
     let format_of = |layer: Option<usize>| formats[layer.unwrap_or(0) % formats.len()];
     let sizes_of = |name: &str| -> Vec<usize> {

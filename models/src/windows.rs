@@ -3,8 +3,8 @@
 use serde::{Deserialize, Deserializer};
 
 /// What a config says of windows: `sliding_window` positions, in the layers that `layer_types` lists as `sliding_attention`.
-/// Older configs have a rule in place of the list, which is why each question below has the rule of its architecture, and the window
-/// that a config means which says nothing of it.
+/// Older configs have a rule in place of the list, which is why each question below has the rule of its architecture, and the
+/// window that a config means which says nothing of it.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(try_from = "Keys")]
 pub struct Windows {

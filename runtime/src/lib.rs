@@ -17,9 +17,9 @@
 //! # }
 //! ```
 //!
-//! A [`Checkpoint`] is a Hugging Face folder, the same files within the program, or a GGUF file. [`Model::load`] compiles a graph for it
-//! and packs its weights. A [`Session`] is one sequence of tokens, with its pages in the model's key-value cache; sessions of
-//! one model may live at the same time, on any threads, and compute in turn. What comes out of a session is text
+//! A [`Checkpoint`] is a Hugging Face folder, the same files within the program, or a GGUF file. [`Model::load`] compiles a
+//! graph for it and packs its weights. A [`Session`] is one sequence of tokens, with its pages in the model's key-value cache;
+//! sessions of one model may live at the same time, on any threads, and compute in turn. What comes out of a session is text
 //! ([`Session::generate`]), or numbers ([`Session::feed`], [`Session::trace`], [`Session::perplexity`]). A [`Conversation`] is
 //! a session whose text is the messages of a chat, as a checkpoint's [`Template`] writes them.
 

@@ -30,8 +30,8 @@ pub(crate) fn storage(graph: &Graph, found: &HashMap<Place, Stored<'_>>, setting
 }
 
 /// The weights of which few bits cost most: those that make nothing but rows of a cache that are added up over positions, as
-/// attention's values are, and those that make nothing but the numbers of which the largest is chosen, as the scores of experts are. Of what
-/// 4 bits cost SmolLM2 and Gemma 3 270M, the values' 3 % of the weights make 20 to 30 %.
+/// attention's values are, and those that make nothing but the numbers of which the largest is chosen, as the scores of experts
+/// are. Of what 4 bits cost SmolLM2 and Gemma 3 270M, the values' 3 % of the weights make 20 to 30 %.
 fn decisive(graph: &Graph) -> BTreeSet<TensorId> {
     let is_tokens = |axis: &AxisId| graph.axis(*axis).extent == Extent::Tokens;
     let mut added: BTreeSet<TensorId> = BTreeSet::new();

@@ -1,6 +1,6 @@
-//! Whatever a value in a JSON file is replaced by, the file serves its purpose, or there is an error of one line that names the file
-//! and the value: tokenizers, chats, ends of texts, indices, settings of quantisation, schedules. No library panics on it, caught
-//! or not.
+//! Whatever a value in a JSON file is replaced by, the file serves its purpose, or there is an error of one line that names the
+//! file and the value: tokenizers, chats, ends of texts, indices, settings of quantisation, schedules. No library panics on it,
+//! caught or not.
 
 #[path = "../../tests/common/changes.rs"]
 mod changes;

@@ -23,7 +23,8 @@ pub(crate) struct ModelOptions {
     #[arg(short, long, value_name = "MODEL")]
     pub(crate) model: Option<PathBuf>,
 
-    /// How weight matrices are kept in memory [default: as the files have them, codes in their own blocks; else bf16 for fewer bits]
+    /// How weight matrices are kept in memory [default: as the files have them, codes in their own blocks; else bf16 for fewer
+    /// bits]
     #[arg(long, value_enum, value_name = "TYPE")]
     pub(crate) precision: Option<Precision>,
 

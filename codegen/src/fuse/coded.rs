@@ -1,9 +1,9 @@
 //! Weights in codes: what a weight is that is kept in fewer bits, as an equation over its parts.
 //!
-//! `w[d, f] = w.scale[d, f / 32] * (w.code[d, f] - 8)`, as its [`Codes`] declare it. Blocks may reach over the ends of an axis, where
-//! neighbours are counted on as one: `w[d, n, c] = w.scale[d, (n * 80 + c) / 32] * (w.code[d, n, c] - 8)`. [`apply`] writes these
-//! equations into a graph whose weights' formats are known, where any interpreter of the graph may evaluate them; [`recognised`]
-//! finds the declaration that an equation has the form of, by which rule prologue lets cores multiply the codes.
+//! `w[d, f] = w.scale[d, f / 32] * (w.code[d, f] - 8)`, as its [`Codes`] declare it. Blocks may reach over the ends of an axis,
+//! where neighbours are counted on as one: `w[d, n, c] = w.scale[d, (n * 80 + c) / 32] * (w.code[d, n, c] - 8)`. [`apply`]
+//! writes these equations into a graph whose weights' formats are known, where any interpreter of the graph may evaluate them;
+//! [`recognised`] finds the declaration that an equation has the form of, by which rule prologue lets cores multiply the codes.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};

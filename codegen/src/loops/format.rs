@@ -192,9 +192,9 @@ impl Format {
         Self::IN_STEPS.into_iter().find(|(format, _)| *format == self).map_or(self, |(_, unpacked)| unpacked)
     }
 
-    /// The rows of words that panels of bytes can be multiplied with: `depth` words, of each four the first, the third, the second and the
-    /// fourth, as the halves of a panel's words come; for each block a scale as `F32`, then for each block the sum of its words times
-    /// `-`[`BYTE_OFFSET`] as `I32`.
+    /// The rows of words that panels of bytes can be multiplied with: `depth` words, of each four the first, the third, the
+    /// second and the fourth, as the halves of a panel's words come; for each block a scale as `F32`, then for each block the
+    /// sum of its words times `-`[`BYTE_OFFSET`] as `I32`.
     pub fn words(self) -> Option<Format> {
         let bytes = self.codes().filter(|codes| codes.are_bytes() && codes.are_signed())?;
         Self::ALL.into_iter().find(|format| *format == Format::Words(bytes.block))

@@ -16,8 +16,8 @@ pub const PANEL: usize = 16;
 /// How many rows a [`Core`] has at most.
 pub const MAX_ROWS: usize = 64;
 
-/// The most tokens of a step, and the most rows of a core, that count as few: such rows wait for what they are multiplied with, and all
-/// the tokens together share the positions of a cache among the workers.
+/// The most tokens of a step, and the most rows of a core, that count as few: such rows wait for what they are multiplied with,
+/// and all the tokens together share the positions of a cache among the workers.
 pub const FEW: usize = 8;
 
 /// How many panels a [`Core`] has at most.
@@ -308,8 +308,9 @@ pub struct Fetch {
 /// Which instructions of x86 add products of four bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ByteProducts {
-    /// Several, at 256 bits, where vectors have more too: the products of pairs are added in halves of a word, these in words. Where halves have room for all of
-    /// a block or part, once for all of it: see [`Codes::fit_halves`](super::Codes::fit_halves).
+    /// Several, at 256 bits, where vectors have more too: the products of pairs are added in halves of a word, these in words.
+    /// Where halves have room for all of a block or part, once for all of it: see
+    /// [`Codes::fit_halves`](super::Codes::fit_halves).
     Avx2,
     /// One, encoded as those of AVX: at 256 bits.
     AvxVnni,
@@ -384,9 +385,9 @@ impl Cores {
         self.adds_pairs() && format.codes().is_some_and(Codes::fit_halves)
     }
 
-    /// How the panels of a weight are multiplied with many rows; if otherwise than they are stored, they are unpacked first, see
-    /// [`Unpack`]. Codes in steps are multiplied as bytes, but where they have fewer instructions as they are; what tiles don't multiply
-    /// as bytes, or not fast, they do as bf16.
+    /// How the panels of a weight are multiplied with many rows; if otherwise than they are stored, they are unpacked first,
+    /// see [`Unpack`]. Codes in steps are multiplied as bytes, but where they have fewer instructions as they are; what tiles
+    /// don't multiply as bytes, or not fast, they do as bf16.
     pub fn unpacked(&self, format: Format, depth: usize) -> Format {
         let (bytes, floats) = (format.unpacked(), Format::Bf16);
         let as_floats = format.is_coded() && self.tiles_serve(floats, floats, depth);
@@ -411,8 +412,8 @@ impl Cores {
         (most / 2..=most).rev().find(whole).unwrap_or(depth)
     }
 
-    /// How many panels a core of many rows is best made for: by two, less is loaded for a product. Tiles of bytes have more to do with
-    /// the sums of blocks.
+    /// How many panels a core of many rows is best made for: by two, less is loaded for a product. Tiles of bytes have more to
+    /// do with the sums of blocks.
     pub fn panels(&self, a: Format, b: Format, depth: usize) -> usize {
         let two = match self.tiles_serve(a, b, depth) {
             true => !b.is_coded(),
@@ -428,10 +429,10 @@ impl Cores {
 /// c[m * c_stride + n] = (accumulate ? c[m * c_stride + n] : 0) + Σ k in 0..depth  a[m, k] * b[n / PANEL][k, n % PANEL]
 /// ```
 ///
-/// `c` is `F32` and does not overlap `a` or `b`. How `a` and `b` lie in memory is told by [`Format`]: the formats are equal,
-/// or `a` is `F32` and `b` is `Bf16`, or `a` is [`Format::words`] of `b`. `depth` is a multiple of the block. The order of summation
-/// is the emitter's, and so is how a product of two `Bf16` treats numbers below the normal ones. Sums of products of codes, or of words
-/// with codes, are whole numbers and exact within a block.
+/// `c` is `F32` and does not overlap `a` or `b`. How `a` and `b` lie in memory is told by [`Format`]: the formats are equal, or
+/// `a` is `F32` and `b` is `Bf16`, or `a` is [`Format::words`] of `b`. `depth` is a multiple of the block. The order of
+/// summation is the emitter's, and so is how a product of two `Bf16` treats numbers below the normal ones. Sums of products of
+/// codes, or of words with codes, are whole numbers and exact within a block.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Core {
     /// How many rows of `a` and `c`: 1 to [`MAX_ROWS`].
@@ -490,8 +491,8 @@ impl Core {
 }
 
 /// Rewrites a panel of codes: as [`Format::unpacked`] of its format, which is another, each code becomes the byte that it is
-/// multiplied as; as `Bf16` the number that it stands for, rounded to the nearest `F32` and then to the nearest `Bf16`, ties to even.
-/// Numbers below the normal ones may become 0.
+/// multiplied as; as `Bf16` the number that it stands for, rounded to the nearest `F32` and then to the nearest `Bf16`, ties to
+/// even. Numbers below the normal ones may become 0.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Unpack {
     /// How many rows the panel has, whole blocks.
@@ -509,9 +510,9 @@ pub struct Unpack {
 /// Rewrites a row of `F32` as the row of a [`Core`]'s first operand in another format.
 ///
 /// As codes: of each block, `largest` is the largest magnitude, but at least [`SMALLEST`](super::SMALLEST); a code is
-/// `x * (127 / largest)` rounded to the nearest whole number, ties to even; the scale is `largest * (1 / 127)`. As words the same with
-/// [`MOST_WORD`](super::MOST_WORD) for 127. What is no number may become any code or word. As `Bf16`, numbers below the normal ones
-/// may become 0.
+/// `x * (127 / largest)` rounded to the nearest whole number, ties to even; the scale is `largest * (1 / 127)`. As words the
+/// same with [`MOST_WORD`](super::MOST_WORD) for 127. What is no number may become any code or word. As `Bf16`, numbers below
+/// the normal ones may become 0.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Encode {
     /// How many numbers.

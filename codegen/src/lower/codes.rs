@@ -111,7 +111,8 @@ pub(super) fn stretch(e: &mut Emitter, (pointer, offset): (Value, i32), number: 
     (e.ins().iadd(pointer, further), offset)
 }
 
-/// Bytes times the steps of their columns, moved by their zeros. Two products of four bits each fit into a half: the bytes don't meet.
+/// Bytes times the steps of their columns, moved by their zeros. Two products of four bits each fit into a half: the bytes
+/// don't meet.
 fn in_steps(e: &mut Emitter, bytes: Value, (steps, zeros): (Value, Value)) -> Value {
     let halves = e.ins().bitcast(I16X8, LITTLE, bytes);
     let halves = e.ins().imul(halves, steps);

@@ -249,11 +249,11 @@ impl Code {
     ///
     /// # Safety
     ///
-    /// There is one of `left` for each worker, the same for all, which has nothing left or as much as that worker has of the kernel's
-    /// balanced loop; `worker` is less than that. Every address that the kernel forms
-    /// from these arguments must be valid for what it does there: `frame` and `layer` for the words it names, the pointers in
-    /// them and `scratch` for its loads and stores. No other thread may access what it writes, nor write what it reads,
-    /// except the other workers of the same call, which have all returned before any of them is called again.
+    /// There is one of `left` for each worker, the same for all, which has nothing left or as much as that worker has of the
+    /// kernel's balanced loop; `worker` is less than that. Every address that the kernel forms from these arguments must be
+    /// valid for what it does there: `frame` and `layer` for the words it names, the pointers in them and `scratch` for its
+    /// loads and stores. No other thread may access what it writes, nor write what it reads, except the other workers of the
+    /// same call, which have all returned before any of them is called again.
     pub unsafe fn call(
         &self,
         kernel: usize,

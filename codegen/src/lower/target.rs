@@ -40,8 +40,8 @@ fn host_cores() -> Cores {
     Cores::PORTABLE
 }
 
-/// What was measured to be best: for the processors of AMD, by family, the Zen 3 and the Zen 4 in one, and for those of Intel that have
-/// tiles, as which a machine that was not measured is taken.
+/// What was measured to be best: for the processors of AMD, by family, the Zen 3 and the Zen 4 in one, and for those of Intel
+/// that have tiles, as which a machine that was not measured is taken.
 #[cfg(all(target_arch = "x86_64", unix))]
 fn fetch(bits: usize) -> Option<Fetch> {
     let [name, version] = [0, 1].map(std::arch::x86_64::__cpuid);

@@ -1,5 +1,5 @@
-//! Loops over neighbours that a machine can do eight or sixteen at a time, where Cranelift's vectors have four: found here, lowered as
-//! any expression, and handed on as operations of whichever width.
+//! Loops over neighbours that a machine can do eight or sixteen at a time, where Cranelift's vectors have four: found here,
+//! lowered as any expression, and handed on as operations of whichever width.
 
 use std::collections::HashMap;
 

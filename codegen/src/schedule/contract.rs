@@ -21,9 +21,9 @@ use super::{Context, Mode};
 use crate::fuse::{Contract, Contraction, Kernel, Task, is_tokens};
 use crate::loops::{self, Address, Buffer, Cores, Elem, Expr, FEW, Format, PANEL, Share, Stmt};
 
-/// So many bytes of panels a worker takes at a time, where there is one row. Taking is an exchange, beyond which a core does not
-/// load ahead: panel by panel it would cost 3 % of SmolLM2's step of one token. Several rows take longer for a panel, and wait longer
-/// for who has the last.
+/// So many bytes of panels a worker takes at a time, where there is one row. Taking is an exchange, beyond which a core does
+/// not load ahead: panel by panel it would cost 3 % of SmolLM2's step of one token. Several rows take longer for a panel, and
+/// wait longer for who has the last.
 const AT_A_TIME: usize = 64 << 10;
 
 /// The fewest times that are worth it.
@@ -194,8 +194,8 @@ fn by_rows(rows: &Count, e: &mut Emitter, of: impl Fn(bool, &mut Emitter)) {
     }
 }
 
-/// The units of each task, and as how many turns each of them counts: units of different tasks have different numbers of panels, and
-/// stand for as many turns as they have more than others.
+/// The units of each task, and as how many turns each of them counts: units of different tasks have different numbers of
+/// panels, and stand for as many turns as they have more than others.
 fn parts(cx: &Context, kernel: &Kernel, contract: &Contract, few: bool) -> Vec<(Units, usize)> {
     let mode = cx.mode(kernel);
     let units: Vec<Units> = contract.tasks.iter().map(|t| cx.units(t, &mode, few)).collect();

@@ -154,8 +154,8 @@ impl Products {
     }
 }
 
-/// The products of so many rows with panels, as many panels at once as cores are best made for. But where rows are known to be few: these
-/// wait for memory, which delivers one panel after the other faster than two side by side.
+/// The products of so many rows with panels, as many panels at once as cores are best made for. But where rows are known to be
+/// few: these wait for memory, which delivers one panel after the other faster than two side by side.
 pub(super) fn products(cx: &Context, rows: &Count, a: &Matrix, b: &Panelled, c: &Products, e: &mut Emitter) {
     let at_once = if rows.is_few() || c.apart != PANEL { 1 } else { cx.cores.panels(a.format, b.format, b.depth) };
     let depth = if rows.is_few() { b.depth } else { cx.cores.depth_at_once(a.format, b.format, b.depth) };
@@ -194,8 +194,8 @@ fn together(count: usize, at_once: usize, e: &mut Emitter, mut with: impl FnMut(
     e.repeat(whole.into(), count.into(), 1, |e, panel| with(e, panel, 1));
 }
 
-/// The same with panels of a weight, which are unpacked, once for all cores, where rows are not few; `a` are the rows for either, see
-/// [`Context::rows_of`].
+/// The same with panels of a weight, which are unpacked, once for all cores, where rows are not few; `a` are the rows for
+/// either, see [`Context::rows_of`].
 pub(super) fn multiply(
     cx: &Context,
     (rows, of_step): (&Count, &Expr),

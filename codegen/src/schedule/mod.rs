@@ -1,8 +1,9 @@
 //! The schedule: from the kernels of a plan to loops over tiles.
 //!
-//! [`homes`] decides where everything lives; then each kernel is written in the skeleton of its shape: [`rows`],
-//! [`contract`] (of which [`select`] is a variant) or [`stream`], all of which write their equations through [`emit`]. A plan is scheduled for one token
-//! (decode) and for many (prefill); what streams a cache for a few, too, and what is computed of a step's last rows alone.
+//! [`homes`] decides where everything lives; then each kernel is written in the skeleton of its shape: [`rows`], [`contract`]
+//! (of which [`select`] is a variant) or [`stream`], all of which write their equations through [`emit`]. A plan is scheduled
+//! for one token (decode) and for many (prefill); what streams a cache for a few, too, and what is computed of a step's last
+//! rows alone.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -159,7 +160,8 @@ impl<'a> Context<'a> {
         if self.rounded(tensor).is_some() { Format::Bf16 } else { Format::F32 }
     }
 
-    /// Where a value is as rows of bf16: what cores of many rows multiply so, and nothing else reads, is rounded where it is computed.
+    /// Where a value is as rows of bf16: what cores of many rows multiply so, and nothing else reads, is rounded where it is
+    /// computed.
     fn rounded(&self, tensor: TensorId) -> Option<&Place> {
         let of_cores = |&(format, depth): &(Format, usize)| {
             let [_, many] = self.formats(format, depth, &Mode::Many);

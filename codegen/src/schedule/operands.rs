@@ -163,7 +163,8 @@ pub(super) fn operands(
     }
 }
 
-/// When a step needs an activation in a format: if it has few rows, for the panels as they are, or if it has more, for unpacked ones.
+/// When a step needs an activation in a format: if it has few rows, for the panels as they are, or if it has more, for unpacked
+/// ones.
 fn needed(cx: &Context, contract: &Contract, mode: &Mode, block: &Block, (of, format): (TensorId, Format)) -> When {
     let panels = contract.tasks.iter().flat_map(|t| &t.contractions).filter(|(_, c)| c.a == of);
     let uses: Vec<(Format, [bool; 2])> = panels

@@ -1,9 +1,10 @@
 //! The skeleton of contractions whose weight each row chooses: [`contract`](super::contract) for weights by the row.
 //!
 //! Of one token, each worker walks its units of columns, and in each the panels of every choice. The rows of several tokens are
-//! sorted by their choice first: one worker counts them, which gives for each choice a stretch of sorted rows, cut into blocks; then
-//! all copy the activations in this order, in the form that the cores want; then they share the blocks' units of columns, weighed by
-//! rows, and the epilogue writes each row where it belongs. What reduces over the rows of a token comes last, row by row.
+//! sorted by their choice first: one worker counts them, which gives for each choice a stretch of sorted rows, cut into blocks;
+//! then all copy the activations in this order, in the form that the cores want; then they share the blocks' units of columns,
+//! weighed by rows, and the epilogue writes each row where it belongs. What reduces over the rows of a token comes last, row by
+//! row.
 
 use std::collections::HashMap;
 

@@ -135,8 +135,8 @@ impl Tiling {
         let parts = (TILES * workers).div_ceil(sizes.outer.max(1)).next_power_of_two().min(MOST_PARTS);
         // What a tile computes for each page it computes for all of its rows.
         let tile = if sizes.operands > 0 { EXPANDING } else { 48 };
-        // Panels are read anew for each block, and wide cores multiply faster than memory brings them. Where tiles multiply, as many rows
-        // as stay near are best.
+        // Panels are read anew for each block, and wide cores multiply faster than memory brings them. Where tiles multiply, as
+        // many rows as stay near are best.
         let block = match cores.bits {
             512 if cores.tiles && sizes.bits <= 16 => {
                 let rows = (SECOND / (Elem::Bf16.bytes() * sizes.depth.max(1))).clamp(64, 512);

@@ -92,8 +92,8 @@ impl Units {
         Panelled { at, format: panels.format, depth: panels.depth, count: self.panels, apart, next: None, spread: None }
     }
 
-    /// What the next unit reads of a weight, a panel's share of it. Where the panels of several weights take turns, each has as much
-    /// of the unit, in their order.
+    /// What the next unit reads of a weight, a panel's share of it. Where the panels of several weights take turns, each has as
+    /// much of the unit, in their order.
     pub(super) fn next(&self, panels: &Panels, unit: &Expr) -> Next {
         let within = panels.base % panels.unit_stride;
         let at =

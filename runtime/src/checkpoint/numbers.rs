@@ -459,8 +459,9 @@ impl Codes<'_> {
         }
     }
 
-    /// What blocks hold, each in one group: codes less the middle of their range, where every zero is there; else codes of 4 bits as
-    /// they are, with what zeros add as minima. A minimum of 8 bits is far from 0: rounded, it would be off by as much as codes are.
+    /// What blocks hold, each in one group: codes less the middle of their range, where every zero is there; else codes of 4
+    /// bits as they are, with what zeros add as minima. A minimum of 8 bits is far from 0: rounded, it would be off by as much
+    /// as codes are.
     fn grid(&self) -> Option<Grid> {
         let Groups::Of(size) = self.groups else { return None };
         let block = 1 << (size | self.inputs).trailing_zeros().min(LONGEST.ilog2());

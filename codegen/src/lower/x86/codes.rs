@@ -23,8 +23,8 @@ const PART: Register = Register::RAX;
 /// Sums of a block that are carried side by side, at least.
 const CHAINS: usize = 4;
 
-/// How AVX2 adds the products of a part's bytes. It multiplies numbers without a sign by numbers with one, and adds pairs of products
-/// in 16 bits. So of a panel's byte with a sign the magnitude is multiplied, and the row's byte gets its sign.
+/// How AVX2 adds the products of a part's bytes. It multiplies numbers without a sign by numbers with one, and adds pairs of
+/// products in 16 bits. So of a panel's byte with a sign the magnitude is multiplied, and the row's byte gets its sign.
 #[derive(Clone, Copy)]
 struct Pairs {
     /// Whether the sums are those of pairs, in halves of a word, until the part ends; else each word's are added at once.
@@ -40,8 +40,8 @@ impl Pairs {
     }
 }
 
-/// Writes the code of a core, of at most eight rows at 512 bits (six by two panels, of bytes) and of six at 256. What the blocks before
-/// add up to is held in registers where there are 32 of them, else in the result.
+/// Writes the code of a core, of at most eight rows at 512 bits (six by two panels, of bytes) and of six at 256. What the
+/// blocks before add up to is held in registers where there are 32 of them, else in the result.
 pub(super) fn write(w: &mut Writer, shape: Shape, codes: Codes) -> Result<(), IcedError> {
     let Shape { rows, panels, depth, .. } = shape;
     let pairs = Pairs::of(w, codes);
@@ -468,8 +468,8 @@ impl Rows<'_> {
         self.w.advance(ROW_SUMS, 4 * parts)
     }
 
-    /// A block of codes in steps by AVX2, of half a panel after the other, part after part in a loop: the sums of a part, times its step,
-    /// are added up as whole numbers, which a block's fit into.
+    /// A block of codes in steps by AVX2, of half a panel after the other, part after part in a loop: the sums of a part, times
+    /// its step, are added up as whole numbers, which a block's fit into.
     fn parts(&mut self, parts: usize, pairs: Pairs) -> Result<(), IcedError> {
         let (format, rows) = (self.shape.b, self.codes.summed());
         let (steps, words) = (rows / format.together(), format.values() / parts);

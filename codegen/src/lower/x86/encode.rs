@@ -17,8 +17,8 @@ const SUMS: Register = Register::R9;
 /// The sum of a block of codes in steps, whose parts have sums of their own.
 const TOTAL: Register = Register::EAX;
 
-/// Words below the end of the stack: what a largest number is at least, what it becomes, the inverse of that, and from the eighth on
-/// the order of [`Writer::order`].
+/// Words below the end of the stack: what a largest number is at least, what it becomes, the inverse of that, and from the
+/// eighth on the order of [`Writer::order`].
 const LEAST: usize = 0;
 const MOST: usize = 1;
 const INVERSE: usize = 2;

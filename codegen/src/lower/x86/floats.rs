@@ -122,8 +122,8 @@ impl Floats<'_> {
         Ok(())
     }
 
-    /// Multiplies vectors of the panels, which are in registers from the first on, with each row's number (of the neighbours in a step
-    /// the `nth`), and adds.
+    /// Multiplies vectors of the panels, which are in registers from the first on, with each row's number (of the neighbours in
+    /// a step the `nth`), and adds.
     fn multiply(&mut self, step: usize, nth: usize, vectors: Range<usize>, first: Register) -> Result<(), IcedError> {
         let product = match self.shape.a {
             Format::Bf16 => [Code::EVEX_Vdpbf16ps_zmm_k1z_zmm_zmmm512b32, Code::INVALID],

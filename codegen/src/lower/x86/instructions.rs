@@ -2,8 +2,8 @@
 
 use iced_x86::Code;
 
-/// The products of four unsigned bytes with four signed ones, and of two halves with two, added to a word: at 512 bits, and at 256 as
-/// AVX-512 and as AVX-VNNI encode them.
+/// The products of four unsigned bytes with four signed ones, and of two halves with two, added to a word: at 512 bits, and at
+/// 256 as AVX-512 and as AVX-VNNI encode them.
 pub(super) const BYTES: [Code; 3] = [
     Code::EVEX_Vpdpbusd_zmm_k1z_zmm_zmmm512b32,
     Code::EVEX_Vpdpbusd_ymm_k1z_ymm_ymmm256b32,

@@ -439,7 +439,8 @@ impl Writer {
         self.three([wide, narrow], sum, a, b)
     }
 
-    /// Writes the code that puts sixteen words where the stack ends: below it are 128 bytes that a function which calls none may use.
+    /// Writes the code that puts sixteen words where the stack ends: below it are 128 bytes that a function which calls none
+    /// may use.
     fn words(&mut self, words: [u32; 16]) -> Result<MemoryOperand, IcedError> {
         for (nth, word) in words.into_iter().enumerate() {
             self.push(Instruction::with2(Code::Mov_rm32_imm32, self.word_below(nth), word))?;
@@ -490,7 +491,8 @@ impl Writer {
         Ok(x)
     }
 
-    /// Fetches a line, where a core fetches, that lies so many bytes behind the place in the panel: of the next one, else ahead of here.
+    /// Fetches a line, where a core fetches, that lies so many bytes behind the place in the panel: of the next one, else ahead
+    /// of here.
     fn fetch(&mut self, shape: &Shape, bytes: usize) -> Result<(), IcedError> {
         let Some(fetch) = shape.fetch else { return Ok(()) };
         let ahead = fetch.ahead[usize::from(shape.rows > 1)];

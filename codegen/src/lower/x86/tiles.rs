@@ -1,8 +1,8 @@
 //! The cores of tiles: sixteen rows by sixteen columns, multiplied and added at once (AMX).
 //!
-//! A panel lies as tiles want it: sixteen of its steps are one. Four tiles of sums hide each other's latency: those of 64 rows by one
-//! panel, or of 32 by two, which take less from the caches: four tiles for four products in place of five. Tiles are set up once for a
-//! kernel.
+//! A panel lies as tiles want it: sixteen of its steps are one. Four tiles of sums hide each other's latency: those of 64 rows
+//! by one panel, or of 32 by two, which take less from the caches: four tiles for four products in place of five. Tiles are set
+//! up once for a kernel.
 
 use iced_x86::{Code, IcedError, Instruction, MemoryOperand, Register};
 

@@ -84,8 +84,8 @@ impl Run<'_> {
         }
     }
 
-    /// The statistics of all rows of a run, and their scores turned into weights: one thing after the other for all rows, so that no
-    /// row waits for what is found out about itself.
+    /// The statistics of all rows of a run, and their scores turned into weights: one thing after the other for all rows, so
+    /// that no row waits for what is found out about itself.
     pub(super) fn statistics(&self, scope: &Scope, e: &mut Emitter) {
         let (cx, shape, tile) = (self.cx, self.shape, self.tile);
         let mut maxima: Vec<Maximum> = Vec::new();
