@@ -5,7 +5,7 @@ mod codes;
 use std::array;
 use std::ops::Range;
 
-use einfuse_graph::{AxisId, Graph, TensorId};
+use einfuse_graph::{Graph, TensorId};
 use half::{bf16, f16};
 
 pub use self::codes::nearest;
@@ -276,89 +276,24 @@ struct Part<'a> {
 impl Move {
     fn of(graph: &Graph, view: &View, storage: Format) -> Move {
         let tensor = graph.tensor(view.tensor);
-        let size = |a: &AxisId| graph.fixed_size(*a);
-        let whole: Vec<usize> = tensor.axes.iter().map(size).collect();
-        let apart = view.order.strides(&whole);
-        // What is taken of each axis.
-        let parts = view.along.iter().zip(&whole);
-        let taken: Vec<usize> = parts.map(|(along, &all)| along.axis().as_ref().map_or(all, size)).collect();
-        // Axes whose blocks are kept are one dimension, each other is one of its own.
-        let joined = view.coded.as_ref().map_or(0..1, |coded| coded.rows.dims());
-        let ends = (1..=whole.len()).filter(|end| !joined.contains(end) || *end == joined.start);
-        let mut start = 0;
-        let dims: Vec<Range<usize>> = ends.map(|end| std::mem::replace(&mut start, end)..end).collect();
-        let strides: Vec<usize> = dims.iter().map(|dim| apart[dim.end - 1]).collect();
-        let sizes: Vec<usize> = dims.iter().map(|dim| taken[dim.clone()].iter().product()).collect();
-        let places_of = |dim: &Range<usize>| {
-            let mut index = vec![0; whole.len()];
-            let at = |coordinate| {
-                let mut rest = coordinate;
-                for axis in dim.clone().rev() {
-                    (index[axis], rest) = (rest % taken[axis], rest / taken[axis]);
-                }
-                view.layout.offset_of(&index) - view.layout.base
-            };
-            (0..taken[dim.clone()].iter().product()).map(at).collect::<Vec<usize>>()
-        };
-        let places: Vec<Vec<usize>> = dims.iter().map(places_of).collect();
-        let free = |dim: usize| !matches!(view.along[dims[dim].start], Along::Fixed(_));
-        let goes = |dim: usize, to: &dyn Fn(usize) -> usize| {
-            free(dim) && places[dim].iter().enumerate().all(|(i, &place)| place == to(i))
-        };
-
-        let is_columns = |dim: usize| free(dim) && view.layout.has_panels(dims[dim].start);
-        let column = (0..dims.len()).find(|&dim| is_columns(dim));
-        let together = storage.together();
-        let plane = storage.codes().and_then(|codes| codes.planes().first().copied());
-        let in_panel = |i: usize| match plane {
-            Some(plane) => storage.rows(i) + plane.place(i % storage.block(), 0).0,
-            None => i / together * together * PANEL + i % together,
-        };
-        let is_row = |dim: usize| sizes[dim] > 1 && goes(dim, &in_panel);
-        let row = column.and_then(|column| (0..dims.len()).rev().find(|&dim| dim != column && is_row(dim)));
-        let (piece, within) = match (column, row) {
-            (Some(column), Some(last)) => {
-                // Dimensions before it go with it where they only count on, in the tensor as in the panel.
-                let (mut first, mut rows) = (last, sizes[last]);
-                while first > 0
-                    && first - 1 != column
-                    && rows.is_multiple_of(storage.block())
-                    && strides[first - 1] == rows * strides[last]
-                    && goes(first - 1, &|i| i * storage.rows(rows))
-                {
-                    first -= 1;
-                    rows *= sizes[first];
-                }
-                (Piece::Panel { rows, row_stride: strides[last], column_stride: strides[column] }, first..last + 1)
-            }
-            _ if strides.last() == Some(&1) && goes(dims.len() - 1, &|i| i) => {
-                (Piece::Row(sizes[dims.len() - 1]), dims.len() - 1..dims.len())
-            }
-            _ => (Piece::Row(1), 0..0),
-        };
-        let panels = column.filter(|_| row.is_some());
-        let of_dim = |dim: usize| match panels == Some(dim) {
-            true => Loop {
-                places: places[dim].iter().copied().step_by(PANEL).collect(),
-                stride: strides[dim] * PANEL,
-                columns: Some(sizes[dim]),
-            },
-            false => Loop { places: places[dim].clone(), stride: strides[dim], columns: None },
-        };
-        let mut loops: Vec<Loop> =
-            (0..dims.len()).filter(|dim| free(*dim) && !within.contains(dim)).map(of_dim).collect();
+        let sizes: Vec<usize> = tensor.axes.iter().map(|&a| graph.fixed_size(a)).collect();
+        let strides = view.order.strides(&sizes);
+        let dims = Dim::all(graph, view, &sizes, &strides);
+        let Pieces { piece, within, panels } = Pieces::of(&dims, storage);
+        let looped = dims.iter().enumerate().filter(|(at, dim)| dim.free && !within.contains(at));
+        let mut loops: Vec<Loop> = looped.map(|(at, dim)| dim.looped(panels == Some(at))).collect();
         loops.sort_by_key(|l| std::cmp::Reverse(l.reach()));
         Move {
             name: tensor.name.clone(),
             axes: graph.axes_of(view.tensor),
-            elements: whole.iter().product(),
-            source: view.along.iter().zip(&apart).map(|(along, stride)| along.first() * stride).sum(),
+            elements: sizes.iter().product(),
+            source: view.along.iter().zip(&strides).map(|(along, stride)| along.first() * stride).sum(),
             base: view.layout.base,
             loops,
             piece,
             made: view.made.map(|blocks| {
-                let size = whole[blocks.dims()].iter().product();
-                Made { codes: blocks.codes, size, stride: apart[blocks.dims().end - 1] }
+                let size = sizes[blocks.dims()].iter().product();
+                Made { codes: blocks.codes, size, stride: strides[blocks.dims().end - 1] }
             }),
         }
     }
@@ -388,6 +323,116 @@ impl Move {
         for (i, at) in outer.places.iter().enumerate().skip(begin).take_while(|(_, at)| place + **at < end) {
             let columns = outer.columns.map_or(columns, |all| PANEL.min(all - i * PANEL));
             self.walk(inner, source + i * outer.stride, place + at, columns, part);
+        }
+    }
+}
+
+/// An axis of a tensor, or the axes whose blocks are kept, as one.
+struct Dim {
+    /// How many coordinates are taken.
+    size: usize,
+    /// Elements from one coordinate to the next in the tensor.
+    stride: usize,
+    /// Where each coordinate goes.
+    places: Vec<usize>,
+    /// Whether it is not one coordinate alone that is taken.
+    free: bool,
+    /// Whether its coordinates are the columns of panels.
+    columns: bool,
+}
+
+impl Dim {
+    /// Those of a tensor with such sizes and strides.
+    fn all(graph: &Graph, view: &View, sizes: &[usize], strides: &[usize]) -> Vec<Dim> {
+        let parts = view.along.iter().zip(sizes);
+        let taken: Vec<usize> =
+            parts.map(|(along, &all)| along.axis().map_or(all, |axis| graph.fixed_size(axis))).collect();
+        let joined = view.coded.as_ref().map_or(0..1, |coded| coded.rows.dims());
+        let ends = (1..=sizes.len()).filter(|end| !joined.contains(end) || *end == joined.start);
+        let mut start = 0;
+        let axes = ends.map(|end| std::mem::replace(&mut start, end)..end);
+        let dim = |axes: Range<usize>| {
+            let mut index = vec![0; sizes.len()];
+            let place = |coordinate| {
+                let mut rest = coordinate;
+                for axis in axes.clone().rev() {
+                    (index[axis], rest) = (rest % taken[axis], rest / taken[axis]);
+                }
+                view.layout.offset_of(&index) - view.layout.base
+            };
+            let size = taken[axes.clone()].iter().product();
+            let free = !matches!(view.along[axes.start], Along::Fixed(_));
+            Dim {
+                size,
+                stride: strides[axes.end - 1],
+                places: (0..size).map(place).collect(),
+                free,
+                columns: free && view.layout.has_panels(axes.start),
+            }
+        };
+        axes.map(dim).collect()
+    }
+
+    /// Whether each coordinate goes to such a place.
+    fn goes(&self, to: impl Fn(usize) -> usize) -> bool {
+        self.free && self.places.iter().enumerate().all(|(at, &place)| place == to(at))
+    }
+
+    /// A loop over its coordinates, or over panels of them.
+    fn looped(&self, over_panels: bool) -> Loop {
+        let Dim { size, stride, places, .. } = self;
+        match over_panels {
+            true => Loop {
+                places: places.iter().copied().step_by(PANEL).collect(),
+                stride: stride * PANEL,
+                columns: Some(*size),
+            },
+            false => Loop { places: places.clone(), stride: *stride, columns: None },
+        }
+    }
+}
+
+/// How a tensor's elements go in pieces.
+struct Pieces {
+    piece: Piece,
+    /// The dimensions that are within a piece.
+    within: Range<usize>,
+    /// The dimension whose coordinates are the columns of the panels, where pieces are rows of them.
+    panels: Option<usize>,
+}
+
+impl Pieces {
+    fn of(dims: &[Dim], storage: Format) -> Pieces {
+        let together = storage.together();
+        let plane = storage.codes().and_then(|codes| codes.planes().first().copied());
+        let in_panel = |i: usize| match plane {
+            Some(plane) => storage.rows(i) + plane.place(i % storage.block(), 0).0,
+            None => i / together * together * PANEL + i % together,
+        };
+        let column = dims.iter().position(|dim| dim.columns);
+        let is_row = |at: &usize| column != Some(*at) && dims[*at].size > 1 && dims[*at].goes(in_panel);
+        if let Some(column) = column
+            && let Some(last) = (0..dims.len()).rev().find(is_row)
+        {
+            // Dimensions before it go with it where they only count on, in the tensor as in the panel.
+            let (mut first, mut rows, stride) = (last, dims[last].size, dims[last].stride);
+            while first > 0
+                && first - 1 != column
+                && rows.is_multiple_of(storage.block())
+                && dims[first - 1].stride == rows * stride
+                && dims[first - 1].goes(|i| i * storage.rows(rows))
+            {
+                first -= 1;
+                rows *= dims[first].size;
+            }
+            let piece = Piece::Panel { rows, row_stride: stride, column_stride: dims[column].stride };
+            return Pieces { piece, within: first..last + 1, panels: Some(column) };
+        }
+        match dims.last() {
+            Some(last) if last.stride == 1 && last.goes(|i| i) => {
+                Pieces { piece: Piece::Row(last.size), within: dims.len() - 1..dims.len(), panels: None }
+            }
+            _ => Pieces { piece: Piece::Row(1), within: 0..0, panels: None },
         }
     }
 }

@@ -4,6 +4,7 @@
 //! so many positions of all layers (`schedule/pages.rs`).
 
 use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
 
 use einfuse_graph::{AxisId, Extent, Kind, TensorId, Type};
 
@@ -159,53 +160,35 @@ impl Homes {
     fn values(&mut self, plan: &Plan, extents: Extents) {
         let graph = &plan.graph;
         let lives = lifetimes(plan);
-        let mut taken: Vec<(Life, usize, usize)> = Vec::new();
+        let mut arena = Arena::default();
         let mut homes: BTreeMap<TensorId, Place> = BTreeMap::new();
         let mut slack = 0;
         for (tensor, life) in &lives {
-            let mut last_rows = false;
-            let sizes: Vec<usize> = graph
-                .tensor(*tensor)
-                .axes
-                .iter()
-                .map(|&a| match graph.axis(a).extent {
-                    Extent::Fixed(size) => size,
-                    Extent::Tokens if life.last_rows => {
-                        last_rows = true;
-                        FEW
-                    }
-                    Extent::Tokens => extents.tokens,
-                    Extent::Positions => extents.positions,
-                })
-                .collect();
+            let axes = &graph.tensor(*tensor).axes;
+            let last_rows = axes.iter().position(|&a| life.last_rows && crate::fuse::is_tokens(graph, a));
+            let size = |&a: &AxisId| match graph.axis(a).extent {
+                Extent::Fixed(size) => size,
+                Extent::Tokens if life.last_rows => FEW,
+                Extent::Tokens => extents.tokens,
+                Extent::Positions => extents.positions,
+            };
+            let sizes: Vec<usize> = axes.iter().map(size).collect();
             let len = sizes.iter().product::<usize>();
             let row = len / sizes.first().copied().unwrap_or(1).max(1);
             slack = slack.max(GROUP * row);
             let bytes = (len * 4).next_multiple_of(64);
-            let mut at = 0;
-            let mut clashes: Vec<(usize, usize)> =
-                taken.iter().filter(|(l, ..)| l.overlaps(life)).map(|&(_, from, to)| (from, to)).collect();
-            clashes.sort();
-            for (from, to) in clashes {
-                if at + bytes <= from {
-                    break;
-                }
-                at = at.max(to);
-            }
-            taken.push((*life, at, at + bytes));
-            self.arena = self.arena.max(at + bytes);
+            let at = arena.take(*life, bytes);
             let mut place = Place::flat(Buffer::Arena(at), Layout::row_major(&sizes), sizes.len());
             if graph.tensor(*tensor).ty == Type::Int {
                 place.elem = Elem::I32;
             }
-            if last_rows {
-                let dim = graph.tensor(*tensor).axes.iter().position(|&a| crate::fuse::is_tokens(graph, a));
-                place = place.with_origin(dim.unwrap_or(0), Arg::First.into());
+            if let Some(dim) = last_rows {
+                place = place.with_origin(dim, Arg::First.into());
             }
             homes.insert(*tensor, place);
         }
         // Cores read whole groups of rows, beyond the last.
-        self.arena += slack * 4;
+        self.arena = arena.end() + slack * 4;
         let mut handed = vec![graph.output];
         for segment in &plan.segments {
             if let Segment::Layers { carry, initial, out, bodies, .. } = segment
@@ -305,6 +288,34 @@ struct Life {
 impl Life {
     fn overlaps(&self, other: &Life) -> bool {
         self.from <= other.to && other.from <= self.to
+    }
+}
+
+/// Stretches of memory that are taken for a while, in bytes.
+#[derive(Default)]
+struct Arena {
+    taken: Vec<(Life, Range<usize>)>,
+}
+
+impl Arena {
+    /// The first room of so many bytes that is free all that time.
+    fn take(&mut self, life: Life, bytes: usize) -> usize {
+        let clashes = self.taken.iter().filter(|(other, _)| other.overlaps(&life));
+        let mut clashes: Vec<Range<usize>> = clashes.map(|(_, range)| range.clone()).collect();
+        clashes.sort_by_key(|range| (range.start, range.end));
+        let mut at = 0;
+        for range in clashes {
+            if at + bytes <= range.start {
+                break;
+            }
+            at = at.max(range.end);
+        }
+        self.taken.push((life, at..at + bytes));
+        at
+    }
+
+    fn end(&self) -> usize {
+        self.taken.iter().map(|(_, range)| range.end).max().unwrap_or(0)
     }
 }
 

@@ -215,9 +215,12 @@ pub(super) fn schedule(
         late.extend(rest);
         let groups = read(&sorted.groups, 0, &mut e);
         let units = cx.units(task, &cx.mode(kernel), false);
-        e.parallel(groups * units.count, Share::Blocks, |e, turn| {
-            unit(cx, kernel, task, &units, &rows, &sorted, &operands, &kept, turn, e);
-        });
+        let turn = |e: &mut Emitter, turn| unit(cx, kernel, task, &units, &rows, &sorted, &operands, &kept, turn, e);
+        // A kernel has no more than one loop that is balanced.
+        match contract.tasks.len() {
+            1 => e.balanced(groups, units.count, |e, group, at| turn(e, group * units.count + at)),
+            _ => e.parallel(groups * units.count, Share::Blocks, turn),
+        }
     }
     kernels.push(cx.close(&kernel.name, e));
     if !late.is_empty() {

@@ -59,63 +59,92 @@ pub(super) fn merge(cx: &Context, kernel: &Kernel, shape: &Shape, partials: &Par
         let rows = e.int(tokens.rows * shape.per_token);
         let tile = memory(cx, kernel, shape, &from, e);
         start(cx, shape, &tile, e);
-        let factors: Vec<Buffer> = shape.stream.folds.iter().map(|_| e.floats(shape.padded * shape.splits)).collect();
-        let address = |fold: usize, split: Expr, offset: Expr| {
-            let (at, len) = partials.at[fold];
-            Address::new(Buffer::Arena(at), (number.clone() * shape.splits + split) * len + offset)
+        let folds = &shape.stream.folds;
+        let factors = folds.iter().map(|_| e.floats(shape.padded * shape.splits)).collect();
+        let merge = Merge { cx, shape, partials, stats: &tile.stats, number, rows, factors };
+        let of_fold = |maximum: bool| {
+            let folds = folds.iter().enumerate();
+            folds.filter(move |(_, fold)| matches!(fold, Fold::Max { .. }) == maximum).map(|(number, _)| number)
         };
-        // The largest maximum of each row, and each part's factor.
-        for (f, fold) in shape.stream.folds.iter().enumerate() {
-            let Fold::Max { .. } = fold else { continue };
-            let stat = flat(&tile.stats[f]);
-            e.repeat(Expr::Int(0), rows.clone(), 1, |e, row| {
-                let best = e.bind(Ty::Float, Expr::Float(LOWEST));
-                e.repeat(Expr::Int(0), shape.splits.into(), 1, |e, split| {
-                    let value = address(f, split, row.clone()).load(Elem::F32);
-                    e.push(Stmt::Set(best, Expr::from(best).max(value)));
-                });
-                let at = Address::new(stat, row.clone());
-                e.push(Stmt::Store { elem: Elem::F32, at, value: best.into() });
-                e.repeat(Expr::Int(0), shape.splits.into(), 1, |e, split| {
-                    let part = address(f, split.clone(), row.clone()).load(Elem::F32);
-                    let value = (part - Expr::from(best)).unary(Unary::Exp);
-                    let at = Address::new(factors[f].clone(), row * shape.splits + split);
-                    e.push(Stmt::Store { elem: Elem::F32, at, value });
-                });
-            });
-        }
-        for (f, fold) in shape.stream.folds.iter().enumerate() {
-            let Fold::Sum { weight, over, .. } = fold else { continue };
-            let width = over.as_ref().map_or(1, |c| columns(cx, c));
-            let of = |m: TensorId| shape.stream.folds.iter().position(|f| cx.plan.equations[f.equation()].out == m);
-            let shift = weight.shifted.and_then(|(_, m)| of(m));
-            let stat = flat(&tile.stats[f]);
-            e.repeat(Expr::Int(0), rows.clone(), 1, |e, row| {
-                e.repeat(Expr::Int(0), shape.splits.into(), 1, |e, split| {
-                    let factor = match shift {
-                        Some(m) => {
-                            Address::new(factors[m].clone(), row.clone() * shape.splits + split.clone()).load(Elem::F32)
-                        }
-                        None => Expr::Float(1.0),
-                    };
-                    let factor = e.bind(Ty::Float, factor);
-                    let add = |e: &mut Emitter, at: Expr, lanes: usize| {
-                        let from = address(f, split.clone(), row.clone() * width + at.clone());
-                        let to = Address::new(stat.clone(), row.clone() * width + at);
-                        let value = match lanes {
-                            1 => from.load(Elem::F32).fma(factor, to.clone().load(Elem::F32)),
-                            _ => from.load4(Elem::F32).fma(Expr::from(factor).splat(), to.clone().load4(Elem::F32)),
-                        };
-                        e.push(Stmt::Store { elem: Elem::F32, at: to, value });
-                    };
-                    match width {
-                        1 => add(e, Expr::Int(0), 1),
-                        _ => e.repeat(Expr::Int(0), width.into(), LANES, |e, at| add(e, at, LANES)),
-                    }
-                });
-            });
-        }
+        of_fold(true).for_each(|fold| merge.largest(fold, e));
+        of_fold(false).for_each(|fold| merge.sum(fold, e));
         finish(cx, kernel, shape, &tile.stats, &scope, e);
     });
     cx.close(&format!("{}_merge", kernel.name), e)
+}
+
+/// The parts of one tile that are merged.
+struct Merge<'a> {
+    cx: &'a Context<'a>,
+    shape: &'a Shape<'a>,
+    partials: &'a Partials,
+    /// What they become.
+    stats: &'a [Place],
+    /// The tile.
+    number: Expr,
+    rows: Expr,
+    /// For each maximum, row by row, what scales each part's sums.
+    factors: Vec<Buffer>,
+}
+
+impl Merge<'_> {
+    /// Where a part's statistics of a fold are.
+    fn part(&self, fold: usize, split: Expr, offset: Expr) -> Address {
+        let (at, len) = self.partials.at[fold];
+        Address::new(Buffer::Arena(at), (self.number.clone() * self.shape.splits + split) * len + offset)
+    }
+
+    fn factor(&self, fold: usize, split: Expr, row: Expr) -> Address {
+        Address::new(self.factors[fold].clone(), row * self.shape.splits + split)
+    }
+
+    fn for_each_part(&self, e: &mut Emitter, with: impl FnOnce(&mut Emitter, Expr)) {
+        e.repeat(0.into(), self.shape.splits.into(), 1, with);
+    }
+
+    /// The largest maximum of each row, and each part's factor.
+    fn largest(&self, fold: usize, e: &mut Emitter) {
+        let (stat, elem) = (flat(&self.stats[fold]), Elem::F32);
+        e.repeat(0.into(), self.rows.clone(), 1, |e, row| {
+            let best = e.bind(Ty::Float, Expr::Float(LOWEST));
+            self.for_each_part(e, |e, split| {
+                let value = self.part(fold, split, row.clone()).load(elem);
+                e.push(Stmt::Set(best, Expr::from(best).max(value)));
+            });
+            e.push(Stmt::Store { elem, at: Address::new(stat, row.clone()), value: best.into() });
+            self.for_each_part(e, |e, split| {
+                let value = self.part(fold, split.clone(), row.clone()).load(elem);
+                let value = (value - Expr::from(best)).unary(Unary::Exp);
+                e.push(Stmt::Store { elem, at: self.factor(fold, split, row), value });
+            });
+        });
+    }
+
+    /// The sum of the parts' sums, each scaled as its maximum says.
+    fn sum(&self, fold: usize, e: &mut Emitter) {
+        let Fold::Sum { weight, over, .. } = &self.shape.stream.folds[fold] else { return };
+        let width = over.as_ref().map_or(1, |c| columns(self.cx, c));
+        let is_maximum = |m: TensorId| move |f: &Fold| self.cx.plan.equations[f.equation()].out == m;
+        let shift = weight.shifted.and_then(|(_, m)| self.shape.stream.folds.iter().position(is_maximum(m)));
+        let (stat, elem) = (flat(&self.stats[fold]), Elem::F32);
+        e.repeat(0.into(), self.rows.clone(), 1, |e, row| {
+            self.for_each_part(e, |e, split| {
+                let factor = shift.map_or(Expr::Float(1.0), |m| self.factor(m, split.clone(), row.clone()).load(elem));
+                let factor = e.bind(Ty::Float, factor);
+                let add = |e: &mut Emitter, at: Expr, lanes: usize| {
+                    let from = self.part(fold, split.clone(), row.clone() * width + at.clone());
+                    let to = Address::new(stat.clone(), row.clone() * width + at);
+                    let value = match lanes {
+                        1 => from.load(elem).fma(factor, to.clone().load(elem)),
+                        _ => from.load4(elem).fma(Expr::from(factor).splat(), to.clone().load4(elem)),
+                    };
+                    e.push(Stmt::Store { elem, at: to, value });
+                };
+                match width {
+                    1 => add(e, 0.into(), 1),
+                    _ => e.repeat(0.into(), width.into(), LANES, |e, at| add(e, at, LANES)),
+                }
+            });
+        });
+    }
 }
