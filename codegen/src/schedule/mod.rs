@@ -109,7 +109,7 @@ pub(crate) struct Context<'a> {
 }
 
 impl<'a> Context<'a> {
-    /// Of many tokens the last is computed where rows after it are not wanted, of a few the last ones.
+    /// How many rows the kernel computes. Where the last are wanted alone, that is one of many tokens, and of a few any number.
     fn mode(&self, kernel: &Kernel) -> Mode {
         match &self.mode {
             Mode::Few if kernel.last_rows => Mode::Many,
