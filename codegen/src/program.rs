@@ -505,10 +505,8 @@ impl Program {
         }
         let only_last = self.options.rows == Wanted::Last && tokens > FEW;
         if step.first >= tokens || (only_last && step.first + 1 != tokens) {
-            return memory(format!(
-                "the output of token {} of {tokens} is wanted, the program has the last",
-                step.first
-            ));
+            let has = if only_last { "the last of so many" } else { "those that the step has" };
+            return memory(format!("the output of token {} of {tokens} is wanted, the program has {has}", step.first));
         }
         self.base.checks.run(step.tokens, step.past)?;
         if weights.len() < self.base.weight_bytes || !weights.as_ptr().addr().is_multiple_of(64) {

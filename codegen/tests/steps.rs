@@ -1,6 +1,6 @@
 //! What a step refuses, before it computes anything.
 
-use einfuse_codegen::{Alone, Format, Options, PageTable, Program, Step, StepError, Workspace};
+use einfuse_codegen::{Alone, Format, Options, PageTable, Program, Step, StepError, Wanted, Workspace};
 use einfuse_graph::{Graph, parse};
 
 const SMALL: &str = "
@@ -31,7 +31,7 @@ fn zeroes(bytes: usize) -> (Vec<u8>, usize) {
     (memory, from)
 }
 
-/// Runs one step with the given tokens, past, pages and workspace.
+/// Runs one step with the given tokens, past, pages and workspace, whose last output is wanted.
 fn run(
     program: &Program,
     workspace: &mut Workspace,
@@ -40,11 +40,23 @@ fn run(
     pages: &[u32],
     shift: usize,
 ) -> Result<(), StepError> {
+    run_from(program, workspace, (tokens, tokens.len().saturating_sub(1)), past, pages, shift)
+}
+
+/// The same with the first token whose output is wanted.
+fn run_from(
+    program: &Program,
+    workspace: &mut Workspace,
+    (tokens, first): (&[i32], usize),
+    past: usize,
+    pages: &[u32],
+    shift: usize,
+) -> Result<(), StepError> {
     let (weights, from) = zeroes(program.weight_bytes());
     let (mut memory, at) = zeroes(2 * program.caches()[0].page_bytes);
     let bytes = 2 * program.caches()[0].page_bytes;
     let caches = vec![PageTable { memory: &mut memory[at..at + bytes], pages }];
-    let step = Step { tokens, past, first: tokens.len().saturating_sub(1), caches, observe: None, choices: None };
+    let step = Step { tokens, past, first, caches, observe: None, choices: None };
     program.step(&weights[from + shift..], workspace, step, &Alone)
 }
 
@@ -75,6 +87,26 @@ fn refuses_in_words() {
     }
     let error = run(&program, &mut other.workspace(1), &[1], 0, &[0], 0).unwrap_err();
     assert_eq!(error.to_string(), "the workspace was made by another program");
+}
+
+#[test]
+fn a_step_of_many_yields_the_last_output_alone() {
+    let compiled = |rows| {
+        let options = Options { chunk: 16, rows, ..Options::default() };
+        Program::compile(&graph(), &|_, _| Format::F32.into(), &options).unwrap()
+    };
+    let rows_from = |program: &Program, tokens: usize, first| {
+        let mut own = program.workspace(1);
+        let step = run_from(program, &mut own, (&[1; 16][..tokens], first), 0, &[0], 0);
+        step.map(|()| program.output(&own).len() / 4).map_err(|e| e.to_string())
+    };
+    let (last, all) = (compiled(Wanted::Last), compiled(Wanted::All));
+    assert_eq!((rows_from(&last, 8, 0), rows_from(&last, 8, 5), rows_from(&last, 9, 8)), (Ok(8), Ok(3), Ok(1)));
+    assert_eq!((rows_from(&all, 9, 0), rows_from(&all, 9, 5)), (Ok(9), Ok(4)));
+    let error = "the output of token 7 of 9 is wanted, the program has the last of so many";
+    assert_eq!(rows_from(&last, 9, 7), Err(error.to_owned()));
+    let error = "the output of token 9 of 9 is wanted, the program has those that the step has";
+    assert_eq!(rows_from(&all, 9, 9), Err(error.to_owned()));
 }
 
 /// A graph of one line after `x[t, d]`, over the axes and weights of [`SMALL`].

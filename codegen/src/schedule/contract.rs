@@ -10,7 +10,7 @@ use std::collections::HashMap;
 
 use einfuse_graph::{AxisId, TensorId};
 
-use super::cores::{Count, Matrix, Products, When, beside, multiply, no_more};
+use super::cores::{Count, Matrix, Products, When, beside, multiply};
 use super::emit::{Emitter, Scope, Span};
 use super::layout::Layout;
 use super::operands::{Operand, Room, are_prepared, are_shared, operands};
@@ -183,8 +183,7 @@ pub(super) fn schedule(
 
 /// A step of few rows waits for memory: it takes units as they are stored, one after the other.
 fn by_rows(rows: &Count, e: &mut Emitter, of: impl Fn(bool, &mut Emitter)) {
-    match no_more(&rows.rows, FEW) {
-        _ if rows.is_few() => of(true, e),
+    match rows.few() {
         When::Always => of(true, e),
         When::Never => of(false, e),
         When::If(mask) => {

@@ -22,10 +22,16 @@ impl Count {
         Count { rows: self.rows.clone(), most: Some(self.most.map_or(most, |known| known.min(most))) }
     }
 
-    /// Whether they are known to be few.
-    pub(super) fn is_few(&self) -> bool {
-        let most = self.rows.as_int().map(|rows| rows as usize).or(self.most);
-        most.is_some_and(|most| most <= FEW)
+    /// When they are few.
+    pub(super) fn few(&self) -> When {
+        match self.most {
+            Some(most) if most <= FEW => When::Always,
+            _ => no_more(&self.rows, FEW),
+        }
+    }
+
+    fn is_few(&self) -> bool {
+        matches!(self.few(), When::Always)
     }
 }
 
