@@ -46,7 +46,7 @@ pub(super) struct Around {
 pub(super) struct Params {
     pub(super) frame: Value,
     pub(super) layer: Value,
-    worker: Value,
+    pub(super) worker: Value,
     workers: Value,
     pub(super) scratch: Value,
     left: Value,

@@ -433,10 +433,15 @@ impl Finder<'_> {
             return None;
         }
         let mut stride = 0;
-        if let Some((var, from, _)) = &self.nest.rows {
-            lowerer.assign(*var, Yield::Int(from.clone().plus(&Affine::constant(1))));
+        if let Some((var, ..)) = &self.nest.rows {
+            // Of a row whose number is not known, for which the worker's stands: so it is the same from each row to the next.
             lowerer.assign(self.nest.var, Yield::Int(self.nest.from.clone()));
-            stride = apart(address(lowerer), &start)?;
+            let [row, next] = [0, 1].map(|further| {
+                let any = Affine::value(lowerer.params.worker).plus(&Affine::constant(further));
+                lowerer.assign(*var, Yield::Int(any));
+                address(lowerer)
+            });
+            stride = apart(next, &row)?;
         }
         let kind = Kind::of(&at.buffer);
         self.needs.accesses.push(Access { kind, start: start.clone(), stride, bytes, writes });
