@@ -605,20 +605,15 @@ impl Binary {
         }
     }
 
-    /// An arithmetic function on integers; `None` on overflow, division by zero, or one that is not of integers.
+    /// An arithmetic function on integers; `None` on overflow, or one that is not of integers. Quotients are rounded down, so
+    /// that no remainder is negative. A divisor below 1 counts as 1.
     pub fn of_ints(self, a: i64, b: i64) -> Option<i64> {
         match self {
             Binary::Add => a.checked_add(b),
             Binary::Sub => a.checked_sub(b),
             Binary::Mul => a.checked_mul(b),
-            Binary::Div => {
-                let quotient = a.checked_div(b)?;
-                Some(if a % b != 0 && (a < 0) != (b < 0) { quotient - 1 } else { quotient })
-            }
-            Binary::Rem => {
-                let rest = a.checked_rem(b)?;
-                Some(if rest != 0 && (rest < 0) != (b < 0) { rest + b } else { rest })
-            }
+            Binary::Div => Some(a.div_euclid(b.max(1))),
+            Binary::Rem => Some(a.rem_euclid(b.max(1))),
             Binary::Min => Some(a.min(b)),
             Binary::Max => Some(a.max(b)),
             _ => None,

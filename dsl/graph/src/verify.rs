@@ -276,6 +276,9 @@ impl Exprs<'_> {
                 (_, ty) => wrong(format!("{op:?} of {ty:?}").to_lowercase()),
             },
             Expr::Binary(op, a, b) => {
+                if let (Binary::Div | Binary::Rem, &Expr::Int(divisor @ ..1)) = (op, self.graph.expr(*b)) {
+                    return wrong(format!("integers are divided by {divisor}, not by 1 or more"));
+                }
                 let (a, b) = (ty(a), ty(b));
                 let fits = a == b
                     && match op {

@@ -36,7 +36,7 @@ fn expr(graph: &Graph, is: impl Fn(&Expr) -> bool) -> usize {
 #[test]
 fn each_mistake_is_found() {
     type Break = fn(&mut Graph);
-    let cases: [(Break, &str); 38] = [
+    let cases: [(Break, &str); 39] = [
         (|g| g.name.clear(), "the graph's name \"\" is empty or has a character that names can't have"),
         (|g| g.axes[3].name = "c".into(), "two axes or tensors are named `c`"),
         (|g| g.axes[3].name = "a".into(), "two axes or tensors are named `a`"),
@@ -91,6 +91,14 @@ fn each_mistake_is_found() {
                 g.exprs.push(Expr::Unary(Unary::Exp, ExprId(mask as u32)));
             },
             "exp of mask",
+        ),
+        (
+            |g| {
+                let divisor = ExprId(g.exprs.len() as u32);
+                g.exprs.push(Expr::Int(0));
+                g.exprs.push(Expr::Binary(Binary::Rem, divisor, divisor));
+            },
+            "integers are divided by 0, not by 1 or more",
         ),
         (
             |g| {

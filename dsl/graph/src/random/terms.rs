@@ -129,7 +129,7 @@ impl Generator {
         let other = if axes.contains(&axis) { axis } else { by };
         let (own, by) = (self.b.coordinate(other), self.b.coordinate(by));
         let shift = self.b.int(self.rng.below(size + 1) as i64);
-        match self.rng.below(4) {
+        match self.rng.below(5) {
             0 if other == axis => {
                 let last = self.b.int(size as i64 - 1);
                 self.b.binary(Binary::Sub, last, own)
@@ -142,6 +142,12 @@ impl Generator {
                 let half = self.b.int(2);
                 let half = self.b.binary(Binary::Div, own, half);
                 self.b.binary(Binary::Rem, half, extent)
+            }
+            3 => {
+                let divisor = self.b.binary(Binary::Sub, by, shift);
+                let op = self.rng.pick(&[Binary::Div, Binary::Rem]);
+                let part = self.b.binary(op, own, divisor);
+                self.b.binary(Binary::Rem, part, extent)
             }
             _ => {
                 let sum = self.b.binary(Binary::Sub, own, shift);
