@@ -469,6 +469,12 @@ impl<'a> Emitter<'a> {
         if let Some(&truth) = scope.truth.get(&id) {
             return Value { expr: Expr::Int(truth.into()).equals(1), vector: false };
         }
+        if let Some((axis, _)) = scope.vector
+            && self.is_of_integers(id)
+            && !self.has_lanes(scope, axis, id)
+        {
+            return self.lane_by_lane(scope, id);
+        }
         match self.graph.expr(id).clone() {
             graph::Expr::Float(x) => Value { expr: Expr::Float(x.0 as f32), vector: false },
             graph::Expr::Int(x) => Value { expr: Expr::Int(x), vector: false },
@@ -512,8 +518,7 @@ impl<'a> Emitter<'a> {
     fn load(&mut self, scope: &Scope, tensor: TensorId, index: &[GExpr]) -> Value {
         let place = self.places[&tensor].clone();
         let axes = self.graph.tensor(tensor).axes.clone();
-        let steps: Vec<Step> = index.iter().map(|&i| self.step(scope, i)).collect();
-        let float = self.graph.tensor(tensor).ty == Type::Float;
+        let steps = self.steps_along(scope, &axes, index);
         if steps.iter().all(|s| *s == Step::Still) {
             let index = self.indices(scope, &axes, index);
             return Value { expr: place.load(&index), vector: false };
@@ -523,17 +528,40 @@ impl<'a> Emitter<'a> {
             let index = self.apart(|e| e.indices(&first, &axes, index));
             return Value { expr: place.address(&index).load4(place.elem), vector: true };
         }
-        let lanes = [0usize, 1, 2, 3].map(|lane| {
+        let lanes = self.each_lane(scope, |e, one| place.load(&e.indices(one, &axes, index)));
+        Value { expr: Expr::Gather(Box::new(lanes)), vector: true }
+    }
+
+    /// Whether an expression makes a real number or a mask of integers, which lanes may not hold.
+    fn is_of_integers(&self, id: GExpr) -> bool {
+        match *self.graph.expr(id) {
+            graph::Expr::Unary(graph::Unary::ToFloat, _) => true,
+            graph::Expr::Binary(_, a, _) => self.graph.type_of(a) == Type::Int && self.graph.type_of(id) == Type::Mask,
+            _ => false,
+        }
+    }
+
+    /// A real number or a mask that is computed for each of four neighbours alone.
+    fn lane_by_lane(&mut self, scope: &Scope, id: GExpr) -> Value {
+        let is_mask = self.graph.type_of(id) == Type::Mask;
+        let lanes = self.each_lane(scope, |e, one| match is_mask {
+            true => e.inner(one, id).expr.select(Expr::Float(1.0), Expr::Float(0.0)),
+            false => e.inner(one, id).expr,
+        });
+        let expr = Expr::Gather(Box::new(lanes));
+        Value { expr: if is_mask { Expr::Float(0.0).splat().lt(expr) } else { expr }, vector: true }
+    }
+
+    /// What is computed at each of four neighbours.
+    fn each_lane(&mut self, scope: &Scope, mut f: impl FnMut(&mut Self, &Scope) -> Expr) -> [Expr; LANES] {
+        std::array::from_fn(|lane| {
             let mut one = scope.scalar();
             if let Some((axis, _)) = scope.vector {
                 let first = one.at[&axis].clone();
                 one.at.insert(axis, first + lane);
             }
-            let index = self.apart(|e| e.indices(&one, &axes, index));
-            place.load(&index)
-        });
-        debug_assert!(float, "integers are gathered lane by lane only in scalar code");
-        Value { expr: Expr::Gather(Box::new(lanes)), vector: true }
+            self.apart(|e| f(e, &one))
+        })
     }
 
     /// Computes something whose parts are not those of the expression at hand.
@@ -554,18 +582,31 @@ impl<'a> Emitter<'a> {
             return scope.at[&axis].clone();
         }
         let at = self.inner(scope, id).expr;
-        let size = match self.graph.axis(axis).extent {
-            Extent::Fixed(size) => size,
-            Extent::Tokens => {
-                let last = Expr::from(Arg::Tokens) - 1;
-                return (at - Arg::Past).max(0).min(last);
-            }
-            Extent::Positions => return at.max(0).min(end_of_positions() - 1),
-        };
-        match self.range(scope, id) {
-            Some((low, high)) if low >= 0 && high < size as i64 => at,
-            _ => at.max(0).min(size as i64 - 1),
+        match self.graph.axis(axis).extent {
+            Extent::Tokens => (at - Arg::Past).max(0).min(Expr::from(Arg::Tokens) - 1),
+            Extent::Positions => at.max(0).min(end_of_positions() - 1),
+            Extent::Fixed(_) if self.is_within(scope, axis, id) => at,
+            Extent::Fixed(size) => at.max(0).min(size as i64 - 1),
         }
+    }
+
+    /// Whether an index is known to stay within its axis.
+    fn is_within(&mut self, scope: &Scope, axis: AxisId, id: GExpr) -> bool {
+        *self.graph.expr(id) == graph::Expr::Coordinate(axis)
+            || self
+                .graph
+                .size(axis)
+                .zip(self.range(scope, id))
+                .is_some_and(|(size, (low, high))| low >= 0 && high < size as i64)
+    }
+
+    /// How the indices of such axes change from lane to lane. One that might leave its axis is kept within for each lane alone.
+    fn steps_along(&mut self, scope: &Scope, axes: &[AxisId], index: &[GExpr]) -> Vec<Step> {
+        let step = |(&axis, &id)| match self.step(scope, id) {
+            Step::One { .. } if !self.is_within(scope, axis, id) => Step::Other,
+            step => step,
+        };
+        axes.iter().zip(index).map(step).collect()
     }
 
     pub(super) fn free(&mut self, id: GExpr) -> &[AxisId] {
@@ -621,16 +662,23 @@ impl<'a> Emitter<'a> {
             if !seen.insert(id) || scope.affine.contains_key(&id) || scope.truth.contains_key(&id) {
                 continue;
             }
+            let expr = self.graph.expr(id);
             if !self.free(id).contains(&axis) {
+                if self.graph.type_of(id) == Type::Int && !self.range(scope, id).is_some_and(fits_lanes) {
+                    return false;
+                }
                 continue;
             }
-            let expr = self.graph.expr(id);
             let fine = match (self.graph.type_of(id), expr) {
                 (Type::Int, graph::Expr::Coordinate(_)) => true,
                 (Type::Int, graph::Expr::Unary(..)) => self.range(scope, id).is_some_and(fits_lanes),
                 (Type::Int, graph::Expr::Binary(op, ..)) => {
                     matches!(op, graph::Binary::Add | graph::Binary::Sub | graph::Binary::Mul)
                         && self.range(scope, id).is_some_and(fits_lanes)
+                }
+                (Type::Int, graph::Expr::Load { tensor, index }) => {
+                    let steps = self.steps_along(scope, &self.graph.tensor(*tensor).axes, index);
+                    self.places[tensor].is_contiguous(&steps)
                 }
                 (Type::Int, _) => false,
                 _ => true,

@@ -36,6 +36,8 @@ impl Emitter<'_> {
                 let size = self.graph.size(axis).unwrap_or(MOST_POSITIONS);
                 Some((0, size as i64 - 1))
             }
+            // All that is stored has 32 bits.
+            graph::Expr::Load { .. } => Some((i32::MIN.into(), i32::MAX.into())),
             graph::Expr::Unary(graph::Unary::Neg, x) => {
                 let (a, x) = self.range(scope, x)?;
                 Some((x.checked_neg()?, a.checked_neg()?))
