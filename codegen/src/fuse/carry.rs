@@ -123,7 +123,7 @@ impl Plan {
             }
             Shape::Stream(_) => return !kernel.equations.iter().any(reads),
         };
-        // Only at the element that is written, and not after it was.
+        // Only at the element that is written, and not after it was: what cores leave is written before all that follows.
         let written = own.iter().position(|&e| self.equations[e].out == result);
         let pointwise = |e: &EqId| {
             loads_of(&self.graph, self.equations[*e].body, carry)
@@ -135,6 +135,6 @@ impl Plan {
         let same_layout = self.graph.tensor(carry).axes == self.graph.tensor(result).axes;
         !elsewhere
             && same_layout
-            && own.iter().enumerate().all(|(i, e)| !reads(e) || (pointwise(e) && written.is_none_or(|w| i <= w)))
+            && own.iter().enumerate().all(|(i, e)| !reads(e) || (pointwise(e) && written.is_some_and(|w| i <= w)))
     }
 }

@@ -42,6 +42,7 @@ pub(crate) use contraction::{is_positions, is_tokens};
 pub(crate) use edit::{Edit, is_identity, loads_of};
 pub use online_softmax::{Fold, Operand, Stream, Weighted};
 pub use path::{Multiplications, Typical};
+pub(crate) use ranges::holds_at_own;
 pub(crate) use rows::common_rows;
 
 macro_rules! rules {

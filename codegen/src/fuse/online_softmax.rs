@@ -288,13 +288,19 @@ fn form(plan: &Plan, edit: &mut Edit, members: &[EqId], last: EqId, over: &Contr
                 for (tensor, map) in maps.iter().rev() {
                     inner = edit.inline(inner, *tensor, *map);
                 }
+                let scores = parts.scores.iter().map(|(e, _)| plan.equations[*e].out);
+                let carried: Vec<TensorId> = scores.chain(stats.iter().copied()).collect();
+                if let Some(t) = read_elsewhere(&edit.graph, inner, &carried) {
+                    return Err(format!("{name} reads {} at other coordinates than its own", plan.quoted(t)));
+                }
                 if e != last && contraction.is_some() {
                     return Err(format!("{name} is a contraction over the positions that another depends on"));
                 }
                 let fold = match op {
                     Reduction::Max => {
                         let (mask, value) = masked(&edit.graph, inner, f64::NEG_INFINITY);
-                        if let Some(m) = mentions(&edit.graph, value, &stats) {
+                        let both = mask.into_iter().chain([value]);
+                        if let Some(m) = both.filter_map(|id| mentions(&edit.graph, id, &stats)).next() {
                             return Err(no_identity(plan, &name, m));
                         }
                         Fold::Max { eq: e, value, mask }
@@ -313,11 +319,14 @@ fn form(plan: &Plan, edit: &mut Edit, members: &[EqId], last: EqId, over: &Contr
                 return Err(format!("{} is reduced over more than the positions", plan.quoted(equation.out)));
             }
             Expr::Reduce { .. } => {
-                for (tensor, _) in &maps {
-                    if edit.graph.loaded(body).contains(tensor) {
-                        let (a, b) = (plan.quoted(equation.out), plan.quoted(*tensor));
-                        return Err(format!("{a} reduces {b}, which has a value for each position"));
-                    }
+                let read = edit.graph.loaded(body);
+                let scores = parts.scores.iter().map(|(e, _)| plan.equations[*e].out);
+                if let Some(tensor) = maps.iter().map(|(map, _)| *map).chain(scores).find(|t| read.contains(t)) {
+                    let (a, b) = (plan.quoted(equation.out), plan.quoted(tensor));
+                    return Err(format!("{a} reduces {b}, which has a value for each position"));
+                }
+                if let Some(m) = mentions(&edit.graph, body, &stats) {
+                    return Err(no_identity(plan, &plan.quoted(equation.out), m));
                 }
                 parts.scores.push((e, Contraction::of(&edit.graph, equation.out, body)));
             }
@@ -338,6 +347,16 @@ fn no_identity(plan: &Plan, name: &str, stat: TensorId) -> String {
 
 fn mentions(graph: &Graph, id: ExprId, stats: &[TensorId]) -> Option<TensorId> {
     graph.loaded(id).into_iter().find(|t| stats.contains(t))
+}
+
+/// One of these tensors that an expression reads elsewhere than at its own coordinates.
+fn read_elsewhere(graph: &Graph, id: ExprId, carried: &[TensorId]) -> Option<TensorId> {
+    graph.reachable(id).into_iter().find_map(|at| match graph.expr(at) {
+        Expr::Load { tensor, index } if carried.contains(tensor) && !super::is_identity(graph, *tensor, index) => {
+            Some(*tensor)
+        }
+        _ => None,
+    })
 }
 
 /// Splits `mask ? value : neutral`.

@@ -57,7 +57,7 @@ fn bounds(graph: &Graph, mask: ExprId, s: AxisId) -> Bounds {
     }
     let (Some(a), Some(b)) = (Affine::of(graph, a, s), Affine::of(graph, b, s)) else { return Bounds::default() };
     // a op b  <=>  d op 0 with d = a - b = ±(s - t) + offset
-    let d = Affine { s: a.s - b.s, t: a.t - b.t, offset: a.offset - b.offset };
+    let Some(d) = a.minus(b) else { return Bounds::default() };
     let (sign, op) = match (d.s, d.t) {
         (1, -1) => (1, op),
         (-1, 1) => (-1, flipped(op)),
@@ -73,6 +73,26 @@ fn bounds(graph: &Graph, mask: ExprId, s: AxisId) -> Bounds {
         Binary::Eq => Bounds { lower: Some(c), upper: Some(c) },
         _ => Bounds::default(),
     }
+}
+
+/// Whether a mask is known to hold where a token meets its own position: then a sum has a term for each token.
+pub(crate) fn holds_at_own(graph: &Graph, mask: ExprId, s: AxisId) -> bool {
+    let Expr::Binary(op, a, b) = *graph.expr(mask) else { return false };
+    if op == Binary::And {
+        return holds_at_own(graph, a, s) && holds_at_own(graph, b, s);
+    }
+    let apart = Affine::of(graph, a, s).zip(Affine::of(graph, b, s)).and_then(|(a, b)| a.minus(b));
+    let Some(Affine { s, t, offset }) = apart else { return false };
+    let holds = match op {
+        Binary::Le => offset <= 0,
+        Binary::Lt => offset < 0,
+        Binary::Ge => offset >= 0,
+        Binary::Gt => offset > 0,
+        Binary::Eq => offset == 0,
+        Binary::Ne => offset != 0,
+        _ => false,
+    };
+    holds && s + t == 0
 }
 
 fn flipped(op: Binary) -> Binary {
@@ -101,13 +121,18 @@ impl Affine {
             Expr::Coordinate(a) if is_tokens(graph, a) => Affine { s: 0, t: 1, offset: 0 },
             Expr::Binary(Binary::Add, a, b) => {
                 let (a, b) = (Affine::of(graph, a, s)?, Affine::of(graph, b, s)?);
-                Affine { s: a.s + b.s, t: a.t + b.t, offset: a.offset + b.offset }
+                Affine { s: a.s + b.s, t: a.t + b.t, offset: a.offset.checked_add(b.offset)? }
             }
             Expr::Binary(Binary::Sub, a, b) => {
                 let (a, b) = (Affine::of(graph, a, s)?, Affine::of(graph, b, s)?);
-                Affine { s: a.s - b.s, t: a.t - b.t, offset: a.offset - b.offset }
+                a.minus(b)?
             }
             _ => return None,
         })
+    }
+
+    fn minus(self, other: Affine) -> Option<Affine> {
+        let offset = self.offset.checked_sub(other.offset)?;
+        Some(Affine { s: self.s - other.s, t: self.t - other.t, offset })
     }
 }

@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use einfuse_graph::{Binary, Expr as GraphExpr, ExprId, Extent, TensorId};
+use einfuse_graph::{Binary, Expr as GraphExpr, ExprId, Extent, Real, TensorId};
 
 mod append;
 mod contract;
@@ -26,7 +26,7 @@ mod stream;
 pub(crate) mod tiling;
 pub(crate) mod weights;
 
-use crate::fuse::{Contraction, EqId, Fold, Kernel, Plan, Shape};
+use crate::fuse::{Contraction, EqId, Fold, Kernel, Plan, Shape, holds_at_own};
 use crate::loops::{self, Arg, Cores, Expr, FEW, Format};
 use cores::Count;
 use emit::{Emitter, Span};
@@ -36,7 +36,7 @@ pub use tiling::{Sizes, Tiling};
 use weights::Variant;
 
 /// The number of this way to write kernels: another one where a kernel's best tiling may be another than it was.
-pub const REVISION: u32 = 21;
+pub const REVISION: u32 = 22;
 
 /// The most positions that a sequence can have: kernels compute with them in 32-bit floats, which count no further, and with
 /// differences and sums of some in lanes of 32 bits.
@@ -74,13 +74,20 @@ impl Prepared {
         for kernel in plan.scopes().into_iter().flatten() {
             let Shape::Stream(stream) = &kernel.shape else { continue };
             for fold in &stream.folds {
-                let Fold::Sum { eq, scale, divisor, .. } = fold else { continue };
-                let out = plan.equations[*eq].out;
-                let mut body = prepared.loads[&out];
+                let Fold::Sum { eq, weight, scale, divisor, .. } = fold else { continue };
+                let sum = prepared.loads[&plan.equations[*eq].out];
+                let mut body = sum;
                 for (op, list) in [(Binary::Mul, scale), (Binary::Div, divisor)] {
                     for &factor in list {
                         body = edit.intern(GraphExpr::Binary(op, body, factor));
                     }
+                }
+                // A sum of nothing stays 0, be it divided by another one.
+                let always = |mask| holds_at_own(&edit.graph, mask, stream.positions);
+                if body != sum && weight.mask.is_some_and(|mask| !always(mask)) {
+                    let none = edit.intern(GraphExpr::Float(Real(0.0)));
+                    let mask = edit.intern(GraphExpr::Binary(Binary::Eq, sum, none));
+                    body = edit.intern(GraphExpr::Select { mask, then: none, otherwise: body });
                 }
                 prepared.finished.insert(*eq, body);
             }
