@@ -332,9 +332,13 @@ impl<'m> Conversation<'m> {
         Ok(generation)
     }
 
-    /// The text of the last answer.
+    /// The text of the last answer: the end token is no part of it, nor is a stop string.
     fn answered(&self) -> Result<String, Error> {
-        let (given, answer) = self.session.tokens().split_at(self.answer.min(self.session.tokens().len()));
+        let (given, mut answer) = self.session.tokens().split_at(self.answer.min(self.session.tokens().len()));
+        let stop = &self.session.summary().stop;
+        if let Some(Stop::EndToken(_)) = stop {
+            answer = answer.split_last().map_or(answer, |(_, before)| before);
+        }
         let mut stream = self.session.model().tokenizer()?.stream_after(given);
         let mut text = String::new();
         for &token in answer {
@@ -344,7 +348,7 @@ impl<'m> Conversation<'m> {
             }
         }
         text += &stream.finish()?;
-        if let Some(Stop::StopString(stop)) = &self.session.summary().stop {
+        if let Some(Stop::StopString(stop)) = stop {
             text.truncate(text.find(stop.as_str()).unwrap_or(text.len()));
         }
         Ok(text)

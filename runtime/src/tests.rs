@@ -450,6 +450,22 @@ fn a_conversation_stops_at_the_end_of_a_turn() {
 }
 
 #[test]
+fn an_end_token_is_no_part_of_an_answer() {
+    let (_, tokens, numbers) = chain();
+    let template = "{% for m in messages %}{{ m.content }}{{ 'd' if m.role == 'assistant' }}{% endfor %}";
+    let folder = folder(&numbers.safetensors(Dtype::F32), true);
+    // The token of `d`, which is not special.
+    std::fs::write(folder.path().join("config.json"), CONFIG.replace("0}", &format!("{}}}", tokens[3]))).unwrap();
+    let model = Model::load(&Checkpoint::open(folder.path()).unwrap(), &graph(), threads(1)).unwrap();
+    let mut conversation = Conversation::new(&model, talk(template), None).unwrap();
+    let one = Generate { limit: Some(1), ..Generate::default() };
+    conversation.say("ab", &Generate::default()).unwrap().for_each(drop);
+    assert_eq!(conversation.session().summary().stop, Some(Stop::EndToken(tokens[3])));
+    conversation.say("a", &one).unwrap().for_each(drop);
+    assert_eq!(conversation.session().tokens()[..conversation.answer()], [&tokens[..4], &tokens[..1]].concat());
+}
+
+#[test]
 fn a_seed_decides_the_text() {
     let model = load(&Numbers::random(), threads(2));
     let draw = |seed| {
