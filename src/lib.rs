@@ -15,6 +15,23 @@
 //! # }
 //! ```
 //!
+//! **Chat** with one by its own template, from the start or after other [`Message`]s:
+//!
+//! ```no_run
+//! use einfuse::{Checkpoint, Conversation, Generate, Message, Role, Settings, Template};
+//!
+//! # fn main() -> Result<(), einfuse::Error> {
+//! let checkpoint = Checkpoint::open("path/to/a/folder")?;
+//! let model = einfuse::load_checkpoint(&checkpoint, Settings::default())?;
+//! let rules = Message { role: Role::System, content: "Answer in one word.".to_owned() };
+//! let mut conversation = Conversation::new(&model, Template::of(&checkpoint)?, vec![rules])?;
+//! for token in conversation.say("What is the capital of France?", &Generate::default())? {
+//!     print!("{}", token?.text);
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! **Declare** one with [`model!`]: `examples/hybrid.rs` does, and `docs/language.md` is the reference. A declaration has a
 //! function `graph` from a config to a [`Graph`]; [`Model::load`] compiles any graph for a [`Checkpoint`], and the
 //! [`graph::Interpreter`] says what it means.
@@ -33,8 +50,9 @@ pub use einfuse_runtime as runtime;
 pub use einfuse_codegen::{Rule, Wanted};
 pub use einfuse_graph::Graph;
 pub use einfuse_runtime::{
-    Checkpoint, Conversation, Generate, Generation, Model, Precision, Progress, Prompt, Sampling, Session, Settings,
-    Stop, Summary, Template, Token,
+    CacheType, Chat, Checkpoint, Chosen, Conversation, Embedded, Generate, Generation, Message, Model, Perplexity,
+    Precision, Progress, Prompt, Quant, Role, Sampling, Session, Settings, Stop, Stream, Summary, Template, Token,
+    Tokenizer, Trace,
 };
 
 /// Declares a model: config keys, axes, weights, and equations. It expands to a config type that reads config.json, and a

@@ -75,7 +75,7 @@ fn chat(path: Option<PathBuf>) -> Result<(), Failed> {
     let question = golden["messages"][0]["content"].as_str().unwrap();
     let template = Template::of(&Checkpoint::open(path.as_ref().expect("run only where it is"))?)?;
     let model = load_from(path, Precision::F32, Wanted::Last);
-    let mut conversation = Conversation::new(&model, template, None)?;
+    let mut conversation = Conversation::new(&model, template, Vec::new())?;
     let mut text = String::new();
     for token in conversation.say(question, &Generate::default())? {
         text += &token?.text;

@@ -275,24 +275,38 @@ fn without_generation(template: &str) -> String {
 }
 
 /// A chat with a model. What was computed for it is kept from turn to turn.
+///
+/// ```no_run
+/// use einfuse_runtime::{Checkpoint, Conversation, Error, Generate, Message, Model, Role, Template};
+///
+/// fn chat(checkpoint: &Checkpoint, model: &Model) -> Result<(), Error> {
+///     let said = |role, content: &str| Message { role, content: content.into() };
+///     let before = vec![said(Role::User, "What is the capital of France?"), said(Role::Assistant, "Paris.")];
+///     let mut conversation = Conversation::new(model, Template::of(checkpoint)?, before)?;
+///     for token in conversation.say("And of Spain?", &Generate::default())? {
+///         print!("{}", token?.text);
+///     }
+///     Ok(())
+/// }
+/// ```
 #[derive(Debug)]
 pub struct Conversation<'m> {
     session: Session<'m>,
     template: Template,
     messages: Vec<Message>,
-    /// Where the answer to the last message begins among the session's tokens.
-    answer: usize,
+    /// Where the answer to the last message begins among the session's tokens; `None` once it is a message itself, and where
+    /// nothing was asked.
+    answer: Option<usize>,
 }
 
 impl<'m> Conversation<'m> {
-    /// A chat in which nobody has said anything yet; `system` sets its rules.
+    /// A chat that goes on after `messages`: the rules of [`Role::System`], and what was said before.
     ///
     /// # Errors
     /// If the checkpoint has no tokenizer.
-    pub fn new(model: &'m Model, template: Template, system: Option<&str>) -> Result<Conversation<'m>, Error> {
+    pub fn new(model: &'m Model, template: Template, messages: Vec<Message>) -> Result<Conversation<'m>, Error> {
         model.tokenizer()?;
-        let system = system.map(|text| Message { role: Role::System, content: text.into() });
-        Ok(Conversation { session: model.session(), template, messages: system.into_iter().collect(), answer: 0 })
+        Ok(Conversation { session: model.session(), template, messages, answer: None })
     }
 
     /// The chat's text as tokens, and what the last answer took.
@@ -300,9 +314,9 @@ impl<'m> Conversation<'m> {
         &self.session
     }
 
-    /// Where the answer to the last message begins among the session's tokens.
+    /// Where the answer to the last message begins among the session's tokens: behind all of them, if there is none.
     pub fn answer(&self) -> usize {
-        self.answer
+        self.answer.unwrap_or(self.session.tokens().len())
     }
 
     /// Says something, and generates the answer, up to the end of the turn: an end token of the model, or of its chats. Only
@@ -313,9 +327,10 @@ impl<'m> Conversation<'m> {
     pub fn say(&mut self, text: &str, options: &Generate) -> Result<Generation<'_, 'm>, Error> {
         let model = self.session.model();
         let tokenizer = model.tokenizer()?;
-        if self.messages.last().is_some_and(|last| last.role == Role::User) {
-            let content = self.answered()?;
+        if let Some(answer) = self.answer {
+            let content = self.answered(answer)?;
             self.messages.push(Message { role: Role::Assistant, content });
+            self.answer = None;
         }
         let mut messages = self.messages.clone();
         messages.push(Message { role: Role::User, content: text.into() });
@@ -328,13 +343,13 @@ impl<'m> Conversation<'m> {
         let ends = options.ends.iter().copied().chain(end).collect();
         self.session.rewind(alike);
         let generation = self.session.generate(&tokens[alike..], &Generate { ends, ..options.clone() })?;
-        (self.messages, self.answer) = (messages, tokens.len());
+        (self.messages, self.answer) = (messages, Some(tokens.len()));
         Ok(generation)
     }
 
-    /// The text of the last answer: the end token is no part of it, nor is a stop string.
-    fn answered(&self) -> Result<String, Error> {
-        let (given, mut answer) = self.session.tokens().split_at(self.answer.min(self.session.tokens().len()));
+    /// The text of the last answer, which begins at a token: the end token is no part of it, nor is a stop string.
+    fn answered(&self, answer: usize) -> Result<String, Error> {
+        let (given, mut answer) = self.session.tokens().split_at(answer.min(self.session.tokens().len()));
         let stop = &self.session.summary().stop;
         if let Some(Stop::EndToken(_)) = stop {
             answer = answer.split_last().map_or(answer, |(_, before)| before);

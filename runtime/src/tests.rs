@@ -368,12 +368,16 @@ fn talk(template: &str) -> Template {
     Template::new(Chat { file: "x".into(), template: template.into(), begin: None, end }).unwrap()
 }
 
+fn said(role: Role, content: &str) -> Message {
+    Message { role, content: content.into() }
+}
+
 #[test]
 fn a_conversation_computes_what_is_new() {
     let (_, tokens, numbers) = chain();
     let model = load(&numbers, threads(1));
     let template = "{% for m in messages %}{{ m.content }}{{ eos_token if m.role == 'assistant' }}{% endfor %}";
-    let mut conversation = Conversation::new(&model, talk(template), None).unwrap();
+    let mut conversation = Conversation::new(&model, talk(template), Vec::new()).unwrap();
     let answer = |conversation: &mut Conversation<'_>, text: &str, options: &Generate| {
         let all = conversation.say(text, options).unwrap().collect::<Result<Vec<Token>, Error>>().unwrap();
         let text = all.iter().map(|token| token.text.as_str()).collect::<String>();
@@ -388,14 +392,14 @@ fn a_conversation_computes_what_is_new() {
     assert_eq!(answer(&mut conversation, "abc", &greedy), ("dé€xyz".into(), 3, 10));
     assert_eq!(conversation.session().tokens(), [&tokens[..], &tokens[..]].concat());
     // An answer that was cut short gets its end token from the template; a stop string is no part of it.
-    conversation = Conversation::new(&model, talk(template), None).unwrap();
+    conversation = Conversation::new(&model, talk(template), Vec::new()).unwrap();
     let stop = Generate { stops: vec!["x".into()], ..Generate::default() };
     assert_eq!(answer(&mut conversation, "ab", &stop), ("cdé€".into(), 2, 8));
     assert_eq!(answer(&mut conversation, "a", &Generate { limit: Some(2), ..greedy.clone() }), ("bc".into(), 2, 2));
     assert_eq!(conversation.session().tokens(), [&tokens[..9], &[0], &tokens[..3]].concat());
     assert_eq!(answer(&mut conversation, "a", &Generate { limit: Some(1), ..greedy.clone() }).1, 2);
     // What could not be asked was not said.
-    conversation = Conversation::new(&model, talk(template), None).unwrap();
+    conversation = Conversation::new(&model, talk(template), Vec::new()).unwrap();
     answer(&mut conversation, "ab", &stop);
     let none = Generate { stops: vec![String::new()], ..Generate::default() };
     assert!(conversation.say("b", &none).is_err() && conversation.say("b", &none).is_err());
@@ -411,7 +415,7 @@ fn a_conversation_that_the_template_changes_is_computed_anew() {
         let folder = folder(&numbers.safetensors(Dtype::F32), true);
         let checkpoint = Checkpoint::open(folder.path()).unwrap();
         let model = Model::load(&checkpoint, &graph_within(window), Settings { sequences: 2, ..threads(1) }).unwrap();
-        let mut conversation = Conversation::new(&model, talk(template), Some("b")).unwrap();
+        let mut conversation = Conversation::new(&model, talk(template), vec![said(Role::System, "b")]).unwrap();
         conversation.say("ab", &Generate::default()).unwrap().for_each(drop);
         conversation.say("c", &Generate { limit: Some(1), ..Generate::default() }).unwrap().for_each(drop);
         let expected = [tokens[1], tokens[0], tokens[1], tokens[11], tokens[2]];
@@ -429,7 +433,7 @@ fn a_conversation_stops_at_the_end_of_a_turn() {
     let folder = folder(&numbers.safetensors(Dtype::F32), true);
     std::fs::write(folder.path().join("config.json"), CONFIG.replace("0}", "383}")).unwrap();
     let model = Model::load(&Checkpoint::open(folder.path()).unwrap(), &graph(), threads(1)).unwrap();
-    let mut conversation = Conversation::new(&model, talk("{{ messages[0].content }}"), None).unwrap();
+    let mut conversation = Conversation::new(&model, talk("{{ messages[0].content }}"), Vec::new()).unwrap();
     conversation.say("ab", &Generate::default()).unwrap().for_each(drop);
     assert_eq!((model.end_tokens(), conversation.session().tokens()), (&[383][..], &tokens[..]));
     assert_eq!(conversation.session().summary().stop, Some(Stop::EndToken(0)));
@@ -437,14 +441,14 @@ fn a_conversation_stops_at_the_end_of_a_turn() {
     let error = Template::of(&Checkpoint::open(folder.path()).unwrap()).unwrap_err().to_string();
     assert!(error.starts_with(&format!("{}: there is no chat template (", folder.path().display())), "{error}");
     let refuse = talk("{{ raise_exception('no') if messages[1] else 'ab' }}");
-    let mut conversation = Conversation::new(&model, refuse, None).unwrap();
+    let mut conversation = Conversation::new(&model, refuse, Vec::new()).unwrap();
     conversation.say("x", &Generate::default()).unwrap().for_each(drop);
     for _ in 0..2 {
         let error = conversation.say("y", &Generate::default()).unwrap_err().to_string();
         assert_eq!(error, "x: the chat template refuses these messages: no");
     }
     let long = "a".repeat(41);
-    let error = Conversation::new(&model, talk("{{ messages[0].content }}"), None).unwrap();
+    let error = Conversation::new(&model, talk("{{ messages[0].content }}"), Vec::new()).unwrap();
     let error = { error }.say(&long, &Generate::default()).unwrap_err().to_string();
     assert!(error.starts_with("41 tokens do not fit"), "{error}");
 }
@@ -457,12 +461,30 @@ fn an_end_token_is_no_part_of_an_answer() {
     // The token of `d`, which is not special.
     std::fs::write(folder.path().join("config.json"), CONFIG.replace("0}", &format!("{}}}", tokens[3]))).unwrap();
     let model = Model::load(&Checkpoint::open(folder.path()).unwrap(), &graph(), threads(1)).unwrap();
-    let mut conversation = Conversation::new(&model, talk(template), None).unwrap();
+    let mut conversation = Conversation::new(&model, talk(template), Vec::new()).unwrap();
     let one = Generate { limit: Some(1), ..Generate::default() };
     conversation.say("ab", &Generate::default()).unwrap().for_each(drop);
     assert_eq!(conversation.session().summary().stop, Some(Stop::EndToken(tokens[3])));
     conversation.say("a", &one).unwrap().for_each(drop);
     assert_eq!(conversation.session().tokens()[..conversation.answer()], [&tokens[..4], &tokens[..1]].concat());
+}
+
+#[test]
+fn a_conversation_goes_on_after_what_was_said() {
+    let (_, tokens, numbers) = chain();
+    let model = load(&numbers, threads(1));
+    let template = "{% for m in messages %}{{ m.content }}{{ eos_token if m.role == 'assistant' }}{% endfor %}";
+    let before = vec![said(Role::User, "ab"), said(Role::Assistant, "cdé€xyz")];
+    let mut conversation = Conversation::new(&model, talk(template), before).unwrap();
+    assert_eq!(conversation.answer(), 0);
+    conversation.say("ab", &Generate::default()).unwrap().for_each(drop);
+    assert_eq!(conversation.answer(), tokens.len() + 2);
+    assert_eq!(conversation.session().tokens(), [&tokens[..], &tokens[..]].concat());
+    // A question that nobody has answered gets no empty answer.
+    let before = vec![said(Role::System, "ab"), said(Role::User, "c")];
+    conversation = Conversation::new(&model, talk(template), before).unwrap();
+    conversation.say("d", &Generate { limit: Some(1), ..Generate::default() }).unwrap().for_each(drop);
+    assert_eq!(conversation.session().tokens()[..conversation.answer()], tokens[..4]);
 }
 
 #[test]

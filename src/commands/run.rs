@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::Args;
 use einfuse::codegen::Batch;
-use einfuse::{Conversation, Generation, Model, Session, Stop, Summary, Template};
+use einfuse::{Conversation, Generation, Message, Model, Role, Session, Stop, Summary, Template};
 use serde::Serialize;
 
 use super::Outcome;
@@ -100,7 +100,8 @@ impl Run {
         let checkpoint = self.model.checkpoint()?;
         let template = Template::of(&checkpoint)?;
         let model = self.model.load_checkpoint(&checkpoint, self.model.settings(self.threads.threads))?;
-        let mut conversation = Conversation::new(&model, template, self.system.as_deref())?;
+        let rules = self.system.iter().map(|text| Message { role: Role::System, content: text.clone() });
+        let mut conversation = Conversation::new(&model, template, rules.collect())?;
         let options = self.sampling.generate();
         let mut answer = |text: &str| {
             let text = self.write(&model, conversation.say(text, &options)?)?;
