@@ -280,6 +280,14 @@ const BROKEN: &[Broken] = &[
         },
         names: &["model.layers.9.w", SHARD],
     },
+    Broken {
+        what: "a GGUF file beside nothing",
+        make: |f| {
+            f.remove("config.json");
+            f.write("some.gguf", "");
+        },
+        names: &["config.json is missing", "give the file: ", "/some.gguf"],
+    },
     // the other files
     Broken { what: "no tokenizer", make: |f| f.remove("tokenizer.json"), names: &["tokenizer.json"] },
     Broken { what: "tokenizer cut off", make: |f| f.truncate("tokenizer.json", 1000), names: &["tokenizer.json"] },

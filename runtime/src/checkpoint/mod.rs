@@ -132,9 +132,10 @@ impl Checkpoint {
     }
 
     fn open_folder(folder: &Path, place: String) -> Result<Checkpoint, Error> {
-        let wrong = |problem: &str| Error::File { file: place.clone(), problem: problem.into() };
         let Some(config) = Raw::read(&folder.join("config.json"))? else {
-            return Err(wrong("config.json is missing; a Hugging Face folder was expected"));
+            let problem =
+                format!("config.json is missing; a Hugging Face folder was expected{}", other_weights(folder));
+            return Err(Error::File { file: place, problem });
         };
         let generation_config = Raw::read(&folder.join("generation_config.json"))?;
         let tokenizer = Raw::read(&folder.join("tokenizer.json"))?;
@@ -402,6 +403,12 @@ fn open_files(folder: &Path) -> Result<(Vec<TensorFile>, Option<Listed>), Error>
 }
 
 fn no_weights(folder: &Path) -> Error {
+    let expected = "neither model.safetensors nor model.safetensors.index.json is there";
+    Error::File { file: folder.display().to_string(), problem: format!("{expected}{}", other_weights(folder)) }
+}
+
+/// The files with weights in a folder that has not what was expected, and which of them can be given itself.
+fn other_weights(folder: &Path) -> String {
     let others = std::fs::read_dir(folder).into_iter().flatten().flatten().filter_map(|entry| {
         let name = entry.file_name().into_string().ok()?;
         let weights = [".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".onnx"];
@@ -409,11 +416,12 @@ fn no_weights(folder: &Path) -> Error {
     });
     let mut others: Vec<String> = others.collect();
     others.sort();
-    let mut problem = String::from("neither model.safetensors nor model.safetensors.index.json is there");
-    if !others.is_empty() {
-        problem += &format!(" (but {})", others.join(", "));
+    if others.is_empty() {
+        return String::new();
     }
-    Error::File { file: folder.display().to_string(), problem }
+    let gguf = others.iter().find(|name| name.ends_with(".gguf"));
+    let advice = gguf.map(|name| format!("; of a GGUF model, give the file: {}", folder.join(name).display()));
+    format!(" (but {}){}", others.join(", "), advice.unwrap_or_default())
 }
 
 impl TensorFiles {

@@ -312,11 +312,21 @@ fn what_is_not_a_checkpoint_is_refused() {
     let model = ("model.safetensors", &weights[..]);
     let cases: Vec<(Files<'_>, &str)> = vec![
         (vec![], ".: config.json is missing; a Hugging Face folder was expected"),
-        (vec![model], ".: config.json is missing; a Hugging Face folder was expected"),
+        (vec![model], ".: config.json is missing; a Hugging Face folder was expected (but model.safetensors)"),
         (vec![config], ".: neither model.safetensors nor model.safetensors.index.json is there"),
         (
             vec![config, ("pytorch_model.bin", b""), ("notes.txt", b"")],
             ".: neither model.safetensors nor model.safetensors.index.json is there (but pytorch_model.bin)",
+        ),
+        (
+            vec![config, ("a.gguf", b"")],
+            ".: neither model.safetensors nor model.safetensors.index.json is there (but a.gguf); \
+             of a GGUF model, give the file: ./a.gguf",
+        ),
+        (
+            vec![("b.gguf", b""), ("a.gguf", b""), ("a.md", b"")],
+            ".: config.json is missing; a Hugging Face folder was expected (but a.gguf, b.gguf); \
+             of a GGUF model, give the file: ./a.gguf",
         ),
         (vec![("config.json", b"{"), model], "./config.json: not JSON: EOF while parsing an object at line 1 column 1"),
         (vec![("config.json", b""), model], "./config.json: not JSON: EOF while parsing a value at line 1 column 0"),
