@@ -128,6 +128,14 @@ pub fn graph_of(checkpoint: &Checkpoint, context: Option<usize>) -> Result<Graph
     einfuse_models::graph_from_config(checkpoint.config(), context).map_err(|reason| wrong_config(checkpoint, reason))
 }
 
+/// How many positions the model in a checkpoint was made for, where it says so.
+///
+/// # Errors
+/// As [`graph_of`].
+pub fn context_of(checkpoint: &Checkpoint) -> Result<Option<usize>, Error> {
+    einfuse_models::context_from_config(checkpoint.config()).map_err(|reason| wrong_config(checkpoint, reason))
+}
+
 fn wrong_config(checkpoint: &Checkpoint, reason: einfuse_models::Error) -> Error {
     Error::Config { file: checkpoint.config_file().to_owned(), reason }
 }
@@ -137,9 +145,7 @@ fn wrong_config(checkpoint: &Checkpoint, reason: einfuse_models::Error) -> Error
 /// # Errors
 /// As [`load`].
 pub fn load_checkpoint(checkpoint: &Checkpoint, settings: Settings) -> Result<Model, Error> {
-    let made_for = einfuse_models::context_from_config(checkpoint.config());
-    let made_for = made_for.map_err(|reason| wrong_config(checkpoint, reason))?;
-    let context = settings.context.into_iter().chain(made_for).min();
+    let context = settings.context.into_iter().chain(context_of(checkpoint)?).min();
     let graph = graph_of(checkpoint, context)?;
     Ok(Model::load(checkpoint, &graph, Settings { context, ..settings })?)
 }

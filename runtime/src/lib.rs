@@ -30,6 +30,7 @@ mod error;
 mod generate;
 mod memory;
 mod model;
+mod names;
 mod sample;
 mod session;
 mod storage;

@@ -271,9 +271,7 @@ impl Bench {
     /// measured, and two of them are kept.
     fn load(&self, threads: NonZeroUsize) -> Result<Model, einfuse::Error> {
         let checkpoint = self.model.checkpoint()?;
-        let made_for = einfuse::models::context_from_config(checkpoint.config());
-        let file = || checkpoint.config_file().to_owned();
-        let made_for = made_for.map_err(|reason| einfuse::Error::Config { file: file(), reason })?;
+        let made_for = einfuse::context_of(&checkpoint)?;
         let deepest = self.depth.iter().max().copied().unwrap_or(0);
         let rows = self.rows.iter().max().map_or(0, |rows| rows.get());
         let after = |prompt: usize, generate: usize| deepest.saturating_add(prompt.max(generate).max(rows));

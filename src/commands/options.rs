@@ -5,11 +5,11 @@ use std::num::{IntErrorKind, NonZeroUsize, ParseIntError};
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use clap::Args;
 use clap::builder::{NonEmptyStringValueParser, PossibleValuesParser, TypedValueParser};
-use clap::{Args, ValueEnum};
 use einfuse::codegen::Schedules;
 use einfuse::runtime::Tuned;
-use einfuse::{Checkpoint, Error, Generate, Model, Rule, Settings, runtime};
+use einfuse::{CacheType, Checkpoint, Error, Generate, Model, Precision, Quant, Rule, Settings, runtime};
 
 use super::Usage;
 use super::output::tell;
@@ -23,52 +23,30 @@ pub(crate) struct ModelOptions {
     #[arg(short, long, value_name = "MODEL")]
     pub(crate) model: Option<PathBuf>,
 
-    /// How weight matrices are kept in memory [default: as the files have them, codes in their own blocks; else bf16 for fewer
-    /// bits]
-    #[arg(long, value_enum, value_name = "TYPE")]
-    pub(crate) precision: Option<Precision>,
+    /// How weight matrices are kept in memory: stored, as the files have them, codes in their own blocks, else bf16 for fewer
+    /// bits
+    #[arg(long, value_name = "TYPE", default_value = "stored", value_parser = named(Precision::ALL, Precision::name))]
+    pub(crate) precision: Precision,
 
     /// Replace the weights of matrices by codes of 8 or 4 bits
-    #[arg(long, value_enum, value_name = "CODES", conflicts_with = "precision")]
+    #[arg(long, value_name = "CODES", value_parser = named(Quant::ALL, Quant::name), conflicts_with = "precision")]
     pub(crate) quant: Option<Quant>,
 
     /// How the cache is kept in memory, q8 as codes of 8 bits [default: as bf16 if some weights take 16 bits or fewer]
-    #[arg(long, value_enum, value_name = "TYPE")]
-    pub(crate) cache: Option<Cache>,
+    #[arg(long, value_name = "TYPE", value_parser = named(CacheType::ALL, CacheType::name))]
+    pub(crate) cache: Option<CacheType>,
 
     /// Most tokens that go through the model at once
     #[arg(long, value_name = "TOKENS", default_value = "512", value_parser = at_least_one)]
     pub(crate) chunk: NonZeroUsize,
 
     /// Switch a fusion rule off (repeatable)
-    #[arg(long, value_name = "RULE", value_parser = rules())]
+    #[arg(long, value_name = "RULE", value_parser = named(Rule::ALL, Rule::name))]
     pub(crate) without: Vec<Rule>,
 
     /// Schedule kernels as the compiler would, whatever `einfuse tune` has found
     #[arg(long)]
     pub(crate) untuned: bool,
-}
-
-/// The type in which weights are kept: 32 bits, or the upper 16 of them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Precision {
-    F32,
-    Bf16,
-}
-
-/// How the cache is kept: as weights are, or as codes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Cache {
-    F32,
-    Bf16,
-    Q8,
-}
-
-/// The codes that replace weights.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Quant {
-    Q8,
-    Q4,
 }
 
 impl ModelOptions {
@@ -89,20 +67,9 @@ impl ModelOptions {
     pub(crate) fn settings(&self, threads: Option<NonZeroUsize>) -> Settings {
         Settings {
             threads: threads.map(NonZeroUsize::get),
-            precision: match self.precision {
-                None => runtime::Precision::Stored,
-                Some(Precision::F32) => runtime::Precision::F32,
-                Some(Precision::Bf16) => runtime::Precision::Bf16,
-            },
-            quant: self.quant.map(|quant| match quant {
-                Quant::Q8 => runtime::Quant::Q8,
-                Quant::Q4 => runtime::Quant::Q4,
-            }),
-            cache: self.cache.map(|cache| match cache {
-                Cache::F32 => runtime::CacheType::F32,
-                Cache::Bf16 => runtime::CacheType::Bf16,
-                Cache::Q8 => runtime::CacheType::Q8,
-            }),
+            precision: self.precision,
+            quant: self.quant,
+            cache: self.cache,
             without: self.without.clone(),
             chunk: self.chunk.get(),
             ..Settings::default()
@@ -271,9 +238,12 @@ fn number(text: &str, wants: &str, holds: impl Fn(f32) -> bool) -> Result<f32, S
     number.ok_or_else(|| format!("{wants} is wanted"))
 }
 
-/// A value that names a fusion rule.
-fn rules() -> impl TypedValueParser<Value = Rule> {
-    PossibleValuesParser::new(Rule::ALL.iter().map(|rule| rule.name())).try_map(|name| name.parse::<Rule>())
+/// A value that is one of `all`, by its name.
+fn named<T>(all: &'static [T], name: fn(T) -> &'static str) -> impl TypedValueParser<Value = T>
+where
+    T: Copy + FromStr<Err: std::error::Error + Send + Sync + 'static> + Send + Sync + 'static,
+{
+    PossibleValuesParser::new(all.iter().map(|one| name(*one))).try_map(|name| name.parse::<T>())
 }
 
 /// A value that counts something.
