@@ -354,6 +354,8 @@ const WRONG: &[Wrong] = &[
     (&["run", "--seed", "18446744073709551616", "a"], 2, &["--seed", "whole number", "too large"]),
     (&["run", "--shout", "a"], 2, &["--shout", "; tip: "]),
     (&["run", "--chunk", "0", "a"], 2, &["--chunk"]),
+    (&["run", "--context", "16777217", "a"], 2, &["--context", "from 1 to 16777216"]),
+    (&["run", "-c", "257", "a"], 2, &["--context 257", "nano", "256 positions"]),
     (&["run", "--precision", "f8", "a"], 2, &["--precision", "f8", "stored, f32, bf16"]),
     (&["run", "--precision", "f32", "--quant", "q8", "a"], 2, &["--precision", "--quant"]),
     (&["run", "--quant", "q5", "a"], 2, &["--quant", "q5", "q8, q4"]),
@@ -370,6 +372,8 @@ const WRONG: &[Wrong] = &[
     (&["explain", "--tokens", "257"], 2, &["--tokens 257", "256"]),
     (&["explain", "--past", "256"], 2, &["--past 256", "nano", "256 positions"]),
     (&["explain", "--past", "18446744073709551615", "--json"], 2, &["--past", "256"]),
+    (&["explain", "--past", "8", "--context", "8"], 2, &["--past 8", "8 positions"]),
+    (&["explain", "--dump", "graph", "--context", "300"], 2, &["--context 300", "256 positions"]),
     (&["explain", "--tokens", "9", "--chunk", "8"], 2, &["--tokens 9", "--chunk 8"]),
     (&["explain", "--dump", "plan", "--json"], 2, &["--dump", "--json"]),
     (&["explain", "--dump", "graph", "--kernel", "x"], 2, &["--kernel", "graph"]),
@@ -389,10 +393,13 @@ const WRONG: &[Wrong] = &[
     ),
     (&["bench", "-p", "9999", "-n", "0", "-r", "1"], 2, &["-p 9999", "nano", "256 positions"]),
     (&["bench", "-n", "1", "-d", "300"], 2, &["-n 1 after -d 300", "256 positions"]),
+    (&["bench", "-n", "1", "-d", "0,16", "--context", "16"], 2, &["-n 1 after -d 16", "16 positions"]),
+    (&["bench", "--context", "300"], 2, &["--context 300", "nano", "256 positions"]),
     (&["bench", "-b", "2,0"], 2, &["--rows"]),
     (&["bench", "-b", "2", "-n", "0"], 2, &["-b", "-n"]),
     (&["bench", "-b", "9", "--chunk", "8"], 2, &["-b 9", "--chunk 8"]),
     (&["tune", "--dry-run", "-p", "257"], 2, &["-p 257", "nano", "256 positions"]),
+    (&["tune", "--dry-run", "-p", "17", "--context", "16"], 2, &["-p 17", "16 positions"]),
     (&["tune", "--dry-run", "-p", "9", "--chunk", "8"], 2, &["-p 9", "--chunk 8"]),
     (&["tune", "--dry-run", "-d", "225"], 2, &["-d 225 with 32 tokens", "256 positions"]),
     (&["logits", "a"], 2, &["--output"]),
@@ -458,7 +465,7 @@ fn numbers_are_checked_before_anything_is_done() {
         "one", "1,-1",
     ];
     let (mut failures, mut taken, mut refused) = (Vec::new(), 0, 0);
-    for (command, options) in [("run", 10), ("explain", 4), ("bench", 7), ("logits", 3), ("perplexity", 2), ("tune", 5)]
+    for (command, options) in [("run", 11), ("explain", 5), ("bench", 8), ("logits", 4), ("perplexity", 3), ("tune", 6)]
     {
         let found = numeric_options(command);
         assert_eq!(found.len(), options, "{command}: {found:?}");
@@ -502,6 +509,7 @@ fn extreme_numbers_do_no_harm() {
         ("--top-k", LARGEST),
         ("--top-k", "0"),
         ("--chunk", LARGEST),
+        ("--context", "1"),
         ("--seed", LARGEST),
         ("--temperature", "1e-38"),
         ("--temperature", "3e38"),
@@ -545,6 +553,18 @@ fn the_context_s_end_stops_generation() {
     // the last token that fits is read no more, so that one more than the room is generated
     assert_eq!(result["token_ids"].as_array().unwrap().len(), 7);
     assert_eq!(result["stopped"], "context");
+}
+
+#[test]
+fn a_context_may_be_shorter_than_the_model_s() {
+    let output = run(&["run", "--ids", "5,5,5", "--context", "8", "--ignore-eos", "--json"]);
+    let result: Value = serde_json::from_str(&stdout(&output)).unwrap();
+    assert_eq!((result["token_ids"].as_array().unwrap().len(), &result["stopped"]), (6, &json!("context")));
+    let rows = bench(&["-n", "2", "--context", "12"]);
+    let tests: Vec<&Value> = rows.iter().map(|row| &row["test"]).collect();
+    assert_eq!(tests, ["pp12", "tg2"]);
+    let output = run(&["run", "--ids", "5,5,5,5", "--context", "3"]);
+    check(&output, 1, &["4 tokens do not fit into the 3 positions of the model's context"]).unwrap();
 }
 
 #[test]

@@ -51,7 +51,10 @@ way from call to call, what comes before the first and after the last, and the c
 
 /// Measure tokens per second, and the machine's peaks beside them
 #[derive(Args, Debug)]
-#[command(after_help = EXAMPLES)]
+#[command(
+    after_help = EXAMPLES,
+    mut_arg("context", |context| context.help("Most positions of a sequence [default: as many as the tests take]")),
+)]
 pub(crate) struct Bench {
     /// Tokens of the prompt; 0: none [default: 512, or what fits]
     #[arg(short, long, value_name = "N", value_parser = whole_number::<usize>)]
@@ -238,6 +241,9 @@ impl Bench {
     /// The rows of all tests with so many threads.
     fn rows(&self, threads: NonZeroUsize, rows: &mut Vec<Row>) -> Outcome {
         let model = self.load(threads)?;
+        if let Some(context) = self.model.context {
+            self.model.check_room(&model, &format!("--context {context}"), context)?;
+        }
         self.check_room(|what, positions| self.model.check_room(&model, what, positions))?;
         let gauge = Gauge::new(model.team(), step::storages(&model))?;
         for &depth in &self.depth {
@@ -267,8 +273,8 @@ impl Bench {
         Ok(())
     }
 
-    /// Loads the model for sequences as long as the tests want, even if it was made for shorter ones: their speed is
-    /// measured, and two of them are kept.
+    /// Loads the model for sequences as long as --context says or the tests want, even if it was made for shorter ones: their
+    /// speed is measured, and two of them are kept.
     fn load(&self, threads: NonZeroUsize) -> Result<Model, einfuse::Error> {
         let checkpoint = self.model.checkpoint()?;
         let made_for = einfuse::context_of(&checkpoint)?;
@@ -278,7 +284,7 @@ impl Bench {
         let asked = after(self.prompt.unwrap_or(1), self.generate.unwrap_or(1));
         let wanted = after(self.prompt.unwrap_or(PROMPT), self.generate.unwrap_or(GENERATE));
         let most = made_for.filter(|made_for| asked <= *made_for).unwrap_or(codegen::MOST_POSITIONS);
-        let context = wanted.min(most);
+        let context = self.model.context.unwrap_or(wanted.min(most));
         let settings = self.model.settings(Some(threads));
         let graph = einfuse::graph_of(&checkpoint, Some(context))?;
         self.model.announced(Settings { context: Some(context), sequences: 2, ..settings }, |settings| {

@@ -81,7 +81,9 @@ impl Explain {
                     Usage("--kernel chooses none of --dump graph: a graph has no kernels yet".to_owned()).into()
                 );
             }
-            print(einfuse::graph_of(&self.model.checkpoint()?, None)?)?;
+            let checkpoint = self.model.checkpoint()?;
+            self.model.check_context(&checkpoint)?;
+            print(einfuse::graph_of(&checkpoint, self.model.context)?)?;
             return Ok(());
         }
         let keep_text = matches!(self.dump, Some(Stage::Clif | Stage::Asm));

@@ -9,11 +9,11 @@ use clap::Args;
 use clap::builder::{NonEmptyStringValueParser, PossibleValuesParser, TypedValueParser};
 use einfuse::codegen::Schedules;
 use einfuse::runtime::Tuned;
-use einfuse::{CacheType, Checkpoint, Error, Generate, Model, Precision, Quant, Rule, Settings, runtime};
+use einfuse::{CacheType, Checkpoint, Error, Generate, Model, Precision, Quant, Rule, Settings, codegen, runtime};
 
-use super::Usage;
 use super::output::tell;
 use super::progress::Progress;
+use super::{Outcome, Usage};
 
 /// Which model, and how it is compiled.
 #[derive(Args, Debug)]
@@ -35,6 +35,10 @@ pub(crate) struct ModelOptions {
     /// How the cache is kept in memory, q8 as codes of 8 bits [default: as bf16 if some weights take 16 bits or fewer]
     #[arg(long, value_name = "TYPE", value_parser = named(CacheType::ALL, CacheType::name))]
     pub(crate) cache: Option<CacheType>,
+
+    /// Most positions of a sequence, of which fewer need less memory [default: as many as the model was made for]
+    #[arg(short, long, value_name = "TOKENS", value_parser = context)]
+    pub(crate) context: Option<usize>,
 
     /// Most tokens that go through the model at once
     #[arg(long, value_name = "TOKENS", default_value = "512", value_parser = at_least_one)]
@@ -70,6 +74,7 @@ impl ModelOptions {
             precision: self.precision,
             quant: self.quant,
             cache: self.cache,
+            context: self.context,
             without: self.without.clone(),
             chunk: self.chunk.get(),
             ..Settings::default()
@@ -85,16 +90,30 @@ impl ModelOptions {
     }
 
     /// Loads the model, with a word on the terminal about what takes long.
-    pub(crate) fn load(&self, settings: Settings) -> Result<Model, Error> {
+    pub(crate) fn load(&self, settings: Settings) -> Result<Model, Box<dyn std::error::Error>> {
         self.load_checkpoint(&self.checkpoint()?, settings)
     }
 
     /// The same, of files that are open.
-    pub(crate) fn load_checkpoint(&self, checkpoint: &Checkpoint, settings: Settings) -> Result<Model, Error> {
-        self.announced(settings, |settings| einfuse::load_checkpoint(checkpoint, settings))
+    pub(crate) fn load_checkpoint(
+        &self,
+        checkpoint: &Checkpoint,
+        settings: Settings,
+    ) -> Result<Model, Box<dyn std::error::Error>> {
+        self.check_context(checkpoint)?;
+        Ok(self.announced(settings, |settings| einfuse::load_checkpoint(checkpoint, settings))?)
     }
 
-    /// The same, but `load` says how.
+    /// Checks that the model was made for as many positions as --context asks for.
+    pub(crate) fn check_context(&self, checkpoint: &Checkpoint) -> Outcome {
+        if let Some((asked, made_for)) = self.context.zip(einfuse::context_of(checkpoint)?) {
+            let of = format!("{} has a context of", self.name());
+            check_room(&format!("--context {asked}"), asked, (made_for, &of))?;
+        }
+        Ok(())
+    }
+
+    /// Loads the model, with a word on the terminal, but `load` says how.
     pub(crate) fn announced(
         &self,
         settings: Settings,
@@ -284,4 +303,11 @@ fn share(text: &str) -> Result<f32, String> {
 
 fn positive_share(text: &str) -> Result<f32, String> {
     number(text, "a number above 0 and at most 1", |x| x > 0.0 && x <= 1.0)
+}
+
+/// A value that says how many positions there are to be.
+fn context(text: &str) -> Result<usize, String> {
+    let most = codegen::MOST_POSITIONS;
+    let count = text.parse().ok().filter(|count| (1..=most).contains(count));
+    count.ok_or_else(|| format!("a whole number from 1 to {most} is wanted"))
 }

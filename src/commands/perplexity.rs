@@ -15,8 +15,8 @@ Examples:
   einfuse perplexity sonnets.txt
   einfuse perplexity -m ~/smollm2-135m --precision bf16 --json hamlet.txt
 
-Each token but the first is predicted from all before it; a text longer than the context is cut into windows of the
-context's length, each of which starts anew. The perplexity is e to the mean of -ln p.";
+Each token but the first is predicted from all before it; a text longer than the context (--context) is cut into windows
+of the context's length, each of which starts anew. The perplexity is e to the mean of -ln p.";
 
 /// Measure how well the model predicts a text
 #[derive(Args, Debug)]
