@@ -343,6 +343,7 @@ const WRONG: &[Wrong] = &[
     (&["run"], 2, &["PROMPT"]),
     (&["run", "a", "--ids", "1"], 2, &["--ids"]),
     (&["run", "--ids", "1,x"], 2, &["--ids", "x"]),
+    (&["run", "a", "-f", "Cargo.toml"], 2, &["--file"]),
     (&["run", "--chat", "--ids", "1"], 2, &["--chat", "--ids"]),
     (&["run", "--system", "Be brief.", "x"], 2, &["--chat"]),
     (&["run", "--chat", "x"], 1, &["embedded nano", "chat template", "chat_template.jinja"]),
@@ -410,6 +411,10 @@ const WRONG: &[Wrong] = &[
     (&["run", "-m", "Cargo.toml", "a"], 1, &["Cargo.toml"]),
     (&["run", "-m", "models/nano/model.safetensors", "a"], 1, &["nano/model.safetensors", "give the folder"]),
     (&["run", ""], 1, &["prompt is empty"]),
+    (&["run", "-f", "{out}/nowhere.txt"], 1, &["cannot read", "nowhere.txt"]),
+    (&["run", "-f", "models/nano/model.safetensors"], 1, &["model.safetensors is not UTF-8"]),
+    (&["run", "-f", "{out}/empty.txt"], 1, &["prompt is empty"]),
+    (&["run", "-f", "-"], 1, &["prompt is empty"]),
     (&["run", "--ids", "5,1024"], 1, &["1024"]),
     (&["run", "-m", "tests/golden/gpt2", "-n", "1", "--ids", "383,384"], 1, &["384"]),
     (&["logits", "", "-o", "{out}/x.safetensors"], 1, &["prompt is empty"]),
@@ -423,6 +428,7 @@ const WRONG: &[Wrong] = &[
     (&["perplexity", "models/nano/model.safetensors"], 1, &["model.safetensors", "UTF-8"]),
     (&["perplexity", "{out}/empty.txt"], 1, &["empty.txt has 0 tokens"]),
     (&["perplexity", "{out}/one.txt"], 1, &["one.txt has 1 token:"]),
+    (&["perplexity", "-"], 1, &["standard input has 0 tokens"]),
 ];
 
 #[test]
@@ -567,6 +573,31 @@ fn a_context_may_be_shorter_than_the_model_s() {
     check(&output, 1, &["4 tokens do not fit into the 3 positions of the model's context"]).unwrap();
 }
 
+/// What the binary does with these arguments and this text on standard input.
+fn run_with(arguments: &[&str], input: &str) -> Output {
+    let mut command = einfuse(arguments);
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    child.wait_with_output().unwrap()
+}
+
+#[test]
+fn a_prompt_may_be_in_a_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("prompt.txt");
+    let text = |arguments: &[&str]| stdout(&run(&[&["run", "-n", "8", "--temperature", "0"], arguments].concat()));
+    let expected = text(&["To be,\nor not"]);
+    assert!(expected.starts_with("To be,\nor not") && expected.len() > 20, "{expected}");
+    for end in ["", "\n", "\r\n"] {
+        fs::write(&file, format!("To be,\nor not{end}")).unwrap();
+        assert_eq!(text(&["-f", file.to_str().unwrap()]), expected, "{end:?}");
+    }
+    fs::write(&file, "To be,\nor not\n\n").unwrap();
+    assert_eq!(text(&["--file", file.to_str().unwrap()]), text(&["To be,\nor not\n"]));
+    let read = run_with(&["run", "-n", "8", "--temperature", "0", "-f", "-"], "To be,\nor not\n");
+    assert_eq!(stdout(&read), expected);
+}
+
 #[test]
 fn a_closed_pipe_ends_quietly() {
     for arguments in
@@ -687,10 +718,7 @@ fn a_chat_goes_by_the_model_s_template() {
     // The template has no begin token; the tokenizer puts one before a plain text.
     assert_eq!(asked["prompt_ids"].as_array().unwrap()[..], plain["prompt_ids"].as_array().unwrap()[1..]);
 
-    let mut command = einfuse(&[&chat[..], &["--chat", "--system", "s"]].concat());
-    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-    child.stdin.take().unwrap().write_all(b"a b\n\nc d\n").unwrap();
-    let output = child.wait_with_output().unwrap();
+    let output = run_with(&[&chat[..], &["--chat", "--system", "s"]].concat(), "a b\n\nc d\n");
     let text = stdout(&output);
     let turns: Vec<Value> = serde_json::Deserializer::from_str(&text).into_iter().map(Result::unwrap).collect();
     assert_eq!(turns.len(), 2, "{text}");

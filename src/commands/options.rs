@@ -1,15 +1,18 @@
 //! Options that several commands share, each defined once.
 
 use std::error::Error as _;
+use std::io::{self, Read};
 use std::num::{IntErrorKind, NonZeroUsize, ParseIntError};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use clap::Args;
 use clap::builder::{NonEmptyStringValueParser, PossibleValuesParser, TypedValueParser};
 use einfuse::codegen::Schedules;
 use einfuse::runtime::Tuned;
-use einfuse::{CacheType, Checkpoint, Error, Generate, Model, Precision, Quant, Rule, Settings, codegen, runtime};
+use einfuse::{
+    CacheType, Checkpoint, Error, Generate, Model, Precision, Prompt, Quant, Rule, Settings, codegen, runtime,
+};
 
 use super::output::tell;
 use super::progress::Progress;
@@ -178,21 +181,67 @@ pub(crate) struct Threads {
 pub(crate) struct PromptOptions {
     /// The text to continue
     #[arg(value_name = "PROMPT")]
-    pub(crate) prompt: Option<String>,
+    prompt: Option<String>,
+
+    /// The text in a file, without the end of its last line; `-`: on standard input
+    #[arg(short = 'f', long = "file", value_name = "FILE")]
+    prompt_file: Option<PathBuf>,
 
     /// Token ids in place of a text, separated by commas
     #[arg(long, value_name = "IDS", value_delimiter = ',', value_parser = whole_number::<u32>)]
-    pub(crate) ids: Option<Vec<u32>>,
+    ids: Option<Vec<u32>>,
 }
 
 impl PromptOptions {
-    /// The tokens.
-    pub(crate) fn tokens(&self, model: &Model) -> Result<Vec<u32>, runtime::Error> {
-        match (&self.ids, &self.prompt) {
-            (Some(ids), _) => Ok(ids.clone()),
-            (None, text) => model.tokenizer()?.encode(text.as_deref().unwrap_or_default(), true),
+    /// The text, if it is one: what editors end a file with is no part of it.
+    pub(crate) fn text(&self) -> Result<Option<String>, String> {
+        let Some(file) = &self.prompt_file else { return Ok(self.prompt.clone()) };
+        let text = read_text(file)?;
+        let text = text.strip_suffix('\n').map_or(text.as_str(), |line| line.strip_suffix('\r').unwrap_or(line));
+        Ok(Some(text.to_owned()))
+    }
+
+    /// What is given, of which this is the text.
+    pub(crate) fn prompt<'a>(&'a self, text: Option<&'a str>) -> Prompt<'a> {
+        match text {
+            Some(text) => Prompt::Text(text),
+            None => Prompt::Tokens(self.ids.as_deref().unwrap_or_default()),
         }
     }
+
+    /// The tokens.
+    pub(crate) fn tokens(&self, model: &Model) -> Result<Vec<u32>, Box<dyn std::error::Error>> {
+        match &self.ids {
+            Some(ids) => Ok(ids.clone()),
+            None => Ok(model.tokenizer()?.encode(&self.text()?.unwrap_or_default(), true)?),
+        }
+    }
+}
+
+/// The text in a file, or on standard input for `-`.
+pub(crate) fn read_text(file: &Path) -> Result<String, String> {
+    let name = input_name(file);
+    let bytes = match is_standard_input(file) {
+        true => read_all(io::stdin()),
+        false => std::fs::read(file),
+    };
+    let bytes = bytes.map_err(|e| format!("cannot read {name}: {e}"))?;
+    String::from_utf8(bytes).map_err(|e| format!("{name} is not UTF-8: {}", e.utf8_error()))
+}
+
+/// What messages call a file that is read.
+pub(crate) fn input_name(file: &Path) -> String {
+    if is_standard_input(file) { "standard input".to_owned() } else { file.display().to_string() }
+}
+
+fn is_standard_input(file: &Path) -> bool {
+    file.as_os_str() == "-"
+}
+
+fn read_all(mut from: impl Read) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    from.read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// How tokens are chosen, and when to stop.

@@ -7,7 +7,7 @@ use einfuse::{Settings, Wanted};
 use serde::Serialize;
 
 use super::Outcome;
-use super::options::{ModelOptions, OutputOptions, Threads};
+use super::options::{ModelOptions, OutputOptions, Threads, input_name, read_text};
 use super::output::{self, print, print_json};
 
 const EXAMPLES: &str = "\
@@ -22,7 +22,7 @@ of the context's length, each of which starts anew. The perplexity is e to the m
 #[derive(Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Perplexity {
-    /// A text in UTF-8
+    /// A text in UTF-8; `-`: on standard input
     #[arg(value_name = "FILE")]
     file: PathBuf,
 
@@ -44,14 +44,13 @@ struct Report {
 
 impl Perplexity {
     pub(crate) fn run(&self) -> Outcome {
-        let file = self.file.display();
-        let bytes = std::fs::read(&self.file).map_err(|e| format!("cannot read {file}: {e}"))?;
-        let text = String::from_utf8(bytes).map_err(|e| format!("{file} is not UTF-8: {}", e.utf8_error()))?;
+        let text = read_text(&self.file)?;
         let settings = self.model.settings(self.threads.threads);
         let model = self.model.load(Settings { rows: Wanted::All, ..settings })?;
         let tokens = model.tokenizer()?.encode(&text, true)?;
         if tokens.len() < 2 {
             let count = output::tokens(tokens.len());
+            let file = input_name(&self.file);
             return Err(format!("{file} has {count}: at least two are wanted, to predict one from the other").into());
         }
         let measured = model.session().perplexity(&tokens)?;

@@ -19,21 +19,22 @@ Examples:
   einfuse run --seed 7 -n 100 \"To be, or not to be\"
   einfuse run -m ~/smollm2-135m --temperature 0 \"The capital of France is\"
   einfuse run -m ~/smollm2-135m --ids 1,450,7483 --json
+  einfuse run -m ~/smollm2-135m --context 2048 -f beginning.txt
   einfuse run -m SmolLM2-135M-Instruct.Q4_1.gguf --chat \"What is the capital of France?\"
   einfuse run -m SmolLM2-135M-Instruct.Q4_1.gguf --chat --system \"Answer in one word.\"
 
 The text goes to standard output as it is generated, or the token ids where the model has no tokenizer; how fast, in one line,
 to standard error. --json prints one object at the end, with the text, the token ids and the times in seconds.
 
---chat writes the messages by the model's own chat template, and stops where a turn ends. Without a PROMPT it reads the
-user's turns from standard input, one a line.";
+--chat writes the messages by the model's own chat template, and stops where a turn ends. Without a PROMPT (or -f) it
+reads the user's turns from standard input, one a line.";
 
 /// Continue a text, or answer in a chat
 #[derive(Args, Debug)]
 #[command(
     after_help = EXAMPLES,
     mut_group("PromptOptions", |group| group.required(false)),
-    mut_arg("prompt", |prompt| prompt.required_unless_present_any(["ids", "chat"])),
+    mut_arg("prompt", |prompt| prompt.required_unless_present_any(["prompt_file", "ids", "chat"])),
     mut_arg("ids", |ids| ids.conflicts_with("chat")),
 )]
 pub(crate) struct Run {
@@ -81,22 +82,22 @@ struct Report<'a> {
 
 impl Run {
     pub(crate) fn run(&self) -> Outcome {
+        let text = self.prompt.text()?;
         if self.chat {
-            return self.chat();
+            return self.chat(text);
         }
         let model = self.model.load(self.model.settings(self.threads.threads))?;
-        let prompt = self.prompt.tokens(&model)?;
         let mut session = model.session();
-        let generation = session.generate(&prompt, &self.sampling.generate())?;
-        if let (false, Some(prompt)) = (self.output.json, &self.prompt.prompt) {
+        let generation = session.generate(self.prompt.prompt(text.as_deref()), &self.sampling.generate())?;
+        if let (false, Some(prompt)) = (self.output.json, &text) {
             print(prompt)?;
         }
         let text = self.write(&model, generation)?;
-        self.finish(&session, prompt.len(), text)
+        self.finish(&session, session.summary().prompt_tokens, text)
     }
 
     /// One answer, or one to each line of standard input.
-    fn chat(&self) -> Outcome {
+    fn chat(&self, text: Option<String>) -> Outcome {
         let checkpoint = self.model.checkpoint()?;
         let template = Template::of(&checkpoint)?;
         let model = self.model.load_checkpoint(&checkpoint, self.model.settings(self.threads.threads))?;
@@ -107,8 +108,8 @@ impl Run {
             let text = self.write(&model, conversation.say(text, &options)?)?;
             self.finish(conversation.session(), conversation.answer(), text)
         };
-        if let Some(prompt) = &self.prompt.prompt {
-            return answer(prompt);
+        if let Some(text) = text {
+            return answer(&text);
         }
         let stdin = io::stdin();
         let is_shown = stdin.is_terminal() && !self.output.json;
