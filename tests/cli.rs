@@ -736,6 +736,27 @@ fn a_chat_goes_by_the_model_s_template() {
 }
 
 #[test]
+fn a_model_may_say_how_tokens_are_chosen() {
+    let folder = Folder::copy("llama3");
+    let path = folder.path().to_str().unwrap();
+    let text = |options: &[&str]| {
+        let output = run(&[&["run", "-m", path, "-n", "20", "--ignore-eos", "To be"], options].concat());
+        assert!(output.status.success(), "{}", stderr(&output));
+        stdout(&output)
+    };
+    let (sampled, greedy) = (text(&[]), text(&["--temperature", "0"]));
+    assert_ne!(sampled, greedy);
+    folder.edit("generation_config.json", |config| config["top_k"] = 1.into());
+    assert_eq!(text(&[]), sampled);
+    folder.edit("generation_config.json", |config| config["do_sample"] = true.into());
+    assert_eq!(text(&[]), greedy);
+    assert_eq!(text(&["--top-k", "40"]), sampled);
+    folder.edit("generation_config.json", |config| config["top_k"] = "few".into());
+    let output = run(&["run", "-m", path, "To be"]);
+    check(&output, 1, &["generation_config.json", "`top_k` wants a whole number", "\"few\""]).unwrap();
+}
+
+#[test]
 fn a_stop_text_ends_generation_and_is_not_printed() {
     let arguments = |stop: &'static str| ["run", "--temperature", "0", "--json", "--stop", stop, "ROMEO:"];
     let result: Value = serde_json::from_str(&stdout(&run(&arguments("countryman")))).unwrap();

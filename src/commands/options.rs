@@ -11,7 +11,7 @@ use clap::builder::{NonEmptyStringValueParser, PossibleValuesParser, TypedValueP
 use einfuse::codegen::Schedules;
 use einfuse::runtime::Tuned;
 use einfuse::{
-    CacheType, Checkpoint, Error, Generate, Model, Precision, Prompt, Quant, Rule, Settings, codegen, runtime,
+    CacheType, Checkpoint, Error, Generate, Model, Precision, Prompt, Quant, Rule, Sampling, Settings, codegen, runtime,
 };
 
 use super::output::tell;
@@ -250,60 +250,68 @@ fn read_all(mut from: impl Read) -> io::Result<Vec<u8>> {
 pub(crate) struct SamplingOptions {
     /// Most tokens to generate
     #[arg(short = 'n', long, value_name = "N", default_value = "256", value_parser = whole_number::<usize>)]
-    pub(crate) tokens: usize,
+    tokens: usize,
 
-    /// Temperature; 0 takes the likeliest token (greedy)
-    #[arg(long, value_name = "T", default_value = "0.8", value_parser = at_least_zero)]
-    pub(crate) temperature: f32,
+    /// Temperature; 0 takes the likeliest token (greedy) [default: the model's, else 0.8]
+    #[arg(long, value_name = "T", value_parser = |text: &str| within(text, |s, t| s.temperature = t))]
+    temperature: Option<f32>,
 
-    /// Choose among the K likeliest tokens; 0: among all
-    #[arg(long, value_name = "K", default_value = "40", value_parser = whole_number::<usize>)]
-    pub(crate) top_k: usize,
+    /// Choose among the K likeliest tokens; 0: among all [default: the model's, else 40]
+    #[arg(long, value_name = "K", value_parser = whole_number::<usize>)]
+    top_k: Option<usize>,
 
-    /// Choose among the fewest likeliest tokens whose probabilities sum to P
-    #[arg(long, value_name = "P", default_value = "1", value_parser = positive_share)]
-    pub(crate) top_p: f32,
+    /// Choose among the fewest likeliest tokens whose probabilities sum to P [default: the model's, else 1]
+    #[arg(long, value_name = "P", value_parser = |text: &str| within(text, |s, p| s.top_p = p))]
+    top_p: Option<f32>,
 
-    /// Choose among those at least P times as likely as the likeliest
-    #[arg(long, value_name = "P", default_value = "0", value_parser = share)]
-    pub(crate) min_p: f32,
+    /// Choose among those at least P times as likely as the likeliest [default: the model's, else 0]
+    #[arg(long, value_name = "P", value_parser = |text: &str| within(text, |s, p| s.min_p = p))]
+    min_p: Option<f32>,
 
-    /// Divide the logits above 0 of tokens that were there before by R, and multiply those below
-    #[arg(long, value_name = "R", default_value = "1", value_parser = above_zero)]
-    pub(crate) repeat_penalty: f32,
+    /// Divide the logits above 0 of tokens that were there before by R, and multiply those below [default: the model's, else 1]
+    #[arg(long, value_name = "R", value_parser = |text: &str| within(text, |s, r| s.repeat_penalty = r))]
+    repeat_penalty: Option<f32>,
 
     /// The seed of the choice: the same seed, the same text
     #[arg(long, value_name = "N", default_value = "0", value_parser = whole_number::<u64>)]
-    pub(crate) seed: u64,
+    seed: u64,
 
     /// Go on after the model's end tokens
     #[arg(long)]
-    pub(crate) ignore_eos: bool,
+    ignore_eos: bool,
 
     /// Stop before this text (repeatable)
     #[arg(long, value_name = "TEXT", value_parser = NonEmptyStringValueParser::new())]
-    pub(crate) stop: Vec<String>,
+    stop: Vec<String>,
 }
 
 impl SamplingOptions {
     /// What these options stand for.
-    pub(crate) fn generate(&self) -> Generate {
-        let sampling = einfuse::Sampling {
-            temperature: self.temperature,
-            top_k: self.top_k,
-            top_p: self.top_p,
-            min_p: self.min_p,
-            repeat_penalty: self.repeat_penalty,
+    pub(crate) fn generate(&self, checkpoint: &Checkpoint) -> Result<Generate, runtime::Error> {
+        let default = checkpoint.sampling(Sampling { temperature: 0.8, top_k: 40, ..Sampling::default() })?;
+        let sampling = Sampling {
+            temperature: self.temperature.unwrap_or(default.temperature),
+            top_k: self.top_k.unwrap_or(default.top_k),
+            top_p: self.top_p.unwrap_or(default.top_p),
+            min_p: self.min_p.unwrap_or(default.min_p),
+            repeat_penalty: self.repeat_penalty.unwrap_or(default.repeat_penalty),
             seed: self.seed,
         };
-        let stops = self.stop.clone();
-        Generate { sampling, limit: Some(self.tokens), stops, ends: Vec::new(), ignore_end: self.ignore_eos }
+        let (limit, stops) = (Some(self.tokens), self.stop.clone());
+        Ok(Generate { sampling, limit, stops, ends: Vec::new(), ignore_end: self.ignore_eos })
     }
 }
 
-fn number(text: &str, wants: &str, holds: impl Fn(f32) -> bool) -> Result<f32, String> {
-    let number = text.parse().ok().filter(|x: &f32| x.is_finite() && holds(*x));
-    number.ok_or_else(|| format!("{wants} is wanted"))
+/// A number in the place of sampling where `set` puts it, within the range that it has there.
+fn within(text: &str, set: impl FnOnce(&mut Sampling, f32)) -> Result<f32, String> {
+    let number = text.parse().unwrap_or(f32::NAN);
+    let mut sampling = Sampling::default();
+    set(&mut sampling, number);
+    match sampling.check() {
+        Ok(()) => Ok(number),
+        Err(runtime::Error::Option { wants, .. }) => Err(format!("{wants} is wanted")),
+        Err(error) => Err(error.to_string()),
+    }
 }
 
 /// A value that is one of `all`, by its name.
@@ -336,22 +344,6 @@ pub(crate) fn thread_count(text: &str) -> Result<NonZeroUsize, String> {
     let most = runtime::MOST_THREADS;
     let count = text.parse().ok().filter(|count: &NonZeroUsize| count.get() <= most);
     count.ok_or_else(|| format!("a whole number from 1 to {most} is wanted"))
-}
-
-fn at_least_zero(text: &str) -> Result<f32, String> {
-    number(text, "a number of at least 0", |x| x >= 0.0)
-}
-
-fn above_zero(text: &str) -> Result<f32, String> {
-    number(text, "a number above 0", |x| x > 0.0)
-}
-
-fn share(text: &str) -> Result<f32, String> {
-    number(text, "a number from 0 to 1", |x| (0.0..=1.0).contains(&x))
-}
-
-fn positive_share(text: &str) -> Result<f32, String> {
-    number(text, "a number above 0 and at most 1", |x| x > 0.0 && x <= 1.0)
 }
 
 /// A value that says how many positions there are to be.

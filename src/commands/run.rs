@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::Args;
 use einfuse::codegen::Batch;
-use einfuse::{Conversation, Generation, Message, Model, Role, Session, Stop, Summary, Template};
+use einfuse::{Checkpoint, Conversation, Generation, Message, Model, Role, Sampling, Session, Stop, Summary, Template};
 use serde::Serialize;
 
 use super::Outcome;
@@ -25,6 +25,9 @@ Examples:
 
 The text goes to standard output as it is generated, or the token ids where the model has no tokenizer; how fast, in one line,
 to standard error. --json prints one object at the end, with the text, the token ids and the times in seconds.
+
+The model's defaults of --temperature, --top-k, --top-p, --min-p and --repeat-penalty are those in its generation_config.json,
+if `do_sample` is true there.
 
 --chat writes the messages by the model's own chat template, and stops where a turn ends. Without a PROMPT (or -f) it
 reads the user's turns from standard input, one a line.";
@@ -83,30 +86,31 @@ struct Report<'a> {
 impl Run {
     pub(crate) fn run(&self) -> Outcome {
         let text = self.prompt.text()?;
+        let checkpoint = self.model.checkpoint()?;
         if self.chat {
-            return self.chat(text);
+            return self.chat(&checkpoint, text);
         }
-        let model = self.model.load(self.model.settings(self.threads.threads))?;
+        let options = self.sampling.generate(&checkpoint)?;
+        let model = self.model.load_checkpoint(&checkpoint, self.model.settings(self.threads.threads))?;
         let mut session = model.session();
-        let generation = session.generate(self.prompt.prompt(text.as_deref()), &self.sampling.generate())?;
+        let generation = session.generate(self.prompt.prompt(text.as_deref()), &options)?;
         if let (false, Some(prompt)) = (self.output.json, &text) {
             print(prompt)?;
         }
         let text = self.write(&model, generation)?;
-        self.finish(&session, session.summary().prompt_tokens, text)
+        self.finish(&session, session.summary().prompt_tokens, text, &options.sampling)
     }
 
     /// One answer, or one to each line of standard input.
-    fn chat(&self, text: Option<String>) -> Outcome {
-        let checkpoint = self.model.checkpoint()?;
-        let template = Template::of(&checkpoint)?;
-        let model = self.model.load_checkpoint(&checkpoint, self.model.settings(self.threads.threads))?;
+    fn chat(&self, checkpoint: &Checkpoint, text: Option<String>) -> Outcome {
+        let template = Template::of(checkpoint)?;
+        let options = self.sampling.generate(checkpoint)?;
+        let model = self.model.load_checkpoint(checkpoint, self.model.settings(self.threads.threads))?;
         let rules = self.system.iter().map(|text| Message { role: Role::System, content: text.clone() });
         let mut conversation = Conversation::new(&model, template, rules.collect())?;
-        let options = self.sampling.generate();
         let mut answer = |text: &str| {
             let text = self.write(&model, conversation.say(text, &options)?)?;
-            self.finish(conversation.session(), conversation.answer(), text)
+            self.finish(conversation.session(), conversation.answer(), text, &options.sampling)
         };
         if let Some(text) = text {
             return answer(&text);
@@ -142,11 +146,11 @@ impl Run {
     }
 
     /// Says how it went: what is after the first `prompt` tokens was generated.
-    fn finish(&self, session: &Session<'_>, prompt: usize, text: String) -> Outcome {
+    fn finish(&self, session: &Session<'_>, prompt: usize, text: String, sampling: &Sampling) -> Outcome {
         let (model, summary) = (session.model(), session.summary());
         if !self.output.json {
             print("\n")?;
-            tell(dimmed(&self.line(model, summary)));
+            tell(dimmed(&line(model, summary, sampling)));
             return Ok(());
         }
         let (prompt_ids, token_ids) = session.tokens().split_at(prompt);
@@ -161,7 +165,7 @@ impl Run {
                 Some(Stop::ContextEnd) => "context",
                 Some(Stop::Limit) | None => "limit",
             },
-            seed: self.sampling.seed,
+            seed: sampling.seed,
             threads: model.threads(),
             prompt_tokens: summary.prompt_tokens,
             prompt_tokens_per_second: summary.prefill_rate(),
@@ -175,29 +179,29 @@ impl Run {
         print_json(&report)?;
         Ok(())
     }
+}
 
-    /// The summary in one line.
-    fn line(&self, model: &Model, summary: &Summary) -> String {
-        let compiled = model.program().compile_time();
-        let mut line = format!(
-            "prompt {}, {:.1} tokens/s · generated {}, {:.1} tokens/s · first token after {} · \
-             compiled in {}, weights packed in {}",
-            tokens(summary.prompt_tokens),
-            summary.prefill_rate(),
-            tokens(summary.generated_tokens),
-            summary.decode_rate(),
-            milliseconds(summary.first_token),
-            milliseconds(compiled),
-            milliseconds(model.pack_time()),
-        );
-        if self.sampling.temperature > 0.0 {
-            line += &format!(" · seed {}", self.sampling.seed);
-        }
-        if let Some(stop) = summary.stop.as_ref().filter(|stop| **stop != Stop::Limit) {
-            line += &format!(" · stopped at the {stop}");
-        }
-        line
+/// The summary in one line.
+fn line(model: &Model, summary: &Summary, sampling: &Sampling) -> String {
+    let compiled = model.program().compile_time();
+    let mut line = format!(
+        "prompt {}, {:.1} tokens/s · generated {}, {:.1} tokens/s · first token after {} · \
+         compiled in {}, weights packed in {}",
+        tokens(summary.prompt_tokens),
+        summary.prefill_rate(),
+        tokens(summary.generated_tokens),
+        summary.decode_rate(),
+        milliseconds(summary.first_token),
+        milliseconds(compiled),
+        milliseconds(model.pack_time()),
+    );
+    if sampling.temperature > 0.0 {
+        line += &format!(" · seed {}", sampling.seed);
     }
+    if let Some(stop) = summary.stop.as_ref().filter(|stop| **stop != Stop::Limit) {
+        line += &format!(" · stopped at the {stop}");
+    }
+    line
 }
 
 fn milliseconds(time: Duration) -> String {

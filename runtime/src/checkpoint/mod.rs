@@ -21,6 +21,7 @@ pub(crate) use weight::declared;
 pub use weight::{Change, Stored};
 
 use crate::Error;
+use crate::sample::Sampling;
 use gguf::Gguf;
 use mapped::Bytes;
 use quantised::Method;
@@ -206,6 +207,48 @@ impl Checkpoint {
             return tokens.ok_or_else(|| json.wrong(key, &format!("wants a token or a list of tokens, not {value}")));
         }
         Ok(Vec::new())
+    }
+
+    /// How tokens are to be chosen: what `generation_config.json` says of `temperature`, `top_k`, `top_p`, `min_p` and
+    /// `repetition_penalty`, if its `do_sample` is true, and of the rest what `otherwise` says.
+    ///
+    /// # Errors
+    /// If a value is outside its range.
+    pub fn sampling(&self, otherwise: Sampling) -> Result<Sampling, Error> {
+        let Some(json) = &self.generation_config else { return Ok(otherwise) };
+        let value = |key| json.object.get(key).filter(|value| !value.is_null());
+        let mut sampling = otherwise;
+        match value("do_sample") {
+            Some(Value::Bool(true)) => {}
+            None | Some(Value::Bool(false)) => return Ok(sampling),
+            Some(other) => return Err(json.wrong("do_sample", &format!("wants true or false, not {other}"))),
+        }
+        let keys = [
+            ("temperature", &mut sampling.temperature),
+            ("top_p", &mut sampling.top_p),
+            ("min_p", &mut sampling.min_p),
+            ("repetition_penalty", &mut sampling.repeat_penalty),
+        ];
+        for (key, place) in keys {
+            if let Some(value) = value(key) {
+                let number = value.as_f64().ok_or_else(|| json.wrong(key, &format!("wants a number, not {value}")))?;
+                *place = number as f32;
+            }
+        }
+        if let Some(value) = value("top_k") {
+            let count = value.as_u64().and_then(|count| usize::try_from(count).ok());
+            let wrong = || json.wrong("top_k", &format!("wants a whole number of at least 0, not {value}"));
+            sampling.top_k = count.ok_or_else(wrong)?;
+        }
+        sampling.check().map_err(|error| match error {
+            Error::Option { option, wants, got } => {
+                let key =
+                    if option == "repeat-penalty" { "repetition_penalty".into() } else { option.replace('-', "_") };
+                json.wrong(&key, &format!("wants {wants}, not {got}"))
+            }
+            error => error,
+        })?;
+        Ok(sampling)
     }
 
     /// How a chat becomes text, where the checkpoint says so: the template in `chat_template.jinja`, in

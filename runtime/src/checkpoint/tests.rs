@@ -76,6 +76,37 @@ fn a_folder_is_opened() {
 }
 
 #[test]
+fn generation_config_says_how_to_choose_where_it_samples() {
+    let otherwise = || Sampling { temperature: 0.8, top_k: 40, seed: 7, ..Sampling::default() };
+    let sampling = |generation: &str| {
+        let weights = file(HEADER, 32);
+        let files: [(&str, &[u8]); 3] = [
+            ("config.json", CONFIG.as_bytes()),
+            ("model.safetensors", &weights),
+            ("generation_config.json", generation.as_bytes()),
+        ];
+        let sampling = Folder::new(&files).open().sampling(otherwise());
+        sampling.map_err(|error| error.to_string().split('/').next_back().unwrap().to_owned())
+    };
+    let keys = r#""temperature": 0.6, "top_k": 20, "top_p": 0.95, "min_p": null, "repetition_penalty": 1.05}"#;
+    let wanted = Sampling { temperature: 0.6, top_k: 20, top_p: 0.95, repeat_penalty: 1.05, ..otherwise() };
+    assert_eq!(sampling(&format!("{{\"do_sample\": true, {keys}")), Ok(wanted));
+    for other in ["{", "{\"do_sample\": false, ", "{\"do_sample\": null, "] {
+        assert_eq!(sampling(&format!("{other}{keys}")), Ok(otherwise()));
+    }
+    assert_eq!(sampling(r#"{"do_sample": true, "top_p": 1}"#), Ok(otherwise()));
+    for (wrong, message) in [
+        (r#""do_sample": 1"#, "key `do_sample` wants true or false, not 1"),
+        (r#""do_sample": true, "temperature": "hot""#, "key `temperature` wants a number, not \"hot\""),
+        (r#""do_sample": true, "top_k": -1"#, "key `top_k` wants a whole number of at least 0, not -1"),
+        (r#""do_sample": true, "top_p": 1.5"#, "key `top_p` wants a number above 0 and at most 1, not 1.5"),
+        (r#""do_sample": true, "repetition_penalty": 0"#, "key `repetition_penalty` wants a number above 0, not 0"),
+    ] {
+        assert_eq!(sampling(&format!("{{{wrong}}}")), Err(format!("generation_config.json: {message}")));
+    }
+}
+
+#[test]
 fn the_chat_template_is_kept() {
     let weights = file(HEADER, 32);
     let open = |files: &[(&str, &str)]| {
