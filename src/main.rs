@@ -8,7 +8,7 @@ use std::error::Error;
 use std::io;
 use std::process::ExitCode;
 
-use commands::output::{print_with, tell};
+use commands::output::{print_with, tell, tell_error};
 
 fn main() -> ExitCode {
     let outcome = match commands::Cli::read() {
@@ -24,17 +24,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if is_closed_pipe(error.as_ref()) => ExitCode::SUCCESS,
         Err(error) => {
-            tell(format_args!("error: {error}"));
-            let (mut told, mut cause) = (error.to_string(), error.source());
-            while let Some(error) = cause {
-                let text = error.to_string();
-                // some messages end with their cause
-                if !told.contains(&text) {
-                    tell(format_args!("  because: {text}"));
-                    told = text;
-                }
-                cause = error.source();
-            }
+            tell_error(error.as_ref());
             if error.is::<commands::Usage>() { ExitCode::from(2) } else { ExitCode::FAILURE }
         }
     }

@@ -673,7 +673,15 @@ fn run_writes_text_to_stdout_and_the_summary_to_stderr() {
     assert!(text.starts_with("ROMEO:") && text.ends_with('\n') && text.len() > 60, "{text}");
     let summary = stderr(&output);
     assert_eq!(summary.lines().count(), 1, "{summary}");
-    for word in ["prompt 5 tokens", "generated 40 tokens", "tokens/s", "first token", "compiled in", "seed 0"] {
+    for word in [
+        "prompt 5 tokens",
+        "generated 40 tokens",
+        "tokens/s",
+        "first token",
+        "compiled in",
+        "seed 0",
+        "stopped at the token limit",
+    ] {
         assert!(summary.contains(word), "no `{word}` in {summary}");
     }
     assert!(!summary.contains('\x1b') && !text.contains('\x1b'), "colour where no terminal is");
@@ -733,6 +741,66 @@ fn a_chat_goes_by_the_model_s_template() {
         let output = run(&[&chat[..], &["--chat", "--system", "s", "a b"]].concat());
         check(&output, 1, &["chat_template.jinja", name]).unwrap();
     }
+}
+
+#[test]
+fn an_answer_goes_as_far_as_the_context() {
+    let folder = Folder::copy("llama3");
+    folder.write("chat_template.jinja", "{{ messages[0].content }}");
+    folder.set("max_position_embeddings", 300);
+    let arguments = ["run", "-m", folder.path().to_str().unwrap(), "--ignore-eos", "--chat", "--json"];
+    let answer = |limit: &[&str]| -> Value {
+        serde_json::from_str(&stdout(&run(&[&arguments[..], limit, &["a b"]].concat()))).unwrap()
+    };
+    let whole = answer(&[]);
+    assert_eq!(whole["stopped"], "context");
+    assert!(whole["generated_tokens"].as_u64().unwrap() > 256, "{whole}");
+    let cut = answer(&["-n", "2"]);
+    assert_eq!((&cut["stopped"], &cut["generated_tokens"]), (&json!("limit"), &json!(2)));
+}
+
+/// A template that refuses what has `no` in it.
+const REFUSING: &str =
+    "{% if 'no' in messages[-1].content %}{{ raise_exception('not that') }}{% endif %}{{ messages[-1].content }}";
+
+#[test]
+fn a_chat_on_a_terminal_goes_on_after_an_error() {
+    use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+    let folder = Folder::copy("llama3");
+    folder.write("chat_template.jinja", REFUSING);
+    let terminal = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+    grantpt(&terminal).unwrap();
+    unlockpt(&terminal).unwrap();
+    let name = ptsname(&terminal, Vec::new()).unwrap().into_string().unwrap();
+    let mut terminal = fs::File::from(terminal);
+    let mut command = einfuse(&["run", "-m", folder.path().to_str().unwrap(), "--chat", "-n", "2"]);
+    command.stdin(fs::OpenOptions::new().read(true).write(true).open(name).unwrap());
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let too_long = "x ".repeat(300);
+    let turns = ["a b", &too_long, "no", "c d"].join("\n");
+    let end_of_input = "\u{4}";
+    terminal.write_all(format!("{turns}\n{end_of_input}").as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert_eq!(stdout(&output).matches("> ").count(), 5, "{}", stdout(&output));
+    let told = stderr(&output);
+    let lines: Vec<&str> = told.lines().collect();
+    assert_eq!(lines.len(), 4, "{told}");
+    for (line, word) in
+        lines.iter().zip(["generated 2 tokens", "tokens do not fit into the 256", "not that", "generated 2 tokens"])
+    {
+        assert!(line.contains(word), "no `{word}` in {line}");
+    }
+    assert!(lines[1].starts_with("error: ") && lines[2].starts_with("error: "), "{told}");
+}
+
+#[test]
+fn a_chat_that_is_no_terminal_s_ends_with_an_error() {
+    let folder = Folder::copy("llama3");
+    folder.write("chat_template.jinja", REFUSING);
+    let output = run_with(&["run", "-m", folder.path().to_str().unwrap(), "--chat", "-n", "2", "--json"], "no\na b\n");
+    check(&output, 1, &["not that"]).unwrap();
+    assert!(output.stdout.is_empty(), "{}", stdout(&output));
 }
 
 #[test]

@@ -248,9 +248,9 @@ fn read_all(mut from: impl Read) -> io::Result<Vec<u8>> {
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Choosing tokens")]
 pub(crate) struct SamplingOptions {
-    /// Most tokens to generate
-    #[arg(short = 'n', long, value_name = "N", default_value = "256", value_parser = whole_number::<usize>)]
-    tokens: usize,
+    /// Most tokens to generate [default: 256; in a chat as many as the context has room for]
+    #[arg(short = 'n', long, value_name = "N", value_parser = whole_number::<usize>)]
+    tokens: Option<usize>,
 
     /// Temperature; 0 takes the likeliest token (greedy) [default: the model's, else 0.8]
     #[arg(long, value_name = "T", value_parser = |text: &str| within(text, |s, t| s.temperature = t))]
@@ -286,8 +286,8 @@ pub(crate) struct SamplingOptions {
 }
 
 impl SamplingOptions {
-    /// What these options stand for.
-    pub(crate) fn generate(&self, checkpoint: &Checkpoint) -> Result<Generate, runtime::Error> {
+    /// What these options stand for, with at most so many tokens where they don't say.
+    pub(crate) fn generate(&self, checkpoint: &Checkpoint, limit: Option<usize>) -> Result<Generate, runtime::Error> {
         let default = checkpoint.sampling(Sampling { temperature: 0.8, top_k: 40, ..Sampling::default() })?;
         let sampling = Sampling {
             temperature: self.temperature.unwrap_or(default.temperature),
@@ -297,7 +297,7 @@ impl SamplingOptions {
             repeat_penalty: self.repeat_penalty.unwrap_or(default.repeat_penalty),
             seed: self.seed,
         };
-        let (limit, stops) = (Some(self.tokens), self.stop.clone());
+        let (limit, stops) = (self.tokens.or(limit), self.stop.clone());
         Ok(Generate { sampling, limit, stops, ends: Vec::new(), ignore_end: self.ignore_eos })
     }
 }

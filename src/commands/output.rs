@@ -1,6 +1,7 @@
 //! Standard output, where a failed write is an error with a name and a closed pipe can be told from others; and standard error,
 //! where it is none.
 
+use std::error::Error;
 use std::fmt;
 use std::io::{self, Write};
 
@@ -50,6 +51,21 @@ pub(crate) fn markdown(head: &[&str], lines: &[Vec<String>], left: &[usize]) -> 
 /// Writes a line to standard error, if that can be: there is no other place to say that it cannot.
 pub(crate) fn tell(line: impl fmt::Display) {
     let _ = writeln!(io::stderr(), "{line}");
+}
+
+/// Writes an error to standard error: one line, its causes below it.
+pub(crate) fn tell_error(error: &dyn Error) {
+    tell(format_args!("error: {error}"));
+    let (mut told, mut cause) = (error.to_string(), error.source());
+    while let Some(error) = cause {
+        let text = error.to_string();
+        // some messages end with their cause
+        if !told.contains(&text) {
+            tell(format_args!("  because: {text}"));
+            told = text;
+        }
+        cause = error.source();
+    }
 }
 
 /// How many tokens, in words.

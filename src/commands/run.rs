@@ -6,12 +6,14 @@ use std::time::Duration;
 
 use clap::Args;
 use einfuse::codegen::Batch;
-use einfuse::{Checkpoint, Conversation, Generation, Message, Model, Role, Sampling, Session, Stop, Summary, Template};
+use einfuse::{
+    Checkpoint, Conversation, Generation, Message, Model, Role, Sampling, Session, Stop, Summary, Template, runtime,
+};
 use serde::Serialize;
 
 use super::Outcome;
 use super::options::{ModelOptions, OutputOptions, PromptOptions, SamplingOptions, Threads};
-use super::output::{print, print_json, tell, tokens};
+use super::output::{print, print_json, tell, tell_error, tokens};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -30,7 +32,7 @@ The model's defaults of --temperature, --top-k, --top-p, --min-p and --repeat-pe
 if `do_sample` is true there.
 
 --chat writes the messages by the model's own chat template, and stops where a turn ends. Without a PROMPT (or -f) it
-reads the user's turns from standard input, one a line.";
+reads the user's turns from standard input, one a line. On a terminal, what cannot be answered is told, and was not said.";
 
 /// Continue a text, or answer in a chat
 #[derive(Args, Debug)]
@@ -83,6 +85,9 @@ struct Report<'a> {
     kernels: usize,
 }
 
+/// The most tokens that a text is continued by where nobody says.
+const LIMIT: usize = 256;
+
 impl Run {
     pub(crate) fn run(&self) -> Outcome {
         let text = self.prompt.text()?;
@@ -90,7 +95,7 @@ impl Run {
         if self.chat {
             return self.chat(&checkpoint, text);
         }
-        let options = self.sampling.generate(&checkpoint)?;
+        let options = self.sampling.generate(&checkpoint, Some(LIMIT))?;
         let model = self.model.load_checkpoint(&checkpoint, self.model.settings(self.threads.threads))?;
         let mut session = model.session();
         let generation = session.generate(self.prompt.prompt(text.as_deref()), &options)?;
@@ -104,7 +109,7 @@ impl Run {
     /// One answer, or one to each line of standard input.
     fn chat(&self, checkpoint: &Checkpoint, text: Option<String>) -> Outcome {
         let template = Template::of(checkpoint)?;
-        let options = self.sampling.generate(checkpoint)?;
+        let options = self.sampling.generate(checkpoint, None)?;
         let model = self.model.load_checkpoint(checkpoint, self.model.settings(self.threads.threads))?;
         let rules = self.system.iter().map(|text| Message { role: Role::System, content: text.clone() });
         let mut conversation = Conversation::new(&model, template, rules.collect())?;
@@ -122,7 +127,11 @@ impl Run {
         for line in stdin.lock().lines() {
             let line = line.map_err(|error| format!("cannot read standard input: {error}"))?;
             if !line.trim().is_empty() {
-                answer(&line)?;
+                match answer(&line) {
+                    // whoever types can say something else
+                    Err(error) if is_shown && error.is::<runtime::Error>() => tell_error(error.as_ref()),
+                    answered => answered?,
+                }
             }
             show("> ")?;
         }
@@ -198,7 +207,7 @@ fn line(model: &Model, summary: &Summary, sampling: &Sampling) -> String {
     if sampling.temperature > 0.0 {
         line += &format!(" · seed {}", sampling.seed);
     }
-    if let Some(stop) = summary.stop.as_ref().filter(|stop| **stop != Stop::Limit) {
+    if let Some(stop) = &summary.stop {
         line += &format!(" · stopped at the {stop}");
     }
     line
