@@ -19,7 +19,7 @@ pub struct Choice {
 }
 
 /// Is told what the tokens of a step choose: the choice, the layer that makes it, and the coordinates, `[t, …]` in the order
-/// of the tensor's axes.
+/// of the tensor's axes. What is chosen behind the last layer is told of the tokens whose output is wanted.
 pub type ChoiceObserver<'a> = &'a mut (dyn FnMut(Choice, Option<usize>, &[i32]) + Send);
 
 /// Where a choice is after a kernel.
@@ -30,6 +30,8 @@ pub(crate) struct Watched {
     pub(crate) at: usize,
     /// Coordinates of a token.
     pub(crate) row: usize,
+    /// Whether the tokens before the first whose output is wanted are left out.
+    pub(crate) from_first: bool,
 }
 
 impl Plan {
@@ -73,7 +75,8 @@ pub(crate) fn watched(base: &Base, compiled: &[Compiled]) -> HashMap<usize, Vec<
                 if tensor.axes.first().is_some_and(|&a| plan.graph.axis(a).extent == Extent::Tokens) {
                     let row = tensor.axes.iter().filter_map(|&a| plan.graph.size(a)).product();
                     let choice = Choice { by: TensorId(by as u32), axis: choice.axis };
-                    all.entry(number).or_default().push(Watched { choice, at, row });
+                    let from_first = place.is_from_first();
+                    all.entry(number).or_default().push(Watched { choice, at, row, from_first });
                 }
             }
         }

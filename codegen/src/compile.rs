@@ -14,7 +14,7 @@ use crate::pack::Packed;
 use crate::schedule::homes::{Entry, Extents, Homes};
 use crate::schedule::tiling::EXPANDING;
 use crate::schedule::weights::Variant;
-use crate::schedule::{Context, Mode, Prepared, Sizes, Tiling, schedule};
+use crate::schedule::{Context, MOST_POSITIONS, Mode, Prepared, Sizes, Tiling, schedule};
 
 /// What a program is made for.
 #[derive(Clone, Debug)]
@@ -216,7 +216,13 @@ impl Base {
             let text = format!("caches are kept as f32, bf16 or q8, not as {}", options.cache);
             return Err(CompileError::Unsupported(text));
         }
+        for (name, number) in [("chunk", options.chunk), ("positions", options.positions)] {
+            if !(1..=MOST_POSITIONS).contains(&number) {
+                return Err(CompileError::Unsupported(format!("`{name}` is {number}, not 1 to {MOST_POSITIONS}")));
+            }
+        }
         let how = Extents { cache: options.cache, tokens: options.chunk + GROUP - 1, positions: options.positions };
+        fits_memory(graph, how)?;
         let mut weights = Weights::default();
         let mut planned = |step: Typical, like: Option<&Homes>| {
             let mut plan = fuse(graph, &options.without, options.rows, step, storage);
@@ -283,6 +289,10 @@ impl Base {
     pub(crate) fn kernels(&self, options: &Options, target: &Target) -> Result<Kernels, CompileError> {
         let cores = target.cores();
         let (mut compiled, mut scheduled, mut calls) = (Vec::new(), Vec::new(), Vec::new());
+        for (kernel, tiling) in &options.schedules {
+            let wrong = |reason| CompileError::Unsupported(format!("the schedule of {kernel}: {reason}"));
+            tiling.check().map_err(wrong)?;
+        }
         let mut arena_bytes = 0;
         // Those for many come before those for a few, which may be the same.
         for batch in [Batch::One, Batch::Many, Batch::Deep, Batch::Few] {
@@ -404,6 +414,26 @@ fn supported(graph: &Graph) -> Result<(), CompileError> {
         let kept = matches!(tensor.kind, Kind::Carry | Kind::State { .. });
         if tensor.ty == Type::Mask && (kept || graph.tensor(graph.output).name == tensor.name) {
             return refuse(format!("`{}` is a mask; masks are neither handed on nor kept nor returned", tensor.name));
+        }
+    }
+    Ok(())
+}
+
+/// The most elements of a tensor: with so many bytes, sums over all tensors are still addresses.
+const LARGEST: f64 = (1u64 << 48) as f64;
+
+/// Refuses a tensor with more elements than could be.
+fn fits_memory(graph: &Graph, extents: Extents) -> Result<(), CompileError> {
+    for tensor in &graph.tensors {
+        let sizes = tensor.axes.iter().map(|&a| match graph.axis(a).extent {
+            Extent::Fixed(size) => size,
+            Extent::Tokens => extents.tokens,
+            Extent::Positions => extents.positions,
+        });
+        let elements = sizes.map(|size| size as f64).product::<f64>();
+        if elements > LARGEST {
+            let (name, axes) = (&tensor.name, graph.names(&tensor.axes));
+            return Err(CompileError::Unsupported(format!("`{name}` over {axes} has {elements:e} elements")));
         }
     }
     Ok(())

@@ -11,7 +11,7 @@ use crate::compile::{
     Base, Batch, Call, CompileError, Compiled, Kernels, Options, Planned, Scheduled, Schedules, Slot,
 };
 use crate::fuse::{Kernel, Plan, Segment, Storage, Wanted};
-use crate::loops::{self, Buffer, FEW, Format};
+use crate::loops::{Buffer, FEW, Format};
 use crate::lower::{Code, Left, Target};
 use crate::pack::Packed;
 use crate::schedule::MOST_POSITIONS;
@@ -190,8 +190,14 @@ impl Program {
     }
 
     fn on(base: Arc<Base>, options: &Options, started: Instant) -> Result<Program, CompileError> {
-        let host = Target::host()?;
-        let target = options.cores.map_or(host.clone(), |cores| host.with_cores(cores));
+        let mut target = Target::host()?;
+        if let Some(cores) = options.cores {
+            if !target.cores().have(&cores) {
+                let text = format!("this machine has {:?}, not {cores:?}", target.cores());
+                return Err(CompileError::Unsupported(text));
+            }
+            target = target.with_cores(cores);
+        }
         let kernels = base.kernels(options, &target)?;
         let scratch_bytes = kernels.compiled.iter().map(|c| c.loops.scratch).max().unwrap_or(0);
         Ok(Program { base, options: options.clone(), scratch_bytes, compile_time: started.elapsed(), kernels })
@@ -385,12 +391,12 @@ impl Program {
         &self,
         weights: &[u8],
         workspace: &mut Workspace,
-        step: Step<'_>,
+        mut step: Step<'_>,
         team: &dyn Team,
     ) -> Result<(), StepError> {
         self.check(weights, workspace, &step, team)?;
-        self.prepare(weights, workspace, &step);
-        let tokens = step.tokens.len();
+        self.prepare(weights, workspace, &mut step);
+        let (tokens, first) = (step.tokens.len(), step.first);
         let batch = self.batch(tokens, step.past);
         let calls = self.sequence(batch);
         let observe = step.observe.map(Mutex::new);
@@ -418,11 +424,12 @@ impl Program {
                 meet();
             };
             let tell = |watched: &[Watched], layer: Option<usize>| {
-                for Watched { choice, at, row } in watched.iter().filter(|_| worker == 0) {
-                    let first = std::ptr::with_exposed_provenance::<i32>(arena + at);
-                    // SAFETY: the home of the choice is `tokens` rows (at most `chunk`, checked) of `row` integers from `at` on,
-                    // within the arena; all workers wait, so that nobody writes it while it is read.
-                    let values = unsafe { std::slice::from_raw_parts(first, tokens * row) };
+                for Watched { choice, at, row, from_first } in watched.iter().filter(|_| worker == 0) {
+                    let rows = if *from_first { tokens - first } else { tokens };
+                    let start = std::ptr::with_exposed_provenance::<i32>(arena + at);
+                    // SAFETY: the home of the choice has so many rows (at most `chunk`, or those from the first wanted, both
+                    // checked) of `row` integers from `at` on, within the arena; all workers wait, so that nobody writes it while it is read.
+                    let values = unsafe { std::slice::from_raw_parts(start, rows * row) };
                     if let Some(Ok(mut tell)) = choices.as_ref().map(Mutex::lock) {
                         tell(*choice, layer, values);
                     }
@@ -537,15 +544,19 @@ impl Program {
             if let Some(page) = table.pages.iter().find(is_beyond) {
                 return memory(format!("page {page} is beyond the pool of {} bytes", table.memory.len()));
             }
+            let written = &table.pages[step.past / PAGE..wanted];
+            if let Some(at) = (1..written.len()).find(|&at| written[..at].contains(&written[at])) {
+                return memory(format!("page {} is written for two parts of a sequence", written[at]));
+            }
         }
         Ok(())
     }
 
     /// Fills the frame and the tables for a step that was checked.
-    fn prepare(&self, weights: &[u8], workspace: &mut Workspace, step: &Step<'_>) {
+    fn prepare(&self, weights: &[u8], workspace: &mut Workspace, step: &mut Step<'_>) {
         let tokens = step.tokens.len();
-        for ((group, table), addresses) in self.homes().groups.iter().zip(&step.caches).zip(&mut workspace.pages) {
-            let base = table.memory.as_ptr().expose_provenance();
+        for ((group, table), addresses) in self.homes().groups.iter().zip(&mut step.caches).zip(&mut workspace.pages) {
+            let base = table.memory.as_mut_ptr().expose_provenance();
             addresses.clear();
             addresses.extend(table.pages.iter().map(|&page| (base + page as usize * group.page_bytes) as u64));
         }
@@ -589,8 +600,7 @@ impl Program {
         let Some(place) = place else { return (0, 0) };
         let Memory::Flat(Buffer::Arena(at)) = place.memory else { return (0, 0) };
         let tokens_first = axes.first().is_some_and(|&a| graph.axis(a).extent == Extent::Tokens);
-        let from_first = place.origin.first().is_some_and(|o| *o != loops::Expr::Int(0));
-        match (tokens_first, from_first) {
+        match (tokens_first, place.is_from_first()) {
             (true, true) => (at / 4, (tokens - first) * row),
             (true, false) => (at / 4 + first * row, (tokens - first) * row),
             (false, _) => (at / 4, row),

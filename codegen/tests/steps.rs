@@ -1,6 +1,7 @@
 //! What a step refuses, before it computes anything.
 
-use einfuse_codegen::{Alone, Format, Options, PageTable, Program, Step, StepError, Wanted, Workspace};
+use einfuse_codegen::loops::Cores;
+use einfuse_codegen::{Alone, Choice, Format, Options, PageTable, Program, Step, StepError, Tiling, Wanted, Workspace};
 use einfuse_graph::{Graph, parse};
 
 const SMALL: &str = "
@@ -64,7 +65,8 @@ fn run_from(
 fn refuses_in_words() {
     let options = Options { chunk: 8, ..Options::default() };
     let program = Program::compile(&graph(), &|_, _| Format::F32.into(), &options).unwrap();
-    let other = Program::compile(&graph(), &|_, _| Format::F32.into(), &Options { chunk: 4, ..options }).unwrap();
+    let other =
+        Program::compile(&graph(), &|_, _| Format::F32.into(), &Options { chunk: 4, ..options.clone() }).unwrap();
     let mut own = program.workspace(1);
     assert_eq!(program.context(), Some(98));
     assert_eq!(run(&program, &mut own, &[1, 2, 3], 0, &[1, 0], 0), Ok(()));
@@ -87,6 +89,60 @@ fn refuses_in_words() {
     }
     let error = run(&program, &mut other.workspace(1), &[1], 0, &[0], 0).unwrap_err();
     assert_eq!(error.to_string(), "the workspace was made by another program");
+    let longer = parse(&SMALL.replace("p = 100", "p = 300")).unwrap();
+    let longer = Program::compile(&longer, &|_, _| Format::F32.into(), &options).unwrap();
+    let error =
+        run(&longer, &mut longer.workspace(1), &[1; 8], longer.caches()[0].page_positions - 4, &[1, 1], 0).unwrap_err();
+    assert_eq!(error.to_string(), "page 1 is written for two parts of a sequence");
+}
+
+#[test]
+fn refuses_options_that_no_program_has() {
+    let refusal = |options: Options| Program::compile(&graph(), &|_, _| Format::F32.into(), &options).err().unwrap();
+    let options = Options::default;
+    let tiling = Tiling { block: 1, core: 0, prepared: 1, tile: 1, parts: 1 };
+    let schedules = [("kernel 7".to_owned(), tiling)].into_iter().collect();
+    for (options, message) in [
+        (Options { chunk: 0, ..options() }, "`chunk` is 0, not 1 to 16777216"),
+        (Options { chunk: usize::MAX, ..options() }, "`chunk` is 18446744073709551615, not 1 to 16777216"),
+        (Options { positions: 1 << 25, ..options() }, "`positions` is 33554432, not 1 to 16777216"),
+        (Options { cores: Some(Cores { bits: 1024, ..Cores::PORTABLE }), ..options() }, "this machine has "),
+        (Options { schedules, ..options() }, "the schedule of kernel 7: `core` is 0, not 1 to "),
+    ] {
+        let error = refusal(options).to_string();
+        assert!(error.starts_with(message), "{error}\nis not: {message}");
+    }
+    let large = SMALL.replace("v = 7", "v = 10000000").replace("d = 4", "d = 100000000");
+    let error = Program::compile(&parse(&large).unwrap(), &|_, _| Format::F32.into(), &options()).err().unwrap();
+    assert_eq!(error.to_string(), "`embed` over [v, d] has 1e15 elements");
+}
+
+/// What is chosen behind the last layer is told of the tokens whose output is wanted.
+#[test]
+fn choices_behind_the_layers_are_those_of_the_last_tokens() {
+    let text = "graph routed\naxis d = 16\naxis e = 4\naxis c = 16\naxis v = 7\naxis t = tokens\ninput tokens[t]\n\
+                weight embed[v, d] = \"embed\"\nweight gate[e, d] = \"gate\"\nweight expert[e, c, d] = \"expert\"\n\
+                x[t, d] = embed[v = tokens]\nlayers y from x as h order 0\nbody\nr[t, d] = h + tanh(h)\nresult r\nend\n\
+                i[t] = argmax[e] sum[d] y * gate\nz[t, c] = sum[d] y * expert[e = i]\noutput z\n";
+    let graph = parse(text).unwrap();
+    for (rows, tokens, told) in [(Wanted::Last, 12, 1), (Wanted::Last, 5, 1), (Wanted::All, 12, 12)] {
+        let options = Options { chunk: 12, rows, ..Options::default() };
+        let program = Program::compile(&graph, &|_, _| Format::F32.into(), &options).unwrap();
+        let (weights, from) = zeroes(program.weight_bytes());
+        let mut chosen = Vec::new();
+        let mut tell = |_: Choice, _: Option<usize>, values: &[i32]| chosen.push(values.to_vec());
+        let first = if rows == Wanted::Last { tokens - 1 } else { 0 };
+        let step = Step {
+            tokens: &vec![1; tokens],
+            past: 0,
+            first,
+            caches: Vec::new(),
+            observe: None,
+            choices: Some(&mut tell),
+        };
+        program.step(&weights[from..], &mut program.workspace(1), step, &Alone).unwrap();
+        assert_eq!(chosen, [vec![0; told]], "{tokens} tokens, {rows:?}");
+    }
 }
 
 #[test]

@@ -63,7 +63,9 @@ impl Threads {
     }
 }
 
-impl Team for Threads {
+// SAFETY: the pool has as many threads as there are workers, calls each once with its own number, and waits for all; the barrier
+// is for as many. Without a pool there is one worker, who meets nobody.
+unsafe impl Team for Threads {
     fn workers(&self) -> usize {
         self.workers
     }

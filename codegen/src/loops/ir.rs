@@ -322,6 +322,15 @@ impl Cores {
     /// The portable core alone.
     pub const PORTABLE: Cores = Cores { bits: 128, bf16: false, bytes: None, tiles: false, fetch: None };
 
+    /// Whether a machine that has these has such ones too.
+    pub fn have(&self, others: &Cores) -> bool {
+        let bytes = match (self.bytes, others.bytes) {
+            (Some(own), Some(bytes)) => own == bytes || bytes == ByteProducts::Avx2,
+            (_, bytes) => bytes.is_none(),
+        };
+        bytes && others.bits <= self.bits && others.bf16 <= self.bf16 && others.tiles <= self.tiles
+    }
+
     /// The most rows that a core of vectors takes at once. The last of several may take rows beyond, fewer than these.
     pub const fn rows(&self) -> usize {
         match self.bits {

@@ -1,7 +1,7 @@
 //! Places: a layout with the memory that it lies in.
 
 use super::layout::{Dims, Layout, Step};
-use crate::loops::{Address, Buffer, Codes, Elem, Expr, Format, PANEL, Unary};
+use crate::loops::{Address, Arg, Buffer, Codes, Elem, Expr, Format, PANEL, Unary};
 
 /// Where a tensor's elements are.
 #[derive(Clone, Debug, PartialEq)]
@@ -125,6 +125,11 @@ impl Place {
             },
         };
         within_page && self.coded.is_none()
+    }
+
+    /// Whether the first dimension begins with the first token whose output is wanted.
+    pub(crate) fn is_from_first(&self) -> bool {
+        self.origin.first().is_some_and(|origin| *origin == Expr::from(Arg::First))
     }
 
     /// Moves the origin of one dimension.

@@ -135,7 +135,8 @@ impl Aligned {
 /// Workers that are threads of their own, for one step.
 pub(crate) struct Threads(pub(crate) usize);
 
-impl Team for Threads {
+// SAFETY: there is a thread for each number, all end with the scope, and the barrier is for as many.
+unsafe impl Team for Threads {
     fn workers(&self) -> usize {
         self.0
     }
