@@ -3,6 +3,7 @@
 pub(in crate::checkpoint) mod blocks;
 mod converted;
 mod split;
+mod tokenizer;
 mod types;
 
 use proptest::prelude::*;

@@ -31,8 +31,9 @@ const LONGEST_TOKEN: usize = 1024;
 /// SentencePiece's blank.
 const BLANK: &str = "\u{2581}";
 
-/// Special tokens that end a turn of a chat, or a text, whatever the metadata's end token is.
-const END_TOKENS: [&str; 9] = [
+/// Special tokens that end a turn of a chat, or a text, whatever the metadata's end token is, and of whatever type files say
+/// that they are: some have them as ordinary ones.
+const END_TOKENS: [&str; 8] = [
     "<|eot_id|>",
     "<|im_end|>",
     "<|end|>",
@@ -41,8 +42,10 @@ const END_TOKENS: [&str; 9] = [
     "<end_of_turn>",
     "<|endoftext|>",
     "<|end_of_text|>",
-    "</s>",
 ];
+
+/// An end token where its type says that it is special; elsewhere (Gemma, Qwen) it is the end of text that is struck out.
+const END: &str = "</s>";
 
 /// How text becomes words.
 struct Words {
@@ -155,13 +158,15 @@ impl<'a> Vocabulary<'a> {
             let problem = format!("wants tokens of at most {LONGEST_TOKEN} bytes; token {id} has {}", tokens[id].len());
             return Err(gguf.wrong(TOKENS, &problem));
         }
-        let types = match gguf.numbers(TYPES)? {
+        let mut types: Vec<u32> = match gguf.numbers(TYPES)? {
             Some(types) if types.len() != tokens.len() => {
                 return Err(gguf.wrong(TYPES, &format!("has {}, there are {} tokens", types.len(), tokens.len())));
             }
             Some(types) => types.into_iter().map(|kind| kind as u32).collect(),
             None => vec![1; tokens.len()],
         };
+        let ends = tokens.iter().zip(&mut types).filter(|(token, _)| END_TOKENS.contains(token));
+        ends.for_each(|(_, kind)| *kind = CONTROL);
         Ok(Some(Vocabulary { tokens, types }))
     }
 
@@ -217,7 +222,8 @@ pub(super) fn end_tokens(gguf: &Gguf) -> Result<Vec<u64>, Error> {
         ids.extend(gguf.whole(&format!("tokenizer.ggml.{name}_token_id"))?);
     }
     if let Some(vocabulary) = Vocabulary::of(gguf)? {
-        let named = vocabulary.entries().filter(|(_, token, kind)| *kind == CONTROL && END_TOKENS.contains(token));
+        let is_end = |token: &str, kind| END_TOKENS.contains(&token) || (token == END && kind == CONTROL);
+        let named = vocabulary.entries().filter(|(_, token, kind)| is_end(token, *kind));
         ids.extend(named.map(|(id, ..)| id as u64));
     }
     let mut seen = HashSet::new();
