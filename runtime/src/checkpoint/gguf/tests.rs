@@ -1,7 +1,6 @@
 //! Malformed files, and what a small one says.
 
 pub(in crate::checkpoint) mod blocks;
-mod converted;
 mod split;
 mod tokenizer;
 mod types;

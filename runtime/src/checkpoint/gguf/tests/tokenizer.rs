@@ -1,5 +1,7 @@
 //! Tokenizers as files of the field have them.
 
+use std::collections::BTreeMap;
+
 use super::*;
 
 /// A file with these tokens, and their types.
@@ -44,5 +46,69 @@ fn the_end_of_text_that_is_struck_out_ends_no_chat() {
     for kind in [1, 4] {
         let tokens = [("<unk>", 2), ("<s>", 3), ("<eos>", 3), ("</s>", kind)];
         assert_eq!(checkpoint(&with_tokens(small(), &tokens)).end_tokens().unwrap(), [2]);
+    }
+}
+
+/// The metadata of a `tokenizer.json`.
+fn with_tokenizer(writer: Writer, tokenizer: &Json) -> Writer {
+    let mut tokens: BTreeMap<u64, (&str, i32)> = BTreeMap::new();
+    for (token, id) in tokenizer["model"]["vocab"].as_object().unwrap() {
+        let kind = if token.starts_with("<0x") { 6 } else { 1 };
+        tokens.insert(id.as_u64().unwrap(), (token, kind));
+    }
+    for added in tokenizer["added_tokens"].as_array().unwrap() {
+        let token = added["content"].as_str().unwrap();
+        tokens.insert(added["id"].as_u64().unwrap(), (token, if token == "<unk>" { 2 } else { 3 }));
+    }
+    let texts: Vec<&str> = tokens.values().map(|(token, _)| *token).collect();
+    let kinds: Vec<Vec<u8>> = tokens.values().map(|(_, kind)| kind.to_le_bytes().to_vec()).collect();
+    let writer = writer.texts("tokenizer.ggml.tokens", &texts).array("tokenizer.ggml.token_type", Kind::I32, &kinds);
+    if tokenizer["model"]["byte_fallback"] == true {
+        let prefix = tokenizer["normalizer"]["type"] == "Sequence";
+        let writer = if prefix { writer } else { writer.bool("tokenizer.ggml.add_space_prefix", false) };
+        // SentencePiece numbers its merges downwards.
+        let score = |id: usize| -(id.saturating_sub(259) as f32);
+        let scores: Vec<Vec<u8>> = (0..texts.len()).map(|id| score(id).to_le_bytes().to_vec()).collect();
+        return writer.text("tokenizer.ggml.model", "llama").array("tokenizer.ggml.scores", Kind::F32, &scores);
+    }
+    let merges = tokenizer["model"]["merges"].as_array().unwrap();
+    let merges: Vec<String> =
+        merges.iter().map(|pair| format!("{} {}", pair[0].as_str().unwrap(), pair[1].as_str().unwrap())).collect();
+    let pre = match tokenizer.pointer("/pre_tokenizer/pretokenizers/0/pattern/Regex").and_then(Json::as_str) {
+        None => "gpt-2",
+        Some(pattern) if pattern.contains(r"\p{N}{1,3}") => "llama-bpe",
+        Some(_) => "qwen2",
+    };
+    let merges: Vec<&str> = merges.iter().map(String::as_str).collect();
+    writer.text("tokenizer.ggml.model", "gpt2").text("tokenizer.ggml.pre", pre).texts("tokenizer.ggml.merges", &merges)
+}
+
+#[test]
+fn a_converted_tokenizer_is_the_tokenizer_again() {
+    for model in ["gpt2", "llama3", "mistral", "qwen3"] {
+        let folder = format!("{}/../tests/golden/{model}", env!("CARGO_MANIFEST_DIR"));
+        let read = |name: &str| -> Json {
+            serde_json::from_slice(&std::fs::read(format!("{folder}/{name}")).unwrap()).unwrap()
+        };
+        let mut writer = small();
+        writer.entries.retain(|(key, _)| !key.starts_with("tokenizer."));
+        let (generation, tokenizer) = (read("generation_config.json"), read("tokenizer.json"));
+        for kind in ["bos", "eos"] {
+            let id = generation[format!("{kind}_token_id")].as_u64();
+            writer = id.map_or(writer.clone(), |id| writer.u32(&format!("tokenizer.ggml.{kind}_token_id"), id as u32));
+        }
+        let checkpoint = checkpoint(&with_tokenizer(writer, &tokenizer));
+        let tokenizer = Tokenizer::of(&checkpoint).unwrap().unwrap();
+        let ids = |value: &Json| -> Vec<u32> {
+            value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
+        };
+        for example in read("golden.json")["tokenizer_examples"].as_array().unwrap() {
+            let text = example["text"].as_str().unwrap();
+            assert_eq!(tokenizer.encode(text, true).unwrap(), ids(&example["ids"]), "{model}: {text}");
+            assert_eq!(tokenizer.encode(text, false).unwrap(), ids(&example["ids_no_special"]), "{model}: {text}");
+            assert_eq!(tokenizer.decode(&ids(&example["ids"])).unwrap(), example["decoded"], "{model}");
+        }
+        let reference = Checkpoint::open(&folder).unwrap();
+        assert!(checkpoint.end_tokens().unwrap().contains(&reference.end_tokens().unwrap()[0]));
     }
 }
