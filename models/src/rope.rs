@@ -31,7 +31,8 @@ enum Scaling {
     Linear {
         factor: f32,
     },
-    /// Low frequencies are divided by a factor, high ones kept, those between interpolated (Llama 3.1).
+    /// Low frequencies are divided by a factor, high ones kept, those between interpolated (Llama 3.1), or none are between
+    /// (Llama 4, whose bounds are equal).
     Llama3 {
         factor: f32,
         low: f32,
@@ -212,7 +213,8 @@ impl Rope {
             Scaling::Llama3 { factor, low, high, original_positions } => {
                 let scaled = |frequency: f32| {
                     let turns = original_positions / (std::f32::consts::TAU / frequency);
-                    let kept = ((turns - low) / (high - low)).clamp(0.0, 1.0);
+                    let between = || ((turns - low) / (high - low)).clamp(0.0, 1.0);
+                    let kept = if low < high { between() } else { f32::from(turns > *low) };
                     (1.0 - kept) * frequency / factor + kept * frequency
                 };
                 plain.map(scaled).collect()
@@ -279,8 +281,8 @@ fn scaling(keys: &Keys, parameters: &Parameters) -> Result<(Scaling, f32), Strin
         Some("llama3") => {
             let low = positive("low_freq_factor", parameters.low_freq_factor)?;
             let high = positive("high_freq_factor", parameters.high_freq_factor)?;
-            if low >= high {
-                return Err(format!("`low_freq_factor` {low} is not below `high_freq_factor` {high}"));
+            if low > high {
+                return Err(format!("`low_freq_factor` {low} is above `high_freq_factor` {high}"));
             }
             (Scaling::Llama3 { factor: factor()?, low, high, original_positions: original_positions()? }, 1.0)
         }
@@ -370,6 +372,21 @@ mod tests {
         assert_eq!(scaled[63], plain[63] / 8.0);
         let between = scaled.iter().zip(&plain).filter(|(s, p)| **s != **p && **s != **p / 8.0).count();
         assert!(between > 0);
+    }
+
+    /// Llama 4 Scout's bounds are equal.
+    #[test]
+    fn llama3_has_a_step_where_nothing_is_between() {
+        let scaled = |low: f32, high: f32| {
+            read(json!({"rope_theta": 500000.0, "rope_scaling": {"rope_type": "llama3", "factor": 16.0,
+            "low_freq_factor": low, "high_freq_factor": high, "original_max_position_embeddings": 8192}}))
+        };
+        let (plain, divided) = (frequencies(json!({"rope_theta": 500000.0}), 64), scaled(1.0, 1.0).unwrap());
+        for (at, (f, divided)) in plain.iter().zip(divided.frequencies(64).unwrap()).enumerate() {
+            // 8192 positions are one turn of pair 34.98.
+            assert_eq!(divided, if at < 35 { *f } else { f / 16.0 }, "{at}");
+        }
+        assert!(scaled(2.0, 1.0).unwrap_err().contains("`low_freq_factor` 2 is above `high_freq_factor` 1"));
     }
 
     #[test]

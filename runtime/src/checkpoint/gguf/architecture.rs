@@ -212,18 +212,21 @@ impl Architecture {
         } else if let Some(factors) = gguf.floats("rope_freqs.weight") {
             let theta = config.get("rope_theta").and_then(Value::as_f64).unwrap_or(10_000.0);
             match llama3(theta, &factors) {
-                Some((factor, original)) => {
+                Some(Llama3 { factor, high, original }) => {
                     say("rope_type", Some(json!("llama3")));
                     say("factor", Some(json!(factor)));
                     say("low_freq_factor", Some(json!(LOW)));
-                    say("high_freq_factor", Some(json!(HIGH)));
+                    say("high_freq_factor", Some(json!(high)));
                     say("original_max_position_embeddings", Some(json!(original)));
                 }
+                // Any others hold for short and for long texts: which length parts these decides nothing.
                 None => {
                     say("rope_type", Some(json!("longrope")));
                     say("short_factor", Some(decimals(&factors)));
                     say("long_factor", Some(decimals(&factors)));
+                    say("factor", Some(json!(1.0)));
                     say("attention_factor", Some(json!(1.0)));
+                    say("original_max_position_embeddings", Some(json!(2)));
                 }
             }
         } else if let Some(factor) = factor.filter(|_| kind != Some("none")) {
@@ -408,27 +411,36 @@ pub(super) enum Which {
     },
 }
 
-/// The parameters of Llama 3's scaling that all its models share.
-const LOW: f64 = 1.0;
-const HIGH: f64 = 4.0;
+/// Llama 3's scaling of rotary frequencies: wavelengths above the original context are divided by a factor, those below a share
+/// of it (1 / `high`) kept, those between interpolated.
+struct Llama3 {
+    factor: f64,
+    high: f64,
+    original: u64,
+}
 
-/// The factor and the original context of Llama 3's scaling of rotary frequencies, from what each frequency is divided by;
-/// `None` if that is another scaling. (Wavelengths above the original context are divided by the factor, those below a
-/// quarter of it are kept, those between interpolated.)
-fn llama3(theta: f64, divisors: &[f32]) -> Option<(f64, u64)> {
+/// What all models with that scaling have as `low_freq_factor`.
+const LOW: f64 = 1.0;
+
+/// What they have as `high_freq_factor`: Llama 3, and Llama 4, where nothing is between.
+const HIGHS: [f64; 2] = [4.0, 1.0];
+
+/// The scaling by what each frequency is divided by; `None` if that is another one.
+fn llama3(theta: f64, divisors: &[f32]) -> Option<Llama3> {
     let factor = f64::from(divisors.iter().copied().fold(1.0, f32::max));
     let pairs = divisors.len() as f64;
-    let expected = |at: usize, original: f64| {
-        let wavelength = std::f64::consts::TAU * theta.powf(at as f64 / pairs);
-        let smooth = ((original / wavelength - LOW) / (HIGH - LOW)).clamp(0.0, 1.0);
-        1.0 / ((1.0 - smooth) / factor + smooth)
+    let expected = |at: usize, high: f64, original: f64| {
+        let turns = original / (std::f64::consts::TAU * theta.powf(at as f64 / pairs));
+        let kept = if high > LOW { ((turns - LOW) / (high - LOW)).clamp(0.0, 1.0) } else { f64::from(turns > LOW) };
+        1.0 / ((1.0 - kept) / factor + kept)
     };
-    let fits = |original: &u64| {
+    let fits = |scaling: &Llama3| {
         let near = |(at, &divisor): (usize, &f32)| {
-            let expected = expected(at, *original as f64);
+            let expected = expected(at, scaling.high, scaling.original as f64);
             (f64::from(divisor) - expected).abs() <= 1e-4 * expected
         };
         divisors.iter().enumerate().all(near)
     };
-    (5..=30).map(|power| 1u64 << power).find(fits).map(|original| (factor, original))
+    let of = |high| (5..=30).map(move |power| Llama3 { factor, high, original: 1 << power });
+    HIGHS.into_iter().flat_map(of).find(fits)
 }

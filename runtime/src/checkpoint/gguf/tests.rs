@@ -225,6 +225,30 @@ fn a_small_file_is_read() {
 }
 
 #[test]
+fn what_frequencies_are_divided_by_becomes_the_scaling_that_does_it() {
+    let scaling = |divisors: &[f32]| {
+        let data = divisors.iter().flat_map(|divisor| divisor.to_le_bytes()).collect();
+        let writer = small().tensor("rope_freqs.weight", &[divisors.len() as u64], Dtype::F32, data);
+        open(writer.file()).unwrap().config().unwrap()["rope_scaling"].clone()
+    };
+    // Llama 3.1's heads, of which the pairs turn 1.3 * 10^3 to 0.0026 times in 8192 positions; and Llama 4 Scout's.
+    let turns = |pair: i32| 8192.0 / std::f64::consts::TAU * 1e6f64.powf(-f64::from(pair) / 64.0);
+    let smooth = |turns: f64| ((turns - 1.0) / 3.0).clamp(0.0, 1.0);
+    let divisors: Vec<f32> = (0..64).map(turns).map(|n| (1.0 / ((1.0 - smooth(n)) / 8.0 + smooth(n))) as f32).collect();
+    let llama3 = |factor: f64, high: f64, original: u64| {
+        json!({"rope_type": "llama3", "factor": factor, "low_freq_factor": 1.0, "high_freq_factor": high,
+            "original_max_position_embeddings": original})
+    };
+    assert_eq!(scaling(&divisors), llama3(8.0, 4.0, 8192));
+    let divisors: Vec<f32> = (0..64).map(turns).map(|n| if n > 1.0 { 1.0 } else { 16.0 }).collect();
+    assert_eq!(scaling(&divisors), llama3(16.0, 1.0, 8192));
+    // Any others are taken as they are, whatever the length of the text.
+    let others = json!({"rope_type": "longrope", "short_factor": [1.0, 3.0, 2.0], "long_factor": [1.0, 3.0, 2.0],
+        "factor": 1.0, "attention_factor": 1.0, "original_max_position_embeddings": 2});
+    assert_eq!(scaling(&[1.0, 3.0, 2.0]), others);
+}
+
+#[test]
 fn values_of_another_type_are_named() {
     let with = |key: &str, kind: Kind, value: &[u8]| {
         let mut writer = small();
