@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use serde_json::{Map, Value, json};
 
 use Differs::{Experts, Fused, KeyPairs, Not, Other, PlusOne, QueryPairs, Transposed, Woven};
-use From::{Count, FlagIf, Number, NumberIf, Said, Tensor, Text, Whole, WholeIf};
+use From::{Count, FlagIf, Number, NumberIf, Said, Tensor, Text, Whole, WholeIf, Window};
 
 use super::tables::ARCHITECTURES;
 use super::{Gguf, shortest};
@@ -53,6 +53,8 @@ pub(super) enum From {
     Whole(&'static str),
     /// A whole number, if it is there.
     WholeIf(&'static str),
+    /// So, and 0 is said of what there is none of.
+    Window(&'static str),
     /// A number that has to be there.
     Number(&'static str),
     /// A number, if it is there.
@@ -144,6 +146,7 @@ impl Architecture {
         for (name, from) in self.keys {
             let value = match from {
                 Whole(key) | WholeIf(key) => gguf.whole(&self.key(key))?.map(Value::from),
+                Window(key) => gguf.whole(&self.key(key))?.map(|size| if size > 0 { json!(size) } else { Value::Null }),
                 Number(key) | NumberIf(key) => gguf.number(&self.key(key))?.map(Value::from),
                 FlagIf(key) => gguf.flag(&self.key(key))?.map(Value::from),
                 Tensor(name) => Some(json!(gguf.raw(name).is_some())),

@@ -9,12 +9,13 @@ use super::architecture::Architecture;
 use super::architecture::Differs::{
     self, Experts, Fused, KeyPairs, Not, Other, PlusOne, QueryPairs, Transposed, Woven,
 };
-use super::architecture::From::{self, Count, FlagIf, Number, NumberIf, Said, Tensor, Text, Whole, WholeIf};
+use super::architecture::From::{self, Count, FlagIf, Number, NumberIf, Said, Tensor, Text, Whole, WholeIf, Window};
 use super::architecture::Weave;
 use super::architecture::When::{self, Always};
 use crate::Error;
 
-/// Sizes of the decoders that followed Llama, rotary positions included.
+/// Sizes of the decoders that followed Llama, rotary positions included; and whether there are biases, which few have. Of two
+/// places for a key the later counts.
 macro_rules! llama_keys {
     ($($more:expr),* $(,)?) => {
         &[
@@ -27,6 +28,8 @@ macro_rules! llama_keys {
             ("rms_norm_eps", Number("attention.layer_norm_rms_epsilon")),
             ("rope_theta", NumberIf("rope.freq_base")),
             ("max_position_embeddings", WholeIf("context_length")),
+            ("attention_bias", Tensor("blk.0.attn_q.bias")),
+            ("mlp_bias", Tensor("blk.0.ffn_up.bias")),
             $($more),*
         ]
     };
@@ -70,7 +73,7 @@ pub(super) static ARCHITECTURES: &[Architecture] = &[
         when: When::Experts(true),
         class: "MixtralForCausalLM",
         keys: llama_keys![
-            ("sliding_window", WholeIf("attention.sliding_window")),
+            ("sliding_window", Window("attention.sliding_window")),
             ("num_local_experts", Whole("expert_count")),
             ("num_experts_per_tok", Whole("expert_used_count")),
             ("hidden_act", Text("silu")),
@@ -133,7 +136,11 @@ pub(super) static ARCHITECTURES: &[Architecture] = &[
     Architecture {
         name: "phi3",
         class: "Phi3ForCausalLM",
-        keys: llama_keys![("sliding_window", WholeIf("attention.sliding_window")), ("hidden_act", Text("silu"))],
+        keys: llama_keys![
+            ("sliding_window", Window("attention.sliding_window")),
+            ("attention_bias", Tensor("blk.0.attn_qkv.bias")),
+            ("hidden_act", Text("silu")),
+        ],
         inner: &[
             ("attn_norm", "input_layernorm", Not),
             ("attn_qkv", "self_attn.qkv_proj", Not),
@@ -285,12 +292,7 @@ pub(super) static ARCHITECTURES: &[Architecture] = &[
         ],
         ..KIN
     },
-    Architecture {
-        name: "olmo2",
-        class: "Olmo2ForCausalLM",
-        keys: llama_keys![("attention_bias", Tensor("blk.0.attn_q.bias")), ("hidden_act", Text("silu"))],
-        ..KIN
-    },
+    Architecture { name: "olmo2", class: "Olmo2ForCausalLM", keys: llama_keys![("hidden_act", Text("silu"))], ..KIN },
     Architecture {
         name: "stablelm",
         class: "StableLmForCausalLM",
@@ -313,7 +315,7 @@ pub(super) static ARCHITECTURES: &[Architecture] = &[
         class: "Starcoder2ForCausalLM",
         keys: layer_norm_keys![
             "norm_epsilon";
-            ("sliding_window", WholeIf("attention.sliding_window")),
+            ("sliding_window", Window("attention.sliding_window")),
             ("use_bias", Tensor("blk.0.attn_q.bias")),
             ("hidden_act", Text("gelu_pytorch_tanh")),
         ],
@@ -350,7 +352,6 @@ pub(super) static ARCHITECTURES: &[Architecture] = &[
             ("attention_multiplier", NumberIf("attention.scale")),
             ("residual_multiplier", NumberIf("residual_scale")),
             ("logits_scaling", NumberIf("logit_scale")),
-            ("attention_bias", Tensor("blk.0.attn_q.bias")),
             ("hidden_act", Text("silu")),
         ],
         inner: LLAMA,
@@ -402,7 +403,6 @@ pub(super) static ARCHITECTURES: &[Architecture] = &[
             ("logits_scaling", NumberIf("logit_scale")),
             ("num_local_experts", Whole("expert_count")),
             ("num_experts_per_tok", Whole("expert_used_count")),
-            ("attention_bias", Tensor("blk.0.attn_q.bias")),
             ("hidden_act", Text("silu")),
         ],
         inner: &[
@@ -463,7 +463,6 @@ pub(super) static ARCHITECTURES: &[Architecture] = &[
             ("interleave_moe_layer_step", Whole("interleave_moe_layer_step")),
             ("num_local_experts", Whole("expert_count")),
             ("num_experts_per_tok", Whole("expert_used_count")),
-            ("attention_bias", Said(false)),
             ("hidden_act", Text("silu")),
         ],
         more: llama4,
@@ -526,7 +525,7 @@ const KIN: Architecture = Architecture {
 /// How files say that experts are scored by the sigmoid.
 const SIGMOID: u64 = 2;
 
-/// Sizes of DeepSeek 2 and 3; of two places the later counts. Older files have the sizes of heads under the keys that others use.
+/// Sizes of DeepSeek 2 and 3. Older files have the sizes of heads under the keys that others use.
 const DEEPSEEK: &[(&str, From)] = &[
     ("hidden_size", Whole("embedding_length")),
     ("intermediate_size", Whole("feed_forward_length")),

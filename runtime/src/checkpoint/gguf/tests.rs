@@ -198,6 +198,8 @@ fn a_small_file_is_read() {
         "rms_norm_eps": 1e-5,
         "rope_theta": 1e6,
         "hidden_act": "silu",
+        "attention_bias": false,
+        "mlp_bias": false,
         "vocab_size": 8,
         "tie_word_embeddings": true,
         "bos_token_id": 1,
@@ -222,6 +224,35 @@ fn a_small_file_is_read() {
     let mut version_2 = small().file();
     version_2[4] = 2;
     assert!(open(version_2).is_ok());
+}
+
+#[test]
+fn biases_are_said_where_they_are() {
+    let config = |writer: Writer| open(writer.file()).unwrap().config().unwrap();
+    let said = |config: &Map<String, Json>| ["attention_bias", "mlp_bias"].map(|key| config[key] == true);
+    let bias = |writer: Writer, name: &str| writer.tensor(name, &[4], Dtype::F32, vec![0; 16]);
+    for (writer, name, wanted) in [
+        (small(), "other.bias", [false, false]),
+        (small(), "blk.0.attn_q.bias", [true, false]),
+        (small(), "blk.0.ffn_up.bias", [false, true]),
+        (experts(), "blk.0.attn_q.bias", [true, false]),
+    ] {
+        assert_eq!(said(&config(bias(writer, name))), wanted, "{name}");
+    }
+    let mut phi = small();
+    phi.entries.iter_mut().for_each(|(key, _)| *key = key.replace("llama.", "phi3."));
+    phi.entries.retain(|(key, _)| key != "general.architecture");
+    let phi = phi.text("general.architecture", "phi3");
+    assert_eq!(said(&config(bias(phi, "blk.0.attn_qkv.bias"))), [true, false]);
+}
+
+/// Phi-4's files say so, whose layers all see all positions.
+#[test]
+fn a_window_of_0_is_none() {
+    for (window, wanted) in [(0, Json::Null), (7, json!(7))] {
+        let config = open(experts().u32("llama.attention.sliding_window", window).file()).unwrap().config().unwrap();
+        assert_eq!(config["sliding_window"], wanted);
+    }
 }
 
 #[test]

@@ -101,7 +101,7 @@ fn every_key_of_every_architecture_wants_its_type() {
         let mut keys = vec![("attention.head_count", Wants::Whole), ("expert_count", Wants::Whole)];
         for (_, from) in architecture.keys {
             keys.extend(match from {
-                From::Whole(key) | From::WholeIf(key) => Some((*key, Wants::Whole)),
+                From::Whole(key) | From::WholeIf(key) | From::Window(key) => Some((*key, Wants::Whole)),
                 From::Number(key) | From::NumberIf(key) => Some((*key, Wants::Number)),
                 From::FlagIf(key) => Some((*key, Wants::Flag)),
                 From::Text(_) | From::Said(_) | From::Count(_) | From::Tensor(_) => None,
