@@ -8,6 +8,8 @@ use std::collections::{HashMap, HashSet};
 
 use serde_json::{Map, Value, json};
 
+use Split::{Bytes, Digits, Gpt2, Pattern, Punctuation};
+
 use super::Gguf;
 use crate::Error;
 
@@ -51,7 +53,7 @@ const END: &str = "</s>";
 struct Words {
     /// The names in `tokenizer.ggml.pre`.
     names: &'static [&'static str],
-    split: Split,
+    split: &'static [Split],
     /// Whether the text is normalised to Unicode's composed form (NFC) before.
     compose: bool,
     /// Whether a word that is a token needs no merges.
@@ -60,85 +62,174 @@ struct Words {
     begin: bool,
 }
 
-/// What separates words.
+/// A step of splitting text into words, of what the steps before made of it.
 enum Split {
-    /// GPT-2's pattern.
+    /// What the pattern matches is a word, and what is between matches.
+    Pattern(&'static str),
+    /// What is in a row of punctuation is a word, and what is between.
+    Punctuation,
+    /// Each digit is a word, or what is in a row of digits, and what is between.
+    Digits { single: bool },
+    /// Bytes become characters, of words by GPT-2's pattern.
     Gpt2,
-    /// Each digit is a word; GPT-2's pattern for the rest.
-    DigitsAndGpt2,
-    /// Each pattern in turn: a match is a word, and what is between matches.
-    Patterns(&'static [&'static str]),
+    /// The same, but no word is split.
+    Bytes,
 }
 
 /// Llama 3's pattern, which is that of OpenAI's cl100k.
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
+/// The letters of DeepSeek's older pattern: most that have a case.
+const CASED: &str = concat!(
+    r"\s?[",
+    r"A-Za-z\x{B5}\x{C0}-\x{D6}\x{D8}-\x{F6}\x{F8}-\x{1BA}\x{1BC}-\x{1BF}\x{1C4}-\x{293}\x{295}-\x{2AF}",
+    r"\x{370}-\x{373}\x{376}\x{377}\x{37B}-\x{37D}\x{37F}\x{386}\x{388}-\x{38A}\x{38C}\x{38E}-\x{3A1}",
+    r"\x{3A3}-\x{3F5}\x{3F7}-\x{481}\x{48A}-\x{52F}\x{531}-\x{556}\x{10A0}-\x{10C5}\x{13A0}-\x{13F5}",
+    r"\x{13F8}-\x{13FD}\x{1C90}-\x{1CBA}\x{1CBD}-\x{1CBF}\x{1D00}-\x{1D2B}\x{1D6B}-\x{1D77}",
+    r"\x{1D79}-\x{1D9A}\x{1E00}-\x{1F15}\x{1F18}-\x{1F1D}\x{1F20}-\x{1F45}\x{1F48}-\x{1F4D}",
+    r"\x{1F50}-\x{1F57}\x{1F59}\x{1F5B}\x{1F5D}\x{1F5F}-\x{1F7D}\x{1F80}-\x{1FB4}\x{1FB6}-\x{1FBC}\x{1FBE}",
+    r"\x{1FC2}-\x{1FC4}\x{1FC6}-\x{1FCC}\x{1FD0}-\x{1FD3}\x{1FD6}-\x{1FDB}\x{1FE0}-\x{1FEC}",
+    r"\x{1FF2}-\x{1FF4}\x{1FF6}-\x{1FFC}\x{2102}\x{2107}\x{210A}-\x{2113}\x{2115}\x{2119}-\x{211D}\x{2124}",
+    r"\x{2126}\x{2128}\x{212A}-\x{212D}\x{212F}-\x{2134}\x{2139}\x{213C}-\x{213F}\x{2145}-\x{2149}\x{214E}",
+    r"\x{2183}\x{2184}\x{2C00}-\x{2C7B}\x{2C7E}-\x{2CE4}\x{2CEB}-\x{2CEE}\x{2CF2}\x{2CF3}\x{A640}-\x{A66D}",
+    r"\x{A680}-\x{A69B}\x{A722}-\x{A76F}\x{A771}-\x{A787}\x{A78B}-\x{A78E}\x{AB70}-\x{ABBF}",
+    r"\x{FB00}-\x{FB06}\x{FB13}-\x{FB17}\x{FF21}-\x{FF3A}\x{FF41}-\x{FF5A}\x{10400}-\x{1044F}",
+    r"\x{104B0}-\x{104D3}\x{104D8}-\x{104FB}\x{10C80}-\x{10CB2}\x{10CC0}-\x{10CF2}\x{118A0}-\x{118DF}",
+    r"\x{1E900}-\x{1E943}",
+    r"]+",
+);
+
+/// Chinese, Japanese and Korean characters, and all that are next to them.
+const IDEOGRAPHS: &str = r"[\x{4E00}-\x{9FA5}\x{800}-\x{4E00}\x{AC00}-\x{D7FF}]+";
+
 /// The splits of the field's byte-level tokenizers, as their `tokenizer.json` has them.
 static WORDS: &[Words] = &[
     Words {
-        names: &["gpt-2", "default", "phi-2", "mpt", "gpt3-finnish"],
-        split: Split::Gpt2,
+        names: &["gpt-2", "default", "phi-2", "mpt"],
+        split: &[Gpt2],
         compose: false,
         whole_words: false,
         begin: false,
     },
-    Words { names: &["olmo"], split: Split::Gpt2, compose: true, whole_words: false, begin: false },
+    Words { names: &["olmo"], split: &[Gpt2], compose: true, whole_words: false, begin: false },
     Words {
         names: &["smollm", "starcoder", "refact", "codeshell"],
-        split: Split::DigitsAndGpt2,
+        split: &[Digits { single: true }, Gpt2],
         compose: false,
         whole_words: false,
         begin: false,
     },
-    Words { names: &["command-r"], split: Split::DigitsAndGpt2, compose: true, whole_words: false, begin: true },
+    Words {
+        names: &["command-r"],
+        split: &[Digits { single: true }, Gpt2],
+        compose: true,
+        whole_words: false,
+        begin: true,
+    },
     Words {
         names: &["llama-bpe", "llama3", "llama-v3"],
-        split: Split::Patterns(&[LLAMA3]),
+        split: &[Pattern(LLAMA3), Bytes],
         compose: false,
         whole_words: true,
         begin: true,
     },
     Words {
         names: &["dbrx", "smaug-bpe"],
-        split: Split::Patterns(&[LLAMA3]),
+        split: &[Pattern(LLAMA3), Bytes],
         compose: false,
         whole_words: false,
         begin: false,
     },
     Words {
         names: &["qwen2", "deepseek-r1-qwen", "stablelm2"],
-        split: Split::Patterns(&[
-            r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-        ]),
+        split: &[
+            Pattern(
+                r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+            ),
+            Bytes,
+        ],
         compose: true,
         whole_words: false,
         begin: false,
     },
     Words {
         names: &["tekken"],
-        split: Split::Patterns(&[
-            r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-        ]),
+        split: &[
+            Pattern(
+                r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+            ),
+            Bytes,
+        ],
         compose: false,
         whole_words: true,
         begin: true,
     },
     Words {
         names: &["gpt-4o", "llama4"],
-        split: Split::Patterns(&[
-            r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-        ]),
+        split: &[
+            Pattern(
+                r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+            ),
+            Bytes,
+        ],
         compose: false,
         whole_words: true,
         begin: false,
     },
     Words {
+        names: &["bloom", "gpt3-finnish", "poro-chat"],
+        split: &[Pattern(r" ?[^(\s|.,!?…。，、।۔،)]+"), Bytes],
+        compose: false,
+        whole_words: false,
+        begin: false,
+    },
+    Words {
+        names: &["falcon"],
+        // Digits are looked for in what bytes became.
+        split: &[Punctuation, Gpt2, Digits { single: false }, Pattern("[0-9][0-9][0-9]")],
+        compose: false,
+        whole_words: false,
+        begin: false,
+    },
+    Words {
+        names: &["deepseek-llm"],
+        split: &[
+            Pattern(r"[\r\n]"),
+            Pattern(CASED),
+            Pattern(r"\s?[!-/:-~\x{FF01}-\x{FF0F}\x{FF1A}-\x{FF5E}\x{2018}-\x{201F}\x{3000}-\x{3002}]+"),
+            Pattern(r"\s+$"),
+            Pattern(IDEOGRAPHS),
+            Digits { single: true },
+            Bytes,
+        ],
+        compose: false,
+        whole_words: false,
+        begin: true,
+    },
+    Words {
+        names: &["deepseek-coder"],
+        split: &[
+            Pattern(r"[\r\n]"),
+            Pattern(r"\s?\p{L}+"),
+            Pattern(r"\s?\p{P}+"),
+            Pattern(IDEOGRAPHS),
+            Digits { single: true },
+            Bytes,
+        ],
+        compose: false,
+        whole_words: false,
+        begin: true,
+    },
+    Words {
         names: &["deepseek-v3"],
-        split: Split::Patterns(&[
-            r"\p{N}{1,3}",
-            r"[一-龥぀-ゟ゠-ヿ]+",
-            r##"[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"##,
-        ]),
+        split: &[
+            Pattern(r"\p{N}{1,3}"),
+            Pattern(r"[一-龥぀-ゟ゠-ヿ]+"),
+            Pattern(
+                r##"[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"##,
+            ),
+            Bytes,
+        ],
         compose: false,
         whole_words: false,
         begin: true,
@@ -246,14 +337,16 @@ fn byte_level(gguf: &Gguf, vocabulary: &Vocabulary<'_>) -> Result<Value, Error> 
     };
     let merges = merges.iter().enumerate().map(pair).collect::<Result<Vec<Value>, Error>>()?;
     let byte_level = |pattern: bool| json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": pattern });
-    let splits = match words.split {
-        Split::Gpt2 => vec![byte_level(true)],
-        Split::DigitsAndGpt2 => vec![json!({ "type": "Digits", "individual_digits": true }), byte_level(true)],
-        Split::Patterns(patterns) => {
-            let split = |pattern: &&str| json!({ "type": "Split", "pattern": { "Regex": pattern }, "behavior": "Isolated", "invert": false });
-            patterns.iter().map(split).chain([byte_level(false)]).collect()
+    let split = |split: &Split| match split {
+        Pattern(pattern) => {
+            json!({ "type": "Split", "pattern": { "Regex": pattern }, "behavior": "Isolated", "invert": false })
         }
+        Punctuation => json!({ "type": "Punctuation", "behavior": "Contiguous" }),
+        Digits { single } => json!({ "type": "Digits", "individual_digits": single }),
+        Gpt2 => byte_level(true),
+        Bytes => byte_level(false),
     };
+    let splits: Vec<Value> = words.split.iter().map(split).collect();
     Ok(json!({
         "version": "1.0",
         "added_tokens": vocabulary.added(),

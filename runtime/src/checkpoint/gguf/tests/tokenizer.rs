@@ -2,6 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use tokenizers::{OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer, PreTokenizerWrapper};
+
+use super::tables::ARCHITECTURES;
 use super::*;
 
 /// A file with these tokens, and their types.
@@ -110,5 +113,82 @@ fn a_converted_tokenizer_is_the_tokenizer_again() {
         }
         let reference = Checkpoint::open(&folder).unwrap();
         assert!(checkpoint.end_tokens().unwrap().contains(&reference.end_tokens().unwrap()[0]));
+    }
+}
+
+/// `blocks`, whose text is split in a way that has this name.
+fn split_as(name: &str) -> Writer {
+    let mut writer = blocks();
+    writer.entries.retain(|(key, _)| key != "tokenizer.ggml.pre");
+    writer.text("tokenizer.ggml.pre", name)
+}
+
+/// Ways to split text in published files of each architecture; none where all have SentencePiece's tokenizers.
+const PUBLISHED: &[(&str, &[&str])] = &[
+    ("llama", &["llama-bpe", "smollm", "tekken", "deepseek-llm", "deepseek-coder"]),
+    ("qwen2", &["qwen2", "deepseek-r1-qwen"]),
+    ("qwen3", &["qwen2"]),
+    ("qwen2moe", &["qwen2"]),
+    ("qwen3moe", &["qwen2"]),
+    ("olmoe", &["olmo"]),
+    ("phi3", &["dbrx", "gpt-4o"]),
+    ("gemma", &[]),
+    ("gemma2", &[]),
+    ("gemma3", &[]),
+    ("gpt2", &["gpt-2"]),
+    ("gptneox", &["olmo"]),
+    ("bloom", &["bloom", "gpt3-finnish", "poro-chat"]),
+    ("olmo2", &["dbrx"]),
+    ("stablelm", &["stablelm2"]),
+    ("starcoder2", &["starcoder"]),
+    ("command-r", &["command-r"]),
+    ("granite", &["refact"]),
+    ("falcon", &["falcon"]),
+    ("granitemoe", &["refact"]),
+    ("gpt-oss", &["gpt-4o"]),
+    ("llama4", &["llama4"]),
+    ("deepseek2", &["deepseek-llm", "deepseek-v3"]),
+];
+
+#[test]
+fn text_is_split_for_every_architecture() {
+    for architecture in ARCHITECTURES {
+        let found = PUBLISHED.iter().find(|(name, _)| *name == architecture.name);
+        let (name, splits) = found.unwrap_or_else(|| panic!("{}: how is its text split?", architecture.name));
+        for split in *splits {
+            let tokenizer = Tokenizer::of(&checkpoint(&split_as(split)));
+            let tokenizer = tokenizer.unwrap_or_else(|error| panic!("{name}: {error}")).unwrap();
+            assert_eq!(tokenizer.encode("ab<|im_end|>b", false).unwrap(), [2, 3, 1], "{name}: {split}");
+        }
+    }
+}
+
+/// The words of a text with punctuation, digits, and letters of several scripts, as the `tokenizers` package finds them by the
+/// models' own files.
+#[test]
+fn words_are_those_of_the_models_own_files() {
+    let text = "Don't pay $1234.50,\n\nnor x²=½ (or 12345%)…  été, 漢字かな! мир  ";
+    for (name, expected) in [
+        ("bloom", "Don't Ġpay Ġ$1234 . 50 ,ĊĊ nor ĠxÂ²=Â½ Ġ( or Ġ12345% )âĢ¦Ġ ĠÃ©tÃ© , Ġæ¼¢åŃĹãģĭãģª ! ĠÐ¼Ð¸ÑĢ ĠĠ"),
+        (
+            "falcon",
+            "Don ' t Ġpay Ġ $ 123 4 . 50 , Ċ Ċ nor Ġx Â ² = Â ½ Ġ ( or Ġ 123 45 %)âĢ¦ Ġ ĠÃ©tÃ© , Ġæ ¼ ¢åŃĹãģĭãģª ! ĠÐ ¼ Ð¸ÑĢ ĠĠ",
+        ),
+        (
+            "deepseek-llm",
+            "Don ' t Ġpay Ġ$ 1 2 3 4 . 5 0 , Ċ Ċ nor Ġx Â² = Â½ Ġ( or Ġ 1 2 3 4 5 %) âĢ¦ Ġ ĠÃ© t Ã© , Ġ æ¼¢åŃĹãģĭãģª ! ĠÐ¼Ð¸ÑĢ ĠĠ",
+        ),
+        (
+            "deepseek-coder",
+            "Don ' t Ġpay Ġ$ 1 2 3 4 . 5 0 , Ċ Ċ nor Ġx Â² = Â½ Ġ( or Ġ 1 2 3 4 5 %) âĢ¦ Ġ ĠÃ©tÃ© , Ġ æ¼¢åŃĹãģĭãģª ! ĠÐ¼Ð¸ÑĢ ĠĠ",
+        ),
+    ] {
+        let json = open(split_as(name).file()).unwrap().tokenizer().unwrap().unwrap();
+        let split: PreTokenizerWrapper = serde_json::from_value(json["pre_tokenizer"].clone()).unwrap();
+        let mut words = PreTokenizedString::from(text);
+        split.pre_tokenize(&mut words).unwrap();
+        let words = words.get_splits(OffsetReferential::Original, OffsetType::Byte);
+        let words: Vec<&str> = words.into_iter().map(|(word, ..)| word).collect();
+        assert_eq!(words.join(" "), expected, "{name}");
     }
 }
