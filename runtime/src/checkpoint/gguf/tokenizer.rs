@@ -38,13 +38,17 @@ const BLANK: &str = "\u{2581}";
 const END_TOKENS: [&str; 8] = [
     "<|eot_id|>",
     "<|im_end|>",
-    "<|end|>",
-    "<|return|>",
+    MESSAGE_END,
+    ANSWER_END,
     "<|call|>",
     "<end_of_turn>",
     "<|endoftext|>",
     "<|end_of_text|>",
 ];
+
+/// The end of a message, which GPT-OSS's answers have several of, and of an answer.
+const MESSAGE_END: &str = "<|end|>";
+const ANSWER_END: &str = "<|return|>";
 
 /// An end token where its type says that it is special; elsewhere (Gemma, Qwen) it is the end of text that is struck out.
 const END: &str = "</s>";
@@ -314,7 +318,10 @@ pub(super) fn end_tokens(gguf: &Gguf) -> Result<Vec<u64>, Error> {
     }
     if let Some(vocabulary) = Vocabulary::of(gguf)? {
         let is_end = |token: &str, kind| END_TOKENS.contains(&token) || (token == END && kind == CONTROL);
-        let named = vocabulary.entries().filter(|(_, token, kind)| is_end(token, *kind));
+        // Where there is a token for the end of an answer, an answer is of several messages.
+        let parts = vocabulary.tokens.contains(&ANSWER_END);
+        let named =
+            vocabulary.entries().filter(|(_, token, kind)| is_end(token, *kind) && !(parts && *token == MESSAGE_END));
         ids.extend(named.map(|(id, ..)| id as u64));
     }
     let mut seen = HashSet::new();

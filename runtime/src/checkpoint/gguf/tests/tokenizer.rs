@@ -52,6 +52,13 @@ fn the_end_of_text_that_is_struck_out_ends_no_chat() {
     }
 }
 
+/// The message of GPT-OSS ends there, but not the answer.
+#[test]
+fn a_message_of_several_ends_no_chat() {
+    let tokens = [("<unk>", 2), ("<s>", 3), ("<|return|>", 3), ("<|end|>", 3), ("<|call|>", 3)];
+    assert_eq!(checkpoint(&with_tokens(small(), &tokens)).end_tokens().unwrap(), [2, 4]);
+}
+
 /// The metadata of a `tokenizer.json`.
 fn with_tokenizer(writer: Writer, tokenizer: &Json) -> Writer {
     let mut tokens: BTreeMap<u64, (&str, i32)> = BTreeMap::new();
