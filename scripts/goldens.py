@@ -87,6 +87,20 @@ DEEPSEEK_V2 = {
 }
 
 
+QWEN2_MOE = LLAMA | {
+    "architectures": ["Qwen2MoeForCausalLM"],
+    "model_type": "qwen2_moe",
+    "hidden_size": 40,
+    "moe_intermediate_size": 20,
+    "shared_expert_intermediate_size": 28,
+    "num_experts": 6,
+    "num_experts_per_tok": 3,
+    "norm_topk_prob": False,
+    "decoder_sparse_step": 2,
+    "mlp_only_layers": [],
+    "use_sliding_window": False,
+}
+
 QWEN3_MOE = LLAMA | {
     "architectures": ["Qwen3MoeForCausalLM"],
     "model_type": "qwen3_moe",
@@ -336,20 +350,9 @@ MODELS = {
         "logits_scaling": 4.0,
         "tie_word_embeddings": True,
     },
-    "qwen2_moe": LLAMA
-    | {
-        "architectures": ["Qwen2MoeForCausalLM"],
-        "model_type": "qwen2_moe",
-        "hidden_size": 40,
-        "moe_intermediate_size": 20,
-        "shared_expert_intermediate_size": 28,
-        "num_experts": 6,
-        "num_experts_per_tok": 3,
-        "norm_topk_prob": False,
-        "decoder_sparse_step": 2,
-        "mlp_only_layers": [],
-        "use_sliding_window": False,
-    },
+    "qwen2_moe": QWEN2_MOE,
+    # Every layer has experts, as in every file of GGUF.
+    "qwen2_moe_sparse": QWEN2_MOE | {"num_hidden_layers": 1, "decoder_sparse_step": 1},
     "olmoe": OLMOE,
     "olmoe_clipped": OLMOE | {"num_hidden_layers": 1, "clip_qkv": 0.8},
     "qwen3_moe_shards": QWEN3_MOE,

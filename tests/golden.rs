@@ -217,7 +217,7 @@ macro_rules! architectures {
 }
 
 architectures! {
-    gpt2, opt, llama3, mistral, mixtral, granite_moe, olmoe, olmoe_clipped, qwen2, qwen2_moe, qwen3, qwen3_moe, qwen3_moe_shards, gpt_oss, gpt_oss_mxfp4, deepseek_v2, deepseek_v2_lite, deepseek_v3, llama4, gemma, gemma2, gemma2_uncapped, gemma3, phi3, olmo2, gpt_neox, gptj, stablelm, stablelm_parallel, stablelm_normed, bloom, falcon, falcon_new, falcon_alibi, starcoder2, cohere, granite,
+    gpt2, opt, llama3, mistral, mixtral, granite_moe, olmoe, olmoe_clipped, qwen2, qwen2_moe, qwen2_moe_sparse, qwen3, qwen3_moe, qwen3_moe_shards, gpt_oss, gpt_oss_mxfp4, deepseek_v2, deepseek_v2_lite, deepseek_v3, llama4, gemma, gemma2, gemma2_uncapped, gemma3, phi3, olmo2, gpt_neox, gptj, stablelm, stablelm_parallel, stablelm_normed, bloom, falcon, falcon_new, falcon_alibi, starcoder2, cohere, granite,
 }
 
 /// The text part of a model that sees images, its keys and tensors below those of the whole, is the model of text alone.

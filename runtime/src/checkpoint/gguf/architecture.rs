@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use serde_json::{Map, Value, json};
 
-use Differs::{Experts, Fused, KeyPairs, Not, Other, PlusOne, QueryPairs, Transposed, Woven};
+use Differs::{Each, Fused, KeyPairs, Not, Other, PlusOne, QueryPairs, Transposed, Woven};
 use From::{Count, FlagIf, Number, NumberIf, Said, Tensor, Text, Whole, WholeIf, Window};
 
 use super::tables::ARCHITECTURES;
@@ -80,8 +80,9 @@ pub(super) enum Differs {
     /// Queries, key and value of each head of keys are neighbours in the reference implementation; in the file come all
     /// queries, all keys, all values.
     Fused,
-    /// A tensor for each expert (`{e}`) in the reference implementation; in the file they are stacked.
-    Experts,
+    /// A tensor for each (`{e}`) of what this key has the number of in the reference implementation; in the file they are
+    /// stacked.
+    Each(&'static str),
     /// Rows and columns are exchanged, of each matrix if it is a stack of them.
     Transposed,
     PlusOne,
@@ -111,7 +112,7 @@ impl Architecture {
     pub(super) fn of(gguf: &Gguf) -> Result<&'static Architecture, Error> {
         let key = "general.architecture";
         let name = gguf.text(key)?.ok_or_else(|| gguf.missing(key))?;
-        let experts = gguf.whole(&format!("{name}.expert_count"))?.is_some_and(|experts| experts > 0);
+        let experts = gguf.whole(&format!("{name}.{EXPERTS}"))?.is_some_and(|experts| experts > 0);
         let alike = |other: &&Architecture| {
             other.name == name
                 && match other.when {
@@ -256,7 +257,6 @@ impl Architecture {
         let heads = |key: &str| gguf.whole(&self.key(key));
         let query = heads("attention.head_count")?;
         let key = heads("attention.head_count_kv")?.or(query);
-        let experts = heads("expert_count")?;
         let mut tensors = HashMap::new();
         for (at, info) in gguf.header.tensors.iter().enumerate() {
             let file = || gguf.file(info).0.to_owned();
@@ -274,7 +274,7 @@ impl Architecture {
             };
             let change = match differs {
                 Other => continue,
-                Not | Experts | Woven(_, Weave::Halves | Weave::Numbers | Weave::Heads) => Change::None,
+                Not | Each(_) | Woven(_, Weave::Halves | Weave::Numbers | Weave::Heads) => Change::None,
                 Woven(_, Weave::HalvesTransposed | Weave::TurnsTransposed) => Change::Transposed,
                 QueryPairs => Change::Pairs { heads: shared(query, 2)? },
                 KeyPairs => Change::Pairs { heads: shared(key, 2)? },
@@ -300,16 +300,15 @@ impl Architecture {
                 Some(_) => Err(wrong(format!("is there twice, as {name}"))),
                 None => Ok(()),
             };
-            if let Experts = differs {
-                let count =
-                    experts.filter(|&count| count == rows as u64 && count <= MOST_EXPERTS && info.shape.len() > 1);
-                let Some(count) = count else {
-                    let key = self.key("expert_count");
-                    return Err(wrong(format!("has {rows} experts; {key} is {}", experts.unwrap_or(0))));
-                };
-                for expert in 0..count as usize {
-                    let which = Which::Expert(expert);
-                    add(name.replace("{e}", &expert.to_string()), Part { at, change, which })?;
+            if let Each(counted) = differs {
+                let said = heads(counted)?.unwrap_or(0);
+                if said != rows as u64 || rows > MOST_STACKED || info.shape.len() < 2 {
+                    let what = if counted == EXPERTS { "experts" } else { "heads" };
+                    return Err(wrong(format!("has {rows} {what}; {} is {said}", self.key(counted))));
+                }
+                for nth in 0..rows {
+                    let which = Which::Nth(nth);
+                    add(name.replace("{e}", &nth.to_string()), Part { at, change, which })?;
                 }
             } else if let Woven(other, weave) = differs {
                 let which = woven(gguf, at, other, weave).map_err(wrong)?;
@@ -347,8 +346,11 @@ fn decimals(numbers: &[f32]) -> Value {
     numbers.iter().map(|&number| shortest(number)).collect()
 }
 
-/// More experts than this are taken for a mistake.
-const MOST_EXPERTS: u64 = 65_536;
+/// More tensors than this that are stacked in one are taken for a mistake.
+const MOST_STACKED: usize = 65_536;
+
+/// The key that has the number of experts.
+pub(super) const EXPERTS: &str = "expert_count";
 
 /// How a file's tensor and its other one are one; or what is wrong.
 fn woven(gguf: &Gguf, at: usize, other: &str, weave: Weave) -> Result<Which, String> {
@@ -402,7 +404,7 @@ pub(super) struct Part {
 pub(super) enum Which {
     All,
     /// One of those that are stacked in it.
-    Expert(usize),
+    Nth(usize),
     /// All, with another one: so many rows of each in turn, of a matrix of this shape.
     With {
         other: usize,

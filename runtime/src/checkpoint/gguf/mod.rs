@@ -191,9 +191,9 @@ impl Gguf {
         let all = blocks(info)?;
         let (mut shape, numbers) = match which {
             Which::All => (info.shape.clone(), Numbers::Blocks(all)),
-            Which::Expert(expert) => {
+            Which::Nth(nth) => {
                 let (count, shape) = info.shape.split_first()?;
-                let bytes = all.bytes.chunks_exact(all.bytes.len() / count).nth(*expert)?;
+                let bytes = all.bytes.chunks_exact(all.bytes.len() / count).nth(*nth)?;
                 (shape.to_vec(), Numbers::Blocks(Blocks { bytes, ..all }))
             }
             Which::With { other, rows: [one, two], turned, shape, columns } => {

@@ -5,13 +5,11 @@
 use serde_json::{Map, Value, json};
 
 use super::Gguf;
-use super::architecture::Architecture;
-use super::architecture::Differs::{
-    self, Experts, Fused, KeyPairs, Not, Other, PlusOne, QueryPairs, Transposed, Woven,
-};
+use super::architecture::Differs::{self, Each, Fused, KeyPairs, Not, Other, PlusOne, QueryPairs, Transposed, Woven};
 use super::architecture::From::{self, Count, FlagIf, Number, NumberIf, Said, Tensor, Text, Whole, WholeIf, Window};
 use super::architecture::Weave;
 use super::architecture::When::{self, Always};
+use super::architecture::{Architecture, EXPERTS};
 use crate::Error;
 
 /// Sizes of the decoders that followed Llama, rotary positions included; and whether there are biases, which few have. Of two
@@ -86,9 +84,9 @@ pub(super) static ARCHITECTURES: &[Architecture] = &[
             ("attn_output", "self_attn.o_proj", Not),
             ("ffn_norm", "post_attention_layernorm", Not),
             ("ffn_gate_inp", "block_sparse_moe.gate", Not),
-            ("ffn_gate_exps", "block_sparse_moe.experts.{e}.w1", Experts),
-            ("ffn_down_exps", "block_sparse_moe.experts.{e}.w2", Experts),
-            ("ffn_up_exps", "block_sparse_moe.experts.{e}.w3", Experts),
+            ("ffn_gate_exps", "block_sparse_moe.experts.{e}.w1", Each(EXPERTS)),
+            ("ffn_down_exps", "block_sparse_moe.experts.{e}.w2", Each(EXPERTS)),
+            ("ffn_up_exps", "block_sparse_moe.experts.{e}.w3", Each(EXPERTS)),
         ],
         ..KIN
     },
@@ -188,11 +186,12 @@ pub(super) static ARCHITECTURES: &[Architecture] = &[
         class: "Gemma3ForCausalLM",
         keys: llama_keys![
             ("sliding_window", Whole("attention.sliding_window")),
+            ("rope_local_base_freq", NumberIf("rope.freq_base_swa")),
             ("hidden_activation", Text("gelu_pytorch_tanh")),
         ],
         more: |gguf, config| {
-            // Files do not say it; every Gemma 3 has it.
-            config.insert("rope_local_base_freq".into(), json!(10_000.0));
+            // Older files do not say it; every Gemma 3 has it.
+            config.entry("rope_local_base_freq").or_insert(json!(10_000.0));
             gemma_layers(gguf, config, 6)
         },
         outer: OUTER_GEMMA,
@@ -308,6 +307,19 @@ pub(super) static ARCHITECTURES: &[Architecture] = &[
             config.entry("partial_rotary_factor").or_insert(json!(1.0));
             Ok(())
         },
+        inner: &[
+            ("attn_norm", "input_layernorm", Not),
+            ("attn_q", "self_attn.q_proj", Not),
+            ("attn_k", "self_attn.k_proj", Not),
+            ("attn_v", "self_attn.v_proj", Not),
+            ("attn_output", "self_attn.o_proj", Not),
+            ("attn_q_norm", "self_attn.q_layernorm.norms.{e}", Each("attention.head_count")),
+            ("attn_k_norm", "self_attn.k_layernorm.norms.{e}", Each("attention.head_count_kv")),
+            ("ffn_norm", "post_attention_layernorm", Not),
+            ("ffn_gate", "mlp.gate_proj", Not),
+            ("ffn_up", "mlp.up_proj", Not),
+            ("ffn_down", "mlp.down_proj", Not),
+        ],
         ..KIN
     },
     Architecture {
@@ -576,9 +588,9 @@ const LATENT: &[(&str, &str, Differs)] = &[
     ("ffn_down", "mlp.down_proj", Not),
     ("ffn_gate_inp", "mlp.gate", Not),
     ("exp_probs_b.bias", "mlp.gate.e_score_correction_bias", Not),
-    ("ffn_gate_exps", "mlp.experts.{e}.gate_proj", Experts),
-    ("ffn_up_exps", "mlp.experts.{e}.up_proj", Experts),
-    ("ffn_down_exps", "mlp.experts.{e}.down_proj", Experts),
+    ("ffn_gate_exps", "mlp.experts.{e}.gate_proj", Each(EXPERTS)),
+    ("ffn_up_exps", "mlp.experts.{e}.up_proj", Each(EXPERTS)),
+    ("ffn_down_exps", "mlp.experts.{e}.down_proj", Each(EXPERTS)),
     ("ffn_gate_shexp", "mlp.shared_experts.gate_proj", Not),
     ("ffn_up_shexp", "mlp.shared_experts.up_proj", Not),
     ("ffn_down_shexp", "mlp.shared_experts.down_proj", Not),
@@ -657,7 +669,7 @@ fn falcon(config: &mut Map<String, Value>, norms: u32) -> Result<(), Error> {
     Ok(())
 }
 
-/// Layers of Qwen 2 and 3, OLMo 2, OLMoE, StableLM and Cohere, of which none has all of these.
+/// Layers of Qwen 2 and 3, OLMo 2, OLMoE and Cohere, of which none has all of these.
 const DECODER: &[(&str, &str, Differs)] = &[
     ("attn_norm", "input_layernorm", Not),
     ("attn_q", "self_attn.q_proj", Not),
@@ -673,9 +685,9 @@ const DECODER: &[(&str, &str, Differs)] = &[
     ("ffn_up", "mlp.up_proj", Not),
     ("ffn_down", "mlp.down_proj", Not),
     ("ffn_gate_inp", "mlp.gate", Not),
-    ("ffn_gate_exps", "mlp.experts.{e}.gate_proj", Experts),
-    ("ffn_up_exps", "mlp.experts.{e}.up_proj", Experts),
-    ("ffn_down_exps", "mlp.experts.{e}.down_proj", Experts),
+    ("ffn_gate_exps", "mlp.experts.{e}.gate_proj", Each(EXPERTS)),
+    ("ffn_up_exps", "mlp.experts.{e}.up_proj", Each(EXPERTS)),
+    ("ffn_down_exps", "mlp.experts.{e}.down_proj", Each(EXPERTS)),
     ("ffn_gate_inp_shexp", "mlp.shared_expert_gate", Not),
     ("ffn_gate_shexp", "mlp.shared_expert.gate_proj", Not),
     ("ffn_up_shexp", "mlp.shared_expert.up_proj", Not),

@@ -522,3 +522,19 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn every_architecture_has_a_layout_that_llama_cpp_made() {
+    let golden = std::fs::read_dir(format!("{}/../tests/golden", env!("CARGO_MANIFEST_DIR"))).unwrap();
+    let read = |path: std::path::PathBuf| serde_json::from_slice::<Json>(&std::fs::read(path).ok()?).ok();
+    let layouts = golden.filter_map(|folder| {
+        let folder = folder.unwrap().path();
+        let (layout, config) = (read(folder.join("gguf.json"))?, read(folder.join("config.json"))?);
+        Some((layout["metadata"]["general.architecture"].clone(), config["architectures"][0].clone()))
+    });
+    let layouts: Vec<(Json, Json)> = layouts.collect();
+    for architecture in tables::ARCHITECTURES {
+        let is_it = |(name, class): &(Json, Json)| *name == architecture.name && *class == architecture.class;
+        assert!(layouts.iter().any(is_it), "{} as {}", architecture.name, architecture.class);
+    }
+}
