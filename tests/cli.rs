@@ -666,6 +666,24 @@ fn a_model_without_a_tokenizer_answers_in_ids() {
 }
 
 #[test]
+fn biases_that_nothing_adds_are_worth_a_warning() {
+    const BIAS: &str = "model.layers.0.self_attn.q_proj.bias";
+    for (number, warned) in [(0u8, false), (1, true)] {
+        let folder = Folder::copy("llama3");
+        let (mut header, mut data) = common::split(&fs::read(folder.file("model.safetensors")).unwrap());
+        let start = data.len();
+        data.extend([number; 256]);
+        header[BIAS] = serde_json::json!({ "dtype": "F32", "shape": [64], "data_offsets": [start, start + 256] });
+        folder.write("model.safetensors", common::safetensors(&header.to_string(), &data));
+        let output = run(&["run", "-n", "1", "--json", "-m", folder.path().to_str().unwrap(), "To be"]);
+        assert!(output.status.success(), "{}", stderr(&output));
+        let lines: Vec<String> = stderr(&output).lines().map(str::to_owned).collect();
+        assert_eq!(lines.len(), usize::from(warned), "{lines:?}");
+        assert!(lines.iter().all(|line| line.starts_with("warning: ") && line.contains(BIAS)), "{lines:?}");
+    }
+}
+
+#[test]
 fn run_writes_text_to_stdout_and_the_summary_to_stderr() {
     let output = run(&["run", "-n", "40", "ROMEO:"]);
     assert!(output.status.success(), "{}", stderr(&output));

@@ -154,6 +154,7 @@ pub struct Model {
     context: usize,
     bound: &'static str,
     leftovers: Vec<String>,
+    unread_biases: Vec<String>,
     pack_time: Duration,
 }
 
@@ -252,6 +253,7 @@ impl Model {
             context,
             bound,
             leftovers: checkpoint.leftovers(&used),
+            unread_biases: checkpoint.unread_biases(&used),
             pack_time,
         })
     }
@@ -324,6 +326,12 @@ impl Model {
     /// The checkpoint's tensors that the model does not use, sorted.
     pub fn leftovers(&self) -> &[String] {
         &self.leftovers
+    }
+
+    /// Those of the leftovers that are biases of weights that the model uses, and are not zero: a sign that what it computes is
+    /// not what was meant.
+    pub fn unread_biases(&self) -> &[String] {
+        &self.unread_biases
     }
 
     /// How long packing the weights took.

@@ -124,7 +124,14 @@ impl ModelOptions {
     ) -> Result<Model, Error> {
         let schedules = self.schedules(settings.threads.unwrap_or_else(runtime::default_threads));
         let progress = Progress::start(self.name());
-        load(Settings { progress: Some(Box::new(progress.reporter())), schedules, ..settings })
+        let model = load(Settings { progress: Some(Box::new(progress.reporter())), schedules, ..settings })?;
+        drop(progress);
+        if let [first, others @ ..] = model.unread_biases() {
+            let others = if others.is_empty() { String::new() } else { format!(" and {} more", others.len()) };
+            let has = "has biases for which its architecture has no place, and which are not added";
+            tell(format_args!("warning: {} {has}: `{first}`{others}", self.name()));
+        }
+        Ok(model)
     }
 
     /// What was found for so many threads. A file that can't be used is worth a word, but no failure.

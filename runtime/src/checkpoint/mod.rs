@@ -292,6 +292,20 @@ impl Checkpoint {
         names.sort();
         names
     }
+
+    /// The biases that are not among `used` while the weights that they belong to are; zeros, which change nothing, do not count.
+    pub(crate) fn unread_biases(&self, used: &HashSet<String>) -> Vec<String> {
+        let is_one = |name: &String| {
+            let weight = name.strip_suffix("bias").is_some_and(|stem| used.contains(&format!("{stem}weight")));
+            let found = if weight { self.find(name).ok().flatten() } else { None };
+            found.is_some_and(|found| {
+                let mut numbers = vec![0.0; found.numbers.len()];
+                found.numbers.read(0, &mut numbers);
+                numbers.iter().any(|number| *number != 0.0)
+            })
+        };
+        self.leftovers(used).into_iter().filter(is_one).collect()
+    }
 }
 
 impl Raw {
