@@ -69,6 +69,21 @@ fn holds(graph: &Graph, without: &[Rule], rows: Wanted, expected: &[Vec<Expected
     Ok(())
 }
 
+#[test]
+fn expressions_nest_as_deep_as_graphs_allow() {
+    let head = "graph deep\naxis d = 16\naxis v = 7\naxis t = tokens\ninput tokens[t]\nweight embed[v, d] = \"embed\"\n\
+                x[t, d] = embed[v = tokens]\n";
+    let nested = (0..120).fold("x".to_owned(), |inner, _| format!("({inner} * 0.5 + 1.0)"));
+    let nested = format!("{head}y[t, d] = {nested}\noutput y\n");
+    let steps = (0..300).map(|i| {
+        format!("x.{}[t, d] = x{} * 0.5 + 1.0\n", i + 2, if i > 0 { format!(".{}", i + 1) } else { String::new() })
+    });
+    let chained = format!("{head}{}output x.301\n", steps.collect::<String>());
+    for text in [nested, chained] {
+        means_what_the_interpreter_says(&parse(&text).unwrap()).unwrap();
+    }
+}
+
 /// Two layers, in the sizes of a small model.
 const LAYERS: &str = include_str!("filetests/fuse/two_layers.graph");
 

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use einfuse_graph::{Binary, Expr, ExprId, Graph, Kind, Node, TensorId, Unary};
+use einfuse_graph::{Binary, Expr, ExprId, Graph, Kind, MAX_DEPTH, Node, TensorId, Unary};
 
 use super::contraction::Contraction;
 use super::edit::{Edit, is_identity, loads_of};
@@ -96,6 +96,12 @@ fn block(
                 at += 1;
                 continue;
             }
+            Worth::Deep => {
+                let name = &edit.graph.tensor(out).name;
+                stay.push((out, format!("`{name}` would make an expression that nests deeper than {MAX_DEPTH}")));
+                at += 1;
+                continue;
+            }
             Worth::Contracted => {
                 at += 1;
                 continue;
@@ -122,6 +128,8 @@ enum Worth {
     Moved,
     /// It stays: it is read so many times.
     Kept(usize),
+    /// It stays: what reads it would nest too deep.
+    Deep,
     /// It stays, being an operand of a contraction.
     Contracted,
 }
@@ -131,8 +139,12 @@ fn worth(edit: &Edit, nodes: &[Node], out: TensorId, body: ExprId, consumers: &[
     let cost = cost(graph, body, &mut HashMap::new());
     let axes = &graph.tensor(out).axes;
     let mut uses = 0;
+    let own = depth(graph, body);
     for &c in consumers {
         let Node::Equation { out: to, body: right } = nodes[c] else { continue };
+        if own + depth(graph, right) > MAX_DEPTH {
+            return Worth::Deep;
+        }
         let is_operand = |c: Contraction| c.b == out || c.a == out && !is_copy(graph, out, body);
         if Contraction::of(graph, to, right).is_some_and(is_operand) {
             return Worth::Contracted;
@@ -150,6 +162,16 @@ fn worth(edit: &Edit, nodes: &[Node], out: TensorId, body: ExprId, consumers: &[
         true => Worth::Moved,
         false => Worth::Kept(uses),
     }
+}
+
+/// How deep an expression nests.
+fn depth(graph: &Graph, id: ExprId) -> usize {
+    let mut depths: HashMap<ExprId, usize> = HashMap::new();
+    for at in graph.reachable(id) {
+        let below = graph.expr(at).children().into_iter().filter_map(|child| depths.get(&child)).max();
+        depths.insert(at, 1 + below.copied().unwrap_or(0));
+    }
+    depths.get(&id).copied().unwrap_or(0)
 }
 
 /// Whether a map is another value under a new name, and lies in memory as that does.

@@ -68,6 +68,9 @@ impl Scope {
     }
 }
 
+/// How deep an expression may nest before what is within gets a variable. Loops nest deeper than what they come from.
+const MOST_NESTED: usize = 32;
+
 /// Writes one kernel.
 pub(crate) struct Emitter<'a> {
     pub(crate) graph: &'a Graph,
@@ -81,6 +84,8 @@ pub(crate) struct Emitter<'a> {
     blocks: Vec<Vec<Stmt>>,
     memo: HashMap<GExpr, Value>,
     uses: HashMap<GExpr, usize>,
+    /// How deep the expression at hand lies in others.
+    level: usize,
     free: HashMap<GExpr, Vec<AxisId>>,
 }
 
@@ -96,6 +101,7 @@ impl<'a> Emitter<'a> {
             blocks: vec![Vec::new()],
             memo: HashMap::new(),
             uses: HashMap::new(),
+            level: 0,
             free: HashMap::new(),
         }
     }
@@ -441,9 +447,13 @@ impl<'a> Emitter<'a> {
         if let Some(value) = self.memo.get(&id) {
             return value.clone();
         }
+        self.level += 1;
         let mut value = self.fresh(scope, id);
+        self.level -= 1;
         let again = self.uses.get(&id).is_some_and(|&n| n > 1);
-        if again && !matches!(value.expr, Expr::Int(_) | Expr::Float(_) | Expr::Var(_) | Expr::Arg(_)) {
+        if (again || self.level % MOST_NESTED == MOST_NESTED - 1)
+            && !matches!(value.expr, Expr::Int(_) | Expr::Float(_) | Expr::Var(_) | Expr::Arg(_))
+        {
             let ty = ty(self.graph.type_of(id), value.vector);
             value.expr = self.bind(ty, value.expr).into();
         }
