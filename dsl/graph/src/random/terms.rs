@@ -103,14 +103,39 @@ impl Generator {
         } else {
             fitting[self.rng.below(fitting.len())].clone()
         };
-        let mut selected = Vec::new();
+        let (mut selected, mut inside) = (Vec::new(), None);
         for axis in self.axes_of(tensor) {
             let fixed = self.b.graph().size(axis).is_some();
-            if !axes.contains(&axis) || (fixed && self.rng.once_in(2)) {
+            if fixed && inside.is_none() && axes.contains(&axis) && self.rng.once_in(6) {
+                let (index, mask) = self.beside(axis, axes);
+                selected.push((axis, index));
+                inside = Some(mask);
+            } else if !axes.contains(&axis) || (fixed && self.rng.once_in(2)) {
                 selected.push((axis, self.index(axis, axes)));
             }
         }
-        Term { id: self.b.load_at(tensor, &selected), magnitude }
+        let id = self.b.load_at(tensor, &selected);
+        let id = match inside {
+            Some(mask) => {
+                let none = self.b.float(0.0);
+                self.b.select(mask, id, none)
+            }
+            None => id,
+        };
+        Term { id, magnitude }
+    }
+
+    /// A place beside that of an axis, and where it is one.
+    fn beside(&mut self, axis: AxisId, axes: &[AxisId]) -> (ExprId, ExprId) {
+        let size = self.size(axis) as i64;
+        let by = self.rng.pick(axes);
+        let (own, by) = (self.b.coordinate(axis), self.b.coordinate(by));
+        let shift = self.b.int(self.rng.below(size as usize + 1) as i64);
+        let sum = self.b.binary(Binary::Add, own, by);
+        let index = self.b.binary(Binary::Sub, sum, shift);
+        let (first, end) = (self.b.int(0), self.b.int(size));
+        let (low, high) = (self.b.binary(Binary::Ge, index, first), self.b.binary(Binary::Lt, index, end));
+        (index, self.b.binary(Binary::And, low, high))
     }
 
     /// An integer expression of some of `axes` that is a coordinate of `axis`.
@@ -366,7 +391,7 @@ impl Generator {
         let with = self.rng.below(size as usize) as i64;
         let op = self.rng.pick(&[Binary::Lt, Binary::Le, Binary::Gt, Binary::Ge, Binary::Eq, Binary::Ne]);
         let mask = self.compare(op, axis, with);
-        Some(match self.rng.below(4) {
+        Some(match self.rng.below(5) {
             0 => self.b.unary(Unary::Not, mask),
             1 => {
                 let x = self.leaf(axes);
@@ -382,6 +407,14 @@ impl Generator {
                 let one = self.b.int(1);
                 let odd = self.b.binary(Binary::Eq, parity, one);
                 self.b.binary(Binary::Or, mask, odd)
+            }
+            3 => {
+                let other = self.rng.pick(axes);
+                let (other, far) = (self.b.coordinate(other), self.b.int(1 << 32));
+                let wide = self.b.binary(Binary::Sub, other, far);
+                let at = self.b.coordinate(axis);
+                let other = self.b.binary(Binary::Gt, at, wide);
+                self.b.binary(Binary::And, mask, other)
             }
             _ => mask,
         })
