@@ -199,10 +199,8 @@ pub(crate) struct Kernels {
     pub(crate) code: Code,
     pub(crate) compiled: Vec<Compiled>,
     pub(crate) scheduled: Vec<Scheduled>,
-    pub(crate) decode: Vec<Call>,
-    pub(crate) few: Vec<Call>,
-    pub(crate) prefill: Vec<Call>,
-    pub(crate) deep: Vec<Call>,
+    /// For each [`Batch`].
+    pub(crate) calls: [Vec<Call>; Batch::ALL.len()],
     pub(crate) arena_bytes: usize,
     /// What tokens choose, by kernel.
     pub(crate) watched: HashMap<usize, Vec<Watched>>,
@@ -354,7 +352,7 @@ impl Base {
         let how = Lowering { verify: cfg!(debug_assertions), keep_text: options.keep_text };
         let loops: Vec<loops::Kernel> = compiled.iter().map(|c| c.loops.clone()).collect();
         let code = crate::lower::compile(&loops, target, &how)?;
-        let [decode, few, prefill, deep] = Batch::ALL.map(|batch| {
+        let calls = Batch::ALL.map(|batch| {
             let Planned { plan, homes, numbers, .. } = self.planned(batch);
             let runs = |kernel: usize, layer| {
                 let Compiled { scope, index, variant, .. } = compiled[kernel];
@@ -364,7 +362,7 @@ impl Base {
             calls.map_or_else(Vec::new, |(_, calls)| sequence(plan, calls, numbers, &runs))
         });
         let watched = watched(self, &compiled);
-        Ok(Kernels { code, compiled, scheduled, decode, few, prefill, deep, arena_bytes, watched })
+        Ok(Kernels { code, compiled, scheduled, calls, arena_bytes, watched })
     }
 }
 

@@ -11,7 +11,7 @@ use crate::compile::{
     Base, Batch, Call, CompileError, Compiled, Kernels, Options, Planned, Scheduled, Schedules, Slot,
 };
 use crate::fuse::{Kernel, Plan, Segment, Storage, Wanted};
-use crate::loops::{Buffer, FEW, Format};
+use crate::loops::{Buffer, FEW, Format, frame};
 use crate::lower::{Code, Left, Target};
 use crate::pack::Packed;
 use crate::schedule::MOST_POSITIONS;
@@ -344,12 +344,7 @@ impl Program {
     }
 
     fn sequence(&self, batch: Batch) -> &[Call] {
-        match batch {
-            Batch::One => &self.kernels.decode,
-            Batch::Few => &self.kernels.few,
-            Batch::Many => &self.kernels.prefill,
-            Batch::Deep => &self.kernels.deep,
-        }
+        &self.kernels.calls[batch as usize]
     }
 
     /// How much memory steps by so many workers are run in, but for little.
@@ -573,19 +568,19 @@ impl Program {
                 }
             }
         }
-        let frame = &mut workspace.frame;
-        frame[0] = tokens as u64;
-        frame[1] = step.past as u64;
-        frame[2] = workspace.arena.as_mut_ptr().expose_provenance() as u64;
-        frame[3] = step.first as u64;
+        let words = &mut workspace.frame;
+        words[frame::TOKENS] = tokens as u64;
+        words[frame::PAST] = step.past as u64;
+        words[frame::ARENA] = workspace.arena.as_mut_ptr().expose_provenance() as u64;
+        words[frame::FIRST] = step.first as u64;
         for &(_, slot) in &self.homes().inputs {
-            frame[slot] = step.tokens.as_ptr().expose_provenance() as u64;
+            words[slot] = step.tokens.as_ptr().expose_provenance() as u64;
         }
         for (slot, values) in &self.base.constants {
-            frame[*slot] = values.as_ptr().expose_provenance() as u64;
+            words[*slot] = values.as_ptr().expose_provenance() as u64;
         }
         for (group, addresses) in self.homes().groups.iter().zip(&workspace.pages) {
-            frame[group.slot] = addresses.as_ptr().expose_provenance() as u64;
+            words[group.slot] = addresses.as_ptr().expose_provenance() as u64;
         }
         workspace.output = self.locate_output(self.batch(tokens, step.past), tokens, step.first);
     }

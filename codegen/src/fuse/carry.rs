@@ -79,16 +79,7 @@ impl Plan {
         self.graph = edit.graph;
         let id: EqId = self.equations.len();
         self.equations.push(Equation { out, body });
-        let kernel = Kernel {
-            name: self.graph.tensor(out).name.clone(),
-            equations: vec![id],
-            weights: Vec::new(),
-            shape: Shape::Rows,
-            applied: Vec::new(),
-            declined: Vec::new(),
-            last_rows: false,
-        };
-        (out, kernel)
+        (out, Kernel::of(self, id, Shape::Rows))
     }
 
     /// Whether what enters the layers is a value that nobody needs afterwards.

@@ -63,12 +63,8 @@ fn step(plan: &Plan, kernels: &mut Vec<Kernel>, k: usize) -> Result<(), Vec<Stri
             });
             contract.tasks.insert(touched[0].min(contract.tasks.len()), task);
         }
-        kernel.equations.push(eq);
-        kernel.equations.sort();
-        kernel.applied.extend(other.applied);
         let text = format!("`{}` is computed from the tile", other.name);
-        kernel.applied.push(Remark { rule: Rule::Epilogue, text });
-        kernel.declined.extend(other.declined);
+        kernel.absorb(other, Remark { rule: Rule::Epilogue, text });
         kernels.insert(if place == j { j - 1 } else { k }, kernel);
         return Ok(());
     }

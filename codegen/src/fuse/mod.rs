@@ -154,6 +154,28 @@ pub struct Kernel {
 }
 
 impl Kernel {
+    /// One that computes an equation, and is named after it.
+    fn of(plan: &Plan, eq: EqId, shape: Shape) -> Kernel {
+        Kernel {
+            name: plan.graph.tensor(plan.equations[eq].out).name.clone(),
+            equations: vec![eq],
+            weights: Vec::new(),
+            shape,
+            applied: Vec::new(),
+            declined: Vec::new(),
+            last_rows: false,
+        }
+    }
+
+    /// Takes the equations of another one that a rule joins to it, and what rules said of that.
+    fn absorb(&mut self, other: Kernel, by: Remark) {
+        self.equations.extend(other.equations);
+        self.equations.sort();
+        self.applied.extend(other.applied);
+        self.applied.push(by);
+        self.declined.extend(other.declined);
+    }
+
     /// Puts down why a rule declined, in place of what it said before.
     fn decline(&mut self, rule: Rule, reasons: Vec<String>) {
         self.declined.retain(|remark| remark.rule != rule);
@@ -369,15 +391,8 @@ impl Plan {
                 self.equations.push(Equation { out, body });
                 let contraction = Contraction::of(&self.graph, out, body);
                 let contraction = contraction.filter(|c| c.chosen.is_none() && c.has_core(&self.graph));
-                kernels.push(Kernel {
-                    name: self.graph.tensor(out).name.clone(),
-                    equations: vec![id],
-                    weights: Vec::new(),
-                    shape: contraction.map_or(Shape::Rows, |c| Shape::Contract(Contract::of(id, c))),
-                    applied: Vec::new(),
-                    declined: Vec::new(),
-                    last_rows: false,
-                });
+                let shape = contraction.map_or(Shape::Rows, |c| Shape::Contract(Contract::of(id, c)));
+                kernels.push(Kernel::of(self, id, shape));
             }
             Node::Layers(_) => {}
         }

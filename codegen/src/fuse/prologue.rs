@@ -29,15 +29,11 @@ pub(super) fn apply(plan: &mut Plan) {
                     at -= 1;
                     let kernel = &mut kernels[at];
                     let text = format!("`{made}` is computed row by row before it is contracted");
-                    kernel.equations.extend(&other.equations);
-                    kernel.equations.sort();
-                    kernel.applied.extend(other.applied);
-                    kernel.applied.push(Remark { rule: Rule::Prologue, text });
-                    kernel.declined.extend(other.declined);
                     if let Shape::Contract(contract) = &mut kernel.shape {
-                        contract.prologue.extend(other.equations);
+                        contract.prologue.extend(&other.equations);
                         contract.prologue.sort();
                     }
+                    kernel.absorb(other, Remark { rule: Rule::Prologue, text });
                     at += 1;
                 }
             }

@@ -46,11 +46,7 @@ fn step(plan: &Plan, kernels: &mut Vec<Kernel>, first: usize) -> Result<(), Vec<
         let other = kernels.remove(second);
         let mut kernel = kernels.remove(first);
         let text = format!("`{}` and `{}` share a pass over {}", kernel.name, other.name, plan.graph.names(&rows));
-        kernel.equations.extend(other.equations);
-        kernel.equations.sort();
-        kernel.applied.extend(other.applied);
-        kernel.applied.push(Remark { rule: Rule::Rows, text });
-        kernel.declined.extend(other.declined);
+        kernel.absorb(other, Remark { rule: Rule::Rows, text });
         kernels.insert(if place == second { second - 1 } else { first }, kernel);
         return Ok(());
     }

@@ -1,6 +1,6 @@
 //! Rule siblings: contractions of one activation over the same axes share a kernel, so that it is read and packed once.
 
-use super::{Contract, Contraction, Kernel, Plan, Remark, Rule, Shape};
+use super::{Contraction, Kernel, Plan, Remark, Rule, Shape};
 
 pub(super) fn apply(plan: &mut Plan) {
     plan.each_scope(|plan, kernels| {
@@ -55,15 +55,11 @@ fn fits(plan: &Plan, a: &Kernel, b: &Kernel) -> Option<Result<(), String>> {
     Some(Ok(()))
 }
 
-fn merge(into: &mut Kernel, other: Kernel) {
+fn merge(into: &mut Kernel, mut other: Kernel) {
     let text = format!("`{}` and `{}` read one activation", into.name, other.name);
     into.name = format!("{}+{}", into.name, other.name);
-    into.equations.extend(other.equations);
-    into.equations.sort();
-    into.applied.extend(other.applied);
-    into.applied.push(Remark { rule: Rule::Siblings, text });
-    into.declined.extend(other.declined);
-    if let (Shape::Contract(Contract { tasks, .. }), Shape::Contract(more)) = (&mut into.shape, other.shape) {
-        tasks.extend(more.tasks);
+    if let (Shape::Contract(own), Shape::Contract(more)) = (&mut into.shape, &mut other.shape) {
+        own.tasks.append(&mut more.tasks);
     }
+    into.absorb(other, Remark { rule: Rule::Siblings, text });
 }

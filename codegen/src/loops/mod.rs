@@ -2,6 +2,7 @@
 
 mod build;
 mod format;
+pub mod frame;
 mod interpret;
 mod ir;
 mod parse;

@@ -9,7 +9,7 @@ use super::emit::memory;
 use super::math;
 use super::stmt::{Around, Lowerer};
 use super::written::Kind;
-use crate::loops::{Address, Arg, Binary, Buffer, Elem, Expr, Fold, Unary};
+use crate::loops::{Address, Arg, Binary, Buffer, Elem, Expr, Fold, Unary, frame};
 
 /// What an expression yields: a 64-bit integer as a sum that is not emitted yet, anything else as a value.
 #[derive(Clone)]
@@ -17,12 +17,6 @@ pub(super) enum Yield {
     Int(Affine),
     Value(Value),
 }
-
-/// The frame's words that are not pointers of tensors.
-const TOKENS: usize = 0;
-const PAST: usize = 1;
-const ARENA: usize = 2;
-const FIRST: usize = 3;
 
 /// How many loads may leave a loop: registers are few.
 const HOISTED: usize = 8;
@@ -56,9 +50,9 @@ impl Lowerer<'_> {
             Expr::Var(var) => return self.var(*var),
             Expr::Arg(arg) => {
                 let slot = match arg {
-                    Arg::Tokens => TOKENS,
-                    Arg::Past => PAST,
-                    Arg::First => FIRST,
+                    Arg::Tokens => frame::TOKENS,
+                    Arg::Past => frame::PAST,
+                    Arg::First => frame::FIRST,
                 };
                 return Yield::Int(Affine::value(self.frame(slot)));
             }
@@ -142,7 +136,7 @@ impl Lowerer<'_> {
     /// Where a kind of buffer begins.
     pub(super) fn base(&mut self, buffer: &Buffer) -> Affine {
         match buffer {
-            Buffer::Arena(_) => Affine::value(self.frame(ARENA)),
+            Buffer::Arena(_) => Affine::value(self.frame(frame::ARENA)),
             Buffer::Scratch(_) => Affine::value(self.params.scratch),
             Buffer::Frame(slot) => Affine::value(self.frame(*slot)),
             Buffer::Layer(slot) => Affine::value(self.slot(self.params.layer, *slot)),

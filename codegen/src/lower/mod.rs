@@ -1,9 +1,7 @@
 //! Lowering: from loops to machine code, through Cranelift.
 //!
 //! A compiled kernel is `extern "C" fn(frame, layer, worker, workers, scratch, left)`:
-//! - `frame` points to words: how many tokens, how many positions before them, the arena's address, the first token whose
-//!   output is wanted; from the fifth on, the pointers that [`Buffer::Frame`](crate::loops::Buffer::Frame) and the tables
-//!   of pages name by their index;
+//! - `frame` points to the words that [`frame`](crate::loops::frame) tells;
 //! - `layer` points to the words that [`Buffer::Layer`](crate::loops::Buffer::Layer) and the pages' offsets name;
 //! - `worker` of `workers` runs it; `scratch` is that worker's own memory; `left` points to a [`Left`] for each.
 

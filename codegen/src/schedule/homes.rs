@@ -13,7 +13,7 @@ use super::layout::Layout;
 use super::place::{Memory, Place};
 use super::weights::{Region, Variant};
 use crate::fuse::{Contraction, Plan, Segment, Shape, Storage};
-use crate::loops::{Arg, Buffer, Elem, FEW, Format, GROUP};
+use crate::loops::{Arg, Buffer, Elem, FEW, Format, GROUP, frame};
 
 /// How many positions a stream visits at once.
 pub(crate) const RUN: usize = 64;
@@ -21,9 +21,6 @@ pub(crate) const RUN: usize = 64;
 /// How many positions a page of a cache holds: several runs, so that memory is read in long stretches, which the processor
 /// foresees (of a head of 64 components, 32 KiB of keys at bf16).
 pub(crate) const PAGE: usize = 4 * RUN;
-
-/// Slots of the frame that every program has: tokens, past, arena, first.
-const FIXED_SLOTS: usize = 4;
 
 /// What a slot of a stretch's table holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -100,7 +97,7 @@ impl Homes {
         let mut homes = Homes {
             inputs: Vec::new(),
             constants: Vec::new(),
-            frame_len: FIXED_SLOTS,
+            frame_len: frame::POINTERS,
             groups: Vec::new(),
             regions: like.map_or(Vec::new(), |like| like.regions.clone()),
             tables: vec![Vec::new(); plan.scopes().len()],
@@ -114,6 +111,8 @@ impl Homes {
             tokens: extents.tokens,
         };
         homes.frame(plan);
+        let shared = |other: &Homes| (&other.inputs, &other.constants) == (&homes.inputs, &homes.constants);
+        debug_assert!(like.is_none_or(shared), "two plans for one graph, and two frames");
         homes.weights(plan, storage);
         homes.pages(plan, extents.cache, like);
         homes.values(plan, extents);
