@@ -51,7 +51,7 @@ fn wide_features() -> Vec<&'static str> {
             ("avx512bf16", std::is_x86_feature_detected!("avx512bf16")),
             ("avx512vnni", std::is_x86_feature_detected!("avx512vnni")),
             ("avxvnni", std::is_x86_feature_detected!("avxvnni")),
-            ("amx", crate::lower::has_tiles()),
+            ("amx", crate::lower::request_tiles()),
         ];
         found.extend(known.into_iter().filter(|(_, has)| *has).map(|(name, _)| name));
     }

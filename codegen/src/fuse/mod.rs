@@ -68,7 +68,8 @@ macro_rules! rules {
 rules! {
     /// Nested sums of a product are taken in the order that is cheapest for as many tokens as there are.
     Path = "path",
-    /// Equations and parts of them that depend on neither layer nor token content are computed once, before the layers.
+    /// Equations and parts of them that are the same in every layer, and do not grow with the positions, are computed once,
+    /// before the layers.
     Hoist = "hoist",
     /// An elementwise producer moves into its only consumer, or into all where it is cheaper to recompute than to load.
     Inline = "inline",

@@ -274,7 +274,7 @@ impl Format {
         if self.is_coded() { self.rows(depth).next_multiple_of(64) } else { self.rows(depth) }
     }
 
-    /// The floats of an element.
+    /// The floats that such elements are multiplied as.
     pub const fn of(elem: Elem) -> Format {
         match elem {
             Elem::Bf16 => Format::Bf16,

@@ -29,7 +29,7 @@ use cranelift::module::{FuncId, Linkage, Module, default_libcall_names};
 use crate::loops::{Format, GROUP, Invalid, Kernel, verify};
 
 pub use target::Target;
-pub(crate) use target::has_tiles;
+pub(crate) use target::request_tiles;
 
 /// Why kernels were not compiled.
 #[derive(Debug, thiserror::Error)]

@@ -28,7 +28,7 @@ fn host_cores() -> Cores {
             let has_vnni = std::is_x86_feature_detected!("avx512vnni");
             let bytes = if has_vnni { ByteProducts::Avx512Vnni } else { ByteProducts::Avx2 };
             let bf16 = std::is_x86_feature_detected!("avx512bf16");
-            let tiles = bf16 && has_vnni && has_tiles();
+            let tiles = bf16 && has_vnni && request_tiles();
             return Cores { bits: 512, bf16, bytes: Some(bytes), tiles, fetch: fetch(512) };
         }
         if std::is_x86_feature_detected!("avx2") && std::is_x86_feature_detected!("fma") {
@@ -57,9 +57,9 @@ fn fetch(bits: usize) -> Option<Fetch> {
     }
 }
 
-/// Whether this machine has tiles of bf16 and of bytes, and the system lets this process use them.
+/// Asks for tiles of bf16 and of bytes: whether this machine has them, and the system lets this process use them.
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-pub(crate) fn has_tiles() -> bool {
+pub(crate) fn request_tiles() -> bool {
     const BF16: u32 = 1 << 22;
     const TILES: u32 = 1 << 24;
     const BYTES: u32 = 1 << 25;
@@ -74,7 +74,7 @@ pub(crate) fn has_tiles() -> bool {
 }
 
 #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
-pub(crate) fn has_tiles() -> bool {
+pub(crate) fn request_tiles() -> bool {
     false
 }
 
