@@ -1,4 +1,4 @@
-//! Rule hoist: what depends on neither layer nor token content is computed once, before the layers.
+//! Rule hoist: what is the same in every layer, and does not grow with the positions, is computed once, before the layers.
 
 use std::collections::{HashMap, HashSet};
 
