@@ -418,8 +418,12 @@ impl Finder<'_> {
 
     /// The place of an address that goes on by one element from lane to lane, and by as much from row to row.
     fn access(&mut self, lowerer: &mut Lowerer<'_>, elem: Elem, at: &Address, writes: bool) -> Option<Place> {
-        let page_loads = matches!(&at.buffer, Buffer::Page { page, .. } if has_load(page));
-        if page_loads || has_load(&at.offset) || mentions(&at.offset, &self.inside) {
+        let rows = self.nest.rows.as_ref().map(|(var, ..)| *var);
+        let is_another = |page: &Expr| has_load(page) || mentions(page, rows.as_slice());
+        if matches!(&at.buffer, Buffer::Page { page, .. } if is_another(page))
+            || has_load(&at.offset)
+            || mentions(&at.offset, &self.inside)
+        {
             return None;
         }
         let address = |lowerer: &mut Lowerer<'_>| {

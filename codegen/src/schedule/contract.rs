@@ -76,44 +76,97 @@ pub(super) fn schedule(
     let graph = &cx.plan.graph;
     let first = &contract.tasks[0].contractions[0].1;
     let tokens = first.rows.iter().copied().find(|&a| is_tokens(graph, a));
-    let size = |a: AxisId| graph.fixed_size(a);
-    let per_token: usize = first.rows.iter().filter(|a| Some(**a) != tokens).map(|&a| size(a)).product();
+    let own = first.rows.iter().filter(|a| Some(**a) != tokens);
+    let per_token = own.map(|&a| graph.fixed_size(a)).product();
     let mode = cx.mode(kernel);
     if let (Some((_, by)), Mode::Few | Mode::Many) = (first.chosen, &mode) {
         return select::schedule(cx, kernel, contract, by, partial);
     }
-    let mut e = cx.emitter();
-    cx.bind_tokens(kernel, &mut e);
-    let (begin, all) = cx.tokens(kernel);
-    let rows = Count { rows: all.rows.clone() * per_token, most: all.most.map(|most| most * per_token) };
-    let block = |tokens: Option<(AxisId, Expr)>, count: Expr, most: usize| Block {
-        cores: cx.cores,
-        tokens,
-        count,
-        most,
-        per_token,
-        of_step: rows.rows.clone(),
-        few: false,
-        operands: HashMap::new(),
-    };
-    let (Some(t), Mode::Many) = (tokens, &mode) else {
-        let tokens = match &mode {
-            Mode::One(at) => tokens.map(|t| (t, at.clone())),
-            Mode::Few | Mode::Many => None,
-        };
-        let mut block = block(tokens, Expr::Int(1), 1);
+    let work = Work { cx, kernel, contract, per_token };
+    match (tokens, mode) {
+        (Some(t), Mode::Many) => work.of_many(t, partial),
+        (tokens, Mode::One(at)) => (vec![work.of_one(tokens.map(|t| (t, at)))], 0),
+        (_, Mode::Few | Mode::Many) => (vec![work.of_one(None)], 0),
+    }
+}
+
+/// A kernel of contractions to be scheduled.
+struct Work<'a> {
+    cx: &'a Context<'a>,
+    kernel: &'a Kernel,
+    contract: &'a Contract,
+    /// Rows of each token.
+    per_token: usize,
+}
+
+impl Work<'_> {
+    /// How many rows there are.
+    fn rows(&self) -> Count {
+        let (_, tokens) = self.cx.tokens(self.kernel);
+        let most = tokens.most.map(|most| most * self.per_token);
+        Count { rows: tokens.rows * self.per_token, most }
+    }
+
+    fn emitter(&self) -> Emitter<'_> {
+        let mut e = self.cx.emitter();
+        self.cx.bind_tokens(self.kernel, &mut e);
+        e
+    }
+
+    /// The rows of so many tokens from one on, at most this many.
+    fn block(&self, tokens: Option<(AxisId, Expr)>, count: Expr, most: usize) -> Block<'_> {
+        Block {
+            cores: self.cx.cores,
+            tokens,
+            count,
+            most,
+            per_token: self.per_token,
+            of_step: self.rows().rows,
+            few: false,
+            operands: HashMap::new(),
+        }
+    }
+
+    /// The `nth` block of so many tokens.
+    fn nth(&self, t: AxisId, nth: Expr, most: usize, e: &mut Emitter) -> Block<'_> {
+        let (begin, all) = self.cx.tokens(self.kernel);
+        let before = e.int(nth * most);
+        let left = e.int((all.rows - before.clone()).min(most));
+        let from = begin + before;
+        let to = from.clone() + left.clone();
+        e.spans.insert(t, Span { from: from.clone(), to, aligned: true, len: None });
+        self.block(Some((t, from)), left, most)
+    }
+
+    fn operands(&self, block: &mut Block, room: Room, e: &mut Emitter) {
+        operands(self.cx, self.kernel, self.contract, block, room, e);
+    }
+
+    fn parts(&self, few: bool) -> Vec<(Units, usize)> {
+        parts(self.cx, self.kernel, self.contract, few)
+    }
+
+    fn turn(&self, parts: &[(Units, usize)], block: &Block, at: Expr, e: &mut Emitter) {
+        choose(self.cx, self.kernel, &self.contract.tasks, parts, 0, block, at, e);
+    }
+
+    /// The rows of one token, or of none.
+    fn of_one(&self, token: Option<(AxisId, Expr)>) -> loops::Kernel {
+        let (cx, first) = (self.cx, &self.contract.tasks[0].contractions[0].1);
+        let mut e = self.emitter();
+        let mut block = self.block(token, Expr::Int(1), 1);
         // Rows that differ by what they choose alone have one activation. They are multiplied one by one.
         block.per_token = select::per_token(cx, first);
         if first.chosen.is_some() {
             block.of_step = 1.into();
         }
-        operands(cx, kernel, contract, &mut block, Room::Private, &mut e);
-        block.per_token = per_token;
+        self.operands(&mut block, Room::Private, &mut e);
+        block.per_token = self.per_token;
         by_rows(&Count::of(block.rows()), &mut e, |few, e| {
-            let (block, parts) = (Block { few, ..block.clone() }, parts(cx, kernel, contract, few));
-            let turn = |e: &mut Emitter, at| choose(cx, kernel, &contract.tasks, &parts, 0, &block, at, e);
+            let (block, parts) = (Block { few, ..block.clone() }, self.parts(few));
+            let turn = |e: &mut Emitter, at| self.turn(&parts, &block, at, e);
             let turns = turns(&parts);
-            let together = AT_A_TIME.div_ceil((bytes(cx, contract, &parts) / turns).max(1));
+            let together = AT_A_TIME.div_ceil((bytes(cx, self.contract, &parts) / turns).max(1));
             let times = turns.div_ceil(together);
             if times < LEAST {
                 return e.parallel(turns.into(), Share::Blocks, turn);
@@ -124,61 +177,57 @@ pub(super) fn schedule(
                 e.repeat(from, to, 1, turn);
             });
         });
-        return (vec![cx.close(&kernel.name, e)], 0);
-    };
-    let some = |e: &mut Emitter, nth: Expr, most: usize| {
-        let before = e.int(nth * most);
-        let left = e.int((all.rows.clone() - before.clone()).min(most));
-        let from = begin.clone() + before;
-        let to = from.clone() + left.clone();
-        e.spans.insert(t, Span { from: from.clone(), to, aligned: true, len: None });
-        block(Some((t, from)), left, most)
-    };
-    let mut kernels = Vec::new();
-    let mut end = partial;
-    let mut shared = HashMap::new();
-    if are_shared(cx, kernel, contract) {
-        let mut e = cx.emitter();
-        cx.bind_tokens(kernel, &mut e);
-        let most = (cx.tiling.prepared / per_token).max(1);
-        e.parallel(all.rows.clone().div_ceil(most as i64), Share::Blocks, |e, at| {
-            let mut block = some(e, at, most);
-            operands(cx, kernel, contract, &mut block, Room::Arena(&mut end), e);
-            shared = block.operands;
-        });
-        kernels.push(cx.close(&format!("{}_rows", kernel.name), e));
+        cx.close(&self.kernel.name, e)
     }
-    let whole = cx.tiling.block / cx.cores.rows() * cx.cores.rows();
-    let most = (whole / per_token).max(1);
-    let blocks = all.rows.clone().div_ceil(most as i64);
-    let parts = |few: bool| parts(cx, kernel, contract, few);
-    if are_prepared(cx, kernel, contract) && shared.is_empty() {
-        // Each worker has the rows of a block for itself.
-        e.repeat(Expr::Int(0), blocks, 1, |e, nth| {
-            let mut block = some(e, nth, most);
-            operands(cx, kernel, contract, &mut block, Room::Private, e);
-            by_rows(&rows, e, |few, e| {
-                let (block, parts) = (Block { few, ..block.clone() }, parts(few));
-                e.parallel(turns(&parts).into(), Share::Blocks, |e, at| {
-                    choose(cx, kernel, &contract.tasks, &parts, 0, &block, at, e);
+
+    /// The rows of many tokens, block by block.
+    fn of_many(&self, t: AxisId, partial: usize) -> (Vec<loops::Kernel>, usize) {
+        let (cx, kernel) = (self.cx, self.kernel);
+        let (_, tokens) = cx.tokens(kernel);
+        let rows = self.rows();
+        let mut kernels = Vec::new();
+        let mut end = partial;
+        let mut shared = HashMap::new();
+        if are_shared(cx, kernel, self.contract) {
+            let mut e = self.emitter();
+            let most = (cx.tiling.prepared / self.per_token).max(1);
+            e.parallel(tokens.rows.clone().div_ceil(most as i64), Share::Blocks, |e, at| {
+                let mut block = self.nth(t, at, most, e);
+                self.operands(&mut block, Room::Arena(&mut end), e);
+                shared = block.operands;
+            });
+            kernels.push(cx.close(&format!("{}_rows", kernel.name), e));
+        }
+        let whole = cx.tiling.block / cx.cores.rows() * cx.cores.rows();
+        let most = (whole / self.per_token).max(1);
+        let blocks = tokens.rows.div_ceil(most as i64);
+        let mut e = self.emitter();
+        if are_prepared(cx, kernel, self.contract) && shared.is_empty() {
+            // Each worker has the rows of a block for itself.
+            e.repeat(Expr::Int(0), blocks, 1, |e, nth| {
+                let mut block = self.nth(t, nth, most, e);
+                self.operands(&mut block, Room::Private, e);
+                by_rows(&rows, e, |few, e| {
+                    let (block, parts) = (Block { few, ..block.clone() }, self.parts(few));
+                    e.parallel(turns(&parts).into(), Share::Blocks, |e, at| self.turn(&parts, &block, at, e));
                 });
             });
-        });
-    } else {
-        by_rows(&rows, &mut e, |few, e| {
-            let parts = parts(few);
-            e.balanced(blocks.clone(), turns(&parts), |e, nth, at| {
-                let mut block = Block { few, operands: shared.clone(), ..some(e, nth, most) };
-                if block.operands.is_empty() {
-                    // Nothing is computed: these are only where the rows lie.
-                    operands(cx, kernel, contract, &mut block, Room::Private, e);
-                }
-                choose(cx, kernel, &contract.tasks, &parts, 0, &block, at, e);
+        } else {
+            by_rows(&rows, &mut e, |few, e| {
+                let parts = self.parts(few);
+                e.balanced(blocks.clone(), turns(&parts), |e, nth, at| {
+                    let mut block = Block { few, operands: shared.clone(), ..self.nth(t, nth, most, e) };
+                    if block.operands.is_empty() {
+                        // Nothing is computed: these are only where the rows lie.
+                        self.operands(&mut block, Room::Private, e);
+                    }
+                    self.turn(&parts, &block, at, e);
+                });
             });
-        });
+        }
+        kernels.push(cx.close(&kernel.name, e));
+        (kernels, end - partial)
     }
-    kernels.push(cx.close(&kernel.name, e));
-    (kernels, end - partial)
 }
 
 /// A step of few rows waits for memory: it takes units as they are stored, one after the other.
