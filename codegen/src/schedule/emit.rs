@@ -265,12 +265,8 @@ impl<'a> Emitter<'a> {
         let (mut along_axis, mut along_depth) = (false, false);
         for tensor in self.graph.loaded(inner) {
             let Some(place) = self.places.get(&tensor) else { continue };
-            let step = |of: AxisId| -> Vec<Step> {
-                let axes = &self.graph.tensor(tensor).axes;
-                axes.iter().map(|&a| if a == of { Step::One { aligned: true } } else { Step::Still }).collect()
-            };
-            along_axis |= place.is_contiguous(&step(axis));
-            along_depth |= place.is_contiguous(&step(last));
+            along_axis |= place.is_contiguous(&self.steps(tensor, axis, true));
+            along_depth |= place.is_contiguous(&self.steps(tensor, last, true));
         }
         along_depth && !along_axis
     }
@@ -329,7 +325,8 @@ impl<'a> Emitter<'a> {
         let neutral = Expr::Float(op.neutral() as f32);
         if scope.vector.is_some() {
             let sum = self.bind(Ty::Floats, neutral.splat());
-            self.accumulate(scope, op, axes, body, &mut |e, value, product| {
+            self.over(scope.clone(), axes, &mut |e, scope| {
+                let (value, product) = e.terms(&scope, op, body);
                 e.push(Stmt::Set(sum, combine(op, sum.into(), value, product)));
             });
             return Value { expr: sum.into(), vector: true };
@@ -363,20 +360,6 @@ impl<'a> Emitter<'a> {
         Value { expr: self.bind(Ty::Float, expr).into(), vector: false }
     }
 
-    fn accumulate(
-        &mut self,
-        scope: &Scope,
-        op: Reduction,
-        axes: &[AxisId],
-        body: GExpr,
-        f: &mut dyn FnMut(&mut Self, Expr, Option<Expr>),
-    ) {
-        self.over(scope.clone(), axes, &mut |e, scope| {
-            let (value, product) = e.terms(&scope, op, body);
-            f(e, value, product);
-        });
-    }
-
     /// What a reduction combines next: a value, or for a sum of products its two factors.
     fn terms(&mut self, scope: &Scope, op: Reduction, body: GExpr) -> (Expr, Option<Expr>) {
         let wide = |v: Value| if scope.vector.is_some() { widen(v) } else { v.expr };
@@ -393,16 +376,13 @@ impl<'a> Emitter<'a> {
         }
     }
 
-    fn over(&mut self, scope: Scope, axes: &[AxisId], f: &mut dyn FnMut(&mut Self, Scope)) {
+    /// Loops over some axes.
+    pub(super) fn over(&mut self, scope: Scope, axes: &[AxisId], f: &mut dyn FnMut(&mut Self, Scope)) {
         match axes {
             [] => f(self, scope),
             [axis, rest @ ..] => {
                 let span = self.span(*axis);
-                self.repeat(span.from, span.to, 1, |e, at| {
-                    let mut scope = scope;
-                    scope.at.insert(*axis, at);
-                    e.over(scope, rest, f);
-                });
+                self.repeat(span.from, span.to, 1, |e, at| e.over(scope.with(*axis, at), rest, f));
             }
         }
     }

@@ -451,20 +451,9 @@ fn row_number(cx: &Context, shape: &Shape, scope: &Scope, from: &Expr) -> Expr {
     number
 }
 
-/// Loops over some axes.
-fn each_of(axes: &[AxisId], scope: Scope, e: &mut Emitter, f: &mut dyn FnMut(&mut Emitter, Scope)) {
-    match axes {
-        [] => f(e, scope),
-        [a, rest @ ..] => {
-            let span = e.span(*a);
-            e.repeat(span.from, span.to, 1, |e, at| each_of(rest, scope.with(*a, at), e, f));
-        }
-    }
-}
-
 fn each_row(shape: &Shape, scope: &Scope, e: &mut Emitter, mut f: impl FnMut(&mut Emitter, &Scope)) {
     let all: Vec<AxisId> = shape.tokens.iter().chain(&shape.inner).copied().collect();
-    each_of(&all, scope.clone(), e, &mut |e, scope| f(e, &scope));
+    e.over(scope.clone(), &all, &mut |e, scope| f(e, &scope));
 }
 
 /// Applies what left the sums, and stores the results that others read.
