@@ -20,7 +20,7 @@
 //! A [`Checkpoint`] is a Hugging Face folder, the same files within the program, or a GGUF file. [`Model::load`] compiles a
 //! graph for it and packs its weights. A [`Session`] is one sequence of tokens, with its pages in the model's key-value cache;
 //! sessions of one model may live at the same time, on any threads, and compute in turn. What comes out of a session is text
-//! ([`Session::generate`]), or numbers ([`Session::feed`], [`Session::trace`], [`Session::perplexity`]). A [`Conversation`] is
+//! ([`Session::generate`]), or numbers ([`Session::feed`], [`Session::score`], [`Session::trace`]). A [`Conversation`] is
 //! a session whose text is the messages of a chat, as a checkpoint's [`Template`] writes them.
 
 mod cache;
@@ -46,7 +46,7 @@ pub use checkpoint::{Blocks, Change, Chat, Checkpoint, Codes, Dtype, Embedded, G
 pub use error::Error;
 pub use generate::{Generate, Generation, Prompt, Stop, Summary, Token};
 pub use model::{CacheType, Model, Precision, Progress, Quant, Settings};
-pub use sample::{Sampler, Sampling, check_logits};
+pub use sample::{Sampler, Sampling, check_logits, likeliest, log_sum_exp};
 pub use session::{Chosen, Perplexity, Session, Trace};
 pub use threads::{MOST_THREADS, Threads, default_threads};
 pub use tokens::{Stream, Tokenizer};

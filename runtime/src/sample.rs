@@ -66,6 +66,12 @@ pub fn check_logits(logits: &[f32]) -> Result<(), Error> {
     Err(Error::NoNumbers { wrong, vocabulary: logits.len() })
 }
 
+/// `ln Σ e^x` over logits, in f64: how far they are above the logarithms of probabilities.
+pub fn log_sum_exp(logits: &[f32]) -> f64 {
+    let max = logits.iter().fold(f64::NEG_INFINITY, |max, &logit| max.max(f64::from(logit)));
+    max + logits.iter().map(|&logit| (f64::from(logit) - max).exp()).sum::<f64>().ln()
+}
+
 /// Chooses tokens for one sequence.
 #[derive(Clone, Debug)]
 pub struct Sampler {
@@ -114,7 +120,7 @@ impl Sampler {
                 }
             }
         }
-        let Some(best) = first_of_the_largest(&self.weights) else {
+        let Some(best) = likeliest(&self.weights) else {
             return Err(Error::NoNumbers { wrong: logits.len(), vocabulary: logits.len() });
         };
         let temperature = self.options.temperature;
@@ -240,8 +246,8 @@ fn exp(x: f32) -> f32 {
     if inside { p * power } else { 0.0 }
 }
 
-/// The greedy choice; `None` if there is no number above -inf.
-fn first_of_the_largest(logits: &[f32]) -> Option<u32> {
+/// The token with the largest logit, of equals the first; `None` if there is no number above -inf.
+pub fn likeliest(logits: &[f32]) -> Option<u32> {
     // Sixteen maxima side by side: the compiler makes vectors of them.
     let (chunks, rest) = logits.as_chunks::<16>();
     let mut largest = [f32::NEG_INFINITY; 16];

@@ -9,7 +9,7 @@ use crate::Error;
 use crate::cache::Sequence;
 use crate::generate::Summary;
 use crate::model::Model;
-use crate::sample::check_logits;
+use crate::sample::{check_logits, log_sum_exp};
 
 /// One sequence. Its pages go back to the model's cache when it is dropped.
 #[derive(Debug)]
@@ -196,37 +196,47 @@ impl<'m> Session<'m> {
         Ok(all)
     }
 
-    /// Measures how well the model predicts each token but the first from those before it. What is longer than the context
-    /// is cut into windows, each of which starts anew. The session is empty before and afterwards.
+    /// Measures how well the model predicts each token but the first from those before it, in windows as [`Session::score`].
+    ///
+    /// # Errors
+    /// As [`Session::score`].
+    pub fn perplexity(&mut self, tokens: &[u32]) -> Result<Perplexity, Error> {
+        let (mut sum, mut scored) = (0.0, 0);
+        self.score(tokens, |at, logits| {
+            sum += log_sum_exp(logits) - f64::from(logits[tokens[at] as usize]);
+            scored += 1;
+        })?;
+        Ok(Perplexity { mean: sum / scored as f64, scored })
+    }
+
+    /// Gives `see` the number of each token but the first, and the logits `[v]` by which it is predicted from those before
+    /// it. What is longer than the context is read in windows, each of which starts anew. The session is empty before and
+    /// afterwards.
     ///
     /// # Errors
     /// If there are fewer than two tokens or positions, a token is not in the model's vocabulary, or logits are no numbers.
-    pub fn perplexity(&mut self, tokens: &[u32]) -> Result<Perplexity, Error> {
+    pub fn score(&mut self, tokens: &[u32], mut see: impl FnMut(usize, &[f32])) -> Result<(), Error> {
         if tokens.len() < 2 {
             return Err(Error::ShortText { tokens: tokens.len() });
         }
         self.model.check_pair()?;
-        let vocabulary = self.model.vocabulary;
-        let (mut sum, mut scored, mut checked) = (0.0, 0, Ok(()));
-        for window in tokens.chunks(self.model.context()).filter(|window| window.len() > 1) {
+        self.check_known(tokens)?;
+        let (mut seen, mut checked) = (0, Ok(()));
+        for window in tokens[..tokens.len() - 1].chunks(self.model.context()) {
             self.clear();
-            let (last, given) = window.split_last().unwrap_or((&0, &[]));
-            if *last as usize >= vocabulary {
-                return Err(self.unknown(*last));
-            }
-            self.add(given)?;
-            self.compute(Wanted::All, None, None, |first, rows| {
-                for (row, &next) in rows.chunks_exact(vocabulary).zip(&window[first + 1..]) {
+            self.add(window)?;
+            self.compute(Wanted::All, None, None, |_, rows| {
+                for logits in rows.chunks_exact(self.model.vocabulary) {
+                    seen += 1;
                     if checked.is_ok() {
-                        checked = check_logits(row);
+                        checked = check_logits(logits);
                     }
-                    sum -= log_probability(row, next as usize);
-                    scored += 1;
+                    see(seen, logits);
                 }
             })?;
         }
         self.clear();
-        checked.map(|()| Perplexity { mean: sum / scored as f64, scored })
+        checked
     }
 
     /// Appends tokens without computing anything yet.
@@ -235,9 +245,7 @@ impl<'m> Session<'m> {
             return Err(Error::EmptyPrompt);
         }
         self.model.check_room(self.tokens.len(), tokens.len())?;
-        if let Some(&unknown) = tokens.iter().find(|&&token| token as usize >= self.model.vocabulary) {
-            return Err(self.unknown(unknown));
-        }
+        self.check_known(tokens)?;
         self.tokens.extend_from_slice(tokens);
         Ok(())
     }
@@ -247,8 +255,12 @@ impl<'m> Session<'m> {
         self.tokens.push(token);
     }
 
-    fn unknown(&self, id: u32) -> Error {
-        Error::NotInModel { id, vocabulary: self.model.vocabulary }
+    fn check_known(&self, tokens: &[u32]) -> Result<(), Error> {
+        let vocabulary = self.model.vocabulary;
+        match tokens.iter().find(|&&token| token as usize >= vocabulary) {
+            Some(&id) => Err(Error::NotInModel { id, vocabulary }),
+            None => Ok(()),
+        }
     }
 
     /// Computes what has not been yet, for the logits of the last token's successor.
@@ -311,11 +323,4 @@ impl Drop for Session<'_> {
     fn drop(&mut self) {
         self.cache(|cache, sequence| cache.release(sequence));
     }
-}
-
-/// `ln softmax(row)[token]`, in f64.
-fn log_probability(row: &[f32], token: usize) -> f64 {
-    let max = row.iter().fold(f64::NEG_INFINITY, |max, &logit| max.max(f64::from(logit)));
-    let sum: f64 = row.iter().map(|&logit| (f64::from(logit) - max).exp()).sum();
-    f64::from(row[token]) - max - sum.ln()
 }

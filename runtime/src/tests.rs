@@ -565,20 +565,21 @@ fn sessions_may_compute_on_many_threads() {
 #[test]
 fn perplexity_is_the_mean_over_all_tokens_but_the_first() {
     let numbers = Numbers::random().map(|x| x * 0.5);
-    let score = |window: &[u32]| -> Vec<f64> {
+    let score = |(window, next): (&[u32], &[u32])| -> Vec<f64> {
         let logits = numbers.expected(window).pop().unwrap();
-        let rows = logits.chunks_exact(VOCABULARY).zip(&window[1..]);
+        let rows = logits.chunks_exact(VOCABULARY).zip(next);
         rows.map(|(row, &next)| row.iter().map(|x| x.exp()).sum::<f64>().ln() - row[next as usize]).collect()
     };
     let tokens: Vec<u32> = (0..90).map(|i| i * 31 % 400).collect();
     for (rows, chunk) in [(Wanted::All, 7), (Wanted::All, 512), (Wanted::Last, 512)] {
         let model = load(&numbers, Settings { rows, chunk, ..threads(1) });
-        for length in [2, 3, 40, 41, 90] {
+        for length in [2, 3, 40, 41, 42, 90] {
             let tokens = &tokens[..length];
-            let expected: Vec<f64> = tokens.chunks(40).flat_map(score).collect();
+            let (given, next) = (&tokens[..length - 1], &tokens[1..]);
+            let expected: Vec<f64> = given.chunks(40).zip(next.chunks(40)).flat_map(score).collect();
             let perplexity = model.session().perplexity(tokens).unwrap();
             let mean = expected.iter().sum::<f64>() / expected.len() as f64;
-            assert_eq!(perplexity.scored, expected.len());
+            assert_eq!((perplexity.scored, expected.len()), (length - 1, length - 1));
             assert!((perplexity.mean - mean).abs() < 1e-5, "{} is not {mean}", perplexity.mean);
             assert_eq!(perplexity.value(), perplexity.mean.exp());
         }
@@ -587,8 +588,13 @@ fn perplexity_is_the_mean_over_all_tokens_but_the_first() {
                 matches!(model.session().perplexity(tokens), Err(Error::ShortText { tokens: n }) if n == tokens.len())
             );
         }
-        assert!(matches!(model.session().perplexity(&[1, 400]), Err(Error::NotInModel { id: 400, vocabulary: 400 })));
-        assert!(matches!(model.session().perplexity(&[400, 1]), Err(Error::NotInModel { id: 400, vocabulary: 400 })));
+        // The last of them is what a window's last token is to predict.
+        for at in [0, 1, 40] {
+            let mut tokens = tokens[..at.max(1) + 1].to_vec();
+            tokens[at] = 400;
+            let error = model.session().perplexity(&tokens).unwrap_err();
+            assert!(matches!(error, Error::NotInModel { id: 400, vocabulary: 400 }), "{error}");
+        }
     }
     let error = |numbers: &Numbers, context| {
         let model = load(numbers, Settings { context: Some(context), ..threads(1) });

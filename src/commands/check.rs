@@ -3,6 +3,7 @@
 use std::num::NonZeroUsize;
 
 use einfuse::codegen::Format;
+use einfuse::runtime::{likeliest, log_sum_exp};
 use einfuse::{Model, Settings, Wanted, runtime};
 use serde::Serialize;
 
@@ -77,25 +78,19 @@ impl Check {
         // one after the other, so that they need not fit into memory together
         let reference = options.load(settings(plain))?;
         let tokens = reference.tokenizer()?.encode(TEXT, true)?;
-        let (tokens, next) = match (tokens.get(..POSITIONS), tokens.get(1..=POSITIONS)) {
-            (Some(tokens), Some(next)) => (tokens, next),
-            _ => {
-                let (count, wanted) = (tokens.len(), POSITIONS + 1);
-                return Err(format!("--check wants {wanted} tokens, and its text has {count} in this model").into());
-            }
+        let Some(tokens) = tokens.get(..=POSITIONS) else {
+            let (count, wanted) = (tokens.len(), POSITIONS + 1);
+            return Err(format!("--check wants {wanted} tokens, and its text has {count} in this model").into());
         };
-        let mut wanted = Vec::new();
-        windows(&reference, tokens, |_, logits| wanted.push(logits.to_vec()))?;
+        let vocabulary = reference.vocabulary();
+        let mut wanted = Vec::with_capacity(POSITIONS * vocabulary);
+        reference.session().score(tokens, |_, logits| wanted.extend_from_slice(logits))?;
         drop(reference);
 
         let model = options.load(settings(options.settings(threads)))?;
-        let vocabulary = model.vocabulary();
         let mut sums = Sums::default();
-        windows(&model, tokens, |first, logits| {
-            let wanted = wanted.get(first / window(&model)).into_iter().flat_map(|w| w.chunks_exact(vocabulary));
-            for ((wanted, got), &next) in wanted.zip(logits.chunks_exact(vocabulary)).zip(&next[first..]) {
-                sums.add(wanted, got, next as usize);
-            }
+        model.session().score(tokens, |at, got| {
+            sums.add(&wanted[(at - 1) * vocabulary..][..vocabulary], got, tokens[at] as usize);
         })?;
         let own = options.settings(threads).quant.is_none();
         let (weights, cache) = (step::coarsest(&model), model.program().options().cache);
@@ -148,23 +143,6 @@ impl Check {
     }
 }
 
-/// Tokens that are read together: no more than the context takes.
-fn window(model: &Model) -> usize {
-    model.context().clamp(1, POSITIONS)
-}
-
-/// The logits after each token, window by window, with the number of a window's first token. Each window starts anew.
-fn windows(model: &Model, tokens: &[u32], mut see: impl FnMut(usize, &[f32])) -> Result<(), runtime::Error> {
-    let mut session = model.session();
-    for (number, tokens) in tokens.chunks(window(model)).enumerate() {
-        session.clear();
-        let logits = session.feed_all(tokens)?;
-        logits.chunks_exact(model.vocabulary()).try_for_each(runtime::check_logits)?;
-        see(number * window(model), &logits);
-    }
-    Ok(())
-}
-
 /// What is added up, position by position.
 #[derive(Debug, Default)]
 struct Sums {
@@ -181,7 +159,7 @@ struct Sums {
 
 impl Sums {
     fn add(&mut self, wanted: &[f32], got: &[f32], next: usize) {
-        let (scale_wanted, scale_got) = (log_sum(wanted), log_sum(got));
+        let (scale_wanted, scale_got) = (log_sum_exp(wanted), log_sum_exp(got));
         let surprise = |logits: &[f32], scale: f64| logits.get(next).map_or(f64::NAN, |&x| scale - f64::from(x));
         self.surprise += surprise(got, scale_got);
         self.surprise_f32 += surprise(wanted, scale_wanted);
@@ -225,17 +203,6 @@ impl Sums {
     }
 }
 
-/// `ln Σ e^x`.
-fn log_sum(logits: &[f32]) -> f64 {
-    let max = logits.iter().fold(f64::NEG_INFINITY, |max, &logit| max.max(f64::from(logit)));
-    max + logits.iter().map(|&logit| (f64::from(logit) - max).exp()).sum::<f64>().ln()
-}
-
-/// The number of the largest.
-fn likeliest(logits: &[f32]) -> Option<usize> {
-    logits.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).map(|(at, _)| at)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -255,5 +222,8 @@ mod tests {
         near(sums.largest_divergence, 0.25 * 2f64.ln());
         near(sums.difference, 2.0 / 3.0 * 2f64.ln());
         near(sums.largest_difference, 2f64.ln());
+        // of equals the first is the likeliest, as generation has it
+        sums.add(&[1.0, 1.0, 0.0], &[1.0, 0.5, 0.0], 0);
+        assert_eq!((sums.positions, sums.agreed), (3, 2));
     }
 }

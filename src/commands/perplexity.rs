@@ -15,7 +15,7 @@ Examples:
   einfuse perplexity sonnets.txt
   einfuse perplexity -m ~/smollm2-135m --precision bf16 --json hamlet.txt
 
-Each token but the first is predicted from all before it; a text longer than the context (--context) is cut into windows
+Each token but the first is predicted from all before it; a text longer than the context (--context) is read in windows
 of the context's length, each of which starts anew. The perplexity is e to the mean of -ln p.";
 
 /// Measure how well the model predicts a text
