@@ -196,6 +196,16 @@ fn check_epsilons(config: &Value) -> Result<(), ModelError> {
     Ok(())
 }
 
+/// Checks that a list has a value for each layer.
+fn check_layers<T>(key: &str, list: Option<&[T]>, layers: Option<usize>) -> Result<(), String> {
+    match (list, layers) {
+        (Some(list), Some(layers)) if list.len() != layers => {
+            Err(format!("`{key}` is a list of {}, `num_hidden_layers` is {layers}", list.len()))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// The architecture that a config.json names first.
 ///
 /// # Errors

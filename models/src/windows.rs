@@ -21,6 +21,7 @@ struct Keys {
     #[serde(default, deserialize_with = "said")]
     sliding_window: Option<Option<usize>>,
     layer_types: Option<Vec<String>>,
+    num_hidden_layers: Option<usize>,
     sliding_window_pattern: Option<usize>,
     _sliding_window_pattern: Option<usize>,
     max_window_layers: Option<usize>,
@@ -44,13 +45,15 @@ impl TryFrom<Keys> for Windows {
             )),
         };
         let local = keys.layer_types.map(|kinds| kinds.iter().map(local).collect::<Result<Vec<bool>, String>>());
+        let local = local.transpose()?;
+        crate::check_layers("layer_types", local.as_deref(), keys.num_hidden_layers)?;
         let positive = |name: &str, number: Option<usize>| match number {
             Some(0) => Err(format!("`{name}` is 0, expected a positive number")),
             number => Ok(number),
         };
         Ok(Windows {
             window: keys.sliding_window.map(|window| positive("sliding_window", window)).transpose()?,
-            local: local.transpose()?,
+            local,
             period: positive("sliding_window_pattern", keys.sliding_window_pattern)?
                 .or(positive("_sliding_window_pattern", keys._sliding_window_pattern)?),
             first: keys.max_window_layers.unwrap_or(28),
@@ -129,6 +132,10 @@ mod tests {
     #[test]
     fn what_is_wrong_is_named() {
         assert!(read(json!({"sliding_window": 0})).unwrap_err().contains("`sliding_window` is 0"));
+        for kinds in [&["full_attention"; 2][..], &["full_attention"; 4], &[]] {
+            let error = read(json!({"layer_types": kinds, "num_hidden_layers": 3})).unwrap_err();
+            assert_eq!(error, format!("`layer_types` is a list of {}, `num_hidden_layers` is 3", kinds.len()));
+        }
         assert!(read(json!({"layer_types": ["linear_attention"]})).unwrap_err().contains("\"linear_attention\""));
     }
 }

@@ -188,6 +188,16 @@ fn what_an_architecture_does_not_describe_is_refused() {
         ("gemma3", json!({"layer_types": ["linear"]}), "the config: `layer_types` has \"linear\", supported are"),
         (
             "gemma3",
+            json!({"layer_types": ["full_attention"]}),
+            "the config: `layer_types` is a list of 1, `num_hidden_layers` is ",
+        ),
+        (
+            "llama4",
+            json!({"no_rope_layers": [0]}),
+            "the config: `no_rope_layers` is a list of 1, `num_hidden_layers` is ",
+        ),
+        (
+            "gemma3",
             json!({"attn_logit_softcapping": 50.0}),
             "`attn_logit_softcapping` is 50.0, Gemma3 supports only false",
         ),
