@@ -910,6 +910,14 @@ fn logits_writes_a_safetensors_file() {
             assert_eq!(result["tensors"][&name][key], header[&name][key], "{key} of {name}");
         }
     }
+
+    let without: Vec<&str> = arguments.into_iter().filter(|argument| *argument != "--hidden").collect();
+    let output = run(&without);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let (alone, same) = common::split(&fs::read(&file).unwrap());
+    assert_eq!(names(&alone), ["logits"]);
+    let range: [usize; 2] = serde_json::from_value(header["logits"]["data_offsets"].clone()).unwrap();
+    assert_eq!(same, data[range[0]..range[1]]);
 }
 
 #[test]

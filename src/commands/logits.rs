@@ -52,15 +52,18 @@ impl Logits {
         let settings = self.model.settings(self.threads.threads);
         let model = self.model.load(Settings { rows: Wanted::All, ..settings })?;
         let tokens = self.prompt.tokens(&model)?;
-        let trace = model.session().trace(&tokens)?;
-        let hidden: Vec<f32> = trace.hidden.concat();
-        let layers = trace.hidden.len();
-        let (logits_bytes, hidden_bytes) = (bytes(&trace.logits), bytes(&hidden));
-        let rows = tokens.len();
-        let mut tensors = vec![("logits", view(vec![rows, model.vocabulary()], &logits_bytes)?)];
+        let mut session = model.session();
+        let (logits, hidden) = match self.hidden {
+            true => session.trace(&tokens).map(|trace| (trace.logits, trace.hidden))?,
+            false => (session.feed_all(&tokens)?, Vec::new()),
+        };
+        let checked = logits.chunks_exact(model.vocabulary()).try_for_each(check_logits);
+        let (rows, layers) = (tokens.len(), hidden.len());
+        let (logits, hidden) = (bytes(logits), bytes(hidden.into_iter().flatten()));
+        let mut tensors = vec![("logits", view(vec![rows, model.vocabulary()], &logits)?)];
         if self.hidden {
-            let width = hidden.len() / (layers * rows).max(1);
-            tensors.push(("hidden", view(vec![layers, rows, width], &hidden_bytes)?));
+            let width = hidden.len() / (size_of::<f32>() * layers * rows).max(1);
+            tensors.push(("hidden", view(vec![layers, rows, width], &hidden)?));
         }
         let describe = |(name, view): &(&str, TensorView<'_>)| {
             (name.to_string(), json!({ "dtype": view.dtype().to_string(), "shape": view.shape() }))
@@ -78,13 +81,12 @@ impl Logits {
             }))?;
         }
         // what is written may show why there are none
-        trace.logits.chunks_exact(model.vocabulary()).try_for_each(check_logits)?;
-        Ok(())
+        Ok(checked?)
     }
 }
 
-fn bytes(values: &[f32]) -> Vec<u8> {
-    values.iter().flat_map(|x| x.to_le_bytes()).collect()
+fn bytes(values: impl IntoIterator<Item = f32>) -> Vec<u8> {
+    values.into_iter().flat_map(f32::to_le_bytes).collect()
 }
 
 fn view(shape: Vec<usize>, bytes: &[u8]) -> Result<TensorView<'_>, safetensors::SafeTensorError> {
