@@ -64,6 +64,38 @@ einfuse_macros::block! {
 }
 
 einfuse_macros::block! {
+    /// Attention where keys and values of all heads come from one latent, which is what is cached (DeepSeek-AI, 2024). Only
+    /// `y` elements of a query and of the one key that heads share have rotary positions.
+    pub LatentAttention[d, h, c, y, u, k, z, r] {
+        config {
+            /// Whether queries come from a latent too.
+            latent_queries: bool;
+        }
+        axis cy = c + y; axis zy = z + y;
+        weights {
+            q_in[k, d] = "q_a_proj.weight"; q_norm[k] = "q_a_layernorm.weight"; q_out[h, cy, k] = "q_b_proj.weight";
+            q_all[h, cy, d] = "q_proj.weight"; wo[d, h, u] = "o_proj.weight";
+            kv_in[zy, d] = "kv_a_proj_with_mqa.weight"; kv_norm[z] = "kv_a_layernorm.weight";
+            key_out[h, c, z] = "kv_b_proj.weight"[0 .. c in h]; value_out[h, u, z] = "kv_b_proj.weight"[c .. c + u in h];
+        }
+        fn (a[t, d], freq[r], scale, narrow) -> [t, d] {
+            let q[t, h, cy] = if latent_queries then sum[k] rms_norm[k](sum[d] a * q_in, 1e-6) * q_norm * q_out
+                else sum[d] a * q_all;
+            let near[t, h, y] = rotate_pairs[y](q[cy = size(c) + y], freq, scale);
+            let kv[t, zy] = sum[d] a * kv_in;
+            let latent[t, z] = rms_norm[z](kv[zy = z], 1e-6) * kv_norm;
+            let key[t, y] = rotate_pairs[y](kv[zy = size(z) + y], freq, scale);
+            cache latent, key over s;
+            let far[s, h, c] = sum[z] latent * key_out;
+            let value[s, h, u] = sum[z] latent * value_out;
+            let p[t, h, s] = softmax[s](narrow * ((sum[c] q[cy = c] * far) + sum[y] near * key) where s <= t);
+            let o[t, h, u] = sum[s] p * value;
+            sum[h, u] o * wo
+        }
+    }
+}
+
+einfuse_macros::block! {
     /// A network gated by SiLU (Shazeer, 2020).
     pub SwiGlu[d, f] {
         weights { gate[f, d] = "gate_proj.weight"; up[f, d] = "up_proj.weight"; down[d, f] = "down_proj.weight"; }

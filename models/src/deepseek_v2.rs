@@ -1,6 +1,6 @@
 //! DeepSeek V2.
 
-use crate::blocks::SwiGlu;
+use crate::blocks::{LatentAttention, SwiGlu};
 
 einfuse_macros::model! {
     /// DeepSeek V2 (DeepSeek-AI, 2024): keys and values of all heads come from one latent, which is what is cached; each token
@@ -26,7 +26,6 @@ einfuse_macros::model! {
         axis a = groups.all(); axis b = groups.open();
         axis m = e / a;                        // experts of a group
         axis k = queries.rank(); axis o = n * shared;
-        axis cy = c + y; axis zy = z + y;
         axis r = rope.pairs(y);
         host freq[r] = rope.frequencies(r); host scale = rope.scale();
         host narrow = rope.score_scale() / ((c + y) as f32).sqrt();
@@ -43,31 +42,16 @@ einfuse_macros::model! {
         layer l in layers {
             weights "model.layers.{l}." {
                 attn_norm[d] = "input_layernorm.weight"; ffn_norm[d] = "post_attention_layernorm.weight";
-                q_in[k, d] = "self_attn.q_a_proj.weight"; q_norm[k] = "self_attn.q_a_layernorm.weight";
-                q_out[h, cy, k] = "self_attn.q_b_proj.weight"; wo[d, h, u] = "self_attn.o_proj.weight";
-                kv_in[zy, d] = "self_attn.kv_a_proj_with_mqa.weight"; kv_norm[z] = "self_attn.kv_a_layernorm.weight";
-                key_out[h, c, z] = "self_attn.kv_b_proj.weight"[0 .. c in h];
-                value_out[h, u, z] = "self_attn.kv_b_proj.weight"[c .. c + u in h];
+                block attend[d, h, c, y, u, k, z, r] -> [t, d] =
+                    LatentAttention { latent_queries: queries.are_latent() } in "self_attn.";
                 block feed[d, f] -> [t, d] = SwiGlu in "mlp.";
                 block share[d, o] -> [t, d] = SwiGlu in "mlp.shared_experts.";
-                router[e, d] = "mlp.gate.weight"; q_all[h, cy, d] = "self_attn.q_proj.weight";
+                router[e, d] = "mlp.gate.weight";
                 gates[e, n, d] = "mlp.experts.{e}.gate_proj.weight"; ups[e, n, d] = "mlp.experts.{e}.up_proj.weight";
                 downs[e, d, n] = "mlp.experts.{e}.down_proj.weight";
             }
             fn (x[t, d]) -> [t, d] {
-                let w = rms_norm[d](x, eps) * attn_norm;
-                let q[t, h, cy] = if !queries.are_latent() then sum[d] w * q_all
-                    else sum[k] rms_norm[k](sum[d] w * q_in, 1e-6) * q_norm * q_out;
-                let near[t, h, y] = rotate_pairs[y](q[cy = size(c) + y], freq, scale);
-                let kv[t, zy] = sum[d] w * kv_in;
-                let latent[t, z] = rms_norm[z](kv[zy = z], 1e-6) * kv_norm;
-                let key[t, y] = rotate_pairs[y](kv[zy = size(z) + y], freq, scale);
-                cache latent, key over s;
-                let far[s, h, c] = sum[z] latent * key_out;
-                let value[s, h, u] = sum[z] latent * value_out;
-                let p[t, h, s] = softmax[s](narrow * ((sum[c] q[cy = c] * far) + sum[y] near * key) where s <= t);
-                let heads[t, h, u] = sum[s] p * value;
-                let mid[t, d] = x + sum[h, u] heads * wo;
+                let mid[t, d] = x + attend(rms_norm[d](x, eps) * attn_norm, freq, scale, narrow);
                 let i = rms_norm[d](mid, eps) * ffn_norm;
                 mid + if l < first then feed(i) else experts(i, router, gates, ups, downs) + share(i)
             }
