@@ -941,7 +941,7 @@ fn perplexity_wants_room_for_two_tokens() {
     folder.set("max_position_embeddings", 1);
     folder.write("text.txt", "To be, or not to be");
     let output = run(&["perplexity", "-m", folder.path().to_str().unwrap(), folder.file("text.txt").to_str().unwrap()]);
-    check(&output, 1, &["at least two positions are wanted", "not the 1 of the model's context"]).unwrap();
+    check(&output, 1, &["at least 2 positions are wanted", "not the 1 of the model's context"]).unwrap();
 }
 
 #[test]

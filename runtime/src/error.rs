@@ -171,8 +171,10 @@ pub enum Error {
         tokens: usize,
     },
     /// A sequence has no room for a token that others come before.
-    #[error("at least two positions are wanted, to predict a token from the one before, not the {context} {bound}")]
+    #[error("at least {wanted} positions are wanted, to predict a token from those before, not the {context} {bound}")]
     ShortContext {
+        /// How many positions would do.
+        wanted: usize,
         /// How many positions it can have.
         context: usize,
         /// What sets that limit.

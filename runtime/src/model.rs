@@ -293,10 +293,10 @@ impl Model {
         self.context
     }
 
-    /// Checks that a sequence has room for a token and its successor.
-    pub(crate) fn check_pair(&self) -> Result<(), Error> {
-        let (context, bound) = (self.context, self.bound);
-        if context < 2 { Err(Error::ShortContext { context, bound }) } else { Ok(()) }
+    /// Checks that a sequence has room for a token and its successor, and for another behind the `begin` that it begins with.
+    pub(crate) fn check_window(&self, begin: usize) -> Result<(), Error> {
+        let (context, bound, wanted) = (self.context, self.bound, begin.max(1) + 1);
+        if context < wanted { Err(Error::ShortContext { wanted, context, bound }) } else { Ok(()) }
     }
 
     /// Checks that a sequence of `past` positions can grow by `tokens`.

@@ -10,6 +10,7 @@ use crate::cache::Sequence;
 use crate::generate::Summary;
 use crate::model::Model;
 use crate::sample::{check_logits, log_sum_exp};
+use crate::tokens::Tokenizer;
 
 /// One sequence. Its pages go back to the model's cache when it is dropped.
 #[derive(Debug)]
@@ -210,28 +211,35 @@ impl<'m> Session<'m> {
     }
 
     /// Gives `see` the number of each token but the first, and the logits `[v]` by which it is predicted from those before
-    /// it. What is longer than the context is read in windows, each of which starts anew. The session is empty before and
-    /// afterwards.
+    /// it. What is longer than the context is read in windows, each of which starts anew: where the tokens begin with what
+    /// the tokenizer puts in front of a text, every window does. The session is empty before and afterwards.
     ///
     /// # Errors
-    /// If there are fewer than two tokens or positions, a token is not in the model's vocabulary, or logits are no numbers.
+    /// If there are fewer than two tokens, or positions for what a window begins with and one more; if a token
+    /// is not in the model's vocabulary; or if logits are no numbers.
     pub fn score(&mut self, tokens: &[u32], mut see: impl FnMut(usize, &[f32])) -> Result<(), Error> {
         if tokens.len() < 2 {
             return Err(Error::ShortText { tokens: tokens.len() });
         }
-        self.model.check_pair()?;
+        let begin = self.model.tokenizer().map_or(Ok(Vec::new()), Tokenizer::begin)?;
+        let begin = if tokens.starts_with(&begin) { &begin[..] } else { &[] };
+        let (context, logits) = (self.model.context(), self.model.vocabulary);
+        self.model.check_window(begin.len())?;
         self.check_known(tokens)?;
-        let (mut seen, mut checked) = (0, Ok(()));
-        for window in tokens[..tokens.len() - 1].chunks(self.model.context()) {
+        let given = tokens.len() - 1;
+        let (mut at, mut checked) = (0, Ok(()));
+        while at < given {
+            let again = if at == 0 { &[] } else { begin };
+            let window = &tokens[at..given.min(at + context - again.len())];
             self.clear();
-            self.add(window)?;
-            self.compute(Wanted::All, None, None, |_, rows| {
-                for logits in rows.chunks_exact(self.model.vocabulary) {
-                    seen += 1;
+            self.add(&[again, window].concat())?;
+            self.compute(Wanted::All, None, None, |first, rows| {
+                for row in rows.chunks_exact(logits).skip(again.len().saturating_sub(first)) {
+                    at += 1;
                     if checked.is_ok() {
-                        checked = check_logits(logits);
+                        checked = check_logits(row);
                     }
-                    see(seen, logits);
+                    see(at, row);
                 }
             })?;
         }

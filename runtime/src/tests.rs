@@ -601,9 +601,47 @@ fn perplexity_is_the_mean_over_all_tokens_but_the_first() {
         model.session().perplexity(&tokens).unwrap_err().to_string()
     };
     let short =
-        "at least two positions are wanted, to predict a token from the one before, not the 1 of the model's context";
+        "at least 2 positions are wanted, to predict a token from those before, not the 1 of the model's context";
     assert_eq!(error(&numbers, 1), short);
     assert!(error(&numbers.map(|_| f32::NAN), 40).starts_with("400 of 400 logits are NaN or infinite"));
+}
+
+#[test]
+fn each_window_begins_as_the_text_does() {
+    let numbers = Numbers::random().map(|x| x * 0.5);
+    let model = Embedded {
+        name: "begin",
+        config: CONFIG.as_bytes(),
+        generation_config: None,
+        tokenizer: Some(include_bytes!("../../tests/golden/llama3/tokenizer.json")),
+        weights: numbers.safetensors(Dtype::F32).leak(),
+    };
+    let checkpoint = Checkpoint::embedded(&model).unwrap();
+    let load = |settings| Model::load(&checkpoint, &graph(), settings).unwrap();
+    let begin = 381;
+    let tokens: Vec<u32> = [begin].into_iter().chain((0..100).map(|i| i * 31 % 380)).collect();
+    let row = |window: &[u32]| numbers.expected(window)[2][(window.len() - 1) * VOCABULARY..].to_vec();
+    for chunk in [1, 7, 512] {
+        let model = load(Settings { chunk, ..threads(1) });
+        let mut seen = Vec::new();
+        model
+            .session()
+            .score(&tokens, |at, logits| {
+                // Windows begin with the tokens 0, 40 and 79.
+                let window = match at {
+                    ..=40 => tokens[..at].to_vec(),
+                    41..=79 => [&[begin], &tokens[40..at]].concat(),
+                    _ => [&[begin], &tokens[79..at]].concat(),
+                };
+                assert_close(logits, &row(&window));
+                seen.push(at);
+            })
+            .unwrap();
+        assert_eq!(seen, (1..=100).collect::<Vec<usize>>());
+        // What does not begin so has none in its windows either.
+        let plain = &tokens[1..];
+        model.session().score(plain, |at, logits| assert_close(logits, &row(&plain[(at - 1) / 40 * 40..at]))).unwrap();
+    }
 }
 
 #[test]

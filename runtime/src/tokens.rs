@@ -9,7 +9,9 @@ use tokenizers::models::bpe::BPE;
 use tokenizers::models::unigram::Unigram;
 use tokenizers::models::wordlevel::WordLevel;
 use tokenizers::models::wordpiece::WordPiece;
-use tokenizers::{DecoderWrapper, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper, TokenizerImpl};
+use tokenizers::{
+    DecoderWrapper, Encoding, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper, TokenizerImpl,
+};
 
 use crate::Error;
 use crate::checkpoint::Checkpoint;
@@ -62,6 +64,18 @@ impl Tokenizer {
     pub fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>, Error> {
         let encoding = guard(|| self.inner.encode_fast(text, special));
         encoding.map(|encoding| encoding.get_ids().to_vec()).map_err(|problem| Error::Tokenizer { problem })
+    }
+
+    /// The tokens that [`Tokenizer::encode`] puts in front of any text, if it is to put tokens around it.
+    ///
+    /// # Errors
+    /// If the tokenizer fails.
+    pub fn begin(&self) -> Result<Vec<u32>, Error> {
+        let text = Encoding::from_tokens(vec![tokenizers::Token::new(0, String::new(), (0, 0))], 0);
+        let around = guard(|| self.inner.post_process(text, None, true));
+        let around = around.map_err(|problem| Error::Tokenizer { problem })?;
+        let begin = around.get_special_tokens_mask().iter().take_while(|&&special| special != 0).count();
+        Ok(around.get_ids()[..begin].to_vec())
     }
 
     /// The text of tokens, without the special ones. Bytes that are not UTF-8 become U+FFFD.
@@ -299,6 +313,25 @@ mod tests {
                 assert_eq!(tokenizer.decode(&ids(&example["ids"])).unwrap(), example["decoded"], "{model}");
             }
         }
+    }
+
+    #[test]
+    fn a_text_begins_with_what_is_put_in_front_of_it() {
+        for (model, begin) in [("gpt2", &[][..]), ("opt", &[]), ("llama3", &[381]), ("mistral", &[1]), ("qwen3", &[])] {
+            assert_eq!(tokenizer(model).begin().unwrap(), begin, "{model}");
+        }
+        let words = r#"{"type":"WordLevel","vocab":{"?":0,"a":1,"<":2,">":3},"unk_token":"?"}"#;
+        let piece = |id: &str| format!(r#"{{"SpecialToken":{{"id":"{id}","type_id":0}}}}"#);
+        let token = |id: &str, number| format!(r#""{id}":{{"id":"{id}","ids":[{number}],"tokens":["{id}"]}}"#);
+        let single = format!(r#"{},{{"Sequence":{{"id":"A","type_id":0}}}},{}"#, piece("<"), piece(">"));
+        let around = format!(
+            r#"{{"type":"TemplateProcessing","single":[{single}],"pair":[],"special_tokens":{{{},{}}}}}"#,
+            token("<", 2),
+            token(">", 3),
+        );
+        let json = format!(r#"{{"model":{words},"post_processor":{around}}}"#);
+        let around = Tokenizer::parse("a/tokenizer.json", json.as_bytes()).unwrap();
+        assert_eq!((around.encode("a", true).unwrap(), around.begin().unwrap()), (vec![2, 1, 3], vec![2]));
     }
 
     #[test]

@@ -16,7 +16,8 @@ Examples:
   einfuse perplexity -m ~/smollm2-135m --precision bf16 --json hamlet.txt
 
 Each token but the first is predicted from all before it; a text longer than the context (--context) is read in windows
-of the context's length, each of which starts anew. The perplexity is e to the mean of -ln p.";
+of the context's length, each of which starts anew, with a begin token where the text has one. The perplexity is e to
+the mean of -ln p.";
 
 /// Measure how well the model predicts a text
 #[derive(Args, Debug)]
