@@ -110,6 +110,14 @@ pub enum Error {
         /// How many tokens the model knows.
         vocabulary: usize,
     },
+    /// The model's output says nothing of a token.
+    #[error("token {id} is not among those that the model predicts: its output has {logits} numbers a row")]
+    NotPredicted {
+        /// The token.
+        id: u32,
+        /// How many logits a row has.
+        logits: usize,
+    },
     /// A chat template is not one, or does not give a text for a chat.
     #[error("{}", one_line(format!("{file}: the chat template {problem}")))]
     Template {

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use einfuse_codegen::{
     Batch, Format, InBlocks, MOST_POSITIONS, Options, Packed, Program, Rule, Schedules, Values, Wanted,
 };
-use einfuse_graph::{Graph, Kind, Node, TensorId};
+use einfuse_graph::{Expr, ExprId, Graph, Kind, Node, TensorId};
 
 use crate::Error;
 use crate::cache::Cache;
@@ -148,6 +148,7 @@ pub struct Model {
     pub(crate) chunk: usize,
     pub(crate) rows: Wanted,
     pub(crate) vocabulary: usize,
+    ids: usize,
     tokenizer: Option<Tokenizer>,
     place: String,
     end_tokens: Vec<u32>,
@@ -247,6 +248,7 @@ impl Model {
             chunk,
             rows: settings.rows,
             vocabulary,
+            ids: ids(graph),
             tokenizer,
             place: checkpoint.place().to_owned(),
             end_tokens,
@@ -276,6 +278,11 @@ impl Model {
         let problem =
             "there is no tokenizer (tokenizer.json, or the metadata of a GGUF file), by which text becomes tokens";
         self.tokenizer.as_ref().ok_or_else(|| Error::File { file: self.place.clone(), problem: problem.into() })
+    }
+
+    /// How many tokens the model knows: their ids are below.
+    pub fn ids(&self) -> usize {
+        self.ids
     }
 
     /// How many logits a row has.
@@ -369,6 +376,34 @@ fn find_weights<'a>(checkpoint: &'a Checkpoint, graph: &Graph) -> Result<HashMap
         }
     }
     Ok(found)
+}
+
+/// How many tokens a graph knows: as many as the smallest table has rows that they index as they are. What they index
+/// otherwise the program checks before a step.
+fn ids(graph: &Graph) -> usize {
+    let is_token = |&id: &ExprId| match graph.expr(id) {
+        Expr::Load { tensor, .. } => matches!(graph.tensor(*tensor).kind, Kind::Input),
+        _ => false,
+    };
+    let (mut fewest, mut seen) = (i32::MAX as usize, HashSet::new());
+    let mut open: Vec<ExprId> = graph.equations().map(|(_, body)| body).collect();
+    while let Some(id) = open.pop() {
+        if !seen.insert(id) {
+            continue;
+        }
+        match graph.expr(id) {
+            // What is not chosen may be undefined.
+            Expr::Select { mask, .. } => open.push(*mask),
+            Expr::Load { tensor, index } => {
+                let axes = &graph.tensor(*tensor).axes;
+                let tables = index.iter().zip(axes).filter(|(index, _)| is_token(index));
+                fewest = tables.filter_map(|(_, &axis)| graph.size(axis)).fold(fewest, usize::min);
+                open.extend(index);
+            }
+            expr => open.extend(expr.children()),
+        }
+    }
+    fewest
 }
 
 /// The weights that equations read, in order.

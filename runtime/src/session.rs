@@ -215,8 +215,8 @@ impl<'m> Session<'m> {
     /// the tokenizer puts in front of a text, every window does. The session is empty before and afterwards.
     ///
     /// # Errors
-    /// If there are fewer than two tokens, or positions for what a window begins with and one more; if a token
-    /// is not in the model's vocabulary; or if logits are no numbers.
+    /// If there are fewer than two tokens, or positions for what a window begins with and one more; if the model does not
+    /// know a token, or predicts none of its number; or if logits are no numbers.
     pub fn score(&mut self, tokens: &[u32], mut see: impl FnMut(usize, &[f32])) -> Result<(), Error> {
         if tokens.len() < 2 {
             return Err(Error::ShortText { tokens: tokens.len() });
@@ -226,6 +226,9 @@ impl<'m> Session<'m> {
         let (context, logits) = (self.model.context(), self.model.vocabulary);
         self.model.check_window(begin.len())?;
         self.check_known(tokens)?;
+        if let Some(&id) = tokens[1..].iter().find(|&&token| token as usize >= logits) {
+            return Err(Error::NotPredicted { id, logits });
+        }
         let given = tokens.len() - 1;
         let (mut at, mut checked) = (0, Ok(()));
         while at < given {
@@ -264,7 +267,7 @@ impl<'m> Session<'m> {
     }
 
     fn check_known(&self, tokens: &[u32]) -> Result<(), Error> {
-        let vocabulary = self.model.vocabulary;
+        let vocabulary = self.model.ids();
         match tokens.iter().find(|&&token| token as usize >= vocabulary) {
             Some(&id) => Err(Error::NotInModel { id, vocabulary }),
             None => Ok(()),

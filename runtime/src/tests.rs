@@ -644,6 +644,39 @@ fn each_window_begins_as_the_text_does() {
     }
 }
 
+/// Rows `[t, d]` of a table `[v, d]`, one for each token: a model whose output is not over its vocabulary.
+fn rows(v: usize, d: usize) -> Model {
+    let mut b = Builder::new("rows");
+    let (t, v_axis, d_axis) = (b.tokens("t"), b.axis("v", v), b.axis("d", d));
+    let ids = b.input("tokens", &[t]);
+    let table = b.weight("table", &[v_axis, d_axis], "table");
+    let id = b.load(ids);
+    let x = b.load_at(table, &[(v_axis, id)]);
+    let x = b.define("x", Some(&[t, d_axis]), x);
+    let graph = b.finish(x).unwrap();
+    let bytes: Vec<u8> = (0..v * d).flat_map(|i| (i as f32).to_le_bytes()).collect();
+    let view = TensorView::new(safetensors::Dtype::F32, vec![v, d], &bytes).unwrap();
+    let weights = safetensors::serialize([("table", view)], None).unwrap();
+    Model::load(&Checkpoint::open(folder(&weights, false).path()).unwrap(), &graph, threads(1)).unwrap()
+}
+
+#[test]
+fn tokens_are_known_by_the_table_that_they_index() {
+    for (v, d) in [(20, 3), (3, 20)] {
+        let model = rows(v, d);
+        assert_eq!((model.ids(), model.vocabulary()), (v, d));
+        let (mut session, last) = (model.session(), v as u32 - 1);
+        let row: Vec<f32> = ((v - 1) * d..v * d).map(|i| i as f32).collect();
+        assert_eq!(session.feed(&[0, last]).unwrap(), row);
+        let error = session.feed(&[0, v as u32]).unwrap_err();
+        assert_eq!(error.to_string(), format!("token {v} is not in the model's vocabulary of {v} tokens"));
+        assert_eq!(session.tokens(), [0, last]);
+        assert_eq!(session.perplexity(&[last, 1]).unwrap().scored, 1);
+    }
+    let error = rows(20, 3).session().perplexity(&[1, 19]).unwrap_err().to_string();
+    assert_eq!(error, "token 19 is not among those that the model predicts: its output has 3 numbers a row");
+}
+
 #[test]
 fn an_embedded_model_is_like_a_folder() {
     let (_, tokens, numbers) = chain();

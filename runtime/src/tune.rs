@@ -262,7 +262,7 @@ struct Tester<'m> {
 impl<'m> Tester<'m> {
     fn new(model: &'m Model, default: &'m Program, test: Test, groups: &'m [Group]) -> Result<Tester<'m>, Error> {
         // Any tokens do, as long as they differ.
-        let token = |i: usize| ((i * 7919 + 17) % model.vocabulary()) as u32;
+        let token = |i: usize| ((i * 7919 + 17) % model.ids()) as u32;
         let mut tokens: Vec<u32> = (0..test.past + test.tokens * test.steps).map(token).collect();
         let mut base = model.session();
         if test.past > 0 {

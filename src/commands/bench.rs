@@ -298,7 +298,7 @@ impl Bench {
         let (prompt, generate) = (self.prompt.unwrap_or(room.min(PROMPT)), self.generate.unwrap_or(room.min(GENERATE)));
         // any tokens do, as long as they differ
         let longest = self.rows.iter().map(|rows| rows.get()).fold(prompt.max(generate), usize::max);
-        let token = |i: usize| ((i * 7919 + 17) % model.vocabulary()) as u32;
+        let token = |i: usize| ((i * 7919 + 17) % model.ids()) as u32;
         let tokens: Vec<u32> = (0..depth + longest).map(token).collect();
         let mut base = model.session();
         if depth > 0 {
