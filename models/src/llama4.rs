@@ -15,9 +15,9 @@ einfuse_macros::model! {
             eps: f32 = "rms_norm_eps" else 1e-5;
             sparse: crate::sparse::Sparse = {..};
             positioned: crate::positioned::Positioned = {..};
-            chunk: count = "attention_chunk_size" else 8192; normed: bool = "use_qk_norm" else true;
+            chunk: size = "attention_chunk_size" else 8192; normed: bool = "use_qk_norm" else true;
             tuned: bool = "attn_temperature_tuning" else true;
-            tuning: f32 = "attn_scale" else 0.1; floor: count = "floor_scale" else 8192;
+            tuning: f32 = "attn_scale" else 0.1; floor: size = "floor_scale" else 8192;
             rope: crate::rope::Rope = {..}; tied: bool = "tie_word_embeddings" else false;
             positions: option<size> = "max_position_embeddings";
             require "hidden_act" == "silu"; require "attention_bias" == false;
@@ -54,13 +54,14 @@ einfuse_macros::model! {
                 let a = rms_norm[d](x, eps) * attn_norm;
                 let q0[t, n, g, c] = sum[d] a * wq;
                 let k0[t, n, c] = sum[d] a * wk;
-                let warm[t, n, g, c] = if tuned then q0 * (1 + tuning * log(1 + div(t + 1, floor))) else q0;
+                let warm[t, n, g, c] = if tuned then q0 * (1 + tuning * log(1 + div(t + 1, size(floor)))) else q0;
                 let q[t, n, g, c] = if positioned.at(l) then placed[c](q0, freq, scale) else warm;
                 let k[t, n, c] = if positioned.at(l) then placed[c](k0, freq, scale) else k0;
                 let u[t, n, c] = sum[d] a * wv;
                 cache k, u over s;
                 let o[t, n, g, c] = if positioned.at(l)
-                    then sum[s] softmax[s](size(c)^-0.5 * (sum[c] q * k) where s <= t && div(s, chunk) == div(t, chunk)) * u
+                    then sum[s] softmax[s](size(c)^-0.5 * (sum[c] q * k)
+                        where s <= t && div(s, size(chunk)) == div(t, size(chunk))) * u
                     else sum[s] softmax[s](size(c)^-0.5 * (sum[c] q * k) where s <= t) * u;
                 let y[t, d] = x + sum[n, g, c] o * wo;
                 let b = rms_norm[d](y, eps) * ffn_norm;
