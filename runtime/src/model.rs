@@ -300,7 +300,7 @@ impl Model {
         self.context
     }
 
-    /// Checks that a sequence has room for a token and its successor, and for another behind the `begin` that it begins with.
+    /// Checks that a sequence has room for two tokens, and for one behind the `begin` that it begins with.
     pub(crate) fn check_window(&self, begin: usize) -> Result<(), Error> {
         let (context, bound, wanted) = (self.context, self.bound, begin.max(1) + 1);
         if context < wanted { Err(Error::ShortContext { wanted, context, bound }) } else { Ok(()) }

@@ -197,7 +197,7 @@ impl<'m> Session<'m> {
         Ok(all)
     }
 
-    /// Measures how well the model predicts each token but the first from those before it, in windows as [`Session::score`].
+    /// Measures how well the model predicts each token but the first from those before it, in the windows of [`Session::score`].
     ///
     /// # Errors
     /// As [`Session::score`].
@@ -215,8 +215,8 @@ impl<'m> Session<'m> {
     /// the tokenizer puts in front of a text, every window does. The session is empty before and afterwards.
     ///
     /// # Errors
-    /// If there are fewer than two tokens, or positions for what a window begins with and one more; if the model does not
-    /// know a token, or predicts none of its number; or if logits are no numbers.
+    /// If there are fewer than two tokens, or fewer than two positions, or none behind those that a window begins with; if the
+    /// model does not know a token, or its output says nothing of one; or if logits are no numbers.
     pub fn score(&mut self, tokens: &[u32], mut see: impl FnMut(usize, &[f32])) -> Result<(), Error> {
         if tokens.len() < 2 {
             return Err(Error::ShortText { tokens: tokens.len() });
