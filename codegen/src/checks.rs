@@ -57,6 +57,15 @@ impl Checks {
         self.context
     }
 
+    /// How many tokens are known, if any are: as many as the smallest table has rows that they index as they are.
+    pub(crate) fn ids(&self) -> Option<usize> {
+        let graph = &self.graph;
+        let is_token =
+            |id| matches!(graph.expr(id), Expr::Load { tensor, .. } if graph.tensor(*tensor).kind == Kind::Input);
+        let tables = self.all.iter().filter(|check| is_token(check.index));
+        tables.filter_map(|check| graph.size(graph.tensor(check.tensor).axes[check.dim])).min()
+    }
+
     pub(crate) fn run(&self, tokens: &[i32], past: usize) -> Result<(), StepError> {
         let graph = &self.graph;
         for check in &self.all {

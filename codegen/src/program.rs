@@ -303,6 +303,11 @@ impl Program {
         self.compile_time
     }
 
+    /// How many tokens the graph knows, if it knows any: as many as the smallest table has rows that they index as they are.
+    pub fn ids(&self) -> Option<usize> {
+        self.base.checks.ids()
+    }
+
     /// The most positions that a sequence can have, where the graph bounds them: by a table of positions, or by values
     /// that are kept for each.
     pub fn context(&self) -> Option<usize> {

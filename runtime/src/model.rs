@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use einfuse_codegen::{
     Batch, Format, InBlocks, MOST_POSITIONS, Options, Packed, Program, Rule, Schedules, Values, Wanted,
 };
-use einfuse_graph::{Expr, ExprId, Graph, Kind, Node, TensorId};
+use einfuse_graph::{Graph, Kind, Node, TensorId};
 
 use crate::Error;
 use crate::cache::Cache;
@@ -240,6 +240,7 @@ impl Model {
             found.values().flat_map(|stored| stored.beside.iter().chain(&stored.names).cloned()).collect();
         let axes = &graph.tensor(graph.output).axes;
         let vocabulary = axes.iter().filter_map(|&axis| graph.size(axis)).product();
+        let ids = program.ids().unwrap_or(i32::MAX as usize);
         Ok(Model {
             program,
             weights,
@@ -248,7 +249,7 @@ impl Model {
             chunk,
             rows: settings.rows,
             vocabulary,
-            ids: ids(graph),
+            ids,
             tokenizer,
             place: checkpoint.place().to_owned(),
             end_tokens,
@@ -376,34 +377,6 @@ fn find_weights<'a>(checkpoint: &'a Checkpoint, graph: &Graph) -> Result<HashMap
         }
     }
     Ok(found)
-}
-
-/// How many tokens a graph knows: as many as the smallest table has rows that they index as they are. What they index
-/// otherwise the program checks before a step.
-fn ids(graph: &Graph) -> usize {
-    let is_token = |&id: &ExprId| match graph.expr(id) {
-        Expr::Load { tensor, .. } => matches!(graph.tensor(*tensor).kind, Kind::Input),
-        _ => false,
-    };
-    let (mut fewest, mut seen) = (i32::MAX as usize, HashSet::new());
-    let mut open: Vec<ExprId> = graph.equations().map(|(_, body)| body).collect();
-    while let Some(id) = open.pop() {
-        if !seen.insert(id) {
-            continue;
-        }
-        match graph.expr(id) {
-            // What is not chosen may be undefined.
-            Expr::Select { mask, .. } => open.push(*mask),
-            Expr::Load { tensor, index } => {
-                let axes = &graph.tensor(*tensor).axes;
-                let tables = index.iter().zip(axes).filter(|(index, _)| is_token(index));
-                fewest = tables.filter_map(|(_, &axis)| graph.size(axis)).fold(fewest, usize::min);
-                open.extend(index);
-            }
-            expr => open.extend(expr.children()),
-        }
-    }
-    fewest
 }
 
 /// The weights that equations read, in order.
