@@ -428,7 +428,8 @@ impl Program {
                     let rows = if *from_first { tokens - first } else { tokens };
                     let start = std::ptr::with_exposed_provenance::<i32>(arena + at);
                     // SAFETY: the home of the choice has so many rows (at most `chunk`, or those from the first wanted, both
-                    // checked) of `row` integers from `at` on, within the arena; all workers wait, so that nobody writes it while it is read.
+                    // checked) of `row` integers from `at` on, within the arena; all workers wait, so that nobody writes it
+                    // while it is read.
                     let values = unsafe { std::slice::from_raw_parts(start, rows * row) };
                     if let Some(Ok(mut tell)) = choices.as_ref().map(Mutex::lock) {
                         tell(*choice, layer, values);
