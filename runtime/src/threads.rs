@@ -334,8 +334,8 @@ mod tests {
             let threads = Threads::new(Some(workers)).unwrap();
             let panic = catch_unwind(AssertUnwindSafe(|| {
                 threads.run(&|worker, meet| {
-                    for now in 0..1000 {
-                        if worker == culprit && now == round {
+                    for meeting in 0..1000 {
+                        if worker == culprit && meeting == round {
                             resume_unwind(Box::new("culprit"));
                         }
                         meet();

@@ -67,7 +67,11 @@ impl ModelOptions {
 
     /// Checks that `what` takes no more positions than the model has.
     pub(crate) fn check_room(&self, model: &Model, what: &str, positions: usize) -> Result<(), Usage> {
-        check_room(what, positions, (model.context(), &format!("{} has a context of", self.name())))
+        let of = match self.context {
+            Some(asked) if asked == model.context() => "--context makes room for".to_owned(),
+            _ => format!("{} has a context of", self.name()),
+        };
+        check_room(what, positions, (model.context(), &of))
     }
 
     /// Settings that these options stand for.

@@ -88,24 +88,11 @@ fn block(
             at += 1;
             continue;
         }
-        match worth(edit, nodes, out, body, &consumers) {
-            Worth::Moved => {}
-            Worth::Kept(uses) => {
-                let name = &edit.graph.tensor(out).name;
-                stay.push((out, format!("`{name}` is read {uses} times, and costs more to compute than to load")));
-                at += 1;
-                continue;
-            }
-            Worth::Deep => {
-                let name = &edit.graph.tensor(out).name;
-                stay.push((out, format!("`{name}` would make an expression that nests deeper than {MAX_DEPTH}")));
-                at += 1;
-                continue;
-            }
-            Worth::Contracted => {
-                at += 1;
-                continue;
-            }
+        if let Worth::Stays(why) = worth(edit, nodes, out, body, &consumers) {
+            let name = &edit.graph.tensor(out).name;
+            stay.extend(why.map(|why| (out, format!("`{name}` {why}"))));
+            at += 1;
+            continue;
         }
         let mut into = Vec::new();
         for &c in &consumers {
@@ -126,12 +113,8 @@ fn block(
 enum Worth {
     /// It moves into its consumers, without computing more than a load is worth.
     Moved,
-    /// It stays: it is read so many times.
-    Kept(usize),
-    /// It stays: what reads it would nest too deep.
-    Deep,
-    /// It stays, being an operand of a contraction.
-    Contracted,
+    /// It stays, and why, unless it is an operand of a contraction.
+    Stays(Option<String>),
 }
 
 fn worth(edit: &Edit, nodes: &[Node], out: TensorId, body: ExprId, consumers: &[usize]) -> Worth {
@@ -143,11 +126,11 @@ fn worth(edit: &Edit, nodes: &[Node], out: TensorId, body: ExprId, consumers: &[
     for &c in consumers {
         let Node::Equation { out: to, body: right } = nodes[c] else { continue };
         if own + depth(graph, right) > MAX_DEPTH {
-            return Worth::Deep;
+            return Worth::Stays(Some(format!("would make an expression that nests deeper than {MAX_DEPTH}")));
         }
         let is_operand = |c: Contraction| c.b == out || c.a == out && !is_copy(graph, out, body);
         if Contraction::of(graph, to, right).is_some_and(is_operand) {
-            return Worth::Contracted;
+            return Worth::Stays(None);
         }
         uses += loads_of(graph, right, out).len();
         let mut around = graph.tensor(to).axes.clone();
@@ -160,7 +143,7 @@ fn worth(edit: &Edit, nodes: &[Node], out: TensorId, body: ExprId, consumers: &[
     }
     match uses <= 1 || (cost <= CHEAP && graph.loaded(body).len() <= 1) {
         true => Worth::Moved,
-        false => Worth::Kept(uses),
+        false => Worth::Stays(Some(format!("is read {uses} times, and costs more to compute than to load"))),
     }
 }
 
