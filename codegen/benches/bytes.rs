@@ -5,9 +5,9 @@
 
 use std::time::Instant;
 
-use einfuse_codegen::loops::{
-    Address, Buffer, Core, Cores, Encode, Expr, Format, GROUP, Kernel, MAX_ROWS, PANEL, Stmt, Ty, Var,
-};
+use einfuse_codegen::format::{Format, PANEL};
+
+use einfuse_codegen::loops::{Address, Buffer, Core, Cores, Encode, Expr, GROUP, Kernel, MAX_ROWS, Stmt, Ty, Var};
 use einfuse_codegen::lower::{Code, Left, Lowering, Target, compile};
 use einfuse_codegen::peak::MultiplyAdds;
 

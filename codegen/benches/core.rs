@@ -5,7 +5,9 @@
 
 use std::time::Instant;
 
-use einfuse_codegen::loops::{Address, Buffer, Core, Elem, Expr, Fold, Format, Kernel, LANES, PANEL, Stmt, Ty, Var};
+use einfuse_codegen::format::{Elem, Format, PANEL};
+
+use einfuse_codegen::loops::{Address, Buffer, Core, Expr, Fold, Kernel, LANES, Stmt, Ty, Var};
 use einfuse_codegen::lower::{Code, Left, Lowering, Target, compile};
 use einfuse_codegen::peak::MultiplyAdds;
 

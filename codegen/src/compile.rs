@@ -7,8 +7,9 @@ use einfuse_graph::{AxisId, Extent, Graph, Kind, Type};
 
 use crate::checks::Checks;
 use crate::choices::{Watched, watched};
+use crate::format::Format;
 use crate::fuse::{Kernel, Multiplications, Plan, Rule, Segment, Shape, Storage, Typical, Wanted, fuse, orders};
-use crate::loops::{self, Cores, FEW, Format, GROUP};
+use crate::loops::{self, Cores, FEW, GROUP};
 use crate::lower::{Code, LowerError, Lowering, Target};
 use crate::pack::Packed;
 use crate::schedule::homes::{Entry, Extents, Homes};

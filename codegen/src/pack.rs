@@ -10,8 +10,8 @@ use half::{bf16, f16};
 
 pub use self::codes::nearest;
 use self::codes::{Made, write_block, write_codes};
+use crate::format::{Codes, Element, Format, Grid, PANEL};
 use crate::fuse::Along;
-use crate::loops::{Codes, Element, Format, Grid, PANEL};
 use crate::schedule::weights::{Region, View};
 
 /// How many neighbours in a checkpoint are read at once: long enough to stream, and not a multiple of a page, so that the

@@ -2,7 +2,9 @@
 
 use std::fmt;
 
-use crate::loops::{Address, Buffer, Elem, Expr, Format, GROUP, Kernel, LANES, Stmt, Ty, Var};
+use crate::format::{Elem, Format};
+
+use crate::loops::{Address, Buffer, Expr, GROUP, Kernel, LANES, Stmt, Ty, Var};
 use crate::lower::{Code, Left, LowerError, Lowering, Multiplying, Target, compile, multiplying};
 
 /// Sums that are carried side by side: enough to hide the latency of one, and all fit into registers.

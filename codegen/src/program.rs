@@ -10,8 +10,9 @@ use crate::choices::{ChoiceObserver, Watched};
 use crate::compile::{
     Base, Batch, Call, CompileError, Compiled, Kernels, Options, Planned, Scheduled, Schedules, Slot,
 };
+use crate::format::Format;
 use crate::fuse::{Kernel, Plan, Segment, Storage, Wanted};
-use crate::loops::{Buffer, FEW, Format, frame};
+use crate::loops::{Buffer, FEW, frame};
 use crate::lower::{Code, Left, Target};
 use crate::pack::Packed;
 use crate::schedule::MOST_POSITIONS;

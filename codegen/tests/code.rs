@@ -2,7 +2,9 @@
 
 mod support;
 
-use einfuse_codegen::loops::{Address, Arg, Buffer, Elem, Expr, Kernel, Share, Stmt, Ty, Var, parse};
+use einfuse_codegen::format::Elem;
+
+use einfuse_codegen::loops::{Address, Arg, Buffer, Expr, Kernel, Share, Stmt, Ty, Var, parse};
 use einfuse_codegen::lower::{Code, Left, Lowering, Target, compile};
 use support::host;
 

@@ -2,9 +2,11 @@
 
 mod support;
 
+use einfuse_codegen::format::{Elem, Format, PANEL};
+
 use einfuse_codegen::loops::{
-    Address, Arg, Buffer, ByteProducts, Core, Cores, Elem, Encode, Expr, Exps, Fetch, Format, GROUP, Kernel,
-    MAX_PANELS, Memory, Next, PANEL, Slot, Stmt, Ty, Unpack, Var, interpret, parse,
+    Address, Arg, Buffer, ByteProducts, Core, Cores, Encode, Expr, Exps, Fetch, GROUP, Kernel, MAX_PANELS, Memory,
+    Next, Slot, Stmt, Ty, Unpack, Var, interpret, parse,
 };
 use einfuse_codegen::lower::{Lowering, compile};
 use support::{Random, both, bytes, floats, host, run};

@@ -2,9 +2,10 @@
 
 mod support;
 
+use einfuse_codegen::format::Elem;
+
 use einfuse_codegen::loops::{
-    Address, Arg, Binary, Buffer, Elem, Expr, Fold, Kernel, LANES, Memory, Share, Slot, Stmt, Ty, Unary, Var, parse,
-    verify,
+    Address, Arg, Binary, Buffer, Expr, Fold, Kernel, LANES, Memory, Share, Slot, Stmt, Ty, Unary, Var, parse, verify,
 };
 use support::{Random, both};
 

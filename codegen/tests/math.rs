@@ -2,7 +2,9 @@
 
 mod support;
 
-use einfuse_codegen::loops::{Address, Buffer, Elem, Expr, Kernel, LANES, Memory, Slot, Stmt, Ty, Unary, Var};
+use einfuse_codegen::format::Elem;
+
+use einfuse_codegen::loops::{Address, Buffer, Expr, Kernel, LANES, Memory, Slot, Stmt, Ty, Unary, Var};
 use einfuse_graph::erf;
 use support::{bytes, floats, run};
 

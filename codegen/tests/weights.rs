@@ -8,8 +8,8 @@ use std::cmp::Reverse;
 use std::ops::Range;
 
 use common::{Runner, distance, hold, interpreted, interpreted_with};
+use einfuse_codegen::format::{Codes, Element, Grid};
 use einfuse_codegen::fuse::in_parts;
-use einfuse_codegen::loops::{Codes, Element, Grid};
 use einfuse_codegen::{Format, InBlocks, Kept, Options, Order, Packed, Program, Rule, Values, Wanted, nearest};
 use einfuse_graph::random::random_weights;
 use einfuse_graph::{Graph, Kind, Tensor, TensorId, parse};

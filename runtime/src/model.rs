@@ -48,7 +48,7 @@ pub enum CacheType {
     Q8,
 }
 
-/// Codes in place of weights, with a scale for each block of a column (see [`einfuse_codegen::loops::Format`]).
+/// Codes in place of weights, with a scale for each block of a column (see [`einfuse_codegen::format::Format`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Quant {
     /// 8 bits, with scales 8.25 bits a weight.

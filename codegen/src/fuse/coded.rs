@@ -13,7 +13,7 @@ use einfuse_graph::{Axis, AxisId, Binary, Expr, ExprId, Extent, Graph, Kind, Nod
 
 use super::Contraction;
 use super::edit::Edit;
-use crate::loops::{Codes, Format};
+use crate::format::{Codes, Format};
 
 /// How a weight of a graph is to be kept in a layer; `None` for one that all layers share.
 pub type Storage<'a> = dyn Fn(TensorId, Option<usize>) -> Kept + 'a;

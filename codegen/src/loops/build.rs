@@ -4,7 +4,9 @@
 
 use std::ops;
 
-use super::{Address, Arg, Binary, Buffer, Elem, Expr, Fold, Unary, Var};
+use crate::format::Elem;
+
+use super::{Address, Arg, Binary, Buffer, Expr, Fold, Unary, Var};
 
 impl From<i64> for Expr {
     fn from(value: i64) -> Self {

@@ -5,9 +5,11 @@ use std::collections::BTreeMap;
 use einfuse_graph::erf;
 use half::bf16;
 
+use crate::format::{BYTE_OFFSET, Codes, Elem, Element, Format, MOST_WORD, PANEL, SMALLEST};
+
 use super::{
-    Address, Arg, BYTE_OFFSET, Binary, Buffer, Codes, Core, Elem, Element, Encode, Expr, Exps, Fold, Format, Invalid,
-    Kernel, LANES, MOST_WORD, PANEL, SMALLEST, Share, Stmt, Unary, Unpack, Var, verify,
+    Address, Arg, Binary, Buffer, Core, Encode, Expr, Exps, Fold, Invalid, Kernel, LANES, Share, Stmt, Unary, Unpack,
+    Var, verify,
 };
 
 /// What a kernel is called with, as plain data.

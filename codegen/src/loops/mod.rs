@@ -1,7 +1,7 @@
 //! Loops: one kernel as loops over tiles, as plain data.
 
 mod build;
-mod format;
+mod cores;
 pub mod frame;
 mod interpret;
 mod ir;
@@ -10,7 +10,7 @@ mod print;
 mod verify;
 
 pub use build::*;
-pub use format::{BYTE_OFFSET, Codes, E2M1, Element, Format, Grid, IQ4, MOST_WORD, Plane, SMALLEST};
+pub use cores::{ByteProducts, Cores, Fetch};
 pub use interpret::{Fault, Memory, Slot, interpret};
 pub use ir::*;
 pub use parse::{ParseError, parse};

@@ -1,8 +1,10 @@
 //! Reads the text form of a kernel.
 
+use crate::format::{Elem, Format};
+
 use super::{
-    Address, Arg, Binary, Buffer, Core, Elem, Encode, Expr, Exps, Fold, Format, Kernel, LANES, MAX_DEPTH, Next, Share,
-    Spread, Stmt, Ty, Unary, Unpack, Var,
+    Address, Arg, Binary, Buffer, Core, Encode, Expr, Exps, Fold, Kernel, LANES, MAX_DEPTH, Next, Share, Spread, Stmt,
+    Ty, Unary, Unpack, Var,
 };
 
 /// Why a text is not a kernel, and where.

@@ -2,9 +2,10 @@
 
 use std::fmt::{self, Display, Formatter, Write};
 
+use crate::format::{Elem, Format};
+
 use super::{
-    Address, Arg, Binary, Buffer, Core, Elem, Encode, Expr, Exps, Fold, Format, Kernel, LANES, Share, Spread, Stmt,
-    Unpack, Var,
+    Address, Arg, Binary, Buffer, Core, Encode, Expr, Exps, Fold, Kernel, LANES, Share, Spread, Stmt, Unpack, Var,
 };
 
 impl Display for Kernel {

@@ -2,9 +2,11 @@
 
 use std::fmt;
 
+use crate::format::{Elem, Format, PANEL};
+
 use super::{
-    Address, Binary, Buffer, Core, Elem, Encode, Expr, Exps, Fold, Format, Kernel, LANES, MAX_PANELS, MAX_ROWS, PANEL,
-    Share, Spread, Stmt, Ty, Unary, Unpack, Var,
+    Address, Binary, Buffer, Core, Encode, Expr, Exps, Fold, Kernel, LANES, MAX_PANELS, MAX_ROWS, Share, Spread, Stmt,
+    Ty, Unary, Unpack, Var,
 };
 
 /// How many bytes a core may fetch ahead: each line is an instruction.

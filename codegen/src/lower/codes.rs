@@ -11,7 +11,8 @@ use cranelift::codegen::ir::{Endianness, InstBuilder, MemFlagsData, Value};
 use super::core::Operands;
 use super::emit::{Emitter, Range, memory, repeat};
 use super::words;
-use crate::loops::{Codes, Format, LANES, PANEL, Plane, SMALLEST};
+use crate::format::{Codes, Format, PANEL, Plane, SMALLEST};
+use crate::loops::LANES;
 
 /// Rows that are taken at once.
 const ROWS: usize = 2;

@@ -10,7 +10,8 @@ use cranelift::codegen::ir::{InstBuilder, Value};
 
 use super::affine::Affine;
 use super::emit::{Emitter, Range, memory, repeat};
-use crate::loops::{Cores, Format, LANES, PANEL};
+use crate::format::{Format, PANEL};
+use crate::loops::{Cores, LANES};
 
 /// A core's operands, by address: a pointer, and the bytes to add to it.
 pub(super) struct Operands {

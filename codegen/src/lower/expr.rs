@@ -9,7 +9,8 @@ use super::emit::memory;
 use super::math;
 use super::stmt::{Around, Lowerer};
 use super::written::Kind;
-use crate::loops::{Address, Arg, Binary, Buffer, Elem, Expr, Fold, Unary, frame};
+use crate::format::Elem;
+use crate::loops::{Address, Arg, Binary, Buffer, Expr, Fold, Unary, frame};
 
 /// What an expression yields: a 64-bit integer as a sum that is not emitted yet, anything else as a value.
 #[derive(Clone)]

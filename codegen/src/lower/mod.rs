@@ -26,7 +26,9 @@ use cranelift::codegen::isa::TargetIsa;
 use cranelift::jit::{ArenaMemoryProvider, JITBuilder, JITModule};
 use cranelift::module::{FuncId, Linkage, Module, default_libcall_names};
 
-use crate::loops::{Format, GROUP, Invalid, Kernel, verify};
+use crate::format::Format;
+
+use crate::loops::{GROUP, Invalid, Kernel, verify};
 
 pub use target::Target;
 pub(crate) use target::request_tiles;

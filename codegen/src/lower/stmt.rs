@@ -16,9 +16,8 @@ use super::math;
 use super::words;
 use super::written::{Written, counted};
 use super::x86;
-use crate::loops::{
-    Address, Core, Elem, Encode, Expr, Exps, Fold, Format, Kernel, LANES, Share, Spread, Stmt, Unpack, Var,
-};
+use crate::format::{Elem, Format};
+use crate::loops::{Address, Core, Encode, Expr, Exps, Fold, Kernel, LANES, Share, Spread, Stmt, Unpack, Var};
 
 /// The lowering of one kernel.
 pub(super) struct Lowerer<'c> {

@@ -6,7 +6,8 @@ use cranelift::codegen::isa::{self, TargetIsa};
 use cranelift::codegen::settings::{self, Configurable};
 
 use super::LowerError;
-use crate::loops::{ByteProducts, Cores, Fetch, Format};
+use crate::format::Format;
+use crate::loops::{ByteProducts, Cores, Fetch};
 
 /// The machine that code is generated for.
 #[derive(Clone)]

@@ -13,7 +13,8 @@ use super::expr::Yield;
 use super::stmt::Lowerer;
 use super::written::{Kind, Written, counted};
 use super::x86::lanes::{self, Lanes, Op, Place};
-use crate::loops::{Address, Binary, Buffer, Elem, Expr, Fold, LANES, PANEL, Stmt, Var};
+use crate::format::{Elem, PANEL};
+use crate::loops::{Address, Binary, Buffer, Expr, Fold, LANES, Stmt, Var};
 
 /// A loop over neighbours, alone in a loop over rows or not.
 struct Nest<'a> {

@@ -5,7 +5,8 @@ use cranelift::codegen::ir::{InstBuilder, Value};
 
 use super::codes::{LITTLE, factor, nearest, stretch};
 use super::emit::{Emitter, Range, memory, repeat};
-use crate::loops::{BYTE_OFFSET, LANES, MOST_WORD};
+use crate::format::{BYTE_OFFSET, MOST_WORD};
+use crate::loops::LANES;
 
 /// Adds the products of four words with four bytes to each lane: of the first and the third byte, then of the others.
 pub(super) fn dot(e: &mut Emitter, mut sum: Value, (pointer, offset): (Value, i32), bytes: Value) -> Value {

@@ -5,7 +5,8 @@ use std::collections::{HashMap, HashSet};
 use super::affine::Affine;
 use super::expr::Yield;
 use super::stmt::collect_set;
-use crate::loops::{Address, Binary, Buffer, Elem, Encode, Expr, Exps, LANES, PANEL, Stmt, Unary, Unpack, Var};
+use crate::format::{Elem, PANEL};
+use crate::loops::{Address, Binary, Buffer, Encode, Expr, Exps, LANES, Stmt, Unary, Unpack, Var};
 
 /// The kinds of buffers, which do not overlap; and where one begins, as those do not that begin elsewhere.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

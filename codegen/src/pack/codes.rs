@@ -6,7 +6,7 @@ use std::ops::Range;
 use half::bf16;
 
 use super::{InBlocks, RUN, SCALES, Values};
-use crate::loops::{Codes, Element, Format, PANEL};
+use crate::format::{Codes, Element, Format, PANEL};
 
 /// Stores the rows of a column of a panel in their own blocks. What is there is zero.
 pub(super) fn write_codes(
@@ -310,7 +310,7 @@ fn rounded(x: f32) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::loops::{E2M1, Grid, IQ4};
+    use crate::format::{E2M1, Grid, IQ4};
 
     #[test]
     fn blocks_keep_their_values_in_every_format_that_holds_them() {

@@ -10,8 +10,9 @@ use super::emit::Emitter;
 use super::homes::RUN;
 use super::layout::{Layout, Step};
 use super::place::{Coded, Place};
+use crate::format::{Elem, Format, SMALLEST};
 use crate::fuse::{Kernel, is_tokens};
-use crate::loops::{self, Arg, Buffer, Elem, Expr, Fold, Format, LANES, SMALLEST, Share, Stmt, Ty, Unary};
+use crate::loops::{self, Arg, Buffer, Expr, Fold, LANES, Share, Stmt, Ty, Unary};
 
 /// The largest magnitude of a code of 8 bits.
 const LARGEST: f32 = 127.0;

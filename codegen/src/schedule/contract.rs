@@ -18,8 +18,9 @@ use super::place::Place;
 use super::select;
 use super::weights::{Panels, Units};
 use super::{Context, Mode};
+use crate::format::{Elem, Format, PANEL};
 use crate::fuse::{Contract, Contraction, Kernel, Task, is_tokens};
-use crate::loops::{self, Address, Buffer, Cores, Elem, Expr, FEW, Format, PANEL, Share, Stmt};
+use crate::loops::{self, Address, Buffer, Cores, Expr, FEW, Share, Stmt};
 
 /// So many bytes of panels a worker takes at a time, where there is one row. Taking is an exchange, beyond which a core does
 /// not load ahead: panel by panel it would cost 3 % of SmolLM2's step of one token. Several rows take longer for a panel, and

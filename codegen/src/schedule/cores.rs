@@ -3,7 +3,8 @@
 use super::emit::Emitter;
 use super::weights::Panels;
 use super::{Context, Mode};
-use crate::loops::{Address, Core, Expr, FEW, Format, GROUP, Next, PANEL, Stmt, Unpack};
+use crate::format::{Format, PANEL};
+use crate::loops::{Address, Core, Expr, FEW, GROUP, Next, Stmt, Unpack};
 
 /// How many rows are multiplied.
 pub(super) struct Count {

@@ -8,7 +8,8 @@ use einfuse_graph::{AxisId, Extent, Graph, Reduction, TensorId, Type};
 use super::layout::Step;
 use super::place::Place;
 use super::segments::{Affine, fits_lanes};
-use crate::loops::{Arg, Buffer, Elem, Expr, Fold, LANES, Share, Spread, Stmt, Ty, Var};
+use crate::format::Elem;
+use crate::loops::{Arg, Buffer, Expr, Fold, LANES, Share, Spread, Stmt, Ty, Var};
 
 type GExpr = graph::ExprId;
 

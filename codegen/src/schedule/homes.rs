@@ -12,8 +12,9 @@ use super::cores::odd_lines;
 use super::layout::Layout;
 use super::place::{Memory, Place};
 use super::weights::{Region, Variant};
+use crate::format::{Elem, Format};
 use crate::fuse::{Contraction, Plan, Segment, Shape, Storage};
-use crate::loops::{Arg, Buffer, Elem, FEW, Format, GROUP, frame};
+use crate::loops::{Arg, Buffer, FEW, GROUP, frame};
 
 /// How many positions a stream visits at once.
 pub(crate) const RUN: usize = 64;

@@ -2,7 +2,9 @@
 
 use std::ops::Range;
 
-use crate::loops::{Codes, Elem, Expr, Format, LANES, PANEL, Plane};
+use crate::format::{Codes, Elem, Format, PANEL, Plane};
+
+use crate::loops::{Expr, LANES};
 
 /// Neighbouring dimensions that are counted on as one.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -26,8 +26,9 @@ mod stream;
 pub(crate) mod tiling;
 pub(crate) mod weights;
 
+use crate::format::Format;
 use crate::fuse::{Contraction, EqId, Fold, Kernel, Plan, Shape, holds_at_own};
-use crate::loops::{self, Arg, Cores, Expr, FEW, Format};
+use crate::loops::{self, Arg, Cores, Expr, FEW};
 use cores::Count;
 use emit::{Emitter, Span};
 use homes::Homes;

@@ -8,8 +8,9 @@ use super::emit::{Emitter, Scope};
 use super::layout::Layout;
 use super::place::Place;
 use super::{Context, Mode};
+use crate::format::{Elem, Format};
 use crate::fuse::{Contract, Contraction, Kernel, is_tokens};
-use crate::loops::{Address, Buffer, Elem, Encode, Expr, Format, GROUP, Stmt};
+use crate::loops::{Address, Buffer, Encode, Expr, GROUP, Stmt};
 
 /// The first operand of some cores.
 #[derive(Clone)]

@@ -11,8 +11,9 @@ use super::homes::{Entry, Group, Homes, PAGE, RUN, scope_layers, streams_scores,
 use super::layout::{Layout, Term};
 use super::place::{Coded, Memory, Place};
 use super::weights::fitting;
+use crate::format::{Elem, Format, PANEL};
 use crate::fuse::{Contraction, Fold, Kernel, Plan, Shape, is_positions};
-use crate::loops::{Arg, Elem, Expr, Format, LANES, PANEL};
+use crate::loops::{Arg, Expr, LANES};
 
 /// How a state lies in its part of a page.
 struct Stored {

@@ -5,8 +5,8 @@ use einfuse_graph::{AxisId, Graph};
 use super::layout::{Dims, Layout};
 use super::place::Coded;
 use super::weights::Units;
+use crate::format::{Codes, Elem, Format, PANEL, Plane};
 use crate::fuse::Along;
-use crate::loops::{Codes, Elem, Format, PANEL, Plane};
 
 /// How far apart parts of a region are.
 #[derive(Clone, Copy)]

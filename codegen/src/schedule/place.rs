@@ -1,7 +1,8 @@
 //! Places: a layout with the memory that it lies in.
 
 use super::layout::{Dims, Layout, Step};
-use crate::loops::{Address, Arg, Buffer, Codes, Elem, Expr, Format, PANEL, Unary};
+use crate::format::{Codes, Elem, Format, PANEL};
+use crate::loops::{Address, Arg, Buffer, Expr, Unary};
 
 /// Where a tensor's elements are.
 #[derive(Clone, Debug, PartialEq)]

@@ -18,8 +18,9 @@ use super::layout::Layout;
 use super::place::Place;
 use super::rows;
 use super::weights::{Panels, Units};
+use crate::format::{Elem, Format, PANEL};
 use crate::fuse::{Contract, Contraction, EqId, Kernel, Task, is_tokens};
-use crate::loops::{self, Address, Buffer, Core, Elem, Encode, Expr, Format, GROUP, LANES, PANEL, Share, Stmt, Ty};
+use crate::loops::{self, Address, Buffer, Core, Encode, Expr, GROUP, LANES, Share, Stmt, Ty};
 
 /// The axes of a contraction's rows beside the tokens.
 fn inner_rows(cx: &Context, c: &Contraction) -> Vec<AxisId> {

@@ -6,8 +6,9 @@ use serde::{Deserialize, Serialize};
 use super::Mode;
 use super::homes::Homes;
 use super::weights::Variant;
+use crate::format::Elem;
 use crate::fuse::{Fold, Kernel, Plan, Shape};
-use crate::loops::{Cores, Elem, MAX_ROWS};
+use crate::loops::{Cores, MAX_ROWS};
 
 /// The numbers of one kernel's schedule: whatever they are, the answer is the same up to rounding. A kernel takes note of
 /// those that its skeleton has.

@@ -16,8 +16,9 @@ use super::homes::{Entry, Homes, scope_layers};
 use super::layout::Layout;
 use super::panels::{self, Part, Stored, Strides};
 use super::place::{Coded, Place};
+use crate::format::{Format, PANEL};
 use crate::fuse::{Along, Blocks, Contraction, EqId, Kept, Kernel, Order, Plan, Shape, Storage, Task};
-use crate::loops::{Address, Buffer, Expr, Format, Next, PANEL};
+use crate::loops::{Address, Buffer, Expr, Next};
 
 /// The most elements of a weight that is loaded element by element for which it is worth while to keep floats as `F32`.
 const SMALL: usize = 1 << 16;

@@ -4,7 +4,7 @@
 //! ggml's blocks, and the order of the operations, are those of its reference (`ggml-quants.c`, and `quants.py` of the package
 //! `gguf`): the floats are the same bit for bit.
 
-use einfuse_codegen::loops::{E2M1, Grid, IQ4};
+use einfuse_codegen::format::{E2M1, Grid, IQ4};
 use half::{bf16, f16};
 
 /// How a file stores numbers.

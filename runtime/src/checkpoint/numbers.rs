@@ -4,7 +4,7 @@
 use std::array;
 use std::ops::Range;
 
-use einfuse_codegen::loops::Grid;
+use einfuse_codegen::format::Grid;
 
 use super::Dtype;
 

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use einfuse_codegen::Order;
-use einfuse_codegen::loops::Grid;
+use einfuse_codegen::format::Grid;
 use einfuse_graph::{FileTensor, Graph, Kind, TensorId};
 
 use super::{Checkpoint, Found, Numbers};

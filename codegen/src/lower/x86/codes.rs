@@ -6,7 +6,8 @@ use iced_x86::{Code, IcedError, Instruction, MemoryOperand, Register};
 
 use super::instructions::*;
 use super::{A, B, LINE, STEP, Shape, Writer};
-use crate::loops::{ByteProducts, Codes, Format, PANEL};
+use crate::format::{Codes, Format, PANEL};
+use crate::loops::ByteProducts;
 
 /// Where the scales of the rows are.
 const ROW_SCALES: Register = Register::R8;

@@ -6,7 +6,7 @@ use iced_x86::{Code, IcedError, Instruction, MemoryOperand, Register};
 
 use super::instructions::{ADD, AND};
 use super::{A, B, Writer};
-use crate::loops::{BYTE_OFFSET, Codes, Format, MOST_WORD, PANEL, SMALLEST};
+use crate::format::{BYTE_OFFSET, Codes, Format, MOST_WORD, PANEL, SMALLEST};
 
 /// Where the scales go.
 const SCALES: Register = Register::R8;

@@ -4,7 +4,7 @@ use iced_x86::{Code, IcedError, Instruction, Register};
 
 use super::super::math::{EXP, MINUS_LN_2, ROUND};
 use super::{A, B, Writer};
-use crate::loops::{Format, PANEL};
+use crate::format::{Format, PANEL};
 
 /// Vectors at once.
 const MOST: usize = 4;

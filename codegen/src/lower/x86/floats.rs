@@ -5,7 +5,7 @@ use std::ops::Range;
 use iced_x86::{Code, IcedError, Instruction, Register};
 
 use super::{A, COUNT, STEP, Shape, Writer};
-use crate::loops::Format;
+use crate::format::Format;
 
 /// Sums that are carried side by side, at least: what hides the latency of one on every machine so far.
 const CHAINS: usize = 8;

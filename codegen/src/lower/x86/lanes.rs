@@ -5,7 +5,8 @@ use iced_x86::{Code, IcedError, Instruction, MemoryOperand, Register};
 
 use super::Writer;
 use super::instructions::{ADD, AND, EACH_BYTE, LEFT, MOVE, MULTIPLY_ADD, OR, RIGHT, TO_FLOAT, XOR};
-use crate::loops::{Cores, Elem, Fold};
+use crate::format::Elem;
+use crate::loops::{Cores, Fold};
 
 /// A loop as a function: `f(pointers…, rows?, scalars…, total?)`, which returns the total.
 #[derive(Clone, Debug, PartialEq, Eq)]

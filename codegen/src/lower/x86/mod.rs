@@ -24,7 +24,8 @@ use iced_x86::{Code, FastFormatter, IcedError, Instruction, MemoryOperand, Regis
 use self::instructions::XOR;
 use self::lanes::Lanes;
 use super::target::serve;
-use crate::loops::{ByteProducts, Core, Cores, Encode, Exps, FEW, Fetch, Format, GROUP, MAX_ROWS, PANEL, Stmt, Unpack};
+use crate::format::{Format, PANEL};
+use crate::loops::{ByteProducts, Core, Cores, Encode, Exps, FEW, Fetch, GROUP, MAX_ROWS, Stmt, Unpack};
 
 /// The shape of a core, which its machine code is made for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -6,7 +6,8 @@ use super::codes::ONES;
 use super::instructions::{ADD, BYTES, WORDS};
 use super::tiles::{self, PANELS, ROWS, sums};
 use super::{STEP, Writer};
-use crate::loops::{ByteProducts, Cores, Format, GROUP};
+use crate::format::Format;
+use crate::loops::{ByteProducts, Cores, GROUP};
 use crate::lower::target::serve;
 
 /// The fifth argument of a kernel.

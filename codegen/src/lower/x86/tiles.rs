@@ -8,7 +8,8 @@ use iced_x86::{Code, IcedError, Instruction, MemoryOperand, Register};
 
 use super::codes::halves;
 use super::{A, B, C, LINE, NEXT, STEP, Shape, Writer};
-use crate::loops::{Codes, GROUP};
+use crate::format::Codes;
+use crate::loops::GROUP;
 
 /// Bytes from row to row of a tile of the panel, and of one of sums on the stack.
 pub(super) const PANEL_STRIDE: Register = Register::R11;

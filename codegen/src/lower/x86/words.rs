@@ -5,7 +5,7 @@ use iced_x86::{Code, IcedError, Instruction, Register};
 use super::codes::halves;
 use super::instructions::{ADD, SPREAD, TO_FLOAT, WORDS};
 use super::{A, B, LINE, Shape, Writer};
-use crate::loops::PANEL;
+use crate::format::PANEL;
 
 /// Where the scales of the rows are.
 const ROW_SCALES: Register = Register::R8;

@@ -14,8 +14,9 @@ use super::super::place::Place;
 use super::super::weights::{Panels, Units, expansion};
 use super::run::Run;
 use super::{Shape, sums};
+use crate::format::{Elem, Format, PANEL};
 use crate::fuse::{Contraction, Fold, Kernel, Operand, Stream};
-use crate::loops::{Address, Buffer, Elem, Encode, Expr, Format, LANES, PANEL, Stmt};
+use crate::loops::{Address, Buffer, Encode, Expr, LANES, Stmt};
 
 /// The order of a stored operand in a run.
 #[derive(Clone, Debug, PartialEq)]

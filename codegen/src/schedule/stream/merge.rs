@@ -7,8 +7,9 @@ use super::super::contract::flat;
 use super::super::emit::Emitter;
 use super::super::place::Place;
 use super::{LOWEST, Shape, columns, finish, memory, outer_scope, start};
+use crate::format::Elem;
 use crate::fuse::{Fold, Kernel};
-use crate::loops::{self, Address, Buffer, Elem, Expr, LANES, Share, Stmt, Ty, Unary};
+use crate::loops::{self, Address, Buffer, Expr, LANES, Share, Stmt, Ty, Unary};
 
 /// Where the partial statistics of split tiles lie in the arena.
 pub(super) struct Partials {

@@ -11,8 +11,9 @@ use super::super::homes::RUN;
 use super::super::place::Place;
 use super::held::Order;
 use super::{LOWEST, Rows, Shape, Tile, columns, each_row, row_number};
+use crate::format::{Elem, Format, PANEL};
 use crate::fuse::{Along, Contraction, Fold, Kernel, Weighted};
-use crate::loops::{self, Address, Buffer, Elem, Expr, Format, LANES, Next, PANEL, Stmt, Ty, Unary};
+use crate::loops::{self, Address, Buffer, Expr, LANES, Next, Stmt, Ty, Unary};
 
 /// A run that a tile visits.
 pub(super) struct Run<'a> {

@@ -1,6 +1,33 @@
-//! Formats: how the operands of a [`Core`](super::Core) lie in memory.
+//! Formats: how values lie in memory, weights and caches in panels, and the rows that a [`Core`](crate::loops::Core) multiplies
+//! with them.
 
-use super::{Elem, PANEL};
+/// How many columns a panel has: the width at which the second operand of a [`Core`](crate::loops::Core) is interleaved.
+pub const PANEL: usize = 16;
+
+/// How an element is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Elem {
+    /// A 32-bit float.
+    F32,
+    /// A 32-bit float's upper half; stored rounded to nearest, ties to even.
+    Bf16,
+    /// A 32-bit integer.
+    I32,
+    /// A byte. Loaded as an integer; of a float the nearest whole number that it holds is stored, ties to even (of what is no
+    /// number, any).
+    U8,
+}
+
+impl Elem {
+    /// Bytes of an element.
+    pub const fn bytes(self) -> usize {
+        match self {
+            Elem::F32 | Elem::I32 => 4,
+            Elem::Bf16 => 2,
+            Elem::U8 => 1,
+        }
+    }
+}
 
 /// How a panel is stored, and the rows that it is multiplied with.
 ///
@@ -187,7 +214,7 @@ impl Format {
         self == Self::Q8 || self != self.unpacked()
     }
 
-    /// The bytes that panels are unpacked to, see [`Unpack`](super::Unpack): those of codes in steps; others are what they are.
+    /// The bytes that panels are unpacked to, see [`Unpack`](crate::loops::Unpack): those of codes in steps; others are what they are.
     pub fn unpacked(self) -> Format {
         Self::IN_STEPS.into_iter().find(|(format, _)| *format == self).map_or(self, |(_, unpacked)| unpacked)
     }
