@@ -2,7 +2,7 @@
 
 use cranelift::codegen::settings::{self, Flags};
 
-use crate::lower::LowerError;
+use crate::lower::{LowerError, host};
 
 /// A processor, as far as schedules depend on it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,27 +35,11 @@ impl Cpu {
         let isa = builder.finish(Flags::new(settings::builder())).map_err(|e| target(&e))?;
         let mut features: Vec<String> =
             isa.isa_flags().iter().filter(|f| f.as_bool() == Some(true)).map(|f| f.name.to_owned()).collect();
-        features.extend(wide_features().into_iter().map(str::to_owned));
+        features.extend(host::features().into_iter().map(str::to_owned));
         features.sort();
         let name = brand().unwrap_or_else(|| isa.triple().architecture.to_string());
         Ok(Cpu { name, features, caches: Caches::host() })
     }
-}
-
-/// Features of which the code generator knows nothing, but our own cores do.
-fn wide_features() -> Vec<&'static str> {
-    let mut found = Vec::new();
-    #[cfg(target_arch = "x86_64")]
-    {
-        let known = [
-            ("avx512bf16", std::is_x86_feature_detected!("avx512bf16")),
-            ("avx512vnni", std::is_x86_feature_detected!("avx512vnni")),
-            ("avxvnni", std::is_x86_feature_detected!("avxvnni")),
-            ("amx", crate::lower::request_tiles()),
-        ];
-        found.extend(known.into_iter().filter(|(_, has)| *has).map(|(name, _)| name));
-    }
-    found
 }
 
 /// What the processor calls itself.

@@ -10,6 +10,7 @@ mod codes;
 mod core;
 mod emit;
 mod expr;
+pub(crate) mod host;
 mod math;
 mod stmt;
 mod target;
@@ -27,11 +28,9 @@ use cranelift::jit::{ArenaMemoryProvider, JITBuilder, JITModule};
 use cranelift::module::{FuncId, Linkage, Module, default_libcall_names};
 
 use crate::format::Format;
-
 use crate::loops::{GROUP, Invalid, Kernel, verify};
 
 pub use target::Target;
-pub(crate) use target::request_tiles;
 
 /// Why kernels were not compiled.
 #[derive(Debug, thiserror::Error)]

@@ -1,0 +1,89 @@
+//! What this machine has of which the code generator of the library knows nothing: cores wider than 128 bits, and the
+//! instruction sets that they are made of.
+
+#[cfg(all(target_arch = "x86_64", unix))]
+pub(crate) use x86::{cores, features};
+
+/// The cores of this machine.
+#[cfg(not(all(target_arch = "x86_64", unix)))]
+pub(crate) const fn cores() -> crate::loops::Cores {
+    crate::loops::Cores::PORTABLE
+}
+
+/// Instruction sets that wide cores alone use.
+#[cfg(not(all(target_arch = "x86_64", unix)))]
+pub(crate) const fn features() -> Vec<&'static str> {
+    Vec::new()
+}
+
+#[cfg(all(target_arch = "x86_64", unix))]
+mod x86 {
+    use std::arch::x86_64::{__cpuid, __cpuid_count};
+    use std::is_x86_feature_detected as has;
+
+    use crate::loops::{ByteProducts, Cores, Fetch};
+
+    pub(crate) fn cores() -> Cores {
+        if has!("avx512f") && has!("avx512dq") && has!("avx512bw") && has!("avx512vl") {
+            let bytes = if has!("avx512vnni") { ByteProducts::Avx512Vnni } else { ByteProducts::Avx2 };
+            let bf16 = has!("avx512bf16");
+            let tiles = bf16 && bytes == ByteProducts::Avx512Vnni && request_tiles();
+            return Cores { bits: 512, bf16, bytes: Some(bytes), tiles, fetch: fetch(512) };
+        }
+        if has!("avx2") && has!("fma") {
+            let bytes = if has!("avxvnni") { ByteProducts::AvxVnni } else { ByteProducts::Avx2 };
+            return Cores { bits: 256, bytes: Some(bytes), fetch: fetch(256), ..Cores::PORTABLE };
+        }
+        Cores::PORTABLE
+    }
+
+    pub(crate) fn features() -> Vec<&'static str> {
+        let known = [
+            ("avx512bf16", has!("avx512bf16")),
+            ("avx512vnni", has!("avx512vnni")),
+            ("avxvnni", has!("avxvnni")),
+            ("amx", request_tiles()),
+        ];
+        known.into_iter().filter(|(_, has)| *has).map(|(name, _)| name).collect()
+    }
+
+    /// What was measured to be best: for the processors of AMD, by family, the Zen 3 and the Zen 4 in one, and for those of Intel
+    /// that have tiles, as which a machine that was not measured is taken.
+    fn fetch(bits: usize) -> Option<Fetch> {
+        let [name, version] = [0, 1].map(__cpuid);
+        let vendor = [name.ebx, name.edx, name.ecx].map(u32::to_le_bytes);
+        let of_most = Fetch { bits: 32, ahead: [8192; 2], past: false };
+        // The extended family counts from 15 on.
+        match (vendor.as_flattened(), 15 + (version.eax >> 20 & 0xff)) {
+            (b"AuthenticAMD", 0x17) => Some(Fetch { past: true, ..of_most }),
+            (b"AuthenticAMD", 0x19) if bits == 512 => None,
+            (b"AuthenticAMD", 0x19) => Some(Fetch { ahead: [2048, 4096], ..of_most }),
+            (b"AuthenticAMD", 0x1a) => Some(Fetch { bits: 8, ..of_most }),
+            _ => Some(of_most),
+        }
+    }
+
+    /// Asks for tiles of bf16 and of bytes: whether this machine has them, and the system lets this process use them.
+    fn request_tiles() -> bool {
+        const BF16: u32 = 1 << 22;
+        const TILES: u32 = 1 << 24;
+        const BYTES: u32 = 1 << 25;
+        const ALL: u32 = BF16 | TILES | BYTES;
+        __cpuid(0).eax >= 7 && __cpuid_count(7, 0).edx & ALL == ALL && are_allowed()
+    }
+
+    /// Linux saves a thread's tiles once the process has asked for it: `ARCH_REQ_XCOMP_PERM` of `XFEATURE_XTILEDATA`, see
+    /// Documentation/arch/x86/xstate.rst.
+    #[cfg(target_os = "linux")]
+    fn are_allowed() -> bool {
+        const REQUEST: libc::c_int = 0x1023;
+        const TILE_DATA: libc::c_ulong = 18;
+        // SAFETY: the call takes two numbers, and changes nothing but what the process may use.
+        unsafe { libc::syscall(libc::SYS_arch_prctl, REQUEST, TILE_DATA) == 0 }
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn are_allowed() -> bool {
+        false
+    }
+}
