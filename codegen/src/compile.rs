@@ -324,9 +324,9 @@ impl Base {
                         let sizes = Sizes::of(plan, homes, scope, kernel, own);
                         let default = Tiling::by_default(&sizes, cores, options.workers);
                         let tiling = options.schedules.get(&identity).map_or(default, |tiling| tiling.within(cores));
-                        let (mode, staged) = (mode.clone(), BTreeMap::new());
-                        let alternatives = default.alternatives(kernel, &mode, cores);
-                        let cx = Context { plan, homes, prepared, scope, variant: own, mode, cores, tiling, staged };
+                        let (step, staged) = (mode.clone(), BTreeMap::new());
+                        let alternatives = default.alternatives(kernel, &step, cores);
+                        let cx = Context { plan, homes, prepared, scope, variant: own, step, cores, tiling, staged };
                         let (loops, partial) = schedule(&cx, kernel, homes.arena);
                         arena_bytes = arena_bytes.max(homes.arena + partial);
                         for loops in loops {

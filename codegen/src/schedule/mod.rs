@@ -107,7 +107,8 @@ pub(crate) struct Context<'a> {
     pub(crate) scope: usize,
     /// Where its weights are.
     pub(crate) variant: &'a Variant,
-    pub(crate) mode: Mode,
+    /// How many tokens a step has.
+    pub(crate) step: Mode,
     /// What cores there are.
     pub(crate) cores: &'a Cores,
     /// The numbers of the kernel at hand.
@@ -119,7 +120,7 @@ pub(crate) struct Context<'a> {
 impl<'a> Context<'a> {
     /// How many rows the kernel computes. Where the last are wanted alone, that is one of many tokens, and of a few any number.
     fn mode(&self, kernel: &Kernel) -> Mode {
-        match &self.mode {
+        match &self.step {
             Mode::Few if kernel.last_rows => Mode::Many,
             _ if kernel.last_rows => Mode::One(Arg::First.into()),
             mode => mode.clone(),
@@ -175,7 +176,7 @@ impl<'a> Context<'a> {
             let [_, many] = self.formats(format, depth, &Mode::Many);
             many == Format::Bf16
         };
-        let all = self.homes.rounded.iter().filter(|_| !matches!(self.mode, Mode::One(_)));
+        let all = self.homes.rounded.iter().filter(|_| !matches!(self.step, Mode::One(_)));
         let found = all.filter(|rounded| rounded.panels.iter().all(of_cores)).find(|rounded| rounded.tensor == tensor);
         found.map(|rounded| &rounded.place)
     }
@@ -210,7 +211,7 @@ impl<'a> Context<'a> {
 /// bytes of the arena, from `partial` on, that pass between them.
 pub(crate) fn schedule(cx: &Context, kernel: &Kernel, partial: usize) -> (Vec<loops::Kernel>, usize) {
     let (staged, end) = append::staged(cx, kernel, partial);
-    let cx = &Context { staged, mode: cx.mode.clone(), ..*cx };
+    let cx = &Context { staged, step: cx.step.clone(), ..*cx };
     let (mut kernels, bytes) = match &kernel.shape {
         Shape::Rows => {
             let mut e = cx.emitter();

@@ -288,7 +288,7 @@ fn gather(
     let mut copies = Vec::new();
     let contractions = contract.tasks.iter().flat_map(|t| &t.contractions);
     for (c, format) in
-        contractions.flat_map(|(q, c)| cx.rows_of(&cx.variant.panels[q], &cx.mode).map(|format| (c, format)))
+        contractions.flat_map(|(q, c)| cx.rows_of(&cx.variant.panels[q], &cx.step).map(|format| (c, format)))
     {
         if gathered.contains_key(&(c.a, format)) {
             continue;
@@ -407,7 +407,7 @@ fn unit(
         for (q, c) in &task.contractions {
             let panels = &cx.variant.panels[q];
             let tile = e.floats(rows.block.next_multiple_of(cx.cores.rows()) * width);
-            let a = cx.rows_of(panels, &cx.mode).map(|format| {
+            let a = cx.rows_of(panels, &cx.step).map(|format| {
                 let (buffer, stride) = &operands[&(c.a, format)];
                 Matrix { at: Address::new(buffer.clone(), first.clone() * *stride), format, stride: *stride }
             });
