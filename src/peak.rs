@@ -130,6 +130,7 @@ impl Peaks {
 const CHUNK: usize = 256;
 
 /// How far ahead memory is fetched where that is told, in bytes.
+#[cfg(target_arch = "x86_64")]
 const AHEAD: usize = 8192;
 
 /// The sum of the 64-bit words, by the widest loads that this machine has, of what is fetched ahead or not.
@@ -152,7 +153,7 @@ fn sum(bytes: &[u8], ahead: bool) -> u64 {
     lanes.iter().fold(0, |a, b| a.wrapping_add(*b))
 }
 
-/// Fetches the lines that lie [`AHEAD`] of a chunk past all caches but the first, where that can be said.
+/// Fetches the lines that lie `AHEAD` of a chunk past all caches but the first, where that can be said.
 fn fetch_past(chunk: &[u8]) {
     #[cfg(target_arch = "x86_64")]
     for line in chunk.as_chunks::<64>().0 {
