@@ -68,6 +68,13 @@ impl Emitter {
         self.select(mask, a, b)
     }
 
+    /// No number where the mask doesn't hold. Masks say what is known, since vectors on aarch64 have no comparison that holds of what
+    /// is no number, but `Ne`.
+    fn number_where(&mut self, mask: Value, a: Value) -> Value {
+        let none = self.float_of(self.ty(a), f32::NAN);
+        self.select(mask, a, none)
+    }
+
     /// `x`, which is not negative, with the sign of `sign`.
     fn with_sign(&mut self, x: Value, sign: Value) -> Value {
         let mask = self.int_of(self.integers_like(x), i32::MIN);
@@ -186,8 +193,8 @@ fn log_parts(e: &mut Emitter, x: Value) -> (Value, Value) {
     let p = e.select_of(infinite, f32::INFINITY, p);
     let zero = e.where_(x, FloatCC::Equal, 0.0);
     let p = e.select_of(zero, f32::NEG_INFINITY, p);
-    let negative = e.where_(x, FloatCC::UnorderedOrLessThan, 0.0);
-    (e.select_of(negative, f32::NAN, p), low)
+    let known = e.where_(x, FloatCC::GreaterThanOrEqual, 0.0);
+    (e.number_where(known, p), low)
 }
 
 /// A sum and what its rounding lost, where `a` is zero or not smaller than `b` (Dekker); as `n ln 2` and `m` are.
@@ -251,8 +258,8 @@ fn circular(e: &mut Emitter, x: Value, quarters: i32) -> Value {
     let bits = e.ins().bxor(bits, sign);
     let result = e.as_floats(bits);
     let size = e.ins().fabs(x);
-    let far = e.where_(size, FloatCC::UnorderedOrGreaterThan, LARGEST_ANGLE);
-    e.select_of(far, f32::NAN, result)
+    let known = e.where_(size, FloatCC::LessThanOrEqual, LARGEST_ANGLE);
+    e.number_where(known, result)
 }
 
 /// The hyperbolic tangent, to 2 ulp.
