@@ -11,6 +11,7 @@ mod support;
 
 use common::{Expected, Runner, hold, interpreted};
 use einfuse_codegen::fuse::{Typical, fuse};
+use einfuse_codegen::lower::{Target, compile_text};
 use einfuse_codegen::{Format, Options, Program, Rule, Wanted};
 use einfuse_graph::random::random_weights;
 use einfuse_graph::{Extent, Graph, Tensor, parse};
@@ -61,12 +62,24 @@ fn holds(graph: &Graph, without: &[Rule], rows: Wanted, expected: &[Vec<Expected
         ..Options::default()
     };
     let mut runner = Runner::new(graph, &weights, Format::F32, &options, 128)?;
+    if without.is_empty() {
+        compiles_for_others(&runner.program)?;
+    }
     for workers in [1, 3] {
         for steps in expected {
             hold(&mut runner, workers, steps).map_err(|e| format!("{workers} workers: {e}"))?;
         }
     }
     Ok(())
+}
+
+/// There is code for machines that this one isn't.
+fn compiles_for_others(program: &Program) -> Result<(), String> {
+    let other = Target::named(if cfg!(target_arch = "x86_64") { "aarch64" } else { "x86_64" });
+    let other = other.map_err(|e| e.to_string())?;
+    program.kernels().iter().try_for_each(|kernel| {
+        compile_text(&kernel.loops, &other).map(|_| ()).map_err(|e| format!("{}: {e}", kernel.loops.name))
+    })
 }
 
 #[test]
