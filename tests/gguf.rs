@@ -196,6 +196,45 @@ fn frequencies_are_divided_as_files_say() {
     }
 }
 
+/// A Llama that has biases of queries, keys and values, but none of attention's output, is computed as one where that is 0.
+#[test]
+fn an_output_need_not_have_a_bias() {
+    let folder = repository("tests/golden/llama3");
+    let (mut about, mut config) = (json(&folder.join("gguf.json")), json(&folder.join("config.json")));
+    config["attention_bias"] = true.into();
+    let [heads, groups, layers] = ["num_attention_heads", "num_key_value_heads", "num_hidden_layers"];
+    let [heads, groups, layers] = [heads, groups, layers].map(|key| whole(&config[key]));
+    let width = whole(&config["hidden_size"]);
+    let head = width / heads;
+    let mut added: Vec<(String, Vec<f32>)> = Vec::new();
+    for layer in 0..layers {
+        let name = |part| format!("model.layers.{layer}.self_attn.{part}_proj.bias");
+        for (part, heads, is_rotated) in [("q", heads, true), ("k", groups, true), ("v", groups, false)] {
+            let bias: Vec<f32> = (0..heads * head).map(|i| ((i * 37 + layer) % 19) as f32 / 19.0 - 0.5).collect();
+            // Files have the two of a rotary pair next to each other.
+            let place = |i: usize| i / head * head + i % 2 * head / 2 + i % head / 2;
+            let values = (0..bias.len()).map(|i| bias[if is_rotated { place(i) } else { i }]);
+            about["tensors"][format!("blk.{layer}.attn_{part}.bias")] =
+                serde_json::json!({ "dimensions": [bias.len()], "values": values.collect::<Vec<f32>>() });
+            added.push((name(part), bias));
+        }
+        added.push((name("o"), vec![0.0; width]));
+    }
+    let scratch = tempfile::tempdir().unwrap();
+    let path = scratch.path().join("model.gguf");
+    fs::write(&path, file(&folder, &about)).unwrap();
+    fs::write(scratch.path().join("config.json"), config.to_string()).unwrap();
+    let weights = fs::read(folder.join("model.safetensors")).unwrap();
+    let weights = SafeTensors::deserialize(&weights).unwrap();
+    let added: Vec<(String, Vec<u8>)> =
+        added.into_iter().map(|(name, bias)| (name, bias.into_iter().flat_map(f32::to_le_bytes).collect())).collect();
+    let of_added = |bytes| TensorView::new(Dtype::F32, vec![<[u8]>::len(bytes) / 4], bytes).unwrap();
+    let all = added.iter().map(|(name, bytes)| (name.clone(), of_added(bytes))).chain(weights.tensors());
+    fs::write(scratch.path().join("model.safetensors"), safetensors::serialize(all, None).unwrap()).unwrap();
+    let distance = distance(&load(&path, Precision::F32), &load(scratch.path(), Precision::F32));
+    assert!(distance < 1e-5, "{distance}");
+}
+
 /// A type of blocks: its number in files, the numbers of a block, and what its codes are kept as.
 struct Kind {
     code: u32,

@@ -41,8 +41,8 @@ pub(super) enum When {
     Always,
     /// Those with experts (`expert_count`), or those without.
     Experts(bool),
-    /// Those with such a tensor, or those without.
-    Tensor(&'static str, bool),
+    /// Those that have each of these tensors, or don't.
+    Tensors(&'static [(&'static str, bool)]),
     /// Those with this number under a key of the architecture.
     Says(&'static str, u64),
 }
@@ -118,7 +118,9 @@ impl Architecture {
                 && match other.when {
                     When::Always => true,
                     When::Experts(wanted) => experts == wanted,
-                    When::Tensor(tensor, wanted) => gguf.raw(tensor).is_some() == wanted,
+                    When::Tensors(tensors) => {
+                        tensors.iter().all(|(tensor, wanted)| gguf.raw(tensor).is_some() == *wanted)
+                    }
                     When::Says(key, number) => {
                         matches!(gguf.whole(&format!("{name}.{key}")), Ok(Some(said)) if said == number)
                     }

@@ -60,14 +60,6 @@ const OUTER_GEMMA: &[(&str, &str, Differs)] =
 pub(super) static ARCHITECTURES: &[Architecture] = &[
     Architecture {
         name: "llama",
-        when: When::Experts(false),
-        class: "LlamaForCausalLM",
-        keys: llama_keys![("hidden_act", Text("silu"))],
-        inner: LLAMA,
-        ..KIN
-    },
-    Architecture {
-        name: "llama",
         when: When::Experts(true),
         class: "MixtralForCausalLM",
         keys: llama_keys![
@@ -88,6 +80,23 @@ pub(super) static ARCHITECTURES: &[Architecture] = &[
             ("ffn_down_exps", "block_sparse_moe.experts.{e}.w2", Each(EXPERTS)),
             ("ffn_up_exps", "block_sparse_moe.experts.{e}.w3", Each(EXPERTS)),
         ],
+        ..KIN
+    },
+    // Biases of queries, keys and values alone are what Qwen 2 has.
+    Architecture {
+        name: "llama",
+        when: When::Tensors(&[("blk.0.attn_q.bias", true), ("blk.0.attn_output.bias", false)]),
+        class: "Qwen2ForCausalLM",
+        keys: llama_keys![("hidden_act", Text("silu"))],
+        inner: LLAMA,
+        ..KIN
+    },
+    Architecture {
+        name: "llama",
+        when: When::Experts(false),
+        class: "LlamaForCausalLM",
+        keys: llama_keys![("hidden_act", Text("silu"))],
+        inner: LLAMA,
         ..KIN
     },
     Architecture { name: "qwen2", class: "Qwen2ForCausalLM", keys: llama_keys![("hidden_act", Text("silu"))], ..KIN },
@@ -371,7 +380,7 @@ pub(super) static ARCHITECTURES: &[Architecture] = &[
     },
     Architecture {
         name: "falcon",
-        when: When::Tensor("blk.0.attn_norm_2.weight", false),
+        when: When::Tensors(&[("blk.0.attn_norm_2.weight", false)]),
         class: "FalconForCausalLM",
         keys: FALCON,
         more: |_, config| falcon(config, 1),
@@ -388,7 +397,7 @@ pub(super) static ARCHITECTURES: &[Architecture] = &[
     },
     Architecture {
         name: "falcon",
-        when: When::Tensor("blk.0.attn_norm_2.weight", true),
+        when: When::Tensors(&[("blk.0.attn_norm_2.weight", true)]),
         class: "FalconForCausalLM",
         keys: FALCON,
         more: |_, config| falcon(config, 2),
@@ -596,7 +605,7 @@ const LATENT: &[(&str, &str, Differs)] = &[
     ("ffn_down_shexp", "mlp.shared_experts.down_proj", Not),
 ];
 
-/// The part of a head without rotary positions.
+/// The part of a head without rotary positions, and that there may be no latent of queries.
 fn deepseek(gguf: &Gguf, config: &mut Map<String, Value>) -> Result<(), Error> {
     let number = |key: &str| config.get(key).and_then(Value::as_u64);
     let key = "deepseek2.attention.key_length_mla";
@@ -606,6 +615,8 @@ fn deepseek(gguf: &Gguf, config: &mut Map<String, Value>) -> Result<(), Error> {
         gguf.wrong(key, &format!("is {head}; no less than the {rotated} of rotary positions was expected"))
     })?;
     config.insert("qk_nope_head_dim".into(), json!(others));
+    // Files without a latent of queries do not say so.
+    config.entry("q_lora_rank").or_insert(Value::Null);
     // The rotated share of a head is what `qk_rope_head_dim` says.
     config.remove("partial_rotary_factor");
     Ok(())

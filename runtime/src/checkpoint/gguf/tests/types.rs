@@ -123,7 +123,10 @@ fn every_key_of_every_architecture_wants_its_type() {
         let base = Writer::default().text("general.architecture", architecture.name);
         let base = base.tensor("token_embd.weight", &[1, 1], Dtype::F32, vec![0; 4]);
         let base = match architecture.when {
-            When::Tensor(name, true) => base.tensor(name, &[1], Dtype::F32, vec![0; 4]),
+            When::Tensors(tensors) => tensors
+                .iter()
+                .filter(|(_, wanted)| *wanted)
+                .fold(base, |base, (name, _)| base.tensor(name, &[2], Dtype::F32, vec![0; 8])),
             When::Says(name, number) => base.u32(&key(name), number as u32),
             _ => base,
         };
