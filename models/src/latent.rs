@@ -2,10 +2,16 @@
 
 use serde::Deserialize;
 
-/// What a config says of the queries' latent: its size in `q_lora_rank`, or that there is none.
+/// What a config says of the queries' latent: its size in `q_lora_rank`, or null where there is none.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 pub struct Queries {
+    #[serde(default = "unsaid")]
     q_lora_rank: Option<usize>,
+}
+
+/// The size of a latent of which a config says nothing.
+fn unsaid() -> Option<usize> {
+    Some(1536)
 }
 
 impl Queries {

@@ -122,6 +122,17 @@ fn keys_mean_what_they_mean_to_the_reference() {
     other("mistral", json!({"sliding_window": "absent"}), json!({"sliding_window": null}));
     same("mistral", json!({"num_key_value_heads": null}), json!({"num_key_value_heads": 4}));
     same("gptj", json!({"n_head": 1, "rotary_dim": null}), json!({"n_head": 1, "rotary_dim": 40}));
+    let windows = |model, window: Value| -> BTreeSet<usize> {
+        let states = changed(model, json!({"sliding_window": window})).tensors;
+        let window = |kind| if let Kind::State { window, .. } = kind { window } else { None };
+        states.into_iter().filter_map(|tensor| window(tensor.kind)).collect()
+    };
+    for (model, unsaid) in [("gemma2", 4096), ("gemma3", 4096), ("gpt_oss", 128), ("qwen2", 4096)] {
+        assert_eq!(windows(model, json!("absent")), [unsaid].into());
+        assert_eq!(windows(model, json!(null)), [].into());
+    }
+    same("deepseek_v2", json!({"q_lora_rank": "absent"}), json!({"q_lora_rank": 1536}));
+    other("deepseek_v2", json!({"q_lora_rank": null}), json!({"q_lora_rank": 1536}));
 }
 
 #[test]

@@ -101,7 +101,7 @@ fn shortened(value: &Value) -> String {
     }
 }
 
-/// The keys of a config.json, read for one model. A key that is null counts as missing.
+/// The keys of a config.json, read for one model. A key that is null counts as missing, but for what is read from all keys.
 pub struct Source<'a> {
     model: &'static str,
     keys: &'a Map<String, Value>,
@@ -184,10 +184,9 @@ impl<'a> Source<'a> {
         })
     }
 
-    /// A value read from all keys that are there. Its own errors say which of them they are about.
+    /// A value read from all keys that are there, those that are null among them. Its own errors say which of them they are about.
     pub fn whole<T: DeserializeOwned>(&self) -> Result<T, ModelError> {
-        let there = self.keys.iter().filter(|(_, value)| !value.is_null());
-        from_keys(there.map(|(key, value)| (key.as_str(), value)))
+        from_keys(self.keys.iter().map(|(key, value)| (key.as_str(), value)))
             .map_err(|error| ModelError::Keys { message: error.to_string() })
     }
 
