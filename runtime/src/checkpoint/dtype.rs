@@ -152,7 +152,8 @@ impl Dtype {
         }
     }
 
-    /// The numbers of whole blocks, each exactly as the format defines it: as many as `out` holds and `bytes` has.
+    /// The numbers of whole blocks, each exactly as the format defines it, but for half of each [`Dtype::F8E8M0`] and twice each
+    /// [`Dtype::F4E2M1`]: as many as `out` holds and `bytes` has.
     pub fn decode(self, bytes: &[u8], out: &mut [f32]) {
         let Format { length, bytes: size, read, .. } = self.format();
         let blocks = bytes.chunks_exact(*size).zip(out.chunks_exact_mut(*length));
