@@ -2,7 +2,7 @@ mod blocks;
 
 use einfuse_graph::{Builder, FileTensor, Graph, TensorId};
 use half::{bf16, f16};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::*;
 use crate::checkpoint::fuzz::tests::hold_seed;
