@@ -121,6 +121,46 @@ impl Default for Settings {
     }
 }
 
+impl Settings {
+    /// Checks that every number is within its range.
+    fn check(&self) -> Result<(), Error> {
+        for (option, number) in [("chunk", self.chunk), ("sequences", self.sequences)] {
+            if number == 0 {
+                return Err(Error::Option { option, wants: "a number of at least 1", got: "0".into() });
+            }
+        }
+        match self.context.filter(|context| !(1..=MOST_POSITIONS).contains(context)) {
+            Some(context) => {
+                let wants = "a number from 1 to 16777216";
+                Err(Error::Option { option: "context", wants, got: context.to_string() })
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// What the compiler is told, where some weights take 16 bits or fewer, or none do.
+    fn options(&self, any_narrow: bool, workers: usize) -> Options {
+        let positions = self.context.unwrap_or(DEFAULT_CONTEXT);
+        let cache = match self.cache {
+            None if any_narrow => Format::Bf16,
+            None | Some(CacheType::F32) => Format::F32,
+            Some(CacheType::Bf16) => Format::Bf16,
+            Some(CacheType::Q8) => Format::Q8,
+        };
+        Options {
+            without: self.without.clone(),
+            chunk: self.chunk.min(positions),
+            positions,
+            cache,
+            rows: self.rows,
+            workers,
+            schedules: self.schedules.clone(),
+            keep_text: self.keep_text,
+            cores: None,
+        }
+    }
+}
+
 impl fmt::Debug for Settings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Settings")
@@ -172,47 +212,18 @@ impl Model {
     /// If a weight is missing or has another shape than the graph's, a file is corrupt, the graph cannot be compiled, a
     /// setting is outside its range, or memory or threads cannot be had.
     pub fn load(checkpoint: &Checkpoint, graph: &Graph, settings: Settings) -> Result<Model, Error> {
-        let at_least_1 = |option, number: usize| match number {
-            0 => Err(Error::Option { option, wants: "a number of at least 1", got: "0".into() }),
-            _ => Ok(()),
-        };
-        at_least_1("chunk", settings.chunk)?;
-        at_least_1("sequences", settings.sequences)?;
-        if let Some(context) = settings.context.filter(|context| !(1..=MOST_POSITIONS).contains(context)) {
-            let wants = "a number from 1 to 16777216";
-            return Err(Error::Option { option: "context", wants, got: context.to_string() });
-        }
+        settings.check()?;
         let progress = |progress| {
             if let Some(report) = &settings.progress {
                 report(progress);
             }
         };
-
         let end_tokens = checkpoint.end_tokens()?;
         let threads = Threads::new(settings.threads)?;
         let found = find_weights(checkpoint, graph)?;
-
         let storage = storage(graph, &found, &settings);
-        let longest = settings.context.unwrap_or(DEFAULT_CONTEXT);
-        let chunk = settings.chunk.min(longest);
         let any_narrow = storage.values().any(|kept| kept.format != Format::F32);
-        let cache = match settings.cache {
-            None if any_narrow => Format::Bf16,
-            None | Some(CacheType::F32) => Format::F32,
-            Some(CacheType::Bf16) => Format::Bf16,
-            Some(CacheType::Q8) => Format::Q8,
-        };
-        let options = Options {
-            without: settings.without.clone(),
-            chunk,
-            positions: longest,
-            cache,
-            rows: settings.rows,
-            workers: einfuse_codegen::Team::workers(&threads),
-            schedules: settings.schedules.clone(),
-            keep_text: settings.keep_text,
-            cores: None,
-        };
+        let options = settings.options(any_narrow, einfuse_codegen::Team::workers(&threads));
         let storage = |tensor, layer| storage.get(&(tensor, layer)).copied().unwrap_or(Format::F32.into());
         let compile_and_pack = |failed: &AtomicBool| {
             progress(Progress::Compiling);
@@ -227,14 +238,8 @@ impl Model {
             let what = "what is computed in a step (a smaller chunk needs less)";
             Error::Memory { bytes, what, source: std::io::Error::other(error) }
         })?;
-
-        let bounds =
-            [(program.context(), "that the model has places for"), (settings.context, "of the model's context")];
-        let bounds = bounds.into_iter().filter_map(|(positions, bound)| Some((positions?, bound)));
-        let (context, bound) = bounds
-            .min_by_key(|(positions, _)| *positions)
-            .unwrap_or((DEFAULT_CONTEXT, "that the model has by default"));
-        let cache = Mutex::new(Cache::new(&program.caches(), context, settings.sequences, chunk)?);
+        let (context, bound) = context(&program, &settings);
+        let cache = Mutex::new(Cache::new(&program.caches(), context, settings.sequences, options.chunk)?);
 
         let used: HashSet<String> =
             found.values().flat_map(|stored| stored.beside.iter().chain(&stored.names).cloned()).collect();
@@ -246,7 +251,7 @@ impl Model {
             weights,
             threads,
             cache,
-            chunk,
+            chunk: options.chunk,
             rows: settings.rows,
             vocabulary,
             ids,
@@ -346,6 +351,13 @@ impl Model {
     pub fn pack_time(&self) -> Duration {
         self.pack_time
     }
+}
+
+/// The most positions that a sequence can have, and what sets that limit.
+fn context(program: &Program, settings: &Settings) -> (usize, &'static str) {
+    let bounds = [(program.context(), "that the model has places for"), (settings.context, "of the model's context")];
+    let bounds = bounds.into_iter().filter_map(|(positions, bound)| Some((positions?, bound)));
+    bounds.min_by_key(|(positions, _)| *positions).unwrap_or((DEFAULT_CONTEXT, "that the model has by default"))
 }
 
 /// A weight, in a layer if it is another in each.
