@@ -19,11 +19,12 @@ impl Bytes {
     /// Maps a file; `kind` is what was expected there, as in `a safetensors file`.
     pub(crate) fn map(path: &Path, kind: &str) -> Result<Bytes, Error> {
         let read = |source| Error::Read { file: path.display().to_string(), source };
-        let file = File::open(path).map_err(read)?;
-        if !file.metadata().map_err(read)?.is_file() {
+        // What is no file may make whoever opens it wait.
+        if !path.metadata().map_err(read)?.is_file() {
             let problem = format!("not a file; {kind} was expected");
             return Err(Error::File { file: path.display().to_string(), problem });
         }
+        let file = File::open(path).map_err(read)?;
         // SAFETY: the map is read-only and private to this process. Its bytes are only ever read as plain bytes, for
         // which any value is valid, so that a file rewritten by someone else while it is mapped changes numbers and no
         // invariant. One that is cut short meanwhile ends the process by a signal, as for every mapped file.

@@ -379,6 +379,13 @@ fn what_is_not_a_checkpoint_is_refused() {
     fs::remove_file(folder.path("config.json")).unwrap();
     fs::create_dir(folder.path("config.json")).unwrap();
     assert_eq!(folder.error(), "./config.json: a folder; a file was expected");
+    // Nor is what others are to write into while it is read.
+    #[cfg(unix)]
+    {
+        fs::remove_dir(folder.path("config.json")).unwrap();
+        let _socket = std::os::unix::net::UnixListener::bind(folder.path("config.json")).unwrap();
+        assert_eq!(folder.error(), "./config.json: not a file; a file was expected");
+    }
 
     let folder = Folder::new(&[config]);
     for name in ["config.json", "model.safetensors"] {
