@@ -52,15 +52,31 @@ impl fmt::Debug for Template {
 /// What the template is called within its environment.
 const NAME: &str = "chat";
 
-/// So many operations a template may take: many times what the longest of the field takes for a thousand messages.
-const FUEL: u64 = 50_000_000;
+/// So many operations a template may take, each of which may make 64 bytes: several times what the longest of the field takes
+/// for a thousand messages.
+const FUEL: u64 = 1_000_000;
 
 /// So many bytes a template may have: several times what the longest of the field has.
 const LONGEST: usize = 1 << 18;
 
-/// The stack that reading a template takes, and that each of its bytes may take.
+/// The stack that a template takes, what each byte of it may take as it is read, and what each operation may: as its text can
+/// be nested, the lists that it makes can be.
 const STACK: usize = 1 << 20;
 const STACK_A_BYTE: usize = 1 << 12;
+const STACK_AN_OPERATION: usize = 3 << 8;
+
+/// Does something that calls itself, on a thread with so much stack for it; `failed` makes an error of a problem with that.
+fn with_stack<T: Send>(
+    stack: usize,
+    failed: impl Fn(&str) -> Error,
+    work: impl FnOnce() -> Result<T, Error> + Send,
+) -> Result<T, Error> {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().stack_size(STACK + stack).spawn_scoped(scope, work);
+        let thread = thread.map_err(|error| failed(&error.to_string()))?;
+        thread.join().unwrap_or_else(|_| Err(failed("the minijinja library gave up on it")))
+    })
+}
 
 impl Template {
     /// The chat template of a checkpoint.
@@ -92,14 +108,10 @@ impl Template {
         if source.len() > LONGEST {
             return Err(failed(format!("is of {} bytes, at most {LONGEST} were expected", source.len())));
         }
-        // A parser calls itself for what is nested, and an expression can be nested as deep as its text is long.
-        let parser = std::thread::Builder::new().stack_size(STACK + STACK_A_BYTE * source.len());
-        let added = std::thread::scope(|scope| {
-            let parse = || environment.add_template_owned(NAME, source).map_err(|error| wrong(&chat.file, &error));
-            let parsed = parser.spawn_scoped(scope, parse).map(|parser| parser.join());
-            parsed.map_err(|error| failed(format!("cannot be read: {error}")))
+        let failed = |problem: &str| failed(format!("cannot be read: {problem}"));
+        with_stack(STACK_A_BYTE * source.len(), failed, || {
+            environment.add_template_owned(NAME, source).map_err(|error| wrong(&chat.file, &error))
         })?;
-        added.map_err(|_| failed("cannot be read".to_owned()))??;
         Ok(Template { environment, chat })
     }
 
@@ -116,8 +128,13 @@ impl Template {
             tools => (),
             documents => (),
         };
-        let rendered = self.environment.get_template(NAME).and_then(|template| template.render(context));
-        rendered.map_err(|error| wrong(&self.chat.file, &error))
+        let file = &self.chat.file;
+        let failed =
+            |problem: &str| Error::Template { file: file.clone(), problem: format!("cannot be run: {problem}") };
+        with_stack(STACK_AN_OPERATION * FUEL as usize, failed, || {
+            let rendered = self.environment.get_template(NAME).and_then(|template| template.render(context));
+            rendered.map_err(|error| wrong(file, &error))
+        })
     }
 }
 

@@ -117,3 +117,19 @@ fn tags_of_training_are_conditions_that_hold() {
         assert_eq!(text(same), same);
     }
 }
+
+#[test]
+fn lists_within_lists_have_room_on_the_stack() {
+    let (open, close) = ("[".repeat(40), "]".repeat(40));
+    let text = |end: &str| {
+        let set = format!("{{% set n.x = {open}n.x{close} %}}");
+        let template =
+            template(&format!("{{% set n = namespace(x=0) %}}{{% for i in range(2500) %}}{set}{{% endfor %}}{end}"));
+        template.unwrap().render(&[]).unwrap()
+    };
+    assert_eq!(text("a"), "a");
+    assert_eq!(text("{{ n.x == [n.x] }}"), "False");
+    for end in ["{{ n.x }}", "{{ n.x | tojson }}"] {
+        assert_eq!(text(end).len(), 200_001, "{end}");
+    }
+}
