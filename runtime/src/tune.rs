@@ -201,8 +201,9 @@ pub fn tune(model: &Model, tuning: Tuning, mut progress: impl FnMut(usize, usize
     let works = tests.into_iter().filter(|test| model.check_room(test.past, test.tokens * test.steps).is_ok());
     let works: Vec<(Test, Vec<Group>)> =
         works.map(|test| (test, groups(&default, default.batch(test.tokens, test.past)))).collect();
-    let runs = |groups: &[Group]| repeat * (2 + count(groups) + 4);
-    let total = works.iter().filter(|(_, groups)| !groups.is_empty()).map(|(_, groups)| runs(groups)).sum();
+    let runs: usize =
+        works.iter().filter(|(_, groups)| !groups.is_empty()).map(|(_, groups)| 2 + count(groups) + 4).sum();
+    let total = repeat.saturating_mul(runs);
     let mut done = 0;
     let mut tell = |runs: usize| {
         done += runs;
@@ -553,6 +554,15 @@ mod tests {
         let folder = folder(&Numbers::random().safetensors(Dtype::F32), true);
         let settings = Settings { threads: Some(1), context: Some(40), sequences: 2, ..Settings::default() };
         Model::load(&Checkpoint::open(folder.path()).unwrap(), &graph, settings).unwrap()
+    }
+
+    #[test]
+    fn no_number_of_rounds_is_too_large_to_be_told() {
+        let tuning = Tuning { prompt: 32, depth: 0, repeat: usize::MAX };
+        let told = std::panic::AssertUnwindSafe(|| {
+            tune(&model(), tuning, |_, total| std::panic::resume_unwind(Box::new(total))).map(drop)
+        });
+        assert_eq!(std::panic::catch_unwind(told).unwrap_err().downcast_ref(), Some(&usize::MAX));
     }
 
     #[test]
