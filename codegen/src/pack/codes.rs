@@ -135,7 +135,7 @@ fn write_bytes(codes: Codes, rows: &[[f32; PANEL]], out: &mut [u8]) {
         }
     }
     let scales = largest.map(|largest| bf16::from_f32(largest / 127.0));
-    write_scales(codes, scales, out);
+    write_scales(codes, rows, scales, out);
     let inverse = scales.map(inverse);
     let least = -codes.offset as f32;
     for (step, four) in rows.as_chunks::<4>().0.iter().enumerate() {
@@ -148,8 +148,16 @@ fn write_bytes(codes: Codes, rows: &[[f32; PANEL]], out: &mut [u8]) {
     }
 }
 
-fn write_scales(codes: Codes, scales: [bf16; PANEL], out: &mut [u8]) {
-    for (scale, out) in scales.iter().zip(out[Format::Codes(codes).values()..].as_chunks_mut().0) {
+/// Stores the scales of columns. A column with NaN or an infinity, of which no code can tell, has NaN.
+fn write_scales(codes: Codes, rows: &[[f32; PANEL]], scales: [bf16; PANEL], out: &mut [u8]) {
+    let mut none = [0.0f32; PANEL];
+    for row in rows {
+        for (none, x) in none.iter_mut().zip(row) {
+            *none += x * 0.0;
+        }
+    }
+    let scales = scales.iter().zip(none).map(|(scale, none)| if none == 0.0 { *scale } else { bf16::NAN });
+    for (scale, out) in scales.zip(out[Format::Codes(codes).values()..].as_chunks_mut().0) {
         *out = scale.to_le_bytes();
     }
 }
@@ -194,7 +202,7 @@ fn write_steps(codes: Codes, part: usize, rows: &[[f32; PANEL]], out: &mut [u8])
     let [with, squares] = fitted;
     let of_codes: [bf16; PANEL] =
         array::from_fn(|n| bf16::from_f32(if squares[n] > 0.0 { with[n] / squares[n] } else { 0.0 }));
-    write_scales(codes, of_codes, out);
+    write_scales(codes, rows, of_codes, out);
     let inverse = of_codes.map(inverse);
     let (plane, parts_at) = (codes.planes()[0], codes.parts_at());
     for (nth, (rows, [steps, zeros])) in parts.zip(&steps).enumerate() {
@@ -311,6 +319,19 @@ fn rounded(x: f32) -> f32 {
 mod tests {
     use super::*;
     use crate::format::{E2M1, Grid, IQ4};
+
+    #[test]
+    fn what_is_no_number_stays_none() {
+        for codes in [Format::Q8, Format::Q4].map(|format| format.codes().unwrap()) {
+            for none in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                let mut floats = vec![1.0; 2 * codes.block];
+                floats[3] = none;
+                let elements = nearest(codes, &floats, &[2, codes.block], 1..2);
+                let scales: Vec<bool> = elements.iter().map(|element| element.scale.is_nan()).collect();
+                assert!(scales[..codes.block].iter().all(|nan| *nan) && !scales[codes.block..].contains(&true));
+            }
+        }
+    }
 
     #[test]
     fn blocks_keep_their_values_in_every_format_that_holds_them() {
