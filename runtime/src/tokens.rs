@@ -1,17 +1,13 @@
 //! Text to tokens and back, by a `tokenizer.json`.
 
+mod description;
+
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use einfuse_graph::from_keys;
-use serde::de::Error as _;
-use serde_json::Value;
-use tokenizers::models::bpe::BPE;
-use tokenizers::models::unigram::Unigram;
-use tokenizers::models::wordlevel::WordLevel;
-use tokenizers::models::wordpiece::WordPiece;
-use tokenizers::{
-    DecoderWrapper, Encoding, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper, TokenizerImpl,
-};
+use tokenizers::Encoding;
+pub(crate) use tokenizers::models::bpe::Vocab;
+
+pub(crate) use description::{Description, Vocabulary};
 
 use crate::Error;
 use crate::checkpoint::Checkpoint;
@@ -28,7 +24,7 @@ impl Tokenizer {
     /// # Errors
     /// If the file is there and cannot be understood.
     pub fn of(checkpoint: &Checkpoint) -> Result<Option<Tokenizer>, Error> {
-        checkpoint.tokenizer()?.map(|(file, json)| Tokenizer::of_json(file, json)).transpose()
+        checkpoint.tokenizer()?.map(|(file, description)| Tokenizer::described(file, description)).transpose()
     }
 
     /// Reads the content of a `tokenizer.json`; `file` is its path, for messages.
@@ -36,17 +32,14 @@ impl Tokenizer {
     /// # Errors
     /// If it cannot be understood.
     pub fn parse(file: &str, json: &[u8]) -> Result<Tokenizer, Error> {
-        let wrong = |problem| Error::File { file: file.into(), problem };
-        let value: Value = serde_json::from_slice(json).map_err(|error| wrong(format!("not JSON: {error}")))?;
-        Tokenizer::of_json(file, value)
+        Tokenizer::described(file, Description::parse(file, json)?)
     }
 
-    fn of_json(file: &str, value: Value) -> Result<Tokenizer, Error> {
-        let wrong = |problem| Error::File { file: file.into(), problem };
-        let parsed = check(&value).and_then(|()| guard(|| read(&value)));
-        let inner = parsed.map_err(|problem| wrong(format!("not a tokenizer: {problem}")))?;
+    fn described(file: &str, description: Description) -> Result<Tokenizer, Error> {
+        let wrong = |problem| Error::File { file: file.into(), problem: format!("not a tokenizer: {problem}") };
+        let inner = guard(|| description.tokenizer()).map_err(wrong)?;
         if inner.get_vocab_size(false) == 0 {
-            return Err(wrong("not a tokenizer: its vocabulary is empty".into()));
+            return Err(wrong("its vocabulary is empty".into()));
         }
         Ok(Tokenizer { inner })
     }
@@ -99,7 +92,9 @@ impl Tokenizer {
 
     /// Decodes token by token what follows other tokens: a space that only a text's first token would lose is kept.
     pub fn stream_after(&self, before: &[u32]) -> Stream<'_> {
-        let window = before.iter().rev().take(CONTEXT).rev().copied().filter(|&token| self.knows(token)).collect();
+        let has_text = |token: &u32| self.knows(*token) && !self.is_special(*token);
+        let mut window: Vec<u32> = before.iter().rev().copied().filter(has_text).take(CONTEXT).collect();
+        window.reverse();
         let mut stream = Stream { tokenizer: self, window, fresh: 0, given: String::new() };
         let text = stream.text(&stream.window).unwrap_or_default();
         stream.given = text.trim_end_matches(INCOMPLETE).to_owned();
@@ -114,6 +109,12 @@ impl Tokenizer {
 
     fn knows(&self, token: u32) -> bool {
         self.inner.id_to_token(token).is_some()
+    }
+
+    /// Whether a token has no text.
+    fn is_special(&self, token: u32) -> bool {
+        let added = self.inner.get_added_vocabulary().get_added_tokens_decoder();
+        added.get(&token).is_some_and(|token| token.special)
     }
 }
 
@@ -144,6 +145,9 @@ impl Stream<'_> {
     pub fn push(&mut self, token: u32) -> Result<String, Error> {
         if !self.tokenizer.knows(token) {
             return Err(Error::UnknownToken { id: token, size: self.tokenizer.size() });
+        }
+        if self.tokenizer.is_special(token) {
+            return Ok(String::new());
         }
         self.window.push(token);
         let mut text = self.text(&self.window)?;
@@ -181,9 +185,8 @@ impl Stream<'_> {
     }
 
     fn text(&self, tokens: &[u32]) -> Result<String, Error> {
-        // Where no text is left some decoders panic.
-        let known = self.tokenizer.inner.get_added_vocabulary().get_added_tokens_decoder();
-        if tokens.iter().all(|token| known.get(token).is_some_and(|token| token.special)) {
+        // Of no tokens some decoders panic.
+        if tokens.is_empty() {
             return Ok(String::new());
         }
         guard(|| self.tokenizer.inner.decode(tokens, true)).map_err(|problem| Error::Tokenizer { problem })
@@ -196,89 +199,6 @@ fn guard<T, E: ToString>(work: impl FnOnce() -> Result<T, E>) -> Result<T, Strin
         Ok(result) => result.map_err(|error| error.to_string()),
         Err(_) => Err("the tokenizers library gave up on it".into()),
     }
-}
-
-/// A tokenizer whose model is known to be read.
-type Of<M> = TokenizerImpl<M, NormalizerWrapper, PreTokenizerWrapper, PostProcessorWrapper, DecoderWrapper>;
-
-/// Reads a tokenizer. Left to itself the crate would find out which model it has by trying, through several copies of the
-/// vocabulary, and its errors would not say where a mistake is.
-fn read(tokenizer: &Value) -> serde_json::Result<tokenizers::Tokenizer> {
-    // What a training script left there is not meant for texts to be continued.
-    const OF_TRAINING: [&str; 2] = ["truncation", "padding"];
-    let keys = tokenizer.as_object().into_iter().flatten().map(|(key, value)| (key.as_str(), value));
-    let keys = keys.filter(|(key, _)| !OF_TRAINING.contains(key));
-    match tokenizer.get("model").and_then(kind) {
-        Some("BPE") => from_keys::<Of<BPE>>(keys).map(Into::into),
-        Some("Unigram") => from_keys::<Of<Unigram>>(keys).map(Into::into),
-        Some("WordPiece") => from_keys::<Of<WordPiece>>(keys).map(Into::into),
-        Some("WordLevel") => from_keys::<Of<WordLevel>>(keys).map(Into::into),
-        _ => Err(serde_json::Error::custom("`model`: wants a `type`: BPE, Unigram, WordPiece or WordLevel")),
-    }
-}
-
-/// Which model a tokenizer has. Older files, GPT-2's among them, don't say: then it shows in what the model has.
-fn kind(model: &Value) -> Option<&str> {
-    let has = |key| model.get(key).is_some();
-    match model.get("type") {
-        Some(kind) => kind.as_str(),
-        None if has("merges") => Some("BPE"),
-        None if has("max_input_chars_per_word") => Some("WordPiece"),
-        None => model.get("vocab").map(|vocab| if vocab.is_array() { "Unigram" } else { "WordLevel" }),
-    }
-}
-
-/// Refuses what the `tokenizers` crate is known to panic on.
-fn check(tokenizer: &Value) -> Result<(), String> {
-    for part in ["pre_tokenizer", "post_processor", "decoder"] {
-        let checked = tokenizer.get(part).map_or(Ok(()), check_part);
-        checked.map_err(|problem| format!("`{part}`: {problem}"))?;
-    }
-    let Some(model) = tokenizer.get("model") else { return Ok(()) };
-    let prefix = model.get("continuing_subword_prefix").and_then(Value::as_str).filter(|prefix| !prefix.is_empty());
-    let Some(prefix) = prefix else { return Ok(()) };
-    let continues = |merge: &&Value| match merge {
-        Value::String(pair) => pair.split(' ').nth(1).is_none_or(|piece| piece.starts_with(prefix)),
-        pair => pair.get(1).and_then(Value::as_str).is_none_or(|piece| piece.starts_with(prefix)),
-    };
-    match list(model, "merges").iter().find(|merge| !continues(merge)) {
-        Some(merge) => {
-            Err(format!("`model`: the merge {merge} does not have the prefix `{prefix}` of pieces within words"))
-        }
-        None => Ok(()),
-    }
-}
-
-/// Checks a part of a tokenizer, and the parts that it is a sequence of.
-fn check_part(part: &Value) -> Result<(), String> {
-    match part.get("type").and_then(Value::as_str) {
-        Some("Sequence") => {
-            ["pretokenizers", "processors", "decoders"].iter().flat_map(|key| list(part, key)).try_for_each(check_part)
-        }
-        Some("TemplateProcessing") => list(part, "single").iter().try_for_each(|piece| {
-            if piece.pointer("/Sequence/id").is_some_and(|id| id != "A") {
-                return Err("the template of a single text wants a second one".into());
-            }
-            let known = |token: &str| part.get("special_tokens").is_some_and(|tokens| tokens.get(token).is_some());
-            match piece.pointer("/SpecialToken/id").and_then(Value::as_str) {
-                Some(token) if !known(token) => {
-                    Err(format!("the template has `{token}`, which is not among its special tokens"))
-                }
-                _ => Ok(()),
-            }
-        }),
-        Some("FixedLength") if part.get("length").and_then(Value::as_u64) == Some(0) => {
-            Err("pieces of a fixed `length` have at least one character".into())
-        }
-        Some("Strip") if part.get("stop").and_then(Value::as_u64).is_some_and(|stop| stop > 0) => {
-            Err("a decoder that strips the end of a text cannot give it out as it comes".into())
-        }
-        _ => Ok(()),
-    }
-}
-
-fn list<'a>(value: &'a Value, key: &str) -> &'a [Value] {
-    value.get(key).and_then(Value::as_array).map_or(&[], Vec::as_slice)
 }
 
 #[cfg(test)]
@@ -439,6 +359,16 @@ mod tests {
         let error = tokenizer.decode(&[39, 384]).unwrap_err();
         assert_eq!(error.to_string(), "token 384 is not in the tokenizer's vocabulary of 384 tokens");
         assert!(tokenizer.stream().push(u32::MAX).is_err());
+    }
+
+    #[test]
+    fn special_tokens_are_not_kept() {
+        let tokenizer = tokenizer("llama3");
+        let mut stream = tokenizer.stream_after(&[381, 39, 381]);
+        let before = stream.window.clone();
+        assert_eq!(before, [39]);
+        assert!((0..100).all(|_| stream.push(382).unwrap().is_empty()));
+        assert_eq!(stream.window, before);
     }
 
     const TEMPLATE: &str = r#""post_processor":{"type":"TemplateProcessing","single":[{"SpecialToken":{"id":"<s>","type_id":0}},{"Sequence":{"id":"A","type_id":0}}],"pair":[],"special_tokens":{"<p>":{"id":"<p>","ids":[1],"tokens":["<p>"]}}}"#;

@@ -22,6 +22,7 @@ pub use weight::{Change, Stored};
 
 use crate::Error;
 use crate::sample::Sampling;
+use crate::tokens::Description;
 use gguf::Gguf;
 use mapped::Bytes;
 use quantised::Method;
@@ -257,13 +258,16 @@ impl Checkpoint {
         self.chat.as_ref()
     }
 
-    /// The file that describes the tokenizer, and the description, in the words of `tokenizer.json`; `None` if there is none.
-    pub(crate) fn tokenizer(&self) -> Result<Option<(&str, Value)>, Error> {
+    /// The file that describes the tokenizer, and the description; `None` if there is none.
+    pub(crate) fn tokenizer(&self) -> Result<Option<(&str, Description)>, Error> {
         if let Weights::Gguf(gguf) = &self.weights {
-            return Ok(gguf.tokenizer()?.map(|json| (gguf.name.as_str(), json)));
+            return Ok(gguf.tokenizer()?.map(|description| (gguf.name.as_str(), description)));
         }
-        let parsed = self.tokenizer.as_ref().map(|raw| Ok((raw.file.as_str(), raw.json()?)));
-        parsed.transpose()
+        let Some(raw) = &self.tokenizer else { return Ok(None) };
+        match in_place_of(&raw.bytes) {
+            Some(problem) => Err(Error::File { file: raw.file.clone(), problem: problem.to_owned() }),
+            None => Ok(Some((&raw.file, Description::parse(&raw.file, &raw.bytes)?))),
+        }
     }
 
     /// A tensor of this name.
@@ -299,9 +303,12 @@ impl Checkpoint {
             let weight = name.strip_suffix("bias").is_some_and(|stem| used.contains(&format!("{stem}weight")));
             let found = if weight { self.find(name).ok().flatten() } else { None };
             found.is_some_and(|found| {
-                let mut numbers = vec![0.0; found.numbers.len()];
-                found.numbers.read(0, &mut numbers);
-                numbers.iter().any(|number| *number != 0.0)
+                let (count, mut some) = (found.numbers.len(), [0.0; 4096]);
+                (0..count).step_by(some.len()).any(|at| {
+                    let some = &mut some[..(count - at).min(4096)];
+                    found.numbers.read(at, some);
+                    some.iter().any(|number| *number != 0.0)
+                })
             })
         };
         self.leftovers(used).into_iter().filter(is_one).collect()
@@ -312,8 +319,9 @@ impl Raw {
     /// The content of a file; `None` if there is none of this name.
     fn read(path: &Path) -> Result<Option<Raw>, Error> {
         let file = path.display().to_string();
-        if path.is_dir() {
-            return Err(Error::File { file, problem: "a folder; a file was expected".into() });
+        if let Some(metadata) = path.metadata().ok().filter(|metadata| !metadata.is_file()) {
+            let is = if metadata.is_dir() { "a folder" } else { "not a file" };
+            return Err(Error::File { file, problem: format!("{is}; a file was expected") });
         }
         match std::fs::read(path) {
             Ok(bytes) => Ok(Some(Raw { file, bytes: bytes.into() })),

@@ -21,6 +21,7 @@ use super::mapped::Bytes;
 use super::numbers::{Blocks, Numbers, Strand, Woven};
 use super::{Change, Chat, Found};
 use crate::Error;
+use crate::tokens::Description;
 
 /// How many files there are, which of them one is, and how many tensors all have.
 const COUNT: &str = "split.count";
@@ -134,7 +135,7 @@ impl Gguf {
     }
 
     /// What `tokenizer.json` would say; `None` if the file has no tokenizer.
-    pub(crate) fn tokenizer(&self) -> Result<Option<Json>, Error> {
+    pub(crate) fn tokenizer(&self) -> Result<Option<Description>, Error> {
         tokenizer::tokenizer(self)
     }
 

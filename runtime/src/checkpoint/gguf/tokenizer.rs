@@ -12,6 +12,7 @@ use Split::{Bytes, Digits, Gpt2, Pattern, Punctuation};
 
 use super::Gguf;
 use crate::Error;
+use crate::tokens::{self, Description};
 
 /// The keys read here.
 const MODEL: &str = "tokenizer.ggml.model";
@@ -270,12 +271,13 @@ impl<'a> Vocabulary<'a> {
     }
 
     /// The tokens with their numbers; of two that are equal the first.
-    fn json(&self) -> Value {
-        let mut vocabulary = Map::with_capacity(self.tokens.len());
-        for (id, token, _) in self.entries() {
-            vocabulary.entry(token).or_insert(json!(id));
+    fn ids(&self) -> tokens::Vocabulary {
+        let mut ids = tokens::Vocab::default();
+        ids.reserve(self.tokens.len());
+        for (id, token) in (0..).zip(&self.tokens) {
+            ids.entry((*token).to_owned()).or_insert(id);
         }
-        Value::Object(vocabulary)
+        tokens::Vocabulary::Ids(ids)
     }
 
     /// Tokens that are found in a text before it is split: the special ones, and those that a user defined.
@@ -299,7 +301,7 @@ impl<'a> Vocabulary<'a> {
 }
 
 /// What `tokenizer.json` would say; `None` if the file has no tokenizer.
-pub(super) fn tokenizer(gguf: &Gguf) -> Result<Option<Value>, Error> {
+pub(super) fn tokenizer(gguf: &Gguf) -> Result<Option<Description>, Error> {
     let Some(model) = gguf.text(MODEL)? else { return Ok(None) };
     let vocabulary = || Vocabulary::of(gguf)?.ok_or_else(|| gguf.missing(TOKENS));
     match model {
@@ -329,7 +331,7 @@ pub(super) fn end_tokens(gguf: &Gguf) -> Result<Vec<u64>, Error> {
     Ok(ids)
 }
 
-fn byte_level(gguf: &Gguf, vocabulary: &Vocabulary<'_>) -> Result<Value, Error> {
+fn byte_level(gguf: &Gguf, vocabulary: &Vocabulary<'_>) -> Result<Description, Error> {
     let pre = gguf.text(PRE)?.unwrap_or("default");
     let Some(words) = WORDS.iter().find(|words| words.names.contains(&pre)) else {
         let known: Vec<&str> = WORDS.iter().flat_map(|words| words.names).copied().collect();
@@ -339,10 +341,10 @@ fn byte_level(gguf: &Gguf, vocabulary: &Vocabulary<'_>) -> Result<Value, Error> 
     // A piece may begin with the blank that separates the two.
     let pair = |(at, merge): (usize, &&str)| {
         let blank = merge.char_indices().skip(1).find(|(_, c)| *c == ' ');
-        let pair = blank.map(|(at, _)| json!([merge[..at], merge[at + 1..]]));
+        let pair = blank.map(|(at, _)| (merge[..at].to_owned(), merge[at + 1..].to_owned()));
         pair.ok_or_else(|| gguf.wrong(MERGES, &format!("wants pairs; merge {at} is `{merge}`")))
     };
-    let merges = merges.iter().enumerate().map(pair).collect::<Result<Vec<Value>, Error>>()?;
+    let merges = merges.iter().enumerate().map(pair).collect::<Result<Vec<(String, String)>, Error>>()?;
     let byte_level = |pattern: bool| json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": pattern });
     let split = |split: &Split| match split {
         Pattern(pattern) => {
@@ -354,7 +356,7 @@ fn byte_level(gguf: &Gguf, vocabulary: &Vocabulary<'_>) -> Result<Value, Error> 
         Bytes => byte_level(false),
     };
     let splits: Vec<Value> = words.split.iter().map(split).collect();
-    Ok(json!({
+    let keys = json!({
         "version": "1.0",
         "added_tokens": vocabulary.added(),
         "normalizer": words.compose.then(|| json!({ "type": "NFC" })),
@@ -366,13 +368,12 @@ fn byte_level(gguf: &Gguf, vocabulary: &Vocabulary<'_>) -> Result<Value, Error> 
             "fuse_unk": false,
             "byte_fallback": false,
             "ignore_merges": words.whole_words,
-            "vocab": vocabulary.json(),
-            "merges": merges,
         },
-    }))
+    });
+    Ok(described(keys, vocabulary, merges))
 }
 
-fn sentence_piece(gguf: &Gguf, vocabulary: &Vocabulary<'_>) -> Result<Value, Error> {
+fn sentence_piece(gguf: &Gguf, vocabulary: &Vocabulary<'_>) -> Result<Description, Error> {
     let scores = gguf.numbers(SCORES)?.ok_or_else(|| gguf.missing(SCORES))?;
     let tokens = vocabulary.tokens.len();
     if scores.len() != tokens {
@@ -397,7 +398,7 @@ fn sentence_piece(gguf: &Gguf, vocabulary: &Vocabulary<'_>) -> Result<Value, Err
         }
         false => blanks,
     };
-    Ok(json!({
+    let keys = json!({
         "version": "1.0",
         "added_tokens": vocabulary.added(),
         "normalizer": normalizer,
@@ -410,15 +411,20 @@ fn sentence_piece(gguf: &Gguf, vocabulary: &Vocabulary<'_>) -> Result<Value, Err
             "fuse_unk": true,
             "byte_fallback": true,
             "ignore_merges": false,
-            "vocab": vocabulary.json(),
-            "merges": merges(vocabulary, &scores),
         },
-    }))
+    });
+    Ok(described(keys, vocabulary, merges(vocabulary, &scores)))
+}
+
+/// What a file says with these keys.
+fn described(keys: Value, vocabulary: &Vocabulary<'_>, merges: Vec<(String, String)>) -> Description {
+    let keys = if let Value::Object(keys) = keys { keys } else { Map::new() };
+    Description { keys, vocabulary: Some(vocabulary.ids()), merges: Some(merges) }
 }
 
 /// SentencePiece merges the two neighbours whose union has the highest score: every way to make each token out of two
 /// others, by the token's score.
-fn merges(vocabulary: &Vocabulary<'_>, scores: &[f64]) -> Vec<Value> {
+fn merges(vocabulary: &Vocabulary<'_>, scores: &[f64]) -> Vec<(String, String)> {
     let ids: HashMap<&str, usize> = vocabulary.entries().map(|(id, token, _)| (token, id)).collect();
     let mut made: Vec<usize> = vocabulary
         .entries()
@@ -436,7 +442,7 @@ fn merges(vocabulary: &Vocabulary<'_>, scores: &[f64]) -> Vec<Value> {
         });
         let mut cuts: Vec<_> = cuts.collect();
         cuts.sort();
-        merges.extend(cuts.into_iter().map(|(.., left, right)| json!([left, right])));
+        merges.extend(cuts.into_iter().map(|(.., left, right)| (left.to_owned(), right.to_owned())));
     }
     merges
 }

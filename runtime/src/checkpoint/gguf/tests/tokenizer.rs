@@ -190,8 +190,8 @@ fn words_are_those_of_the_models_own_files() {
             "Don ' t Ġpay Ġ$ 1 2 3 4 . 5 0 , Ċ Ċ nor Ġx Â² = Â½ Ġ( or Ġ 1 2 3 4 5 %) âĢ¦ Ġ ĠÃ©tÃ© , Ġ æ¼¢åŃĹãģĭãģª ! ĠÐ¼Ð¸ÑĢ ĠĠ",
         ),
     ] {
-        let json = open(split_as(name).file()).unwrap().tokenizer().unwrap().unwrap();
-        let split: PreTokenizerWrapper = serde_json::from_value(json["pre_tokenizer"].clone()).unwrap();
+        let description = open(split_as(name).file()).unwrap().tokenizer().unwrap().unwrap();
+        let split: PreTokenizerWrapper = serde_json::from_value(description.keys["pre_tokenizer"].clone()).unwrap();
         let mut words = PreTokenizedString::from(text);
         split.pre_tokenize(&mut words).unwrap();
         let words = words.get_splits(OffsetReferential::Original, OffsetType::Byte);
