@@ -121,8 +121,7 @@ fn fp4<'a>(
     tensor: impl Fn(&str) -> Option<Tensor<'a>>,
 ) -> Result<Found<'a>, Error> {
     let [scale_name, whole_name] = ["scale", "global_scale"].map(|part| format!("{name}_{part}"));
-    let scale = tensor(&scale_name)
-        .ok_or_else(|| codes.wrong(&packed_name, format!("has no `{scale_name}` beside it, which was expected")))?;
+    let scale = codes.beside(&packed_name, &scale_name, tensor(&scale_name))?;
     let &[outputs, pairs] = codes.shape else {
         let problem = format!("has the shape {:?}; two dimensions were expected", codes.shape);
         return Err(codes.wrong(&packed_name, problem));
@@ -170,8 +169,7 @@ fn mxfp4<'a>(
     tensor: impl Fn(&str) -> Option<Tensor<'a>>,
 ) -> Result<Found<'a>, Error> {
     let scale_name = format!("{name}_scales");
-    let scales = tensor(&scale_name)
-        .ok_or_else(|| blocks.wrong(&block_name, format!("has no `{scale_name}` beside it, which was expected")))?;
+    let scales = blocks.beside(&block_name, &scale_name, tensor(&scale_name))?;
     let [matrices @ .., outputs, groups, 16] = blocks.shape else {
         let problem = format!("has the shape {:?}; outputs, groups of inputs and 16 bytes were expected", blocks.shape);
         return Err(blocks.wrong(&block_name, problem));
@@ -203,6 +201,11 @@ fn mxfp4<'a>(
 impl<'a> Tensor<'a> {
     fn wrong(&self, name: &str, problem: String) -> Error {
         Error::Tensor { file: self.file.to_owned(), tensor: name.to_owned(), problem }
+    }
+
+    /// The tensor that has to be beside it.
+    fn beside(&self, name: &str, other: &str, found: Option<Tensor<'a>>) -> Result<Tensor<'a>, Error> {
+        found.ok_or_else(|| self.wrong(name, format!("has no `{other}` beside it, which was expected")))
     }
 
     /// Its numbers, whatever floats they are.

@@ -81,9 +81,7 @@ pub(super) fn coded<'a>(
     let zero_part = if packing == Packing::AwqGemvFast { "scaled_zeros" } else { "qzeros" };
     let [code_name, zero_name, scale_name, index_name] =
         ["qweight", zero_part, "scales", "g_idx"].map(|part| format!("{stem}.{part}"));
-    let beside = |name: &str| {
-        tensor(name).ok_or_else(|| codes.wrong(&code_name, format!("has no `{name}` beside it, which was expected")))
-    };
+    let beside = |name: &str| codes.beside(&code_name, name, tensor(name));
     let (zeros, scales) = (beside(&zero_name)?, beside(&scale_name)?);
     let &[down, across] = codes.shape else {
         let problem = format!("has the shape {:?}; two dimensions were expected", codes.shape);
@@ -158,8 +156,7 @@ pub(super) fn packed<'a>(
     tensor: impl Fn(&str) -> Option<Tensor<'a>>,
 ) -> Result<Found<'a>, Error> {
     let shape_name = format!("{name}_shape");
-    let shape = tensor(&shape_name)
-        .ok_or_else(|| codes.wrong(&packed_name, format!("has no `{shape_name}` beside it, which was expected")))?;
+    let shape = codes.beside(&packed_name, &shape_name, tensor(&shape_name))?;
     let &[outputs, inputs] = &shape.sizes(&shape_name)?[..] else {
         let problem = format!("has the shape {:?}; numbers of outputs and inputs were expected", shape.shape);
         return Err(shape.wrong(&shape_name, problem));
@@ -209,8 +206,7 @@ impl<'a> Beside<'a> {
     ) -> Result<Beside<'a>, Error> {
         let [outputs, inputs] = size;
         let [scale_name, zero_name, index_name] = ["scale", "zero_point", "g_idx"].map(|part| format!("{name}_{part}"));
-        let scale = tensor(&scale_name)
-            .ok_or_else(|| codes.wrong(code_name, format!("has no `{scale_name}` beside it, which was expected")))?;
+        let scale = codes.beside(code_name, &scale_name, tensor(&scale_name))?;
         let (count, apart) = match scale.shape {
             [] | [1] | [1, 1] => (1, [0, 0]),
             [count] if *count == outputs => (1, [1, 0]),
