@@ -405,7 +405,7 @@ fn weights_in(graph: &Graph, nodes: &[Node]) -> BTreeSet<TensorId> {
 const PORTION: usize = 2 << 20;
 
 /// After so many bytes the pages of the files that were read are given back.
-const RELEASE: usize = 64 << 20;
+const RELEASE: usize = 16 << 20;
 
 /// A part of the packed weights: of which stretch, how far from its start, and the memory.
 type Part<'a> = (&'a Packed, usize, &'a mut [u8]);
