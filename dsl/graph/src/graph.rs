@@ -285,7 +285,7 @@ pub enum Reduction {
 /// A step of a graph.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Node {
-    /// `out[its axes] = body`: the free axes of `body` are among those of `out`.
+    /// `out[its axes] = body`: the axes are the free ones of `body`.
     Equation {
         /// A [`Kind::Value`] tensor, defined here and only here.
         out: TensorId,

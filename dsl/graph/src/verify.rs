@@ -51,7 +51,7 @@ fn wrong<T>(message: impl Into<String>) -> Result<T, VerifyError> {
 ///   by an integer, and reduce over axes that they have;
 /// - a tensor is defined once, and before it is used: a state is there after its append, a layer's weights and values
 ///   within its body;
-/// - an equation's axes hold the free axes of its body.
+/// - an equation's axes are the free axes of its body, in any order.
 ///
 /// # Errors
 /// The first violation. Never panics, whatever the graph holds.
@@ -425,7 +425,8 @@ impl Scope<'_> {
             return wrong(format!("`{name}` is {:?}, its definition {ty:?}", tensor.ty).to_lowercase());
         }
         let free = &self.exprs.free[body.index()];
-        match free.iter().all(|axis| tensor.axes.contains(axis)) {
+        // Each of them is in either once.
+        match free.len() == tensor.axes.len() && free.iter().all(|axis| tensor.axes.contains(axis)) {
             true => Ok(()),
             false => {
                 let (left, right) = (graph.names(&tensor.axes), graph.names(free));

@@ -121,7 +121,7 @@ fn refusals_name_the_thing() {
         ("y[t] = i", &[i64::MIN], "the input `i` has the value -9223372036854775808, beyond 2^53"),
         ("weight short[c] = \"s\"\ny = short", &[0], "weight `short` has 1 elements, its axes [c] want 5"),
         ("weight missing[c] = \"m\"\ny = missing", &[0], "weight `missing`: the file has no such tensor"),
-        ("x[t] = i * 1.0\ny[t] = x[t = 3]", &[0], "`y`: `x[t = 3]` is outside the coordinates of `t`: they are 0 to 0"),
+        ("x[t] = i * 1.0\ny = x[t = 3]", &[0], "`y`: `x[t = 3]` is outside the coordinates of `t`: they are 0 to 0"),
         (
             "weight short[d] = \"{l}\"\nx[d] = d * 1.0\nlayers y from x as h order 0\nbody\nr = h + short\nresult r\nend",
             &[0],

@@ -181,6 +181,7 @@ fn mistakes_are_told_with_their_place() {
         ("y = a[c = 5]", "9:1: `a[c = 5]`: the coordinates of `c` are 0 to 4"),
         ("y = sum[d] a", "9:12: the reduction is over `d`, but its body has only [c]"),
         ("y[c] = a * b", "9:1: `y` is declared over [c], but the right side has [c, d]"),
+        ("y[c, d] = sum[d] a * b", "9:1: `y` is declared over [c, d], but the right side has [c]"),
         ("y = a +", "10:1: expected an expression, found `output`"),
         ("y = a b", "9:7: expected the end of the line, found `b`"),
         ("y = (a", "10:1: expected `)`, found `output`"),
