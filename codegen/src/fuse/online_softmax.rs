@@ -9,6 +9,9 @@
 //! | `exp(x - m) · g(x)` | `exp(m - m')` (exponential shift) |
 //! | `g(x) · h(m)` and `g(x) / h(m)` | `h` leaves the sum and is applied to its result at the end (linear scale) |
 //!
+//! The shift is by the largest `x` so far, or no sum is safe from overflow: so `exp(x - h)` with any other `h` is taken as
+//! `exp(x - m) · exp(m - h)`, of which the second leaves the sum. Where the largest `x` is not known, nothing is streamed.
+//!
 //! Softmax attention is `Σ_s exp(e - max_s e) / (Σ_s exp(e - max_s e)) · v` for any score `e`, so both together derive the
 //! streamed form (Milakov and Gimelshein, arXiv 1805.02867; Dao et al., arXiv 2205.14135) without knowing attention.
 
@@ -224,6 +227,9 @@ fn gather(plan: &mut Plan, kernels: &[Kernel], last: EqId, over: Contraction) ->
     plan.graph = edit.graph;
     let cols = &over.cols;
     let rows: Vec<AxisId> = plan.graph.tensor(over.out).axes.iter().filter(|a| !cols.contains(a)).copied().collect();
+    if let Some(&axis) = rows.iter().find(|&&axis| is_positions(&plan.graph, axis)) {
+        return Err(format!("there are rows for each position `{}` too", plan.graph.axis(axis).name));
+    }
     for fold in &folds {
         let out = plan.equations[fold.equation()].out;
         let mut own = plan.graph.tensor(out).axes.clone();
@@ -255,7 +261,6 @@ struct Parts {
 fn form(plan: &Plan, edit: &mut Edit, members: &[EqId], last: EqId, over: &Contraction) -> Result<Parts, String> {
     let s = over.depth[0];
     let mut maps: Vec<(TensorId, ExprId)> = Vec::new();
-    let mut stats: Vec<TensorId> = Vec::new();
     let mut parts = Parts::default();
     let contraction =
         |edit: &Edit, e: EqId| Contraction::of(&edit.graph, plan.equations[e].out, plan.equations[e].body);
@@ -263,6 +268,7 @@ fn form(plan: &Plan, edit: &mut Edit, members: &[EqId], last: EqId, over: &Contr
     for &e in members {
         let equation = plan.equations[e];
         let mut body = equation.body;
+        let stats: Vec<TensorId> = parts.folds.iter().map(|f| plan.equations[f.equation()].out).collect();
         if stored.contains(&equation.out) {
             for (tensor, map) in maps.iter().rev() {
                 body = edit.inline(body, *tensor, *map);
@@ -305,14 +311,13 @@ fn form(plan: &Plan, edit: &mut Edit, members: &[EqId], last: EqId, over: &Contr
                         }
                         Fold::Max { eq: e, value, mask }
                     }
-                    Reduction::Sum => sum(plan, edit, e, inner, s, &stats, contraction)?,
+                    Reduction::Sum => sum(plan, edit, e, inner, &parts.folds, (s, contraction))?,
                     Reduction::Min | Reduction::ArgMax => {
                         return Err(
                             format!("{name} reduces by {op:?}, for which there is no streamed form").to_lowercase()
                         );
                     }
                 };
-                stats.push(equation.out);
                 parts.folds.push(fold);
             }
             Expr::Reduce { axes, .. } if axes.contains(&s) => {
@@ -414,21 +419,22 @@ fn sum(
     edit: &mut Edit,
     eq: EqId,
     inner: ExprId,
-    s: AxisId,
-    stats: &[TensorId],
-    over: Option<Contraction>,
+    folds: &[Fold],
+    (s, over): (AxisId, Option<Contraction>),
 ) -> Result<Fold, String> {
     let name = plan.quoted(plan.equations[eq].out);
+    let stats: Vec<TensorId> = folds.iter().map(|f| plan.equations[f.equation()].out).collect();
+    let stats = &stats[..];
     let mut terms = Terms::default();
     terms.add(&edit.graph, inner);
     let mask = terms.masks.iter().copied().reduce(|a, b| edit.intern(Expr::Binary(Binary::And, a, b)));
     if let Some(m) = mask.and_then(|m| mentions(&edit.graph, m, stats)) {
         return Err(no_identity(plan, &name, m));
     }
-    let graph = &edit.graph;
     let mut weight = Weighted { mask, shifted: None, factors: Vec::new() };
     let (mut scale, mut divisor) = (Vec::new(), Vec::new());
     for factor in terms.numerators {
+        let graph = &edit.graph;
         if !graph.free_axes(factor).contains(&s) {
             scale.push(factor);
             continue;
@@ -437,34 +443,52 @@ fn sum(
             weight.factors.push(factor);
             continue;
         };
-        match shifted_exponential(graph, factor, stat) {
-            Some(exponent) if weight.shifted.is_none() && mentions(graph, exponent, stats).is_none() => {
-                weight.shifted = Some((exponent, stat));
-            }
-            _ => return Err(no_identity(plan, &name, stat)),
+        let shifted = shifted_exponential(graph, factor, s).filter(|(x, _)| mentions(graph, *x, stats).is_none());
+        let Some((x, shift)) = shifted.filter(|_| weight.shifted.is_none()) else {
+            return Err(no_identity(plan, &name, stat));
+        };
+        let Some(m) = largest(graph, folds, x, mask).map(|eq| plan.equations[eq].out) else {
+            return Err(format!("{name} sums exponentials that no maximum over the same positions bounds"));
+        };
+        weight.shifted = Some((x, m));
+        let m = edit.load(m);
+        if shift != m {
+            let apart = edit.intern(Expr::Binary(Binary::Sub, m, shift));
+            scale.push(edit.intern(Expr::Unary(Unary::Exp, apart)));
         }
     }
     for factor in terms.denominators {
-        match graph.free_axes(factor).contains(&s) {
+        match edit.graph.free_axes(factor).contains(&s) {
             false => divisor.push(factor),
             true => return Err(format!("{name} divides by a value for each position")),
         }
     }
-    if let Some((_, m)) = weight.shifted
-        && !plan
-            .equations
-            .iter()
-            .any(|e| e.out == m && matches!(graph.expr(e.body), Expr::Reduce { op: Reduction::Max, .. }))
-    {
-        return Err(no_identity(plan, &name, m));
-    }
     Ok(Fold::Sum { eq, weight, over: over.map(Box::new), scale, divisor })
 }
 
-/// The `x` of `exp(x - m)`.
-fn shifted_exponential(graph: &Graph, id: ExprId, m: TensorId) -> Option<ExprId> {
+/// The `x` and the `h` of `exp(x - h)`, where `h` is the same for all positions.
+fn shifted_exponential(graph: &Graph, id: ExprId, s: AxisId) -> Option<(ExprId, ExprId)> {
     let Expr::Unary(Unary::Exp, inner) = *graph.expr(id) else { return None };
     let Expr::Binary(Binary::Sub, x, shift) = *graph.expr(inner) else { return None };
-    let Expr::Load { tensor, index } = graph.expr(shift) else { return None };
-    (*tensor == m && super::is_identity(graph, m, index)).then_some(x)
+    (!graph.free_axes(shift).contains(&s)).then_some((x, shift))
+}
+
+/// The largest `x` of all positions where a mask holds, or of more.
+fn largest(graph: &Graph, folds: &[Fold], x: ExprId, mask: Option<ExprId>) -> Option<EqId> {
+    let all = mask.map(|mask| conditions(graph, mask)).unwrap_or_default();
+    folds.iter().find_map(|fold| match fold {
+        Fold::Max { eq, value, mask } if *value == x => {
+            let own = mask.map(|mask| conditions(graph, mask)).unwrap_or_default();
+            own.iter().all(|condition| all.contains(condition)).then_some(*eq)
+        }
+        _ => None,
+    })
+}
+
+/// What must hold for a mask to hold.
+fn conditions(graph: &Graph, mask: ExprId) -> Vec<ExprId> {
+    match *graph.expr(mask) {
+        Expr::Binary(Binary::And, a, b) => [conditions(graph, a), conditions(graph, b)].concat(),
+        _ => vec![mask],
+    }
 }
