@@ -54,10 +54,10 @@ impl Partials {
 pub(super) fn merge(cx: &Context, kernel: &Kernel, shape: &Shape, partials: &Partials, heads: usize) -> loops::Kernel {
     let mut e = cx.emitter();
     cx.bind_tokens(kernel, &mut e);
-    let (from, tokens) = cx.tokens(kernel);
+    let (from, count) = shape.few(cx, kernel);
     e.parallel(heads.into(), Share::Blocks, |e, number| {
         let scope = outer_scope(cx, shape, number.clone(), e);
-        let rows = e.int(tokens.rows * shape.per_token);
+        let rows = e.int(count.clone() * shape.per_token);
         let tile = memory(cx, kernel, shape, &from, e);
         start(cx, shape, &tile, e);
         let folds = &shape.stream.folds;

@@ -115,6 +115,14 @@ impl Rows {
     }
 }
 
+impl Shape<'_> {
+    /// The first token of a tile that is the only one of its heads, and how many it has; one where no row is a token's.
+    fn few(&self, cx: &Context, kernel: &Kernel) -> (Expr, Expr) {
+        let (from, tokens) = cx.tokens(kernel);
+        (from, if self.most > 1 { tokens.rows } else { Expr::Int(1) })
+    }
+}
+
 /// The axes of the rows, other than the tokens', whose coordinates have keys or values of their own.
 pub(super) fn outer(graph: &Graph, stream: &Stream) -> Vec<AxisId> {
     let of_folds = stream.folds.iter().filter_map(|f| match f {
@@ -171,8 +179,7 @@ pub(super) fn schedule(cx: &Context, kernel: &Kernel, stream: &Stream, partial: 
             });
         }
         _ => {
-            let (from, tokens) = cx.tokens(kernel);
-            let count = if most > 1 { tokens.rows } else { Expr::Int(1) };
+            let (from, count) = shape.few(cx, kernel);
             e.parallel((heads * shape.splits).into(), Share::Blocks, |e, at| {
                 let split = (shape.splits > 1).then(|| at.clone().rem(shape.splits));
                 tile(cx, kernel, &shape, at.div(shape.splits), split, (from, count), &partials, e);
