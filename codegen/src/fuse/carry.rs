@@ -3,7 +3,7 @@
 //! What enters the layers, what each layer hands on and what leaves them share one buffer. That is right as long as nobody
 //! still needs the old content when the new is written.
 
-use einfuse_graph::{Expr, Kind, TensorId, Type};
+use einfuse_graph::{Expr, Kind, TensorId, Type, Unary};
 
 use super::edit::Edit;
 use super::{EqId, Equation, Kernel, Plan, Segment, Shape, is_identity, is_tokens, loads_of};
@@ -16,7 +16,7 @@ impl Plan {
             let (carry, initial) = (*carry, *initial);
             let results: Vec<(usize, TensorId)> = bodies.iter().map(|(_, r)| *r).enumerate().collect();
             if !self.can_hand_over(initial, at) {
-                let copy = self.copy(initial);
+                let copy = self.copy(initial, self.graph.tensor(initial).ty);
                 if let Segment::Once(kernels) = &mut self.segments[at - 1] {
                     kernels.push(copy.1);
                 }
@@ -29,7 +29,7 @@ impl Plan {
                 if self.can_replace(&bodies[which].0, carry, result) {
                     continue;
                 }
-                let copy = self.copy(result);
+                let copy = self.copy(result, self.graph.tensor(result).ty);
                 if let Segment::Layers { bodies, .. } = &mut self.segments[at] {
                     bodies[which].0.push(copy.1);
                     bodies[which].1 = copy.0;
@@ -45,7 +45,7 @@ impl Plan {
             || self.graph.tensor(output).ty != Type::Float
             || self.states.contains_key(&output)
         {
-            let (tensor, mut kernel) = self.copy(output);
+            let (tensor, mut kernel) = self.copy(output, Type::Float);
             if let Some(at) = tokens {
                 self.graph.tensors[tensor.index()].axes[..=at].rotate_right(1);
             }
@@ -57,25 +57,15 @@ impl Plan {
         }
     }
 
-    /// A kernel that copies a tensor (as floats), and the copy.
-    fn copy(&mut self, of: TensorId) -> (TensorId, Kernel) {
-        let mut edit = Edit::new(std::mem::replace(
-            &mut self.graph,
-            einfuse_graph::Graph {
-                name: String::new(),
-                axes: Vec::new(),
-                tensors: Vec::new(),
-                exprs: Vec::new(),
-                nodes: Vec::new(),
-                output: of,
-            },
-        ));
+    /// A kernel that copies a tensor, integers as floats where those are wanted, and the copy.
+    fn copy(&mut self, of: TensorId, ty: Type) -> (TensorId, Kernel) {
+        let mut edit = Edit::new(self.graph.clone());
         let tensor = edit.graph.tensor(of).clone();
         let mut body = edit.load(of);
-        if tensor.ty == Type::Int {
-            body = edit.intern(Expr::Unary(einfuse_graph::Unary::ToFloat, body));
+        if tensor.ty != ty {
+            body = edit.intern(Expr::Unary(Unary::ToFloat, body));
         }
-        let out = edit.value(&tensor.name, tensor.axes, Type::Float);
+        let out = edit.value(&tensor.name, tensor.axes, ty);
         self.graph = edit.graph;
         let id: EqId = self.equations.len();
         self.equations.push(Equation { out, body });

@@ -110,9 +110,11 @@ impl<'g> Interpreter<'g> {
             interpreter.load(node, None, weights)?;
             if let Node::Layers(layers) = node {
                 for (layer, &body) in layers.order.iter().enumerate() {
-                    for node in &layers.bodies[body].nodes {
+                    let body = &layers.bodies[body];
+                    for node in &body.nodes {
                         interpreter.load(node, Some(layer), weights)?;
                     }
+                    interpreter.given_in(vec![body.result], Some(layer), weights)?;
                 }
             }
         }
@@ -122,14 +124,20 @@ impl<'g> Interpreter<'g> {
     /// Gets the weights and constants that a node mentions.
     fn load(&mut self, node: &Node, layer: Option<usize>, weights: &dyn Weights) -> Result<(), InterpretError> {
         match node {
-            Node::Equation { body, .. } => self.given_in(*body, layer, weights),
-            Node::Append { .. } | Node::Layers(_) => Ok(()),
+            Node::Equation { body, .. } => self.given_in(self.graph.loaded(*body), layer, weights),
+            Node::Layers(layers) => self.given_in(vec![layers.initial], layer, weights),
+            Node::Append { .. } => Ok(()),
         }
     }
 
-    /// Gets the weights and constants that an expression loads; of those that are made of parts, the parts first.
-    fn given_in(&mut self, expr: ExprId, layer: Option<usize>, weights: &dyn Weights) -> Result<(), InterpretError> {
-        for id in self.graph.loaded(expr) {
+    /// Gets the weights and constants among some tensors; of those that are made of parts, the parts first.
+    fn given_in(
+        &mut self,
+        tensors: Vec<TensorId>,
+        layer: Option<usize>,
+        weights: &dyn Weights,
+    ) -> Result<(), InterpretError> {
+        for id in tensors {
             let key = (id, layer.filter(|_| self.graph.is_layered(id)));
             let tensor = self.graph.tensor(id);
             if self.given.contains_key(&key) {
@@ -137,7 +145,7 @@ impl<'g> Interpreter<'g> {
             }
             let values = match &tensor.kind {
                 Kind::Made(body) => {
-                    self.given_in(*body, layer, weights)?;
+                    self.given_in(self.graph.loaded(*body), layer, weights)?;
                     let values = self.made(tensor, *body, layer)?;
                     self.given.insert(key, Rc::new(Data::Computed(values)));
                     continue;
