@@ -327,7 +327,7 @@ pub(super) fn recognised(graph: &mut Graph, ways: &Ways, several: Vec<Way>) -> V
     if all.is_empty() {
         return Vec::new();
     }
-    let mut edit = Edit::new(std::mem::replace(graph, graph.clone()));
+    let mut edit = Edit::new(graph.clone());
     let found = all.into_iter().filter_map(|Way { weight, kept, body }| {
         let blocks = blocks(&mut edit, weight, body, kept.format.bits())?;
         Some((weight, kept, body, blocks))

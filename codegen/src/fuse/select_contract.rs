@@ -26,15 +26,14 @@ pub(super) fn apply(plan: &mut Plan) {
     });
 }
 
-/// The weight in a sum of products that is loaded at an index which depends on more than one of its own axes, and the index.
+/// The weight in a sum of products one of whose indices is another tensor's element, or made of some, and its indices.
 fn chosen(plan: &Plan, eq: EqId) -> Option<(TensorId, Vec<ExprId>)> {
     let graph = &plan.graph;
     let Expr::Reduce { op: Reduction::Sum, body, .. } = graph.expr(plan.equations[eq].body) else { return None };
     factors(graph, *body).into_iter().find_map(|factor| {
         let Expr::Load { tensor, index } = graph.expr(factor) else { return None };
-        let is_chosen = |i: &ExprId| matches!(graph.expr(*i), Expr::Load { .. }) || !graph.loaded(*i).is_empty();
-        let found = graph.is_weight(*tensor) && index.iter().any(is_chosen);
-        found.then(|| (*tensor, index.clone()))
+        let is_chosen = graph.is_weight(*tensor) && index.iter().any(|&i| !graph.loaded(i).is_empty());
+        is_chosen.then(|| (*tensor, index.clone()))
     })
 }
 
