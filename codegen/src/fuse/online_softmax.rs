@@ -427,11 +427,7 @@ fn sum(
     let stats = &stats[..];
     let mut terms = Terms::default();
     terms.add(&edit.graph, inner);
-    let mask = terms.masks.iter().copied().reduce(|a, b| edit.intern(Expr::Binary(Binary::And, a, b)));
-    if let Some(m) = mask.and_then(|m| mentions(&edit.graph, m, stats)) {
-        return Err(no_identity(plan, &name, m));
-    }
-    let mut weight = Weighted { mask, shifted: None, factors: Vec::new() };
+    let mut weight = Weighted { mask: None, shifted: None, factors: Vec::new() };
     let (mut scale, mut divisor) = (Vec::new(), Vec::new());
     for factor in terms.numerators {
         let graph = &edit.graph;
@@ -447,7 +443,12 @@ fn sum(
         let Some((x, shift)) = shifted.filter(|_| weight.shifted.is_none()) else {
             return Err(no_identity(plan, &name, stat));
         };
-        let Some(m) = largest(graph, folds, x, mask).map(|eq| plan.equations[eq].out) else {
+        // Where the exponent is -inf, there is no term.
+        let (own, x) = masked(graph, x, f64::NEG_INFINITY);
+        if let Some(own) = own.filter(|own| !terms.masks.contains(own)) {
+            terms.masks.push(own);
+        }
+        let Some(m) = largest(graph, folds, x, &terms.masks).map(|eq| plan.equations[eq].out) else {
             return Err(format!("{name} sums exponentials that no maximum over the same positions bounds"));
         };
         weight.shifted = Some((x, m));
@@ -463,6 +464,10 @@ fn sum(
             true => return Err(format!("{name} divides by a value for each position")),
         }
     }
+    weight.mask = terms.masks.into_iter().reduce(|a, b| edit.intern(Expr::Binary(Binary::And, a, b)));
+    if let Some(m) = weight.mask.and_then(|m| mentions(&edit.graph, m, stats)) {
+        return Err(no_identity(plan, &name, m));
+    }
     Ok(Fold::Sum { eq, weight, over: over.map(Box::new), scale, divisor })
 }
 
@@ -473,13 +478,13 @@ fn shifted_exponential(graph: &Graph, id: ExprId, s: AxisId) -> Option<(ExprId, 
     (!graph.free_axes(shift).contains(&s)).then_some((x, shift))
 }
 
-/// The largest `x` of all positions where a mask holds, or of more.
-fn largest(graph: &Graph, folds: &[Fold], x: ExprId, mask: Option<ExprId>) -> Option<EqId> {
-    let all = mask.map(|mask| conditions(graph, mask)).unwrap_or_default();
+/// The largest `x` of all positions where some masks hold, or of more.
+fn largest(graph: &Graph, folds: &[Fold], x: ExprId, masks: &[ExprId]) -> Option<EqId> {
+    let of = |masks: &[ExprId]| masks.iter().flat_map(|&mask| conditions(graph, mask)).collect::<Vec<_>>();
+    let all = of(masks);
     folds.iter().find_map(|fold| match fold {
         Fold::Max { eq, value, mask } if *value == x => {
-            let own = mask.map(|mask| conditions(graph, mask)).unwrap_or_default();
-            own.iter().all(|condition| all.contains(condition)).then_some(*eq)
+            of(mask.as_slice()).iter().all(|condition| all.contains(condition)).then_some(*eq)
         }
         _ => None,
     })
