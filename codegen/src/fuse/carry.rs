@@ -80,7 +80,10 @@ impl Plan {
         };
         let made = before.iter().flat_map(|k| &k.equations).any(|&e| self.equations[e].out == initial);
         let read_later = self.consumers(initial).iter().any(|e| !before.iter().any(|k| k.equations.contains(e)));
-        made && !read_later && self.graph.output != initial && !self.states.contains_key(&initial)
+        let enters_later = self.segments[segment + 1..]
+            .iter()
+            .any(|s| matches!(s, Segment::Layers { initial: other, .. } if *other == initial));
+        made && !read_later && !enters_later && self.graph.output != initial && !self.states.contains_key(&initial)
     }
 
     /// Whether a layer's result can be written over what the layer got.
