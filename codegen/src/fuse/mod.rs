@@ -1,7 +1,7 @@
 //! Fusion: from equations to kernels, by named rules.
 //!
-//! In the order of [`fuse()`]: sums are brought into the best order (path), and the graph is split into equations of at most
-//! one reduction. Weights that are kept in codes become equations over them (`coded`). What is the same in every layer moves
+//! In the order of [`fuse()`]: sums are brought into the best order (path), what they do not run over leaves them (factor), and
+//! the graph is split into equations of at most one reduction. Weights that are kept in codes become equations over them (`coded`). What is the same in every layer moves
 //! out of the layers (hoist), and what costs less than a load into its readers (inline). Each equation is a kernel then.
 //! Cascades of reductions over positions become streams (online-softmax), which end where their masks do (ranges); contractions
 //! of a weight that a value chooses find their form (select-contract). Kernels are grouped: contractions of one activation
@@ -21,6 +21,7 @@ mod coded;
 mod contraction;
 mod edit;
 mod epilogue;
+mod factor;
 mod hoist;
 mod inline;
 mod online_softmax;
@@ -68,6 +69,8 @@ macro_rules! rules {
 rules! {
     /// Nested sums of a product are taken in the order that is cheapest for as many tokens as there are.
     Path = "path",
+    /// Factors that a sum does not run over leave it where the rest is a contraction.
+    Factor = "factor",
     /// Equations and parts of them that are the same in every layer, and do not grow with the positions, are computed once,
     /// before the layers.
     Hoist = "hoist",
@@ -282,7 +285,7 @@ pub fn orders(graph: &Graph, without: &[Rule], a: Typical, b: Typical) -> Option
 /// A graph in which each weight that all its layers keep in the same codes is an equation over its parts, `NAME.code`,
 /// `NAME.scale`, `NAME.minimum`, along the axes that the plans of all rules sum.
 pub fn in_parts(graph: &Graph, kept: &Storage) -> Graph {
-    let graph = split::split(graph);
+    let graph = split::split(&factor::apply(graph, &mut Vec::new()));
     let ways = coded::ways(&graph, kept);
     coded::apply(graph, &ways).0
 }
@@ -291,10 +294,14 @@ pub fn in_parts(graph: &Graph, kept: &Storage) -> Graph {
 pub fn fuse(graph: &Graph, without: &[Rule], wanted: Wanted, step: Typical, kept: &Storage) -> Plan {
     let on = |rule: Rule| !without.contains(&rule);
     let mut remarks = Vec::new();
-    let mut graph = match on(Rule::Path) {
-        true => split::split(&path::apply(graph, step, &mut remarks)),
-        false => split::split(graph),
-    };
+    let mut graph = graph.clone();
+    if on(Rule::Path) {
+        graph = path::apply(&graph, step, &mut remarks);
+    }
+    if on(Rule::Factor) {
+        graph = factor::apply(&graph, &mut remarks);
+    }
+    graph = split::split(&graph);
     let ways = coded::ways(&graph, kept);
     let several;
     (graph, several) = coded::apply(graph, &ways);
