@@ -27,7 +27,7 @@ pub struct Cost {
     pub stored: f64,
     /// Bytes that other kernels of the step have written, or the caller.
     pub read: f64,
-    /// Bytes written for other kernels.
+    /// Bytes written for other kernels, and into caches.
     pub written: f64,
 }
 
@@ -121,7 +121,8 @@ impl Plan {
         }
         for tensor in self.outputs(kernel) {
             let axes = &self.graph.tensor(tensor).axes;
-            cost.written += 4.0 * axes.iter().map(|&a| sizes.extent(a)).product::<f64>();
+            let bytes = self.states.get(&tensor).map_or(4.0, |&cache| (work.element)(cache));
+            cost.written += bytes * axes.iter().map(|&a| sizes.extent(a)).product::<f64>();
         }
         cost
     }
@@ -308,6 +309,11 @@ mod tests {
         let declared =
             fuse(&graph, &[Rule::Path], Wanted::All, Typical { tokens: 1, positions: 512 }, &|_, _| Format::F32.into());
         assert_eq!(flops(&declared, 512), flops(&many, 512));
+    }
+
+    #[test]
+    fn counts_what_a_cache_keeps() {
+        assert_eq!([2.0, 4.0].map(|element| costs(3, 5, element)["x.2"].written), [3.0 * 16.0 * 2.0, 3.0 * 16.0 * 4.0]);
     }
 
     #[test]
