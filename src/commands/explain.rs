@@ -26,7 +26,7 @@ Examples:
   einfuse explain -m ~/mixture --prompt \"To be\"        how often each expert is chosen, too
   einfuse explain --dump asm --kernel logits           the code of kernels with such a name
 
-`+` is what a rule did, `-` why a rule that nearly applied did not.";
+`+` is what a rule did, `-` why a rule that nearly applied did not. Flops and bytes are those of one run.";
 
 /// Counts of choices in a line.
 const IN_LINE: usize = 16;
@@ -142,15 +142,17 @@ impl Explain {
         let (peaks, [multiplier, _]) = (gauge.peaks(), gauge.multipliers());
         let balance = peaks.weights / peaks.bytes;
         let cost_of = step::costs(model, self.step());
+        let without = without(model);
 
         let mut text = format!(
-            "{} as {}: a step of {} after {} positions\n\
+            "{} as {}: a step of {} after {} positions{}\n\
              one core does {:.1} GFLOP/s ({}) and reads {:.1} GB/s: up to {balance:.1} flops a byte, memory is the bound\n\n\
              {:<30} {:>5} {:>10} {:>10} {:>8}  {:<7} rules\n",
             self.model.name(),
             plan.graph.name,
             if self.tokens.get() == 1 { "one token".to_owned() } else { format!("{} tokens", self.tokens) },
             self.past,
+            if without.is_empty() { String::new() } else { format!(", without {}", without.join(", ")) },
             peaks.weights / 1e9,
             multiplier,
             peaks.bytes / 1e9,
@@ -286,6 +288,7 @@ impl Explain {
             "declaration": plan.graph.name,
             "tokens": self.tokens.get(),
             "past": self.past,
+            "without": without(model),
             "peak_flops": peaks.weights,
             "multiplier": multiplier.to_string(),
             "peak_flops_of_caches": peaks.caches,
@@ -325,6 +328,11 @@ impl Explain {
         }
         Ok(text)
     }
+}
+
+/// The rules that are switched off.
+fn without(model: &Model) -> Vec<&'static str> {
+    model.program().options().without.iter().map(|rule| rule.name()).collect()
 }
 
 /// Operations, bytes and their ratio, each in its column.

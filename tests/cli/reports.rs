@@ -292,4 +292,15 @@ fn explain_prints_one_object() {
     // 2 operations for each element of the embedding, 1024 x 128, and little else.
     assert!((0.26e6..0.3e6).contains(&kernel["flops"].as_f64().unwrap()), "{}", kernel["flops"]);
     assert_eq!(object["unread"], serde_json::json!([]));
+    assert_eq!(object["without"], serde_json::json!([]));
+}
+
+#[test]
+fn explain_says_what_is_switched_off() {
+    let output = run(&["explain", "--json", "--without", "siblings", "--without", "rows"]);
+    let object: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(object["without"], serde_json::json!(["siblings", "rows"]));
+    let text = String::from_utf8(run(&["explain", "--without", "siblings"]).stdout).unwrap();
+    assert!(text.lines().next().unwrap().ends_with(", without siblings"), "{text}");
+    assert!(text.contains("k[t, h, c] = k.sum + b[j = 1], appended to k.cache\n"), "{text}");
 }

@@ -36,21 +36,20 @@ impl fmt::Display for Plan {
 }
 
 impl Plan {
-    /// An equation in the model's own words.
+    /// An equation in the model's own words, and the cache that its result goes into.
     pub fn equation_text(&self, eq: EqId) -> String {
         let equation = self.equations[eq];
         let out = equation.out;
         let name = format!("{}{}", self.graph.tensor(out).name, self.graph.axes_of(out));
-        format!("{name} = {}", print_expr(&self.graph, equation.body))
+        let cache = self.states.get(&out).map(|&cache| format!(", appended to {}", self.graph.tensor(cache).name));
+        format!("{name} = {}{}", print_expr(&self.graph, equation.body), cache.unwrap_or_default())
     }
 
     /// A kernel as it stands in the plan's text: its equations, the rules that made it, and those that nearly did.
     pub fn kernel_text(&self, kernel: &Kernel) -> String {
         let mut text = format!("  kernel {} ({})\n", kernel.name, kernel.shape.name());
         for &eq in kernel.equations.iter().chain(&kernel.weights) {
-            let state = self.states.get(&self.equations[eq].out);
-            let state = state.map(|&s| format!(", appended to {}", self.graph.tensor(s).name));
-            text += &format!("    {}{}\n", self.equation_text(eq), state.unwrap_or_default());
+            text += &format!("    {}\n", self.equation_text(eq));
         }
         for remark in &kernel.applied {
             text += &format!("    + {}: {}\n", remark.rule, remark.text);
