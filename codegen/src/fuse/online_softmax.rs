@@ -222,7 +222,7 @@ fn gather(plan: &mut Plan, kernels: &[Kernel], last: EqId, over: Contraction) ->
     let members = all;
 
     let mut edit = Edit::new(plan.graph.clone());
-    let result = form(plan, &mut edit, &members, last, &over);
+    let result = form(plan, &mut edit, &members, last, s);
     let Parts { operands, scores, folds } = result?;
     plan.graph = edit.graph;
     let cols = &over.cols;
@@ -258,92 +258,180 @@ struct Parts {
     folds: Vec<Fold>,
 }
 
-fn form(plan: &Plan, edit: &mut Edit, members: &[EqId], last: EqId, over: &Contraction) -> Result<Parts, String> {
-    let s = over.depth[0];
-    let mut maps: Vec<(TensorId, ExprId)> = Vec::new();
-    let mut parts = Parts::default();
-    let contraction =
-        |edit: &Edit, e: EqId| Contraction::of(&edit.graph, plan.equations[e].out, plan.equations[e].body);
-    let stored: Vec<TensorId> = members.iter().filter_map(|&e| Some(contraction(edit, e)?.b)).collect();
+/// The forming of a stream, member by member.
+struct Forming<'a> {
+    plan: &'a Plan,
+    edit: &'a mut Edit,
+    /// The contraction that the stream is for.
+    last: EqId,
+    /// The positions.
+    s: AxisId,
+    /// Values of each row or position that are computed where they are read.
+    maps: Vec<(TensorId, ExprId)>,
+    parts: Parts,
+}
+
+fn form(plan: &Plan, edit: &mut Edit, members: &[EqId], last: EqId, s: AxisId) -> Result<Parts, String> {
+    let mut forming = Forming { plan, edit, last, s, maps: Vec::new(), parts: Parts::default() };
+    let stored: Vec<TensorId> = members.iter().filter_map(|&e| Some(forming.contraction(e)?.b)).collect();
     for &e in members {
         let equation = plan.equations[e];
-        let mut body = equation.body;
-        let stats: Vec<TensorId> = parts.folds.iter().map(|f| plan.equations[f.equation()].out).collect();
         if stored.contains(&equation.out) {
-            for (tensor, map) in maps.iter().rev() {
-                body = edit.inline(body, *tensor, *map);
-            }
-            let rows: Vec<TensorId> =
-                parts.scores.iter().map(|(e, _)| plan.equations[*e].out).chain(stats.clone()).collect();
-            if let Some(m) = mentions(&edit.graph, body, &rows) {
-                let (a, b) = (plan.quoted(equation.out), plan.quoted(m));
-                return Err(format!("{a} is shared by rows, but depends on {b}, of which each row has its own"));
-            }
-            let contraction = contraction(edit, e).filter(|c| c.expands_state(&edit.graph));
-            parts.operands.push(Operand { eq: e, body, contraction });
+            forming.operand(e)?;
             continue;
         }
-        match edit.graph.expr(body).clone() {
-            Expr::Reduce { op, axes, body: inner } if axes == [s] => {
-                let name = plan.quoted(equation.out);
-                let contraction = Contraction::of(&edit.graph, equation.out, body);
-                let mut inner = inner;
-                if let Some(c) = &contraction {
-                    inner = edit.load(c.a);
-                }
-                for (tensor, map) in maps.iter().rev() {
-                    inner = edit.inline(inner, *tensor, *map);
-                }
-                let scores = parts.scores.iter().map(|(e, _)| plan.equations[*e].out);
-                let carried: Vec<TensorId> = scores.chain(stats.iter().copied()).collect();
-                if let Some(t) = read_elsewhere(&edit.graph, inner, &carried) {
-                    return Err(format!("{name} reads {} at other coordinates than its own", plan.quoted(t)));
-                }
-                if e != last && contraction.is_some() {
-                    return Err(format!("{name} is a contraction over the positions that another depends on"));
-                }
-                let fold = match op {
-                    Reduction::Max => {
-                        let (mask, value) = masked(&edit.graph, inner, f64::NEG_INFINITY);
-                        let both = mask.into_iter().chain([value]);
-                        if let Some(m) = both.filter_map(|id| mentions(&edit.graph, id, &stats)).next() {
-                            return Err(no_identity(plan, &name, m));
-                        }
-                        Fold::Max { eq: e, value, mask }
-                    }
-                    Reduction::Sum => sum(plan, edit, e, inner, &parts.folds, (s, contraction))?,
-                    Reduction::Min | Reduction::ArgMax => {
-                        return Err(
-                            format!("{name} reduces by {op:?}, for which there is no streamed form").to_lowercase()
-                        );
-                    }
-                };
-                parts.folds.push(fold);
-            }
+        match forming.edit.graph.expr(equation.body).clone() {
+            Expr::Reduce { op, axes, body } if axes == [s] => forming.fold(e, op, body)?,
             Expr::Reduce { axes, .. } if axes.contains(&s) => {
                 return Err(format!("{} is reduced over more than the positions", plan.quoted(equation.out)));
             }
-            Expr::Reduce { .. } => {
-                let read = edit.graph.loaded(body);
-                let scores = parts.scores.iter().map(|(e, _)| plan.equations[*e].out);
-                if let Some(tensor) = maps.iter().map(|(map, _)| *map).chain(scores).find(|t| read.contains(t)) {
-                    let (a, b) = (plan.quoted(equation.out), plan.quoted(tensor));
-                    return Err(format!("{a} reduces {b}, which has a value for each position"));
-                }
-                if let Some(m) = mentions(&edit.graph, body, &stats) {
-                    return Err(no_identity(plan, &plan.quoted(equation.out), m));
-                }
-                parts.scores.push((e, Contraction::of(&edit.graph, equation.out, body)));
-            }
+            Expr::Reduce { .. } => forming.score(e)?,
             _ => {
-                for (tensor, map) in maps.iter().rev() {
-                    body = edit.inline(body, *tensor, *map);
-                }
-                maps.push((equation.out, body));
+                let body = forming.with_maps(equation.body);
+                forming.maps.push((equation.out, body));
             }
         }
     }
-    Ok(parts)
+    Ok(forming.parts)
+}
+
+impl Forming<'_> {
+    fn contraction(&self, eq: EqId) -> Option<Contraction> {
+        let equation = self.plan.equations[eq];
+        Contraction::of(&self.edit.graph, equation.out, equation.body)
+    }
+
+    /// The name of what an equation computes, quoted.
+    fn name(&self, eq: EqId) -> String {
+        self.plan.quoted(self.plan.equations[eq].out)
+    }
+
+    /// The scores so far.
+    fn scores(&self) -> Vec<TensorId> {
+        self.parts.scores.iter().map(|(e, _)| self.plan.equations[*e].out).collect()
+    }
+
+    /// The statistics so far.
+    fn stats(&self) -> Vec<TensorId> {
+        self.parts.folds.iter().map(|fold| self.plan.equations[fold.equation()].out).collect()
+    }
+
+    /// The expression with the maps in place of their loads.
+    fn with_maps(&mut self, body: ExprId) -> ExprId {
+        self.maps.iter().rev().fold(body, |body, &(tensor, map)| self.edit.inline(body, tensor, map))
+    }
+
+    /// A value of each position that a contraction takes for its stored operand.
+    fn operand(&mut self, eq: EqId) -> Result<(), String> {
+        let body = self.with_maps(self.plan.equations[eq].body);
+        let of_rows = [self.scores(), self.stats()].concat();
+        if let Some(m) = mentions(&self.edit.graph, body, &of_rows) {
+            let (a, b) = (self.name(eq), self.plan.quoted(m));
+            return Err(format!("{a} is shared by rows, but depends on {b}, of which each row has its own"));
+        }
+        let contraction = self.contraction(eq).filter(|c| c.expands_state(&self.edit.graph));
+        self.parts.operands.push(Operand { eq, body, contraction });
+        Ok(())
+    }
+
+    /// A reduction over other axes than the positions.
+    fn score(&mut self, eq: EqId) -> Result<(), String> {
+        let graph = &self.edit.graph;
+        let body = self.plan.equations[eq].body;
+        let read = graph.loaded(body);
+        let mut carried = self.maps.iter().map(|(map, _)| *map).chain(self.scores());
+        if let Some(tensor) = carried.find(|t| read.contains(t)) {
+            let (a, b) = (self.name(eq), self.plan.quoted(tensor));
+            return Err(format!("{a} reduces {b}, which is computed on the way"));
+        }
+        if let Some(m) = mentions(graph, body, &self.stats()) {
+            return Err(no_identity(self.plan, &self.name(eq), m));
+        }
+        self.parts.scores.push((eq, self.contraction(eq)));
+        Ok(())
+    }
+
+    /// A reduction over the positions.
+    fn fold(&mut self, eq: EqId, op: Reduction, inner: ExprId) -> Result<(), String> {
+        let (name, contraction) = (self.name(eq), self.contraction(eq));
+        let inner = contraction.as_ref().map_or(inner, |c| self.edit.load(c.a));
+        let inner = self.with_maps(inner);
+        let stats = self.stats();
+        if let Some(t) = read_elsewhere(&self.edit.graph, inner, &[self.scores(), stats.clone()].concat()) {
+            return Err(format!("{name} reads {} at other coordinates than its own", self.plan.quoted(t)));
+        }
+        if eq != self.last && contraction.is_some() {
+            return Err(format!("{name} is a contraction over the positions that another depends on"));
+        }
+        let fold = match op {
+            Reduction::Max => {
+                let (mask, value) = masked(&self.edit.graph, inner, f64::NEG_INFINITY);
+                let mut both = mask.into_iter().chain([value]);
+                if let Some(m) = both.find_map(|id| mentions(&self.edit.graph, id, &stats)) {
+                    return Err(no_identity(self.plan, &name, m));
+                }
+                Fold::Max { eq, value, mask }
+            }
+            Reduction::Sum => self.sum(eq, inner, contraction)?,
+            Reduction::Min | Reduction::ArgMax => {
+                let op = format!("{op:?}").to_lowercase();
+                return Err(format!("{name} reduces by {op}, for which there is no streamed form"));
+            }
+        };
+        self.parts.folds.push(fold);
+        Ok(())
+    }
+
+    /// A sum over the positions, in a form that can be rescaled.
+    fn sum(&mut self, eq: EqId, inner: ExprId, over: Option<Contraction>) -> Result<Fold, String> {
+        let Forming { plan, s, .. } = *self;
+        let (name, stats) = (self.name(eq), self.stats());
+        let edit = &mut *self.edit;
+        let mut terms = Terms::default();
+        terms.add(&edit.graph, inner);
+        let mut weight = Weighted { mask: None, shifted: None, factors: Vec::new() };
+        let (mut scale, mut divisor) = (Vec::new(), Vec::new());
+        for factor in terms.numerators {
+            let graph = &edit.graph;
+            if !graph.free_axes(factor).contains(&s) {
+                scale.push(factor);
+                continue;
+            }
+            let Some(stat) = mentions(graph, factor, &stats) else {
+                weight.factors.push(factor);
+                continue;
+            };
+            let shifted = shifted_exponential(graph, factor, s).filter(|(x, _)| mentions(graph, *x, &stats).is_none());
+            let Some((x, shift)) = shifted.filter(|_| weight.shifted.is_none()) else {
+                return Err(no_identity(plan, &name, stat));
+            };
+            // Where the exponent is -inf, there is no term.
+            let (own, x) = masked(graph, x, f64::NEG_INFINITY);
+            if let Some(own) = own.filter(|own| !terms.masks.contains(own)) {
+                terms.masks.push(own);
+            }
+            let Some(m) = largest(graph, &self.parts.folds, x, &terms.masks).map(|eq| plan.equations[eq].out) else {
+                return Err(format!("{name} sums exponentials that no maximum over the same positions bounds"));
+            };
+            weight.shifted = Some((x, m));
+            let m = edit.load(m);
+            if shift != m {
+                let apart = edit.intern(Expr::Binary(Binary::Sub, m, shift));
+                scale.push(edit.intern(Expr::Unary(Unary::Exp, apart)));
+            }
+        }
+        for factor in terms.denominators {
+            match edit.graph.free_axes(factor).contains(&s) {
+                false => divisor.push(factor),
+                true => return Err(format!("{name} divides by a value for each position")),
+            }
+        }
+        weight.mask = terms.masks.into_iter().reduce(|a, b| edit.intern(Expr::Binary(Binary::And, a, b)));
+        if let Some(m) = weight.mask.and_then(|m| mentions(&edit.graph, m, &stats)) {
+            return Err(no_identity(plan, &name, m));
+        }
+        Ok(Fold::Sum { eq, weight, over: over.map(Box::new), scale, divisor })
+    }
 }
 
 fn no_identity(plan: &Plan, name: &str, stat: TensorId) -> String {
@@ -412,63 +500,6 @@ impl Terms {
             _ => self.numerators.push(id),
         }
     }
-}
-
-fn sum(
-    plan: &Plan,
-    edit: &mut Edit,
-    eq: EqId,
-    inner: ExprId,
-    folds: &[Fold],
-    (s, over): (AxisId, Option<Contraction>),
-) -> Result<Fold, String> {
-    let name = plan.quoted(plan.equations[eq].out);
-    let stats: Vec<TensorId> = folds.iter().map(|f| plan.equations[f.equation()].out).collect();
-    let stats = &stats[..];
-    let mut terms = Terms::default();
-    terms.add(&edit.graph, inner);
-    let mut weight = Weighted { mask: None, shifted: None, factors: Vec::new() };
-    let (mut scale, mut divisor) = (Vec::new(), Vec::new());
-    for factor in terms.numerators {
-        let graph = &edit.graph;
-        if !graph.free_axes(factor).contains(&s) {
-            scale.push(factor);
-            continue;
-        }
-        let Some(stat) = mentions(graph, factor, stats) else {
-            weight.factors.push(factor);
-            continue;
-        };
-        let shifted = shifted_exponential(graph, factor, s).filter(|(x, _)| mentions(graph, *x, stats).is_none());
-        let Some((x, shift)) = shifted.filter(|_| weight.shifted.is_none()) else {
-            return Err(no_identity(plan, &name, stat));
-        };
-        // Where the exponent is -inf, there is no term.
-        let (own, x) = masked(graph, x, f64::NEG_INFINITY);
-        if let Some(own) = own.filter(|own| !terms.masks.contains(own)) {
-            terms.masks.push(own);
-        }
-        let Some(m) = largest(graph, folds, x, &terms.masks).map(|eq| plan.equations[eq].out) else {
-            return Err(format!("{name} sums exponentials that no maximum over the same positions bounds"));
-        };
-        weight.shifted = Some((x, m));
-        let m = edit.load(m);
-        if shift != m {
-            let apart = edit.intern(Expr::Binary(Binary::Sub, m, shift));
-            scale.push(edit.intern(Expr::Unary(Unary::Exp, apart)));
-        }
-    }
-    for factor in terms.denominators {
-        match edit.graph.free_axes(factor).contains(&s) {
-            false => divisor.push(factor),
-            true => return Err(format!("{name} divides by a value for each position")),
-        }
-    }
-    weight.mask = terms.masks.into_iter().reduce(|a, b| edit.intern(Expr::Binary(Binary::And, a, b)));
-    if let Some(m) = weight.mask.and_then(|m| mentions(&edit.graph, m, stats)) {
-        return Err(no_identity(plan, &name, m));
-    }
-    Ok(Fold::Sum { eq, weight, over: over.map(Box::new), scale, divisor })
 }
 
 /// The `x` and the `h` of `exp(x - h)`, where `h` is the same for all positions.
