@@ -1,14 +1,14 @@
 //! Fusion: from equations to kernels, by named rules.
 //!
-//! In the order of [`fuse()`]: sums are brought into the best order (path), what they do not run over leaves them (factor), and
-//! the graph is split into equations of at most one reduction. Weights that are kept in codes become equations over them (`coded`). What is the same in every layer moves
-//! out of the layers (hoist), and what costs less than a load into its readers (inline). Each equation is a kernel then.
-//! Cascades of reductions over positions become streams (online-softmax), which end where their masks do (ranges); contractions
-//! of a weight that a value chooses find their form (select-contract). Kernels are grouped: contractions of one activation
-//! (siblings), what follows from a tile (epilogue), passes over the same rows (rows), what comes before a contraction
-//! (prologue). What comes after the last layer's last cache is computed for the wanted rows only (tail), and what the layers
-//! hand on gets one home (`settle`). Every grouping keeps the name of its rule, and a rule that nearly applied says why it did
-//! not.
+//! In the order of [`fuse()`]: sums are brought into the best order (path), what they do not run over leaves them (factor),
+//! and the graph is split into equations of at most one reduction. Weights that are kept in codes become equations over them
+//! (`coded`). What is the same in every layer moves out of the layers (hoist), and what costs less than a load into its readers
+//! (inline). Each equation is a kernel then. Cascades of reductions over positions become streams (online-softmax), which end
+//! where their masks do (ranges); contractions of a weight that a value chooses find their form (select-contract). Kernels are
+//! grouped: contractions of one activation (siblings), what follows from a tile (epilogue), passes over the same rows (rows),
+//! what comes before a contraction (prologue). What comes after the last layer's last cache is computed for the wanted rows only
+//! (tail), and what the layers hand on gets one home (`settle`). Every grouping keeps the name of its rule, and a rule that
+//! nearly applied says why it did not.
 
 use std::collections::HashMap;
 use std::fmt;

@@ -182,7 +182,10 @@ fn gather(plan: &mut Plan, kernels: &[Kernel], last: EqId, over: Contraction) ->
     let s = over.depth[0];
     let here: Vec<EqId> = kernels.iter().filter(|k| k.equations.len() == 1).map(|k| k.equations[0]).collect();
     let producer = |plan: &Plan, t: TensorId| here.iter().copied().find(|&e| plan.equations[e].out == t);
-    let over_positions = |plan: &Plan, e: EqId| matches!(plan.graph.expr(plan.equations[e].body), Expr::Reduce { axes, .. } if axes.contains(&s));
+    let over_positions = |plan: &Plan, e: EqId| match plan.graph.expr(plan.equations[e].body) {
+        Expr::Reduce { axes, .. } => axes.contains(&s),
+        _ => false,
+    };
     let along = |plan: &Plan, t: TensorId| plan.graph.tensor(t).axes.contains(&s);
 
     // Members: whatever the contraction reads that has the positions' axis or was reduced over it, as far back as it goes.

@@ -119,9 +119,9 @@ impl Cores {
         self.adds_pairs() && format.codes().is_some_and(Codes::fit_halves)
     }
 
-    /// How the panels of a weight are multiplied with many rows; if otherwise than they are stored, they are unpacked first,
-    /// see [`Unpack`](super::Unpack). Codes in steps are multiplied as bytes, but where they have fewer instructions as they are; what tiles
-    /// don't multiply as bytes, or not fast, they do as bf16.
+    /// How the panels of a weight are multiplied with many rows; if otherwise than they are stored, they are unpacked first, see
+    /// [`Unpack`](super::Unpack). Codes in steps are multiplied as bytes, but where they have fewer instructions as they are; what
+    /// tiles don't multiply as bytes, or not fast, they do as bf16.
     pub fn unpacked(&self, format: Format, depth: usize) -> Format {
         let (bytes, floats) = (format.unpacked(), Format::Bf16);
         let as_floats = format.is_coded() && self.tiles_serve(floats, floats, depth);
