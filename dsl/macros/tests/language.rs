@@ -694,7 +694,7 @@ mod blocks {
                     least: f32;
                 }
                 axis p = 2 * e;
-                host part[p] = vec![0.5; p];
+                host part[p] = (0..p).map(|_| 0.5).collect::<Vec<f32>>();
                 weights "in." {
                     block inner[d] -> [t, d] = Gain { doubled: times > 1 } in "gain.";
                     left[e, d] = "both"[0 .. e]; right[e, d] = "both"[e .. 2 * e] else "right";

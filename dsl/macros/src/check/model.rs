@@ -184,7 +184,8 @@ impl<'m> Checker<'m> {
                     bindings.push(binding);
                 }
                 TokenTree::Punct(p) => {
-                    after_dot = p.as_char() == '.';
+                    // Two of them are a range.
+                    after_dot = p.as_char() == '.' && !after_dot;
                     continue;
                 }
                 _ => {}
