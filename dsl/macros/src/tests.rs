@@ -104,7 +104,7 @@ fn names_keep_the_place_where_they_are_written() {
 fn the_reference_is_right() {
     let reference = include_str!("../../../docs/language.md");
     let blocks: Vec<&str> = reference.split("```rust\n").skip(1).filter_map(|b| b.split("```").next()).collect();
-    assert_eq!(blocks.len(), 5);
+    assert_eq!(blocks.len(), 6);
     for block in blocks {
         let (head, declaration) = block.trim().strip_suffix('}').unwrap().split_once('{').unwrap();
         let parse = if head == "einfuse::block! " { parse::block } else { parse::model };

@@ -112,7 +112,7 @@ impl Checker<'_> {
             return cx.unknown();
         };
         let Some(axis) = self.axis(cx, ident) else { return cx.unknown() };
-        if matches!(self.axes[axis].kind, AxisKind::Tokens | AxisKind::Positions) {
+        if matches!(self.axes[axis].kind, AxisKind::Tokens | AxisKind::Positions { .. }) {
             let message = format!("`{ident}` grows with the sequence: only a fixed axis has a size");
             self.diagnostics.error(ident.span(), message);
             return cx.unknown();
@@ -144,7 +144,7 @@ impl Checker<'_> {
         let initial = self.materialise(cx, &value, &label, name.span());
         let out = cx.numbered();
         cx.steps.push(Step::Layers { out: out.clone(), stack, initial: initial.local });
-        cx.load(Tensor { local: out, axes, equation: false, ty: Type::Float })
+        cx.load(Tensor { local: out, axes, equation: false, masked: Vec::new(), ty: Type::Float })
     }
 
     /// A tensor that holds a value: the one it is an element of, or a new one.
@@ -155,7 +155,7 @@ impl Checker<'_> {
         let local = cx.numbered();
         let (tensor, label) = (local.clone(), label.to_owned());
         cx.steps.push(Step::Define { tensor, label, axes: None, body: value.id, at });
-        Tensor { local, axes: value.axes.clone(), equation: false, ty: value.ty }
+        Tensor { local, axes: value.axes.clone(), equation: false, masked: cx.masked(value.id), ty: value.ty }
     }
 
     /// A call of a function that is written in the language.

@@ -13,8 +13,26 @@ impl Cx {
     pub(super) fn scalar(&mut self, op: Op, axes: Axes, ty: Type) -> Scalar {
         let id = self.scalars;
         self.scalars += 1;
+        let masked = match &op {
+            Op::Unary(_, a) => self.masked(*a),
+            Op::Binary(_, a, b) | Op::Select(_, a, b) | Op::Masked(a, b) => [self.masked(*a), self.masked(*b)].concat(),
+            _ => Vec::new(),
+        };
+        self.masked.insert(id, masked);
         self.steps.push(Step::Scalar(id, op));
         Scalar { id, axes, ty, tensor: None }
+    }
+
+    /// The axes along which a scalar is masked by the position of the token.
+    pub(super) fn masked(&self, id: usize) -> Vec<usize> {
+        self.masked.get(&id).cloned().unwrap_or_default()
+    }
+
+    /// Notes that a scalar is masked: by the position of the token, if the mask depends on that.
+    fn mask(&mut self, scalar: Scalar, mask: &Scalar) -> Scalar {
+        let axes = mask.axes.iter().filter(|axes| axes.contains(&0)).flatten();
+        self.masked.entry(scalar.id).or_default().extend(axes);
+        scalar
     }
 
     /// What stands for a scalar that could not be understood.
@@ -31,7 +49,9 @@ impl Cx {
     /// An element of a tensor at the coordinates of its own axes.
     pub(super) fn load(&mut self, tensor: Tensor) -> Scalar {
         let op = Op::Load(tensor.local.clone(), Vec::new());
-        Scalar { tensor: Some(tensor.clone()), ..self.scalar(op, tensor.axes, tensor.ty) }
+        let scalar = self.scalar(op, tensor.axes.clone(), tensor.ty);
+        self.masked.insert(scalar.id, tensor.masked.clone());
+        Scalar { tensor: Some(tensor), ..scalar }
     }
 }
 
@@ -92,7 +112,8 @@ impl Checker<'_> {
                 self.want_number(left.span, "the left side of `where`", &body);
                 self.want_mask(right.span, "`where`", &mask);
                 let axes = union(&body.axes, &mask.axes);
-                cx.scalar(Op::Masked(body.id, mask.id), axes, body.ty)
+                let masked = cx.scalar(Op::Masked(body.id, mask.id), axes, body.ty);
+                cx.mask(masked, &mask)
             }
             ExprKind::If { condition: test, then, otherwise } if self.is_of_config(cx, test) => {
                 self.either(cx, expr.span, test, then, otherwise)
@@ -109,7 +130,8 @@ impl Checker<'_> {
                 }
                 let axes = union(&condition.axes, &union(&then.axes, &otherwise.axes));
                 let ty = meet(then.ty, otherwise.ty);
-                cx.scalar(Op::Select(condition.id, then.id, otherwise.id), axes, ty)
+                let selected = cx.scalar(Op::Select(condition.id, then.id, otherwise.id), axes, ty);
+                cx.mask(selected, &condition)
             }
             ExprKind::Method { of, name, .. } => {
                 let message = format!("`{of}.{name}` is computed by Rust, which an equation can use through a `host`");
@@ -161,6 +183,8 @@ impl Checker<'_> {
         }
         let id = cx.scalars;
         cx.scalars += 1;
+        let masked = cx.masked(then.id).into_iter().filter(|axis| cx.masked(otherwise.id).contains(axis)).collect();
+        cx.masked.insert(id, masked);
         cx.steps.push(Step::Either { id, condition, then, otherwise });
         let axes = if a.axes.is_some() { a.axes } else { b.axes };
         Scalar { id, axes, ty: meet(a.ty, b.ty), tensor: None }
@@ -270,7 +294,7 @@ impl Checker<'_> {
                     self.axes[axis].used.set(true);
                 }
                 let (local, axes) = (Local::Named(ident.clone()), declared.axes.clone());
-                Some(Tensor { local, axes, equation: false, ty: Type::Float })
+                Some(Tensor { local, axes, equation: false, masked: Vec::new(), ty: Type::Float })
             }
             Entry::Tensor(tensor) => {
                 let local = match tensor.local {
@@ -348,6 +372,15 @@ impl Checker<'_> {
             };
             let scalar = self.expr(cx, index);
             self.want_int(index.span, &format!("`{ident}[{} = …]`", entry.axis), &scalar);
+            if matches!(self.axes[axis].kind, AxisKind::Positions { windowed: true })
+                && !matches!(&index.kind, ExprKind::Name(name) if self.axis_quietly(cx, name).is_some_and(|a| self.is_positions(a)))
+            {
+                let name = &entry.axis;
+                let message = format!("`{ident}` keeps a window of positions: none can be selected");
+                let help = format!("mask the others, as in `sum[{name}] ({ident} where {name} == …)`");
+                self.diagnostics.help(name.span(), message, help);
+                understood = false;
+            }
             if matches!(self.axes[axis].kind, AxisKind::Tokens) {
                 let message = "earlier tokens are not at hand: `cache` their values and select along the positions";
                 self.diagnostics.error(entry.axis.span(), message);
@@ -376,7 +409,9 @@ impl Checker<'_> {
             }
         });
         let selected = selected.into_iter().map(|(_, name, index)| (name, index.id)).collect();
-        cx.scalar(Op::Load(tensor.local, selected), axes, tensor.ty)
+        let scalar = cx.scalar(Op::Load(tensor.local, selected), axes, tensor.ty);
+        cx.masked.insert(scalar.id, tensor.masked);
+        scalar
     }
 
     /// The axis that a name stands for, if it stands for one.
@@ -459,6 +494,7 @@ impl Checker<'_> {
         let ty = if op == "argmax" { Type::Int } else { Type::Float };
         let Some(axes) = self.axis_list(cx, idents) else { return Scalar { ty, ..cx.unknown() } };
         let Some(has) = &value.axes else { return Scalar { ty, ..cx.unknown() } };
+        let mut mistaken = Vec::new();
         for (ident, axis) in idents.iter().zip(&axes) {
             if matches!(self.axes[*axis].kind, AxisKind::Tokens) {
                 self.diagnostics.help(
@@ -472,14 +508,13 @@ impl Checker<'_> {
                 self.not_in_body(cx, op, ident, idents, body, has);
                 return Scalar { ty, ..cx.unknown() };
             }
-            let sees_all = matches!(self.axes[*axis].kind, AxisKind::Positions)
-                && !has.iter().any(|a| matches!(self.axes[*a].kind, AxisKind::Tokens));
-            if sees_all {
+            if self.is_positions(*axis) && !cx.masked(value.id).contains(axis) {
                 self.diagnostics.help(
                     ident.span(),
                     format!("this `{op}` over the positions `{ident}` sees later tokens of the same step"),
                     format!("mask it by the position of the token: `… where {ident} <= t`"),
                 );
+                mistaken.push(*axis);
             }
         }
         if op == "argmax" && axes.len() != 1 {
@@ -499,7 +534,13 @@ impl Checker<'_> {
             "min" => Op::Reduce("Min", names, value.id),
             _ => Op::Reduce("ArgMax", names, value.id),
         };
-        cx.scalar(op, Some(left), ty)
+        let mut masked = cx.masked(value.id);
+        masked.retain(|axis| !axes.contains(axis));
+        // What is computed from it is no further mistake.
+        masked.extend(mistaken);
+        let reduced = cx.scalar(op, Some(left), ty);
+        cx.masked.insert(reduced.id, masked);
+        reduced
     }
 
     /// Reports a reduction over an axis that its body does not have.
@@ -521,8 +562,9 @@ impl Checker<'_> {
                 operands.push((name.clone(), axes));
             }
         });
+        let lacks = |axes: &[usize]| self.axis_quietly(cx, ident).is_none_or(|axis| !axes.contains(&axis));
         let message = match operands.last() {
-            Some((name, axes)) if operands.len() <= 2 => {
+            Some((name, axes)) if operands.len() <= 2 && lacks(axes) => {
                 let axes = self.names(axes);
                 format!("`{name}` has no axis `{ident}`; it is declared over {axes}")
             }

@@ -37,7 +37,10 @@ struct Axis {
 #[derive(Clone)]
 enum AxisKind {
     Tokens,
-    Positions,
+    /// Of a cache, which may keep a window alone.
+    Positions {
+        windowed: bool,
+    },
     /// Of a fixed size, a Rust expression.
     Fixed(TokenStream),
     /// A parameter of a function that is checked by itself.
@@ -109,6 +112,8 @@ struct Cx {
     later: Vec<String>,
     steps: Vec<Step>,
     scalars: usize,
+    /// The axes along which scalars are masked by the position of the token.
+    masked: HashMap<usize, Vec<usize>>,
     numbered: usize,
     /// The layer's weights that were used.
     weights: BTreeSet<usize>,
@@ -139,6 +144,7 @@ impl Cx {
             later: Vec::new(),
             steps: Vec::new(),
             scalars: 0,
+            masked: HashMap::new(),
             numbered: 0,
             weights: BTreeSet::new(),
             blocks: BTreeSet::new(),

@@ -226,7 +226,8 @@ impl<'m> Checker<'m> {
             }
             for parameter in &function.parameters {
                 let tensor = cx.numbered();
-                let tensor = Tensor { local: tensor, axes: None, equation: false, ty: Type::Unknown };
+                let tensor =
+                    Tensor { local: tensor, axes: None, equation: false, masked: Vec::new(), ty: Type::Unknown };
                 let value = cx.load(tensor);
                 cx.locals.push((parameter.name.to_string(), Entry::Bound(Rc::new(RefCell::new(value)))));
             }
@@ -393,7 +394,8 @@ impl<'m> Checker<'m> {
         }
         let ty = ty.unwrap_or(Type::Float);
         let local = Local::Named(parameter.name.clone());
-        cx.locals.push((name, Entry::Tensor(Tensor { local, axes: axes.clone(), equation: false, ty })));
+        cx.locals
+            .push((name, Entry::Tensor(Tensor { local, axes: axes.clone(), equation: false, masked: Vec::new(), ty })));
         self.statements(&mut cx, function);
         let label = if main { "output".to_owned() } else { format!("{}.out", parameter.name) };
         cx.label = label.clone();
@@ -492,7 +494,8 @@ impl<'m> Checker<'m> {
                         let axes = axes.clone().filter(|_| understood);
                         cx.steps.push(Step::Define { tensor, label, axes, body, at });
                         let equation = declared.is_some();
-                        Tensor { local, axes: declared.unwrap_or(scalar.axes), equation, ty: scalar.ty }
+                        let (axes, masked) = (declared.unwrap_or(scalar.axes), cx.masked(scalar.id));
+                        Tensor { local, axes, equation, masked, ty: scalar.ty }
                     }
                 };
                 cx.locals.push((text, Entry::Tensor(tensor)));
@@ -535,7 +538,7 @@ impl<'m> Checker<'m> {
             Some(within) => self.decided(cx, within, Some(Kind::Optional), &of),
             None => quote!(::std::option::Option::None),
         };
-        let entry = self.new_axis(over, AxisKind::Positions);
+        let entry = self.new_axis(over, AxisKind::Positions { windowed: within.is_some() });
         let positions = self.axes.len() - 1;
         cx.steps.push(Step::Positions { name: over.clone(), window });
         let mut cached = Vec::new();
@@ -571,14 +574,15 @@ impl<'m> Checker<'m> {
                 cx.steps.push(Step::Append { name: name.clone(), rows: name.clone(), over: over.clone() });
             }
             let local = Local::Named(name.clone());
-            cached.push((name.to_string(), Entry::Tensor(Tensor { local, axes, equation: false, ty: tensor.ty })));
+            let tensor = Tensor { local, axes, equation: false, masked: Vec::new(), ty: tensor.ty };
+            cached.push((name.to_string(), Entry::Tensor(tensor)));
         }
         cx.locals.extend(cached);
         cx.locals.push((text, entry));
     }
 
-    fn is_positions(&self, axis: usize) -> bool {
-        matches!(self.axes[axis].kind, AxisKind::Positions)
+    pub(super) fn is_positions(&self, axis: usize) -> bool {
+        matches!(self.axes[axis].kind, AxisKind::Positions { .. })
     }
 
     // ---- the end
@@ -623,7 +627,7 @@ impl<'m> Checker<'m> {
             let size = match &axis.kind {
                 AxisKind::Tokens => None,
                 AxisKind::Fixed(size) => Some(size.clone()),
-                AxisKind::Positions | AxisKind::Parameter => continue,
+                AxisKind::Positions { .. } | AxisKind::Parameter => continue,
             };
             if axis.used.get() {
                 self.program.axes.push((axis.name.clone(), size));

@@ -30,6 +30,8 @@ pub(super) struct Tensor {
     pub(super) axes: Axes,
     /// Whether it is an equation of this `fn`, laid out in the order of `axes`.
     pub(super) equation: bool,
+    /// The axes along which it is masked by the position of the token.
+    pub(super) masked: Vec<usize>,
     pub(super) ty: Type,
 }
 
@@ -158,7 +160,8 @@ impl Checker<'_> {
     pub(super) fn fixed_axes(&self, cx: &Cx, idents: &[Ident], of: &Ident) -> Axes {
         let alias = |axis: &Ident| format!("`axis o = alias {axis};` declares a second index over the same extent");
         let axes = self.distinct_axes(cx, idents, alias)?;
-        let grows = axes.iter().position(|&a| matches!(self.axes[a].kind, AxisKind::Tokens | AxisKind::Positions));
+        let grows =
+            axes.iter().position(|&a| matches!(self.axes[a].kind, AxisKind::Tokens | AxisKind::Positions { .. }));
         if let Some(at) = grows {
             let message = format!("`{of}` can't have the axis `{}`, which grows with the sequence", idents[at]);
             self.diagnostics.error(idents[at].span(), message);

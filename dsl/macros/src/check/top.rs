@@ -53,7 +53,7 @@ impl Checker<'_> {
         let equation = declared.is_some() && understood;
         let axes = if understood { declared.unwrap_or(result) } else { None };
         let [values, indices] = locals;
-        let tensor = |local, ty| Tensor { local, axes: axes.clone(), equation, ty };
+        let tensor = |local, ty| Tensor { local, axes: axes.clone(), equation, masked: Vec::new(), ty };
         [tensor(values, Type::Float), tensor(indices, Type::Int)]
     }
 
@@ -62,7 +62,7 @@ impl Checker<'_> {
         let (along, numbers) = (self.axis(cx, over), self.axis(cx, rank));
         let (along, numbers) = (along?, numbers?);
         for (axis, ident) in [(along, over), (numbers, rank)] {
-            if matches!(self.axes[axis].kind, AxisKind::Tokens | AxisKind::Positions) {
+            if matches!(self.axes[axis].kind, AxisKind::Tokens | AxisKind::Positions { .. }) {
                 let message = format!("`{ident}` grows with the sequence: `top` is along axes of fixed sizes");
                 self.diagnostics.error(ident.span(), message);
                 return None;

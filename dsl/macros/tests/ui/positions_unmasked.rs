@@ -1,4 +1,4 @@
-//! A reduction over positions that sees later tokens.
+//! Reductions over positions that see later tokens, be they asked by the token or masked by something else.
 
 einfuse_macros::model! {
     pub Model for "Model" {
@@ -9,7 +9,10 @@ einfuse_macros::model! {
             fn (x[t, d]) -> [t, d] {
                 let k = x * a;
                 cache k over s;
-                x + sum[s] k
+                let p = softmax[s](sum[d] x * k);
+                let o[t, d] = sum[s] p * k;
+                let q[t, d] = sum[s] x * (k where s < 4);
+                x + o + q + sum[s] k
             }
         }
         fn (tokens[t]) -> [t, d] {

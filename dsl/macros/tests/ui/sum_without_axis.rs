@@ -1,4 +1,4 @@
-//! A summed axis that the body does not have: the help names those that would contract.
+//! Summed axes that the body does not have: the help names those that would contract, and an operand is named that has not the axis.
 
 einfuse_macros::model! {
     pub Model for "Model" {
@@ -8,7 +8,9 @@ einfuse_macros::model! {
         fn (tokens[t]) -> [t, d] {
             let x = embed[v = tokens];
             let o[t, n, g, c] = sum[d] x * wq;
-            x + sum[h, c] o * wo
+            let p[t, n, g, c] = sum[d] sum[d] x * wq;
+            let y = x + sum[n, g, c] p * wo;
+            y + sum[h, c] o * wo
         }
     }
 }
