@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use einfuse_graph::{AxisId, Expr, ExprId, Extent, Graph, Kind, TensorId, Type};
 
-use crate::fuse::{Equation, Kernel, Plan, Segment, Shape};
+use crate::fuse::{Bounds, Equation, Kernel, Plan, Segment, Shape};
 
 /// A step whose cost is asked for.
 pub struct Work<'a> {
@@ -141,10 +141,11 @@ struct Sizes<'a> {
 impl<'a> Sizes<'a> {
     fn of(plan: &'a Plan, kernel: &Kernel, work: &Work<'_>) -> Sizes<'a> {
         let all = (work.past + work.tokens) as i64;
-        let (mut lower, mut upper) = (None, None);
-        if let Shape::Stream(stream) = &kernel.shape {
-            (lower, upper) = (stream.lower, stream.upper);
-        }
+        let mut reduced = kernel.equations.iter().filter_map(|&eq| plan.bounds.get(&plan.equations[eq].out));
+        let Bounds { lower, upper } = match &kernel.shape {
+            Shape::Stream(stream) => stream.bounds,
+            _ => reduced.next().map_or(Bounds::default(), |&(_, bounds)| bounds),
+        };
         let range = |token: usize| {
             let at = (work.past + token) as i64;
             let from = lower.map_or(0, |l| (at + l).clamp(0, all));

@@ -43,6 +43,7 @@ pub(crate) use contraction::{is_positions, is_tokens};
 pub(crate) use edit::{Edit, is_identity, loads_of};
 pub use online_softmax::{Fold, Operand, Stream, Weighted};
 pub use path::{Multiplications, Typical};
+pub use ranges::Bounds;
 pub(crate) use ranges::holds_at_own;
 pub(crate) use rows::common_rows;
 
@@ -78,7 +79,7 @@ rules! {
     Inline = "inline",
     /// Cascaded reductions over the positions become one streamed pass that rescales what it has summed.
     OnlineSoftmax = "online-softmax",
-    /// Bounds between positions and tokens in a mask limit the positions that a stream visits.
+    /// Bounds between positions and tokens in a mask limit the positions that a reduction visits.
     Ranges = "ranges",
     /// Contractions of weights that each row chooses read those alone, and compute the rows of a choice together.
     SelectContract = "select-contract",
@@ -260,6 +261,8 @@ pub struct Plan {
     /// For each weight that is made of codes, and each way in which layers keep it so: its equation, and what it was found to be.
     /// It depends on nothing that a step computes: where no kernel takes it in, it is computed when weights are packed.
     pub made: HashMap<(TensorId, Kept), (EqId, Blocks)>,
+    /// Rule ranges: for each tensor reduced over positions outside of a stream, their axis, and which of them a token needs.
+    pub bounds: HashMap<TensorId, (AxisId, Bounds)>,
     /// What rules said of the graph as a whole, where they applied or declined outside of a kernel.
     pub remarks: Vec<Remark>,
 }
@@ -364,6 +367,7 @@ impl Plan {
             segments: Vec::new(),
             states: HashMap::new(),
             made: HashMap::new(),
+            bounds: HashMap::new(),
             remarks,
         };
         let mut once = Vec::new();

@@ -15,10 +15,11 @@
 //! Softmax attention is `Σ_s exp(e - max_s e) / (Σ_s exp(e - max_s e)) · v` for any score `e`, so both together derive the
 //! streamed form (Milakov and Gimelshein, arXiv 1805.02867; Dao et al., arXiv 2205.14135) without knowing attention.
 
-use einfuse_graph::{AxisId, Binary, Expr, ExprId, Graph, Reduction, TensorId, Unary};
+use einfuse_graph::{AxisId, Binary, Expr, ExprId, Graph, Real, Reduction, TensorId, Unary};
 
 use super::contraction::Contraction;
 use super::edit::Edit;
+use super::ranges::Bounds;
 use super::{EqId, Kernel, Plan, Remark, Rule, Shape, is_positions};
 
 /// A streamed pass over positions.
@@ -35,10 +36,8 @@ pub struct Stream {
     pub scores: Vec<(EqId, Option<Contraction>)>,
     /// The reductions over the positions, in order.
     pub folds: Vec<Fold>,
-    /// Rule ranges: a token at `t` needs no position above `t + upper`.
-    pub upper: Option<i64>,
-    /// Rule ranges: a token at `t` needs no position below `t + lower`.
-    pub lower: Option<i64>,
+    /// Rule ranges: which positions a token needs.
+    pub bounds: Bounds,
 }
 
 /// A value of each position that a stream computes on its way.
@@ -189,14 +188,16 @@ fn gather(plan: &mut Plan, kernels: &[Kernel], last: EqId, over: Contraction) ->
     let along = |plan: &Plan, t: TensorId| plan.graph.tensor(t).axes.contains(&s);
 
     // Members: whatever the contraction reads that has the positions' axis or was reduced over it, as far back as it goes.
-    // Where that leaves out who reads a member, also maps on the way there: what a statistic is turned into.
-    let members = |plan: &Plan, maps: bool| {
+    // Where that leaves out who reads a member, also maps on the way there: what a statistic is turned into. Or a statistic stays
+    // apart, as one value for each row.
+    let members = |plan: &Plan, maps: bool, apart: &[TensorId]| {
         let is_map = |plan: &Plan, e: EqId| !matches!(plan.graph.expr(plan.equations[e].body), Expr::Reduce { .. });
         let mut members = vec![last];
         let mut at = 0;
         while at < members.len() {
             for tensor in plan.graph.loaded(plan.equations[members[at]].body) {
                 if let Some(e) = producer(plan, tensor)
+                    && !apart.contains(&tensor)
                     && (along(plan, tensor) || over_positions(plan, e) || maps && is_map(plan, e))
                     && !members.contains(&e)
                 {
@@ -212,14 +213,19 @@ fn gather(plan: &mut Plan, kernels: &[Kernel], last: EqId, over: Contraction) ->
         let outs = members.iter().filter(|&&e| e != last).map(|&e| plan.equations[e].out);
         outs.filter_map(|out| Some((out, plan.needed_outside(out, members)?))).next()
     };
-    let mut all = members(plan, false);
+    let mut all = members(plan, false, &[]);
     if all.len() == 1 {
         return Err(format!("what {} sums along the positions is not computed here", plan.quoted(over.out)));
     }
     if let Some((out, elsewhere)) = open(plan, &all) {
-        all = members(plan, true);
-        if open(plan, &all).is_some() {
-            return Err(format!("{} {elsewhere}", plan.quoted(out)));
+        all = members(plan, true, &[]);
+        let mut apart = Vec::new();
+        while let Some((needed, _)) = open(plan, &all) {
+            if along(plan, needed) || apart.contains(&needed) {
+                return Err(format!("{} {elsewhere}", plan.quoted(out)));
+            }
+            apart.push(needed);
+            all = members(plan, false, &apart);
         }
     }
     let members = all;
@@ -250,7 +256,7 @@ fn gather(plan: &mut Plan, kernels: &[Kernel], last: EqId, over: Contraction) ->
             return Err(format!("{} has an axis that the rows {} have not", plan.quoted(out), plan.graph.names(&rows)));
         }
     }
-    Ok((Stream { positions: s, rows, operands, scores, folds, upper: None, lower: None }, members))
+    Ok((Stream { positions: s, rows, operands, scores, folds, bounds: Bounds::default() }, members))
 }
 
 /// What a stream is made of.
@@ -424,9 +430,13 @@ impl Forming<'_> {
             }
         }
         for factor in terms.denominators {
-            match edit.graph.free_axes(factor).contains(&s) {
-                false => divisor.push(factor),
-                true => return Err(format!("{name} divides by a value for each position")),
+            if !edit.graph.free_axes(factor).contains(&s) {
+                divisor.push(factor);
+            } else if let Some(stat) = mentions(&edit.graph, factor, &stats) {
+                return Err(no_identity(plan, &name, stat));
+            } else {
+                let one = edit.intern(Expr::Float(Real(1.0)));
+                weight.factors.push(edit.intern(Expr::Binary(Binary::Div, one, factor)));
             }
         }
         weight.mask = terms.masks.into_iter().reduce(|a, b| edit.intern(Expr::Binary(Binary::And, a, b)));
@@ -456,7 +466,7 @@ fn read_elsewhere(graph: &Graph, id: ExprId, carried: &[TensorId]) -> Option<Ten
 }
 
 /// Splits `mask ? value : neutral`.
-fn masked(graph: &Graph, id: ExprId, neutral: f64) -> (Option<ExprId>, ExprId) {
+pub(super) fn masked(graph: &Graph, id: ExprId, neutral: f64) -> (Option<ExprId>, ExprId) {
     match *graph.expr(id) {
         Expr::Select { mask, then, otherwise } => match graph.expr(otherwise) {
             Expr::Float(v) if v.0 == neutral => (Some(mask), then),
@@ -468,13 +478,19 @@ fn masked(graph: &Graph, id: ExprId, neutral: f64) -> (Option<ExprId>, ExprId) {
 
 /// A sum's terms as `mask ? Π numerators / Π denominators : 0`.
 #[derive(Default)]
-struct Terms {
-    masks: Vec<ExprId>,
+pub(super) struct Terms {
+    pub(super) masks: Vec<ExprId>,
     numerators: Vec<ExprId>,
     denominators: Vec<ExprId>,
 }
 
 impl Terms {
+    pub(super) fn of(graph: &Graph, id: ExprId) -> Terms {
+        let mut terms = Terms::default();
+        terms.add(graph, id);
+        terms
+    }
+
     fn add(&mut self, graph: &Graph, id: ExprId) {
         match *graph.expr(id) {
             Expr::Binary(Binary::Mul, a, b) => {
@@ -483,8 +499,7 @@ impl Terms {
             }
             Expr::Binary(Binary::Div, a, b) => {
                 self.add(graph, a);
-                let mut below = Terms::default();
-                below.add(graph, b);
+                let below = Terms::of(graph, b);
                 if below.masks.is_empty() && below.denominators.is_empty() {
                     self.denominators.extend(below.numerators);
                 } else {
@@ -500,6 +515,7 @@ impl Terms {
                 }
                 (None, _) => self.numerators.push(id),
             },
+            Expr::Float(Real(1.0)) => {}
             _ => self.numerators.push(id),
         }
     }

@@ -1,59 +1,94 @@
-//! Rule ranges: bounds between positions and tokens in a mask limit the positions that a stream visits.
+//! Rule ranges: bounds between positions and tokens in a mask limit the positions that a stream or another reduction visits.
 
-use einfuse_graph::{AxisId, Binary, Expr, ExprId, Graph};
+use einfuse_graph::{AxisId, Binary, Expr, ExprId, Graph, Reduction};
 
-use super::online_softmax::Fold;
-use super::{Plan, Remark, Rule, Shape, is_tokens};
+use super::online_softmax::{Fold, Terms, masked};
+use super::{Equation, Plan, Remark, Rule, Shape, is_positions, is_tokens};
 
 pub(super) fn apply(plan: &mut Plan) {
     plan.each_scope(|plan, kernels| {
         for kernel in kernels {
-            let Shape::Stream(stream) = &mut kernel.shape else { continue };
-            let masks: Vec<Option<ExprId>> = stream.folds.iter().map(Fold::mask).collect();
-            let bounds: Vec<Bounds> = masks
-                .iter()
-                .map(|m| m.map_or(Bounds::default(), |m| bounds(&plan.graph, m, stream.positions)))
-                .collect();
-            let all = |f: fn(&Bounds) -> Option<i64>| bounds.iter().map(f).collect::<Option<Vec<i64>>>();
-            stream.upper = all(|b| b.upper).and_then(|b| b.into_iter().max());
-            stream.lower = all(|b| b.lower).and_then(|b| b.into_iter().min());
-            let s = &plan.graph.axis(stream.positions).name;
-            let shown = |n: i64| match n {
-                0 => String::new(),
-                n if n > 0 => format!(" + {n}"),
-                n => format!(" - {}", -n),
-            };
-            let text = match (stream.lower, stream.upper) {
-                (None, None) => {
-                    let text = format!("no mask bounds `{s}` by a token's position");
-                    kernel.declined.push(Remark { rule: Rule::Ranges, text });
-                    continue;
+            let (s, bounds) = match &mut kernel.shape {
+                Shape::Stream(stream) => {
+                    let of = |mask: Option<ExprId>| {
+                        mask.map_or(Bounds::default(), |mask| bounds(&plan.graph, mask, stream.positions))
+                    };
+                    let bounds: Vec<Bounds> = stream.folds.iter().map(Fold::mask).map(of).collect();
+                    let all = |f: fn(&Bounds) -> Option<i64>| bounds.iter().map(f).collect::<Option<Vec<i64>>>();
+                    stream.bounds = Bounds {
+                        upper: all(|b| b.upper).and_then(|b| b.into_iter().max()),
+                        lower: all(|b| b.lower).and_then(|b| b.into_iter().min()),
+                    };
+                    (stream.positions, stream.bounds)
                 }
-                (None, Some(u)) => format!("`{s}` ends at t{}", shown(u)),
-                (Some(l), None) => format!("`{s}` begins at t{}", shown(l)),
-                (Some(l), Some(u)) => format!("`{s}` runs from t{} to t{}", shown(l), shown(u)),
+                Shape::Contract(_) => continue,
+                Shape::Rows => {
+                    let [eq] = kernel.equations[..] else { continue };
+                    let equation = plan.equations[eq];
+                    let Some((s, bounds)) = reduced(&plan.graph, equation) else { continue };
+                    plan.bounds.insert(equation.out, (s, bounds));
+                    (s, bounds)
+                }
             };
-            kernel.applied.push(Remark { rule: Rule::Ranges, text });
+            match bounds.text(&plan.graph.axis(s).name) {
+                Ok(text) => kernel.applied.push(Remark { rule: Rule::Ranges, text }),
+                Err(text) => kernel.declined.push(Remark { rule: Rule::Ranges, text }),
+            }
         }
     });
 }
 
-/// `t + lower <= s <= t + upper` wherever the mask holds.
-#[derive(Clone, Copy, Default)]
-struct Bounds {
-    lower: Option<i64>,
-    upper: Option<i64>,
+/// The bounds of what an equation reduces over one axis of positions, if it has any.
+fn reduced(graph: &Graph, Equation { body, .. }: Equation) -> Option<(AxisId, Bounds)> {
+    let Expr::Reduce { op, axes, body } = graph.expr(body) else { return None };
+    let [s] = *axes.iter().copied().filter(|&a| is_positions(graph, a)).collect::<Vec<_>>() else { return None };
+    let masks = match op {
+        Reduction::Sum => Terms::of(graph, *body).masks,
+        op => masked(graph, *body, op.neutral()).0.into_iter().collect(),
+    };
+    let bounds = masks.into_iter().map(|mask| bounds(graph, mask, s)).reduce(Bounds::and)?;
+    (bounds.lower.is_some() || bounds.upper.is_some()).then_some((s, bounds))
+}
+
+/// `t + lower <= s <= t + upper` wherever a mask holds.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Bounds {
+    /// A token at `t` needs no position below `t + lower`.
+    pub lower: Option<i64>,
+    /// A token at `t` needs no position above `t + upper`.
+    pub upper: Option<i64>,
+}
+
+impl Bounds {
+    /// What holds where both masks do.
+    fn and(self, other: Bounds) -> Bounds {
+        let tighter = |x: Option<i64>, y: Option<i64>, pick: fn(i64, i64) -> i64| match (x, y) {
+            (Some(x), Some(y)) => Some(pick(x, y)),
+            (x, y) => x.or(y),
+        };
+        Bounds { lower: tighter(self.lower, other.lower, i64::max), upper: tighter(self.upper, other.upper, i64::min) }
+    }
+
+    /// Which coordinates of `s` are visited, or that there is no bound.
+    fn text(self, s: &str) -> Result<String, String> {
+        let shown = |n: i64| match n {
+            0 => String::new(),
+            n if n > 0 => format!(" + {n}"),
+            n => format!(" - {}", -n),
+        };
+        match (self.lower, self.upper) {
+            (None, None) => Err(format!("no mask bounds `{s}` by a token's position")),
+            (None, Some(u)) => Ok(format!("`{s}` ends at t{}", shown(u))),
+            (Some(l), None) => Ok(format!("`{s}` begins at t{}", shown(l))),
+            (Some(l), Some(u)) => Ok(format!("`{s}` runs from t{} to t{}", shown(l), shown(u))),
+        }
+    }
 }
 
 fn bounds(graph: &Graph, mask: ExprId, s: AxisId) -> Bounds {
     let Expr::Binary(op, a, b) = *graph.expr(mask) else { return Bounds::default() };
     if op == Binary::And {
-        let (x, y) = (bounds(graph, a, s), bounds(graph, b, s));
-        let tighter = |x: Option<i64>, y: Option<i64>, pick: fn(i64, i64) -> i64| match (x, y) {
-            (Some(x), Some(y)) => Some(pick(x, y)),
-            (x, y) => x.or(y),
-        };
-        return Bounds { lower: tighter(x.lower, y.lower, i64::max), upper: tighter(x.upper, y.upper, i64::min) };
+        return bounds(graph, a, s).and(bounds(graph, b, s));
     }
     let (Some(a), Some(b)) = (Affine::of(graph, a, s), Affine::of(graph, b, s)) else { return Bounds::default() };
     // a op b  <=>  d op 0 with d = a - b = ±(s - t) + offset

@@ -9,6 +9,7 @@ use super::layout::Step;
 use super::place::Place;
 use super::segments::{Affine, fits_lanes};
 use crate::format::Elem;
+use crate::fuse::{Bounds, Plan};
 use crate::loops::{Arg, Buffer, Expr, Fold, LANES, Share, Spread, Stmt, Ty, Var};
 
 type GExpr = graph::ExprId;
@@ -75,6 +76,8 @@ const MOST_NESTED: usize = 32;
 /// Writes one kernel.
 pub(crate) struct Emitter<'a> {
     pub(crate) graph: &'a Graph,
+    /// Which positions a token needs of what is reduced over them.
+    bounds: &'a HashMap<TensorId, (AxisId, Bounds)>,
     /// Where tensors are read.
     pub(crate) places: HashMap<TensorId, Place>,
     /// The ranges of axes that are not visited whole.
@@ -91,9 +94,10 @@ pub(crate) struct Emitter<'a> {
 }
 
 impl<'a> Emitter<'a> {
-    pub(crate) fn new(graph: &'a Graph, places: HashMap<TensorId, Place>) -> Emitter<'a> {
+    pub(crate) fn new(plan: &'a Plan, places: HashMap<TensorId, Place>) -> Emitter<'a> {
         Emitter {
-            graph,
+            graph: &plan.graph,
+            bounds: &plan.bounds,
             places,
             spans: HashMap::new(),
             vars: Vec::new(),
@@ -301,12 +305,36 @@ impl<'a> Emitter<'a> {
         });
     }
 
+    /// The positions that a token needs of what is reduced over them.
+    fn needed(&mut self, scope: &Scope, out: TensorId) -> Option<(AxisId, Span)> {
+        let &(s, Bounds { lower, upper }) = self.bounds.get(&out)?;
+        let mut axes = self.graph.tensor(out).axes.iter();
+        let t = *axes.find(|&&a| self.graph.axis(a).extent == Extent::Tokens)?;
+        let first = scope.at.get(&t)?.clone() + Arg::Past;
+        let last = match scope.vector {
+            Some((axis, _)) if axis == t => first.clone() + (LANES - 1),
+            _ => first.clone(),
+        };
+        let from = lower.map_or(Expr::Int(0), |lower| (first + lower).max(0).div(LANES) * LANES);
+        let from = self.int(from);
+        let end = end_of_positions();
+        let to = upper.map_or(end.clone(), |upper| (last + (upper + 1)).min(end));
+        let to = self.int(to.max(from.clone()));
+        Some((s, Span { from, to, aligned: true, len: None }))
+    }
+
     fn element(&mut self, scope: &Scope, out: TensorId, body: GExpr, to: &Place) {
+        let needed = self.needed(scope, out).map(|(s, span)| (s, self.spans.insert(s, span)));
         let value = match self.graph.expr(body).clone() {
             graph::Expr::Reduce { op: Reduction::ArgMax, axes, body } => self.argmax(scope, axes[0], body),
             graph::Expr::Reduce { op, axes, body } => self.reduction(scope, op, &axes, body),
             _ => self.value(scope, body),
         };
+        match needed {
+            Some((s, Some(before))) => _ = self.spans.insert(s, before),
+            Some((s, None)) => _ = self.spans.remove(&s),
+            None => {}
+        }
         let axes = self.graph.tensor(out).axes.clone();
         let index: Vec<Expr> = axes.iter().map(|a| scope.at[a].clone()).collect();
         let at = to.address(&index);

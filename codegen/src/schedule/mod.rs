@@ -188,7 +188,7 @@ impl<'a> Context<'a> {
         let rounded =
             self.homes.rounded.iter().filter_map(|rounded| Some((rounded.tensor, self.rounded(rounded.tensor)?)));
         places.extend(rounded.map(|(tensor, place)| (tensor, place.clone())));
-        Emitter::new(&self.plan.graph, places)
+        Emitter::new(self.plan, places)
     }
 
     fn close(&self, name: &str, e: Emitter) -> loops::Kernel {

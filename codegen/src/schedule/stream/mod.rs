@@ -235,11 +235,11 @@ fn tile(
     let end = e.int(end_of_positions());
     let first = Expr::from(Arg::Past) + from.clone();
     let last = first.clone() + count.clone() - 1;
-    let to = match stream.upper {
+    let to = match stream.bounds.upper {
         Some(upper) => (last + (upper + 1)).min(end.clone()).max(0),
         None => end.clone(),
     };
-    let low = match stream.lower {
+    let low = match stream.bounds.lower {
         Some(lower) => (first + lower).max(0),
         None => Expr::Int(0),
     };

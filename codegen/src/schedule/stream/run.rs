@@ -272,7 +272,7 @@ impl Run<'_> {
             masks.push(widen(mask));
         }
         // Where the mask already ends at the token, no position lies beyond the end.
-        if self.shape.stream.upper.is_none_or(|u| u > 0) {
+        if self.shape.stream.bounds.upper.is_none_or(|u| u > 0) {
             masks.push(scope.at[&self.shape.stream.positions].clone().iota().lt(self.end.clone().splat()));
         }
         match masks.into_iter().reduce(|a, b| a.and(b)) {
