@@ -307,7 +307,7 @@ impl<'a> Emitter<'a> {
 
     /// The positions that a token needs of what is reduced over them.
     fn needed(&mut self, scope: &Scope, out: TensorId) -> Option<(AxisId, Span)> {
-        let &(s, Bounds { lower, upper }) = self.bounds.get(&out)?;
+        let &(s, bounds) = self.bounds.get(&out)?;
         let mut axes = self.graph.tensor(out).axes.iter();
         let t = *axes.find(|&&a| self.graph.axis(a).extent == Extent::Tokens)?;
         let first = scope.at.get(&t)?.clone() + Arg::Past;
@@ -315,10 +315,8 @@ impl<'a> Emitter<'a> {
             Some((axis, _)) if axis == t => first.clone() + (LANES - 1),
             _ => first.clone(),
         };
-        let from = lower.map_or(Expr::Int(0), |lower| (first + lower).max(0).div(LANES) * LANES);
-        let from = self.int(from);
-        let end = end_of_positions();
-        let to = upper.map_or(end.clone(), |upper| (last + (upper + 1)).min(end));
+        let (low, to) = positions_within(bounds, first, last, end_of_positions());
+        let from = self.int(low.div(LANES) * LANES);
         let to = self.int(to.max(from.clone()));
         Some((s, Span { from, to, aligned: true, len: None }))
     }
@@ -712,6 +710,16 @@ impl<'a> Emitter<'a> {
         }
         true
     }
+}
+
+/// The first of the positions that tokens need, which are at positions from `first` to `last`, and what is behind the last.
+pub(super) fn positions_within(bounds: Bounds, first: Expr, last: Expr, end: Expr) -> (Expr, Expr) {
+    let low = bounds.lower.map_or(Expr::Int(0), |lower| (first + lower).max(0));
+    let to = match bounds.upper {
+        Some(upper) => (last + (upper + 1)).min(end).max(0),
+        None => end,
+    };
+    (low, to)
 }
 
 /// The number of positions after this step.

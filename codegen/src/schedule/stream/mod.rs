@@ -13,7 +13,7 @@ mod run;
 
 use super::contract::flat;
 use super::cores::Matrix;
-use super::emit::{Emitter, Scope, Span, end_of_positions};
+use super::emit::{Emitter, Scope, Span, end_of_positions, positions_within};
 use super::homes::RUN;
 use super::layout::Layout;
 use super::place::Place;
@@ -235,14 +235,7 @@ fn tile(
     let end = e.int(end_of_positions());
     let first = Expr::from(Arg::Past) + from.clone();
     let last = first.clone() + count.clone() - 1;
-    let to = match stream.bounds.upper {
-        Some(upper) => (last + (upper + 1)).min(end.clone()).max(0),
-        None => end.clone(),
-    };
-    let low = match stream.bounds.lower {
-        Some(lower) => (first + lower).max(0),
-        None => Expr::Int(0),
-    };
+    let (low, to) = positions_within(stream.bounds, first, last, end.clone());
     let mut from_run = e.int(low.div(RUN));
     let mut to_run = e.int(to.div_ceil(RUN as i64));
     if let Some(split) = split.clone() {

@@ -33,7 +33,7 @@ impl<'m> Checker<'m> {
             let entry = if parameter.axes.is_some() {
                 cx.steps.push(Step::Argument { name: ident.clone(), id: None });
                 let local = Local::Named(ident.clone());
-                Entry::Tensor(Tensor { local, axes, equation: false, masked: Vec::new(), ty: Type::Float })
+                Entry::Tensor(Tensor::new(local, axes, Type::Float))
             } else {
                 let id = cx.scalars;
                 cx.scalars += 1;

@@ -144,7 +144,7 @@ impl Checker<'_> {
         let initial = self.materialise(cx, &value, &label, name.span());
         let out = cx.numbered();
         cx.steps.push(Step::Layers { out: out.clone(), stack, initial: initial.local });
-        cx.load(Tensor { local: out, axes, equation: false, masked: Vec::new(), ty: Type::Float })
+        cx.load(Tensor::new(out, axes, Type::Float))
     }
 
     /// A tensor that holds a value: the one it is an element of, or a new one.

@@ -294,7 +294,7 @@ impl Checker<'_> {
                     self.axes[axis].used.set(true);
                 }
                 let (local, axes) = (Local::Named(ident.clone()), declared.axes.clone());
-                Some(Tensor { local, axes, equation: false, masked: Vec::new(), ty: Type::Float })
+                Some(Tensor::new(local, axes, Type::Float))
             }
             Entry::Tensor(tensor) => {
                 let local = match tensor.local {

@@ -226,8 +226,7 @@ impl<'m> Checker<'m> {
             }
             for parameter in &function.parameters {
                 let tensor = cx.numbered();
-                let tensor =
-                    Tensor { local: tensor, axes: None, equation: false, masked: Vec::new(), ty: Type::Unknown };
+                let tensor = Tensor::new(tensor, None, Type::Unknown);
                 let value = cx.load(tensor);
                 cx.locals.push((parameter.name.to_string(), Entry::Bound(Rc::new(RefCell::new(value)))));
             }
@@ -394,8 +393,7 @@ impl<'m> Checker<'m> {
         }
         let ty = ty.unwrap_or(Type::Float);
         let local = Local::Named(parameter.name.clone());
-        cx.locals
-            .push((name, Entry::Tensor(Tensor { local, axes: axes.clone(), equation: false, masked: Vec::new(), ty })));
+        cx.locals.push((name, Entry::Tensor(Tensor::new(local, axes.clone(), ty))));
         self.statements(&mut cx, function);
         let label = if main { "output".to_owned() } else { format!("{}.out", parameter.name) };
         cx.label = label.clone();
@@ -574,7 +572,7 @@ impl<'m> Checker<'m> {
                 cx.steps.push(Step::Append { name: name.clone(), rows: name.clone(), over: over.clone() });
             }
             let local = Local::Named(name.clone());
-            let tensor = Tensor { local, axes, equation: false, masked: Vec::new(), ty: tensor.ty };
+            let tensor = Tensor::new(local, axes, tensor.ty);
             cached.push((name.to_string(), Entry::Tensor(tensor)));
         }
         cx.locals.extend(cached);

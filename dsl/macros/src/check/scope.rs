@@ -35,6 +35,13 @@ pub(super) struct Tensor {
     pub(super) ty: Type,
 }
 
+impl Tensor {
+    /// One that is no equation, and that nothing masks.
+    pub(super) const fn new(local: Local, axes: Axes, ty: Type) -> Tensor {
+        Tensor { local, axes, equation: false, masked: Vec::new(), ty }
+    }
+}
+
 /// A scalar of the generated code.
 #[derive(Clone)]
 pub(super) struct Scalar {

@@ -53,7 +53,7 @@ impl Checker<'_> {
         let equation = declared.is_some() && understood;
         let axes = if understood { declared.unwrap_or(result) } else { None };
         let [values, indices] = locals;
-        let tensor = |local, ty| Tensor { local, axes: axes.clone(), equation, masked: Vec::new(), ty };
+        let tensor = |local, ty| Tensor { equation, ..Tensor::new(local, axes.clone(), ty) };
         [tensor(values, Type::Float), tensor(indices, Type::Int)]
     }
 

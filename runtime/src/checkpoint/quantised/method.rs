@@ -67,7 +67,7 @@ impl Method {
                     "gptq_v2" => 0,
                     _ => return settings.wrong("checkpoint_format", format, "gptq and gptq_v2 can be read"),
                 };
-                settings.int4(Packing::Gptq { more }, "bits", "group_size")?
+                settings.int4(Packing::Gptq { more })?
             }
             "awq" => {
                 let version = settings.text("version", Some("gemm"))?;
@@ -77,7 +77,7 @@ impl Method {
                     "gemv_fast" => Packing::AwqGemvFast,
                     _ => return settings.wrong("version", version, "gemm, gemv and gemv_fast can be read"),
                 };
-                settings.int4(packing, "bits", "group_size")?
+                settings.int4(packing)?
             }
             "mxfp4" => Method::Mxfp4,
             other => return settings.wrong("quant_method", other, METHODS),
@@ -124,7 +124,8 @@ impl<'a> Settings<'a> {
         .ok_or_else(|| self.error(key, &format!("wants two numbers of at least 1, not {value}")))
     }
 
-    fn int4(&self, packing: Packing, bits: &str, group: &str) -> Result<Method, Error> {
+    fn int4(&self, packing: Packing) -> Result<Method, Error> {
+        let (bits, group) = ("bits", "group_size");
         match self.value(bits) {
             Some(value) if value.as_u64() == Some(4) => {}
             Some(value) => return self.wrong(bits, &value.to_string(), "4 can be read"),
