@@ -8,7 +8,7 @@ use crate::format::{Codes, Format, PANEL};
 pub struct Cores {
     /// The width of their vectors: 128 (the portable core alone), 256 or 512.
     pub bits: u32,
-    /// Whether pairs of bf16 are multiplied and added at once.
+    /// Whether pairs of bf16 are multiplied and added at once, faster than floats.
     pub bf16: bool,
     /// How products of four bytes are added at once, if they are.
     pub bytes: Option<ByteProducts>,

@@ -28,6 +28,8 @@ mod x86 {
             let bytes = if has!("avx512vnni") { ByteProducts::Avx512Vnni } else { ByteProducts::Avx2 };
             let bf16 = has!("avx512bf16");
             let tiles = bf16 && bytes == ByteProducts::Avx512Vnni && request_tiles();
+            // On a server of Intel an instruction for pairs takes four times as long as one for floats: its tiles are for those.
+            let bf16 = bf16 && (tiles || vendor() != INTEL);
             return Cores { bits: 512, bf16, bytes: Some(bytes), tiles, fetch: fetch(512) };
         }
         if has!("avx2") && has!("fma") {
@@ -47,14 +49,22 @@ mod x86 {
         known.into_iter().filter(|(_, has)| *has).map(|(name, _)| name).collect()
     }
 
+    const INTEL: [u8; 12] = *b"GenuineIntel";
+
+    /// Who made the processor, as it says.
+    fn vendor() -> [u8; 12] {
+        let name = __cpuid(0);
+        let mut vendor = [0; 12];
+        vendor.copy_from_slice([name.ebx, name.edx, name.ecx].map(u32::to_le_bytes).as_flattened());
+        vendor
+    }
+
     /// What was measured to be best: for the processors of AMD, by family, the Zen 3 and the Zen 4 in one, and for those of Intel
     /// that have tiles, as which a machine that was not measured is taken.
     fn fetch(bits: usize) -> Option<Fetch> {
-        let [name, version] = [0, 1].map(__cpuid);
-        let vendor = [name.ebx, name.edx, name.ecx].map(u32::to_le_bytes);
         let of_most = Fetch { bits: 32, ahead: [8192; 2], past: false };
         // The extended family counts from 15 on.
-        match (vendor.as_flattened(), 15 + (version.eax >> 20 & 0xff)) {
+        match (&vendor(), 15 + (__cpuid(1).eax >> 20 & 0xff)) {
             (b"AuthenticAMD", 0x17) => Some(Fetch { past: true, ..of_most }),
             (b"AuthenticAMD", 0x19) if bits == 512 => None,
             (b"AuthenticAMD", 0x19) => Some(Fetch { ahead: [2048, 4096], ..of_most }),
