@@ -5,8 +5,8 @@ mod support;
 use einfuse_codegen::format::{Elem, Format, PANEL};
 
 use einfuse_codegen::loops::{
-    Address, Arg, Buffer, ByteProducts, Core, Cores, Encode, Expr, Exps, Fetch, GROUP, Kernel, MAX_PANELS, Memory,
-    Next, Slot, Stmt, Ty, Unpack, Var, interpret, parse,
+    Address, Arg, Buffer, ByteProducts, Core, Cores, Encode, Expr, Exps, Fetch, FetchInto, GROUP, Kernel, MAX_PANELS,
+    Memory, Next, Slot, Stmt, Ty, Unpack, Var, interpret, parse,
 };
 use einfuse_codegen::lower::{Lowering, compile};
 use support::{Random, both, bytes, floats, host, run};
@@ -29,9 +29,19 @@ fn all_cores() -> Vec<Cores> {
     if host.tiles {
         all.push(Cores { tiles: false, ..host });
     }
+    #[cfg(target_arch = "x86_64")]
+    if host.bits == 512 && !host.bf16 && std::is_x86_feature_detected!("avx512bf16") {
+        all.push(Cores { bf16: true, ..host });
+    }
     if host.bits > 128 {
-        let some = |bits, past| Some(Fetch { bits, ahead: [2048, 4096], past });
-        let others = [None, some(8, false), some(32, true)].into_iter().filter(|fetch| *fetch != host.fetch);
+        let some = |bits, into, many| Some(Fetch { bits, ahead: [2048, 4096], into, many });
+        let others = [
+            None,
+            some(8, FetchInto::All, true),
+            some(32, FetchInto::First, false),
+            some(32, FetchInto::Both(512), true),
+        ];
+        let others = others.into_iter().filter(|fetch| *fetch != host.fetch);
         all.extend(others.map(|fetch| Cores { tiles: false, fetch, ..host }));
     }
     if host.bits > 128 {
@@ -143,7 +153,7 @@ fn check(case: &Case) {
         b_format,
         b_stride: b_stride.into(),
         // A hint, which changes no result.
-        next: (rows % 3 == 1).then(|| Next { at: Address::new(Buffer::Layer(1), 0), elem: Elem::U8, bytes: 100 }),
+        next: (rows % 4 < 2).then(|| Next { at: Address::new(Buffer::Layer(1), 0), elem: Elem::U8, bytes: 100 }),
         c: Address::new(Buffer::Arena(8), 5),
         c_stride: c_stride.into(),
         accumulate,
@@ -195,7 +205,7 @@ fn check(case: &Case) {
 }
 
 fn all_shapes(formats: (Format, Format)) {
-    shapes(formats, &[1, 2, 3, 4, 5, 6, 8, 13, 48, 64], &[0, 1, 2, 3, 6, 8, 17, 32, 34, 48, 64, 96, 192, 576]);
+    shapes(formats, &[1, 2, 3, 4, 5, 6, 8, 12, 13, 48, 64], &[0, 1, 2, 3, 6, 8, 17, 32, 34, 48, 64, 96, 192, 576]);
 }
 
 fn shapes(formats: (Format, Format), rows: &[usize], depths: &[usize]) {

@@ -14,6 +14,9 @@ pub struct Cores {
     pub bytes: Option<ByteProducts>,
     /// Whether tiles of sixteen rows by sixteen columns of both are multiplied at once (AMX).
     pub tiles: bool,
+    /// Whether a core of many rows is faster by two panels than by one, where it takes both: a number of a row is loaded once for
+    /// them, which is worth it where loads hold up products.
+    pub by_two: bool,
     /// How cores of few rows fetch panels ahead, if they had better, since the machine's own guesses come too late.
     pub fetch: Option<Fetch>,
 }
@@ -26,8 +29,21 @@ pub struct Fetch {
     pub bits: usize,
     /// How many bytes ahead: cores of one row, and of several.
     pub ahead: [usize; 2],
-    /// Whether they are fetched past all caches but the first: they are read once.
-    pub past: bool,
+    /// Into which caches.
+    pub into: FetchInto,
+    /// Whether cores of many rows fetch what the next unit reads, each its share, into the second cache.
+    pub many: bool,
+}
+
+/// Into which caches panels are fetched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FetchInto {
+    /// All.
+    All,
+    /// The first, past all others: they are read once.
+    First,
+    /// The second, and so many bytes ahead the first.
+    Both(usize),
 }
 
 /// Which instructions of x86 add products of four bytes.
@@ -45,7 +61,7 @@ pub enum ByteProducts {
 
 impl Cores {
     /// The portable core alone.
-    pub const PORTABLE: Cores = Cores { bits: 128, bf16: false, bytes: None, tiles: false, fetch: None };
+    pub const PORTABLE: Cores = Cores { bits: 128, bf16: false, bytes: None, tiles: false, by_two: false, fetch: None };
 
     /// Whether a machine that has these has such ones too.
     pub fn have(&self, others: &Cores) -> bool {
@@ -82,7 +98,11 @@ impl Cores {
     /// Of codes, sums of products of both kinds are held.
     pub fn rows_by(&self, a: Format, b: Format, panels: usize) -> usize {
         let cores = self.by(b);
-        let one = if b.is_coded() { cores.rows().min(8) } else { cores.rows() };
+        let one = match b {
+            Format::Codes(codes) if codes.are_bytes() && cores.bits == 512 => 12,
+            Format::Codes(_) | Format::Words(_) => cores.rows().min(8),
+            Format::F32 | Format::Bf16 => cores.rows(),
+        };
         match (panels, b) {
             (1, _) => one,
             _ if cores.bits < 512 || a != b => 0,
@@ -106,6 +126,11 @@ impl Cores {
     /// Whether only several instructions together add products of bytes.
     pub(crate) fn adds_pairs(&self) -> bool {
         self.bytes == Some(ByteProducts::Avx2)
+    }
+
+    /// Whether cores of many rows fetch what the next unit reads: tiles always do.
+    pub fn fetch_next(&self) -> bool {
+        self.tiles || self.fetch.is_some_and(|fetch| fetch.many)
     }
 
     /// The words that several rows had better be where such panels are multiplied with them, if so: where products of bytes take
@@ -151,7 +176,7 @@ impl Cores {
     pub fn panels(&self, a: Format, b: Format, depth: usize) -> usize {
         let two = match self.tiles_serve(a, b, depth) {
             true => !b.is_coded(),
-            false => self.rows_by(a, b, MAX_PANELS) > 0,
+            false => self.by_two && self.rows_by(a, b, MAX_PANELS) > 0,
         };
         if two { MAX_PANELS } else { 1 }
     }

@@ -10,7 +10,7 @@ mod print;
 mod verify;
 
 pub use build::*;
-pub use cores::{ByteProducts, Cores, Fetch};
+pub use cores::{ByteProducts, Cores, Fetch, FetchInto};
 pub use interpret::{Fault, Memory, Slot, interpret};
 pub use ir::*;
 pub use parse::{ParseError, parse};

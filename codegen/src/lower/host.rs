@@ -21,16 +21,18 @@ mod x86 {
     use std::arch::x86_64::{__cpuid, __cpuid_count};
     use std::is_x86_feature_detected as has;
 
-    use crate::loops::{ByteProducts, Cores, Fetch};
+    use crate::loops::{ByteProducts, Cores, Fetch, FetchInto};
 
     pub(crate) fn cores() -> Cores {
         if has!("avx512f") && has!("avx512dq") && has!("avx512bw") && has!("avx512vl") {
             let bytes = if has!("avx512vnni") { ByteProducts::Avx512Vnni } else { ByteProducts::Avx2 };
             let bf16 = has!("avx512bf16");
             let tiles = bf16 && bytes == ByteProducts::Avx512Vnni && request_tiles();
-            // On a server of Intel an instruction for pairs takes four times as long as one for floats: its tiles are for those.
-            let bf16 = bf16 && (tiles || vendor() != INTEL);
-            return Cores { bits: 512, bf16, bytes: Some(bytes), tiles, fetch: fetch(512) };
+            // Vectors of a server of Intel take four times as long for pairs of bf16 as for floats. And in a cycle it loads three
+            // numbers that are spread over vectors, where it loads two vectors.
+            let intel = vendor() == INTEL;
+            let bf16 = bf16 && (tiles || !intel);
+            return Cores { bits: 512, bf16, bytes: Some(bytes), tiles, by_two: !intel, fetch: fetch(512) };
         }
         if has!("avx2") && has!("fma") {
             let bytes = if has!("avxvnni") { ByteProducts::AvxVnni } else { ByteProducts::Avx2 };
@@ -59,17 +61,17 @@ mod x86 {
         vendor
     }
 
-    /// What was measured to be best: for the processors of AMD, by family, the Zen 3 and the Zen 4 in one, and for those of Intel
-    /// that have tiles, as which a machine that was not measured is taken.
+    /// What was measured to be best: for the processors of AMD, by family, the Zen 3 and the Zen 4 in one, and for servers of Intel,
+    /// as which a machine that was not measured is taken.
     fn fetch(bits: usize) -> Option<Fetch> {
-        let of_most = Fetch { bits: 32, ahead: [8192; 2], past: false };
+        let of_most = Fetch { bits: 32, ahead: [8192; 2], into: FetchInto::All, many: false };
         // The extended family counts from 15 on.
         match (&vendor(), 15 + (__cpuid(1).eax >> 20 & 0xff)) {
-            (b"AuthenticAMD", 0x17) => Some(Fetch { past: true, ..of_most }),
+            (b"AuthenticAMD", 0x17) => Some(Fetch { into: FetchInto::First, ..of_most }),
             (b"AuthenticAMD", 0x19) if bits == 512 => None,
             (b"AuthenticAMD", 0x19) => Some(Fetch { ahead: [2048, 4096], ..of_most }),
             (b"AuthenticAMD", 0x1a) => Some(Fetch { bits: 8, ..of_most }),
-            _ => Some(of_most),
+            _ => Some(Fetch { into: FetchInto::Both(2048), many: bits == 512, ..of_most }),
         }
     }
 

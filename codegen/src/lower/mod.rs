@@ -125,7 +125,7 @@ pub fn compile(kernels: &[Kernel], target: &Target, how: &Lowering) -> Result<Co
     let mut texts = Vec::new();
     let failed = |e: &dyn std::fmt::Display| LowerError::Codegen { kernel: "core".to_string(), message: e.to_string() };
     for (i, core) in cores.assemble(call_conv, how.keep_text).map_err(|e| failed(&e))?.into_iter().enumerate() {
-        let id = module.declare_function(&format!("core_{i}"), Linkage::Local, &core.signature);
+        let id = module.declare_function(&format!("{i} {}", core.name), Linkage::Local, &core.signature);
         let id = id.map_err(|e| failed(&e))?;
         module.define_function_bytes(id, 64, &core.bytes, &[]).map_err(|e| failed(&e))?;
         texts.push(core.text);

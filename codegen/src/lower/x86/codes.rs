@@ -41,7 +41,7 @@ impl Pairs {
     }
 }
 
-/// Writes the code of a core, of at most eight rows at 512 bits (six by two panels, of bytes) and of six at 256. What the
+/// Writes the code of a core, of at most eight rows at 512 bits (of bytes twelve, or six by two panels) and of six at 256. What the
 /// blocks before add up to is held in registers where there are 32 of them, else in the result.
 pub(super) fn write(w: &mut Writer, shape: Shape, codes: Codes) -> Result<(), IcedError> {
     let Shape { rows, panels, depth, .. } = shape;
@@ -82,7 +82,7 @@ pub(super) fn write(w: &mut Writer, shape: Shape, codes: Codes) -> Result<(), Ic
             }
         }
     }
-    core.w.times(blocks, |w| Rows { w, shape, codes, chains, pairs }.block())?;
+    core.w.times_fetching(&shape, blocks, |w| Rows { w, shape, codes, chains, pairs }.block())?;
     let core = Rows { w, shape, codes, chains, pairs };
     for row in 0..rows {
         for panel in 0..panels {

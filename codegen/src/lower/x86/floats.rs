@@ -55,7 +55,7 @@ impl Floats<'_> {
         let unroll = (UNROLL / each).next_power_of_two().clamp(self.chains, 16);
         let (count, each) = (steps / unroll, self.shape);
         let Floats { vectors, chains, .. } = *self;
-        self.w.times(count, |w| Floats { w, shape: each, vectors, chains }.steps(unroll))?;
+        self.w.times_fetching(&each, count, |w| Floats { w, shape: each, vectors, chains }.steps(unroll))?;
         self.steps(steps % unroll)?;
         for row in 0..self.shape.rows {
             for vector in 0..self.vectors {

@@ -25,7 +25,7 @@ use self::instructions::XOR;
 use self::lanes::Lanes;
 use super::target::serve;
 use crate::format::{Format, PANEL};
-use crate::loops::{ByteProducts, Core, Cores, Encode, Exps, FEW, Fetch, GROUP, MAX_ROWS, Stmt, Unpack};
+use crate::loops::{ByteProducts, Core, Cores, Encode, Exps, FEW, Fetch, FetchInto, GROUP, MAX_ROWS, Stmt, Unpack};
 
 /// The shape of a core, which its machine code is made for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,6 +52,11 @@ impl Shape {
     /// Steps of 32 bits of each column of the panel.
     fn steps(&self) -> usize {
         self.depth / self.b.together()
+    }
+
+    /// Lines of its share of what the next unit reads, where a core of many rows fetches that.
+    fn share(&self) -> usize {
+        self.next.filter(|_| self.fetch.is_none()).map_or(0, |bytes| bytes.div_ceil(LINE))
     }
 
     /// Bytes of a row of the first operand in a step.
@@ -254,6 +259,8 @@ impl Table {
 
 /// A function's machine code.
 pub(super) struct Assembled {
+    /// What it is, as profilers show it.
+    pub(super) name: String,
     pub(super) signature: Signature,
     pub(super) bytes: Vec<u8>,
     pub(super) text: String,
@@ -300,7 +307,7 @@ fn assemble(leaf: &Leaf, cores: &Cores, call_conv: CallConv, text: Option<usize>
         }
     }
     let bytes = w.code.assemble(0)?;
-    Ok(Assembled { signature: leaf.signature(call_conv), bytes, text: listing })
+    Ok(Assembled { name: leaf.to_string(), signature: leaf.signature(call_conv), bytes, text: listing })
 }
 
 impl std::fmt::Display for Leaf {
@@ -498,8 +505,41 @@ impl Writer {
         let Some(fetch) = shape.fetch else { return Ok(()) };
         let ahead = fetch.ahead[usize::from(shape.rows > 1)];
         let line = if shape.next.is_some() { self.at(NEXT, bytes) } else { self.at(B, ahead + bytes) };
-        let code = if fetch.past { Code::Prefetchnta_m8 } else { Code::Prefetcht0_m8 };
+        let code = match fetch.into {
+            FetchInto::All => Code::Prefetcht0_m8,
+            FetchInto::First => Code::Prefetchnta_m8,
+            FetchInto::Both(near) => {
+                let near = self.at(B, near + bytes);
+                self.push(Instruction::with1(Code::Prefetcht0_m8, near))?;
+                Code::Prefetcht1_m8
+            }
+        };
         self.push(Instruction::with1(code, line))
+    }
+
+    /// Fetches some lines of a core's share of what the next unit reads into the second cache.
+    fn fetch_share(&mut self, lines: usize) -> Result<(), IcedError> {
+        for line in 0..lines {
+            let line = self.at(NEXT, line * LINE);
+            self.push(Instruction::with1(Code::Prefetcht1_m8, line))?;
+        }
+        if lines > 0 { self.advance(NEXT, lines * LINE) } else { Ok(()) }
+    }
+
+    /// Does something so many times, and meanwhile fetches a core's share of what the next unit reads.
+    fn times_fetching(
+        &mut self,
+        shape: &Shape,
+        turns: usize,
+        body: impl Fn(&mut Self) -> Result<(), IcedError>,
+    ) -> Result<(), IcedError> {
+        let lines = shape.share().div_ceil(turns.max(1));
+        let fetching = shape.share().div_ceil(lines.max(1)).min(turns);
+        self.times(fetching, |w| {
+            w.fetch_share(lines)?;
+            body(w)
+        })?;
+        self.times(turns - fetching, body)
     }
 
     /// Moves on in the panel, and in the next.

@@ -7,7 +7,7 @@
 use iced_x86::{Code, IcedError, Instruction, MemoryOperand, Register};
 
 use super::codes::halves;
-use super::{A, B, C, LINE, NEXT, STEP, Shape, Writer};
+use super::{A, B, C, STEP, Shape, Writer};
 use crate::format::Codes;
 use crate::loops::GROUP;
 
@@ -183,7 +183,7 @@ impl Part {
         let load = if passes_by { Code::VEX_Tileloaddt1_tmm_sibmem } else { Code::VEX_Tileloadd_tmm_sibmem };
         // What is fetched is spread over all tiles of steps of all parts.
         let turns = shape.steps() / GROUP * (shape.rows / GROUP).div_ceil(SUMS_AT_ONCE / shape.panels);
-        let lines = shape.next.map_or(0, |bytes| bytes.div_ceil(LINE).div_ceil(turns));
+        let lines = shape.share().div_ceil(turns);
         for tile in 0..tiles {
             let pairs = (0..*groups).step_by(ROWS.len()).map(|from| from..(from + ROWS.len()).min(*groups));
             for (nth, pair) in pairs.enumerate() {
@@ -201,19 +201,13 @@ impl Part {
                         }
                     }
                     if nth == 0 && panel == 0 {
-                        for line in 0..lines {
-                            let line = w.at(NEXT, (tile * lines + line) * LINE);
-                            w.push(Instruction::with1(Code::Prefetcht1_m8, line))?;
-                        }
+                        w.fetch_share(lines)?;
                     }
                     for (group, rows) in pair.clone().zip(ROWS) {
                         w.push(Instruction::with3(multiply, sums(group * shape.panels + panel), rows, register))?;
                     }
                 }
             }
-        }
-        if tiles > 0 && shape.next.is_some() {
-            w.advance(NEXT, tiles * lines * LINE)?;
         }
         if tiles > 0 {
             w.advance(A, tiles * GROUP * shape.a_step())?;
