@@ -91,6 +91,8 @@ enum Leaf {
 impl Leaf {
     /// A core, where all of its shape is known and the machine has the instructions.
     fn core(core: &Core, cores: &Cores) -> Option<Leaf> {
+        let panel = core.b_format.panel(core.depth.as_size()?) * core.b_format.elem().bytes();
+        let is_share = core.next.as_ref().is_some_and(|next| next.bytes < panel);
         let shape = Shape {
             rows: core.rows,
             panels: core.panels,
@@ -102,9 +104,10 @@ impl Leaf {
             c_stride: core.c_stride.as_size()? * 4,
             accumulate: core.accumulate,
             tiles: false,
-            // As many as a core can take are those of many.
+            // As many as a core can take are those of many, and so are the rest of those, which fetch a share.
             fetch: cores.fetch.filter(|fetch| {
                 core.panels == 1
+                    && !is_share
                     && core.rows <= FEW.min(cores.by(core.b_format).rows() - 1)
                     && (core.rows > 1 || core.b_format.bits() < fetch.bits || core.next.is_some())
             }),
