@@ -28,7 +28,7 @@ mod x86 {
             let bytes = if has!("avx512vnni") { ByteProducts::Avx512Vnni } else { ByteProducts::Avx2 };
             let bf16 = has!("avx512bf16");
             let tiles = bf16 && bytes == ByteProducts::Avx512Vnni && request_tiles();
-            // Vectors of a server of Intel take four times as long for pairs of bf16 as for floats. And in a cycle it loads three
+            // On a server of Intel an instruction for pairs takes four times as long as one for floats. And in a cycle it loads three
             // numbers that are spread over vectors, where it loads two vectors.
             let intel = vendor() == INTEL;
             let bf16 = bf16 && (tiles || !intel);
