@@ -143,7 +143,7 @@ fn check(case: &Case) {
     let b_stride = if panels == 1 { 0 } else { b_format.panel(depth) + 64 };
     let unit = a_format.elem().bytes();
     // A whole panel, or a share of one.
-    let bytes = if accumulate { 100 } else { (b_format.panel(depth) * b_format.elem().bytes()).max(1) };
+    let ahead = if accumulate { 100 } else { (b_format.panel(depth) * b_format.elem().bytes()).max(1) };
     let core = Core {
         rows,
         depth: if at_run_time { Expr::Arg(Arg::Past) } else { depth.into() },
@@ -155,7 +155,7 @@ fn check(case: &Case) {
         b_format,
         b_stride: b_stride.into(),
         // A hint, which changes no result.
-        next: (rows % 4 < 2).then(|| Next { at: Address::new(Buffer::Layer(1), 0), elem: Elem::U8, bytes }),
+        next: (rows % 4 < 2).then(|| Next { at: Address::new(Buffer::Layer(1), 0), elem: Elem::U8, bytes: ahead }),
         c: Address::new(Buffer::Arena(8), 5),
         c_stride: c_stride.into(),
         accumulate,
