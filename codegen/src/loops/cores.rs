@@ -8,7 +8,7 @@ use crate::format::{Codes, Format, PANEL};
 pub struct Cores {
     /// The width of their vectors: 128 (the portable core alone), 256 or 512.
     pub bits: u32,
-    /// Whether pairs of bf16 are multiplied and added at once, faster than floats.
+    /// Whether pairs of bf16 are multiplied and added at once, by vectors or by tiles, faster than floats.
     pub bf16: bool,
     /// How products of four bytes are added at once, if they are.
     pub bytes: Option<ByteProducts>,
@@ -17,11 +17,11 @@ pub struct Cores {
     /// Whether a core of many rows is faster by two panels than by one, where it takes both: a number of a row is loaded once for
     /// them, which is worth it where loads hold up products.
     pub by_two: bool,
-    /// How cores of few rows fetch panels ahead, if they had better, since the machine's own guesses come too late.
+    /// How cores fetch panels ahead, if they had better, since the machine's own guesses come too late.
     pub fetch: Option<Fetch>,
 }
 
-/// How panels are fetched ahead.
+/// How panels are fetched ahead, by cores of few rows where nothing else is said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fetch {
     /// Cores of one row do so with elements of fewer bits than this. Through others one row goes so quickly that reading what lies
@@ -31,7 +31,7 @@ pub struct Fetch {
     pub ahead: [usize; 2],
     /// Into which caches.
     pub into: FetchInto,
-    /// Whether cores of many rows fetch what the next unit reads, each its share, into the second cache.
+    /// Whether cores of many rows, of vectors or tiles, fetch what the next unit reads, each its share, into the second cache.
     pub many: bool,
 }
 
@@ -126,11 +126,6 @@ impl Cores {
     /// Whether only several instructions together add products of bytes.
     pub(crate) fn adds_pairs(&self) -> bool {
         self.bytes == Some(ByteProducts::Avx2)
-    }
-
-    /// Whether cores of many rows fetch what the next unit reads: tiles always do.
-    pub fn fetch_next(&self) -> bool {
-        self.tiles || self.fetch.is_some_and(|fetch| fetch.many)
     }
 
     /// The words that several rows had better be where such panels are multiplied with them, if so: where products of bytes take

@@ -421,7 +421,7 @@ fn cores(
         stride: rows.stride,
     });
     let mut b = units.panelled(panels, unit, Expr::Int(0));
-    if cx.cores.fetch_next() && !block.few && cx.mode(kernel) == Mode::Many {
+    if cx.cores.fetch.is_some_and(|fetch| fetch.many) && !block.few && cx.mode(kernel) == Mode::Many {
         b.next = Some(units.next(panels, unit));
         b.spread = Some(block.most_rows());
     }

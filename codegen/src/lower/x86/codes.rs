@@ -726,7 +726,8 @@ mod tests {
             accumulate: false,
             tiles: false,
             fetch: None,
-            next: None,
+            next: false,
+            share: 0,
         };
         write(&mut w, shape, format.codes().unwrap()).unwrap();
         if format.unpacked() != format {

@@ -44,19 +44,16 @@ struct Shape {
     tiles: bool,
     /// How what is read next is fetched, if it is.
     fetch: Option<Fetch>,
-    /// How many bytes of that are told to be elsewhere than behind the panel.
-    next: Option<usize>,
+    /// Whether that is told to be elsewhere than behind the panel.
+    next: bool,
+    /// Lines of it that this core fetches as one of many, which fetch the rest.
+    share: usize,
 }
 
 impl Shape {
     /// Steps of 32 bits of each column of the panel.
     fn steps(&self) -> usize {
         self.depth / self.b.together()
-    }
-
-    /// Lines of its share of what the next unit reads, where a core of many rows fetches that.
-    fn share(&self) -> usize {
-        self.next.filter(|_| self.fetch.is_none()).map_or(0, |bytes| bytes.div_ceil(LINE))
     }
 
     /// Bytes of a row of the first operand in a step.
@@ -91,30 +88,31 @@ enum Leaf {
 impl Leaf {
     /// A core, where all of its shape is known and the machine has the instructions.
     fn core(core: &Core, cores: &Cores) -> Option<Leaf> {
-        let panel = core.b_format.panel(core.depth.as_size()?) * core.b_format.elem().bytes();
-        let is_share = core.next.as_ref().is_some_and(|next| next.bytes < panel);
+        let depth = core.depth.as_size()?;
+        let tiles = core.rows.is_multiple_of(GROUP) && cores.tiles_serve(core.a_format, core.b_format, depth);
+        let panel = core.b_format.panel(depth) * core.b_format.elem().bytes();
+        let share = core.next.as_ref().filter(|next| tiles || next.bytes < panel).map(|next| next.bytes.div_ceil(LINE));
         let shape = Shape {
             rows: core.rows,
             panels: core.panels,
-            depth: core.depth.as_size()?,
+            depth,
             a: core.a_format,
             b: core.b_format,
             a_stride: core.a_stride.as_size()? * core.a_format.elem().bytes(),
             b_stride: if core.panels == 1 { 0 } else { core.b_stride.as_size()? * core.b_format.elem().bytes() },
             c_stride: core.c_stride.as_size()? * 4,
             accumulate: core.accumulate,
-            tiles: false,
-            // As many as a core can take are those of many, and so are the rest of those, which fetch a share.
+            tiles,
+            // As many as a core can take are those of many.
             fetch: cores.fetch.filter(|fetch| {
                 core.panels == 1
-                    && !is_share
+                    && share.is_none()
                     && core.rows <= FEW.min(cores.by(core.b_format).rows() - 1)
                     && (core.rows > 1 || core.b_format.bits() < fetch.bits || core.next.is_some())
             }),
-            next: core.next.as_ref().map(|next| next.bytes),
+            next: core.next.is_some(),
+            share: share.unwrap_or(0),
         };
-        let tiles = shape.rows.is_multiple_of(GROUP) && cores.tiles_serve(shape.a, shape.b, shape.depth);
-        let shape = Shape { tiles, ..shape };
         let near = MAX_ROWS * shape.a_stride.max(shape.c_stride) + shape.b_stride + 8 * shape.depth < i32::MAX as usize;
         let fits = match tiles {
             true => core.panels <= cores.panels(shape.a, shape.b, shape.depth),
@@ -146,7 +144,7 @@ impl Leaf {
     fn signature(&self, call_conv: CallConv) -> Signature {
         let mut signature = Signature::new(call_conv);
         let addresses = match self {
-            Leaf::Core(shape) => 3 + usize::from(shape.next.is_some()),
+            Leaf::Core(shape) => 3 + usize::from(shape.next),
             Leaf::Unpack { .. } | Leaf::Encode { .. } | Leaf::Exps { .. } => 2,
             Leaf::Lanes(lanes) => lanes.pointers.len() + usize::from(lanes.rows),
             Leaf::SetUp | Leaf::Leave => 0,
@@ -278,7 +276,7 @@ fn assemble(leaf: &Leaf, cores: &Cores, call_conv: CallConv, text: Option<usize>
     let mut w = Writer::new(&cores)?;
     match leaf {
         Leaf::Core(shape) => {
-            if shape.next.is_some() {
+            if shape.next {
                 w.push(Instruction::with2(Code::Mov_r64_rm64, NEXT, Register::RCX))?;
             }
             match (shape.b.codes(), shape.tiles) {
@@ -507,7 +505,7 @@ impl Writer {
     fn fetch(&mut self, shape: &Shape, bytes: usize) -> Result<(), IcedError> {
         let Some(fetch) = shape.fetch else { return Ok(()) };
         let ahead = fetch.ahead[usize::from(shape.rows > 1)];
-        let line = if shape.next.is_some() { self.at(NEXT, bytes) } else { self.at(B, ahead + bytes) };
+        let line = if shape.next { self.at(NEXT, bytes) } else { self.at(B, ahead + bytes) };
         let code = match fetch.into {
             FetchInto::All => Code::Prefetcht0_m8,
             FetchInto::First => Code::Prefetchnta_m8,
@@ -536,8 +534,8 @@ impl Writer {
         turns: usize,
         body: impl Fn(&mut Self) -> Result<(), IcedError>,
     ) -> Result<(), IcedError> {
-        let lines = shape.share().div_ceil(turns.max(1));
-        let fetching = shape.share().div_ceil(lines.max(1)).min(turns);
+        let lines = shape.share.div_ceil(turns.max(1));
+        let fetching = shape.share.div_ceil(lines.max(1)).min(turns);
         self.times(fetching, |w| {
             w.fetch_share(lines)?;
             body(w)
@@ -548,13 +546,13 @@ impl Writer {
     /// Moves on in the panel, and in the next.
     fn advance_panel(&mut self, shape: &Shape, bytes: usize) -> Result<(), IcedError> {
         self.advance(B, bytes)?;
-        if shape.fetch.is_some() && shape.next.is_some() { self.advance(NEXT, bytes) } else { Ok(()) }
+        if shape.fetch.is_some() && shape.next { self.advance(NEXT, bytes) } else { Ok(()) }
     }
 
     /// Moves back in both.
     fn retreat_panel(&mut self, shape: &Shape, bytes: usize) -> Result<(), IcedError> {
         self.retreat(B, bytes)?;
-        if shape.fetch.is_some() && shape.next.is_some() { self.retreat(NEXT, bytes) } else { Ok(()) }
+        if shape.fetch.is_some() && shape.next { self.retreat(NEXT, bytes) } else { Ok(()) }
     }
 
     /// Moves an address on.

@@ -183,7 +183,7 @@ impl Part {
         let load = if passes_by { Code::VEX_Tileloaddt1_tmm_sibmem } else { Code::VEX_Tileloadd_tmm_sibmem };
         // What is fetched is spread over all tiles of steps of all parts.
         let turns = shape.steps() / GROUP * (shape.rows / GROUP).div_ceil(SUMS_AT_ONCE / shape.panels);
-        let lines = shape.share().div_ceil(turns);
+        let lines = shape.share.div_ceil(turns);
         for tile in 0..tiles {
             let pairs = (0..*groups).step_by(ROWS.len()).map(|from| from..(from + ROWS.len()).min(*groups));
             for (nth, pair) in pairs.enumerate() {
