@@ -41,10 +41,13 @@ impl Elem {
 /// the machine guesses. Behind the last block, up to a multiple of 64 bytes, is nothing.
 ///
 /// A row of the other operand has `depth` floats (`F32`, or `Bf16` where the panel is), or where the panel is of codes:
-/// `depth` signed bytes, for each block a scale as `F32`, then for each block the sum of its bytes: times `-offset` as `I32`, or
-/// where there are minima times the row's scale as `F32`. Where there are steps, the offset is that of the bytes that panels are
-/// unpacked to, and behind these sums are those of the parts: the sum of a part's bytes, times -1, as `I32`. So a row goes with
-/// panels of both kinds.
+/// `depth` signed bytes, for each block a scale as `F32`, then for each block the sum of its bytes as `F32`: times `offset` and
+/// taken from [`ROUND`], or where there are minima times the row's scale. Where there are steps, the offset is that of the bytes
+/// that panels are unpacked to, and behind these sums are those of the parts: the sum of a part's bytes, times -1, as `I32`. So a
+/// row goes with panels of both kinds.
+///
+/// A sum that is taken from [`ROUND`] is where the sum of a block's products begins, added up as whole numbers: in the end its bits
+/// are those of a float, which is [`ROUND`] more than what the block adds up to. So it needs no conversion.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Format {
     /// 32-bit floats.
@@ -387,6 +390,11 @@ impl Codes {
         if self.steps.is_some() { 1 } else { self.offset }
     }
 
+    /// What it is added to then, as whole numbers: the bits of [`ROUND`], or of parts nothing.
+    pub const fn summed_from(self) -> i32 {
+        if self.steps.is_some() { 0 } else { ROUND.to_bits() as i32 }
+    }
+
     /// How many times four rows it takes until all planes begin a new word.
     pub fn group(self) -> usize {
         self.planes().iter().map(|plane| plane.steps()).max().unwrap_or(1)
@@ -455,6 +463,10 @@ impl Plane {
         (self.at + (step / self.steps() * PANEL + n) * 4 + k % 4, step % self.steps() * self.bits)
     }
 }
+
+/// 1.5 · 2^23. Added to it, a float below 2^22 is rounded to a whole number, which its lowest bits then are: its bits are those of
+/// this one and that number more. All that a block adds up to is below that: 256 products of bytes, 128 times 127 each.
+pub const ROUND: f32 = 12_582_912.0;
 
 /// What is taken from bytes that stand for signed ones.
 pub const BYTE_OFFSET: i32 = 128;

@@ -503,7 +503,7 @@ impl Machine<'_> {
 fn sum_of_row(codes: Codes, sum: i32, scale: f32) -> u32 {
     match codes.minimum {
         true => (scale * sum as f32).to_bits(),
-        false => (-codes.summed_as() * sum) as u32,
+        false => (codes.summed_from() - codes.summed_as() * sum) as u32,
     }
 }
 

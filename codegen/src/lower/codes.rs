@@ -11,7 +11,7 @@ use cranelift::codegen::ir::{Endianness, InstBuilder, MemFlagsData, Value};
 use super::core::Operands;
 use super::emit::{Emitter, Range, memory, repeat};
 use super::words;
-use crate::format::{Codes, Format, PANEL, Plane, SMALLEST};
+use crate::format::{Codes, Format, PANEL, Plane, ROUND, SMALLEST};
 use crate::loops::LANES;
 
 /// Rows that are taken at once.
@@ -330,7 +330,9 @@ impl Rows<'_> {
             let start = match self.codes.minimum {
                 true => e.int_of(I32X4, 0),
                 false => {
+                    let from = if self.words { 0 } else { self.codes.summed_from() };
                     let start = e.ins().load(I32, memory(), *pointer, *at);
+                    let start = e.ins().iadd_imm_s(start, i64::from(-from));
                     e.ins().splat(I32X4, start)
                 }
             };
@@ -433,24 +435,30 @@ pub(super) fn encode(e: &mut Emitter, from: (Value, i32), to: (Value, i32), dept
                 sum = e.ins().iadd(sum, other);
             }
             let sum = e.ins().extractlane(sum, 0);
+            total = Some(total.map_or(sum, |total| e.ins().iadd(total, sum)));
             let sum = match codes.minimum {
                 true => {
                     let sum = e.ins().fcvt_from_sint(F32, sum);
                     e.ins().fmul(scale, sum)
                 }
-                false => e.ins().imul_imm_s(sum, i64::from(-codes.summed_as())),
+                false => sum_of_row(e, sum, codes),
             };
             e.ins().store(memory(), sum, sums, at + 4 * part as i32);
-            total = Some(total.map_or(sum, |total| e.ins().iadd(total, sum)));
         }
         let target = within(e, to.0, 4);
         e.ins().store(memory(), scale, target, to.1 + depth as i32);
         if let (Some(total), Some(unpacked)) = (total.filter(|_| codes.steps.is_some()), unpacked(codes)) {
-            let total = e.ins().imul_imm_s(total, i64::from(unpacked.summed_as()));
+            let total = sum_of_row(e, total, unpacked);
             e.ins().store(memory(), total, target, to.1 + unpacked.sums_of_row(depth) as i32);
         }
         Vec::new()
     });
+}
+
+/// What a row has of the sum of some of its bytes, without minima.
+fn sum_of_row(e: &mut Emitter, sum: Value, codes: Codes) -> Value {
+    let sum = e.ins().imul_imm_s(sum, i64::from(-codes.summed_as()));
+    e.ins().iadd_imm_s(sum, i64::from(codes.summed_from()))
 }
 
 /// What the numbers of a block of a row are multiplied with, in each lane, for the largest to become `most`; and the block's scale.
@@ -474,14 +482,13 @@ pub(super) fn factor(e: &mut Emitter, (pointer, offset): (Value, i32), length: u
 
 /// Four numbers of a row, taken times something and rounded.
 pub(super) fn nearest(e: &mut Emitter, (pointer, offset): (Value, i32), vector: usize, factor: Value) -> Value {
-    // Added to this number, a smaller one is rounded to a whole one, which its last bits then are.
-    let magic = e.float_of(F32X4, 12_582_912.0);
-    let magic_bits = e.bits(magic);
+    let round = e.float_of(F32X4, ROUND);
+    let bits = e.bits(round);
     let x = e.ins().load(F32X4, memory(), pointer, offset + 16 * vector as i32);
     let x = e.ins().fmul(x, factor);
-    let x = e.ins().fadd(x, magic);
+    let x = e.ins().fadd(x, round);
     let x = e.bits(x);
-    e.ins().isub(x, magic_bits)
+    e.ins().isub(x, bits)
 }
 
 /// What panels of such codes are unpacked to.

@@ -8,9 +8,7 @@ use cranelift::codegen::ir::types::{F32, I32, I32X4};
 use cranelift::codegen::ir::{InstBuilder, Type, Value};
 
 use super::emit::Emitter;
-
-/// Adding it to a float below 2^22 leaves the nearest integer in the lowest bits.
-pub(super) const ROUND: f32 = 12_582_912.0;
+use crate::format::ROUND;
 
 /// Short names for what polynomials are made of.
 impl Emitter {

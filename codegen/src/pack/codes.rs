@@ -6,7 +6,7 @@ use std::ops::Range;
 use half::bf16;
 
 use super::{InBlocks, RUN, SCALES, Values};
-use crate::format::{Codes, Element, Format, PANEL};
+use crate::format::{Codes, Element, Format, PANEL, ROUND};
 
 /// Stores the rows of a column of a panel in their own blocks. What is there is zero.
 pub(super) fn write_codes(
@@ -311,8 +311,7 @@ fn fit(rows: &[[f32; PANEL]], inverse: &[f32; PANEL], zero: &[f32; PANEL]) -> [[
 
 /// The nearest whole number to a small one, ties to even.
 fn rounded(x: f32) -> f32 {
-    const MAGIC: f32 = 12_582_912.0;
-    (x + MAGIC) - MAGIC
+    (x + ROUND) - ROUND
 }
 
 #[cfg(test)]

@@ -136,14 +136,15 @@ impl Tiling {
         let parts = (TILES * workers).div_ceil(sizes.outer.max(1)).next_power_of_two().min(MOST_PARTS);
         // What a tile computes for each page it computes for all of its rows.
         let tile = if sizes.operands > 0 { EXPANDING } else { 48 };
-        // Panels are read anew for each block, and wide cores multiply faster than memory brings them. Where tiles multiply, as
-        // many rows as stay near are best.
+        // As many rows as stay near are best; but panels are read anew for each block, and wide cores multiply faster than memory
+        // brings them.
+        let near = |bytes: usize, least: usize, most: usize| {
+            1 << (SECOND / (bytes * sizes.depth.max(1))).clamp(least, most).ilog2()
+        };
         let block = match cores.bits {
-            512 if cores.tiles && sizes.bits <= 16 => {
-                let rows = (SECOND / (Elem::Bf16.bytes() * sizes.depth.max(1))).clamp(64, 512);
-                1 << rows.ilog2()
-            }
-            512 => 256,
+            512 if cores.tiles && sizes.bits <= 16 => near(Elem::Bf16.bytes(), 64, 512),
+            512 if sizes.bits <= 8 => near(Elem::U8.bytes(), 128, 256),
+            512 => near(Elem::F32.bytes(), 128, 256),
             _ => 64,
         };
         Tiling { block, core: cores.most_rows(), prepared: 4, tile, parts }

@@ -6,7 +6,7 @@ use iced_x86::{Code, IcedError, Instruction, MemoryOperand, Register};
 
 use super::instructions::*;
 use super::{A, B, LINE, STEP, Shape, Writer};
-use crate::format::{Codes, Format, PANEL};
+use crate::format::{Codes, Format, PANEL, ROUND};
 use crate::loops::ByteProducts;
 
 /// Where the scales of the rows are.
@@ -53,6 +53,7 @@ pub(super) fn write(w: &mut Writer, shape: Shape, codes: Codes) -> Result<(), Ic
         let at = w.at(A, at);
         w.push(Instruction::with2(Code::Lea_r64_m, register, at))?;
     }
+    w.push(Instruction::with2(Code::Mov_rm32_imm32, w.word_below(0), ROUND.to_bits()))?;
     constants(w, codes, pairs.is_some_and(|pairs| pairs.signed))?;
     match pairs {
         Some(_) if codes.steps.is_some() => {}
@@ -136,7 +137,7 @@ pub(super) fn unpack_floats(w: &mut Writer, depth: usize, format: Format) -> Res
         match codes.minimum {
             true => halves(w, (B, format.values() + 2 * PANEL), added)?,
             false => {
-                w.push(Instruction::with3(Code::EVEX_Vmulps_zmm_k1z_zmm_zmmm512b32_er, added, scale, offset))?;
+                w.push(Instruction::with3(MULTIPLY[0], added, scale, offset))?;
             }
         }
         for step in 0..block / format.together() {
@@ -547,18 +548,24 @@ impl Rows<'_> {
         Ok(())
     }
 
+    /// Whether the sums of a part end as the bits of floats, see [`ROUND`]. By AVX2 they do where sums of rows are added.
+    fn are_floats(&self) -> bool {
+        let with_sums = |pairs: Pairs| !pairs.signed && !self.codes.minimum && self.codes.steps.is_none();
+        self.pairs.is_none_or(with_sums)
+    }
+
     /// Begins the sums of a part with what the offset of the codes, or their zeros, take away; by AVX2 that comes last.
     fn start(&mut self, part: usize) -> Result<(), IcedError> {
-        let from_sum = !self.codes.minimum && self.codes.steps.is_none() && self.pairs.is_none();
+        let from_sum = !self.codes.minimum && self.codes.steps.is_none();
         for row in 0..self.shape.rows {
             let at = row * self.shape.a_stride + 4 * part;
             for panel in 0..self.shape.panels {
                 let first = self.sum(0, row, panel);
-                if from_sum {
-                    let start = self.w.at(ROW_SUMS, at);
+                if self.pairs.is_none() {
+                    let start = if from_sum { self.w.at(ROW_SUMS, at) } else { self.w.word_below(0) };
                     self.w.two(SPREAD, first, start)?;
                 }
-                for chain in usize::from(from_sum)..self.chains {
+                for chain in usize::from(self.pairs.is_none())..self.chains {
                     let sum = self.sum(chain, row, panel);
                     self.w.zero(sum)?;
                 }
@@ -652,11 +659,19 @@ impl Rows<'_> {
             halves(self.w, (base, values + nth * 2 * PANEL), register)?;
         }
         let convert = self.w.of(TO_FLOAT);
-        let multiply = [Code::EVEX_Vmulps_zmm_k1z_zmm_zmmm512b32_er, Code::VEX_Vmulps_ymm_ymm_ymmm256];
         if self.codes.steps.is_some() && self.pairs.is_none() {
             self.w.three(AND, steps, steps, self.w.lower())?;
             self.w.push(Instruction::with2(convert, steps, steps))?;
-            self.w.three(multiply, scale, scale, steps)?;
+            self.w.three(MULTIPLY, scale, scale, steps)?;
+        }
+        let (are_floats, more) = (self.are_floats(), self.w.bytes());
+        let round = self.w.word_below(0);
+        if are_floats && self.w.wide {
+            let round = MemoryOperand { is_broadcast: true, ..round };
+            self.w.push(Instruction::with3(MULTIPLY[0], more, scale, round))?;
+        } else if are_floats {
+            self.w.two(SPREAD, more, round)?;
+            self.w.three(MULTIPLY, more, more, scale)?;
         }
         for row in 0..self.shape.rows {
             let sum = self.sum(0, row, panel);
@@ -664,22 +679,26 @@ impl Rows<'_> {
                 let other = self.sum(chain, row, panel);
                 self.w.three(ADD, sum, sum, other)?;
             }
-            self.w.push(Instruction::with2(convert, sum, sum))?;
-            let factor = if row % 2 == 0 { self.w.bytes() } else { self.w.others() };
+            if are_floats {
+                // sum * scale - more
+                let code = [Code::EVEX_Vfmsub132ps_zmm_k1z_zmm_zmmm512b32_er, Code::VEX_Vfmsub132ps_ymm_ymm_ymmm256];
+                self.w.three(code, sum, more, scale)?;
+            } else {
+                self.w.push(Instruction::with2(convert, sum, sum))?;
+                self.w.three(MULTIPLY, sum, sum, scale)?;
+            }
             let of_row = row * self.shape.a_stride;
             let sum_of_row = of_row + 4 * part;
             if let Some(total) = self.total(row, panel) {
                 let (of_row, sum_of_row) = (self.w.each(ROW_SCALES, of_row), self.w.each(ROW_SUMS, sum_of_row));
-                self.w.push(Instruction::with3(multiply[0], factor, scale, of_row))?;
-                self.w.three(MULTIPLY_ADD, total, sum, factor)?;
+                self.w.push(Instruction::with3(MULTIPLY_ADD[0], total, sum, of_row))?;
                 if self.codes.minimum {
                     self.w.push(Instruction::with3(MULTIPLY_ADD[0], total, minimum, sum_of_row))?;
                 }
             } else {
                 let (of_row, sum_of_row) = (self.w.at(ROW_SCALES, of_row), self.w.at(ROW_SUMS, sum_of_row));
-                let place = self.w.result(&self.shape, row, vector);
+                let (factor, place) = (self.w.others(), self.w.result(&self.shape, row, vector));
                 self.w.two(SPREAD, factor, of_row)?;
-                self.w.three(multiply, factor, factor, scale)?;
                 // sum * factor + what is there
                 self.w.push(Instruction::with3(Code::VEX_Vfmadd213ps_ymm_ymm_ymmm256, sum, factor, place))?;
                 if self.codes.minimum {

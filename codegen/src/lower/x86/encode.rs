@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use iced_x86::{Code, IcedError, Instruction, MemoryOperand, Register};
 
-use super::instructions::{ADD, AND};
+use super::instructions::{ADD, AND, MULTIPLY};
 use super::{A, B, Writer};
 use crate::format::{BYTE_OFFSET, Codes, Format, MOST_WORD, PANEL, SMALLEST};
 
@@ -17,11 +17,12 @@ const SUMS: Register = Register::R9;
 /// The sum of a block of codes in steps, whose parts have sums of their own.
 const TOTAL: Register = Register::EAX;
 
-/// Words below the end of the stack: what a largest number is at least, what it becomes, the inverse of that, and from the
-/// eighth on the order of [`Writer::order`].
+/// Words below the end of the stack: what a largest number is at least, what it becomes, the inverse of that, what sums are taken
+/// from, and from the eighth on the order of [`Writer::order`].
 const LEAST: usize = 0;
 const MOST: usize = 1;
 const INVERSE: usize = 2;
+const FROM: usize = 3;
 const ORDER: usize = 8;
 
 /// In which order the bytes of words are, in each quarter of a vector: of each four words the second and the third change places.
@@ -52,6 +53,7 @@ pub(super) fn write(w: &mut Writer, depth: usize, format: Format) -> Result<(), 
     for (at, number) in [(LEAST, SMALLEST), (MOST, most), (INVERSE, 1.0 / most)] {
         words[at] = f32::to_bits(number);
     }
+    words[FROM] = format.codes().map_or(0, Codes::summed_from) as u32;
     words[ORDER..].copy_from_slice(&order);
     w.words(words)?;
     w.constant(w.magnitude(), 0x7fff_ffff)?;
@@ -108,8 +110,7 @@ impl Writer {
     }
 }
 
-/// What numbers are multiplied with, then rounded to whole ones.
-const MULTIPLY: [Code; 2] = [Code::EVEX_Vmulps_zmm_k1z_zmm_zmmm512b32_er, Code::VEX_Vmulps_ymm_ymm_ymmm256];
+/// What rounds to whole numbers.
 const TO_WHOLE: [Code; 2] = [Code::EVEX_Vcvtps2dq_zmm_k1z_zmmm512b32_er, Code::VEX_Vcvtps2dq_ymm_ymmm256];
 
 /// Stores the scale of so many numbers, and loads what they are multiplied with.
@@ -210,6 +211,7 @@ fn block(w: &mut Writer, codes: Codes, depth: usize) -> Result<(), IcedError> {
         let to = w.at(SCALES, unpacked.sums_of_row(depth) - depth);
         let shift = unpacked.summed_as().trailing_zeros() as i32;
         w.push(Instruction::with2(Code::Shl_rm32_imm8, TOTAL, shift))?;
+        w.push(Instruction::with2(Code::Add_rm32_imm32, TOTAL, unpacked.summed_from()))?;
         w.push(Instruction::with2(Code::Mov_rm32_r32, to, TOTAL))?;
     }
     w.advance(A, vectors * bytes)?;
@@ -246,11 +248,11 @@ fn sum_of_row(w: &mut Writer, codes: Codes, sum: Register) -> Result<(), IcedErr
     less(w, codes.summed_as(), sum)
 }
 
-/// Makes of a sum what is taken away for an offset, a power of two.
+/// Takes a sum times an offset, a power of two, from what sums are taken from.
 fn less(w: &mut Writer, offset: i32, sum: Register) -> Result<(), IcedError> {
     let shift = offset.trailing_zeros() as i32;
     w.push(Instruction::with3(Code::VEX_Vpslld_xmm_xmm_imm8, sum, sum, shift))?;
-    let zero = w.quarter(w.passing(0));
-    w.push(Instruction::with3(Code::VEX_Vpxor_xmm_xmm_xmmm128, zero, zero, zero))?;
-    w.push(Instruction::with3(Code::VEX_Vpsubd_xmm_xmm_xmmm128, sum, zero, sum))
+    let from = w.quarter(w.passing(0));
+    w.push(Instruction::with2(Code::VEX_Vmovd_xmm_rm32, from, w.word_below(FROM)))?;
+    w.push(Instruction::with3(Code::VEX_Vpsubd_xmm_xmm_xmmm128, sum, from, sum))
 }

@@ -2,9 +2,9 @@
 
 use iced_x86::{Code, IcedError, Instruction, Register};
 
-use super::super::math::{EXP, MINUS_LN_2, ROUND};
+use super::super::math::{EXP, MINUS_LN_2};
 use super::{A, B, Writer};
-use crate::format::{Format, PANEL};
+use crate::format::{Format, PANEL, ROUND};
 
 /// Vectors at once.
 const MOST: usize = 4;

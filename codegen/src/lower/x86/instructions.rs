@@ -28,5 +28,6 @@ pub(super) const RIGHT: [Code; 2] = [Code::EVEX_Vpsrld_zmm_k1z_zmmm512b32_imm8, 
 pub(super) const TIMES: [Code; 2] = [Code::EVEX_Vpmullw_zmm_k1z_zmm_zmmm512, Code::VEX_Vpmullw_ymm_ymm_ymmm256];
 pub(super) const TO_FLOAT: [Code; 2] = [Code::EVEX_Vcvtdq2ps_zmm_k1z_zmmm512b32_er, Code::VEX_Vcvtdq2ps_ymm_ymmm256];
 pub(super) const SPREAD: [Code; 2] = [Code::EVEX_Vpbroadcastd_zmm_k1z_xmmm32, Code::VEX_Vpbroadcastd_ymm_xmmm32];
+pub(super) const MULTIPLY: [Code; 2] = [Code::EVEX_Vmulps_zmm_k1z_zmm_zmmm512b32_er, Code::VEX_Vmulps_ymm_ymm_ymmm256];
 pub(super) const MULTIPLY_ADD: [Code; 2] =
     [Code::EVEX_Vfmadd231ps_zmm_k1z_zmm_zmmm512b32_er, Code::VEX_Vfmadd231ps_ymm_ymm_ymmm256];

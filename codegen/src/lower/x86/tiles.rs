@@ -7,8 +7,9 @@
 use iced_x86::{Code, IcedError, Instruction, MemoryOperand, Register};
 
 use super::codes::halves;
+use super::instructions::{MOVE, MULTIPLY, MULTIPLY_ADD};
 use super::{A, B, C, STEP, Shape, Writer};
-use crate::format::Codes;
+use crate::format::{Codes, ROUND};
 use crate::loops::GROUP;
 
 /// Bytes from row to row of a tile of the panel, and of one of sums on the stack.
@@ -79,6 +80,7 @@ pub(super) fn floats(w: &mut Writer, shape: Shape) -> Result<(), IcedError> {
 /// Writes the code of a core of bytes by one panel. The sums of a block pass through the stack, are scaled and added to the result.
 pub(super) fn bytes(w: &mut Writer, shape: Shape, codes: Codes) -> Result<(), IcedError> {
     let blocks = shape.depth / codes.block;
+    w.constant(ROUNDS, ROUND.to_bits())?;
     strides(w, &shape)?;
     w.push(Instruction::with2(Code::Lea_r64_m, ROW_SCALES, w.at(A, shape.depth)))?;
     let room = (shape.rows * STEP + STEP) as i32;
@@ -95,9 +97,10 @@ pub(super) fn bytes(w: &mut Writer, shape: Shape, codes: Codes) -> Result<(), Ic
     w.push(Instruction::with2(Code::Add_rm64_imm32, Register::RSP, room))
 }
 
-/// What scales the sums of a block: of its columns; and what passes by.
+/// What scales the sums of a block: of its columns; what they are too much by then; [`ROUND`]; and what passes by.
 const SCALES: Register = Register::ZMM31;
-const SCALE: Register = Register::ZMM30;
+const MORE: Register = Register::ZMM30;
+const ROUNDS: Register = Register::ZMM28;
 const TOTAL: Register = Register::ZMM29;
 
 const STORE: Code = Code::EVEX_Vmovups_zmmm512_k1z_zmm;
@@ -113,6 +116,7 @@ fn block(w: &mut Writer, shape: &Shape, codes: Codes) -> Result<(), IcedError> {
     }
     // The panel has moved on over the codes.
     halves(w, (super::B, 0), SCALES)?;
+    w.three(MULTIPLY, MORE, ROUNDS, SCALES)?;
     w.advance(B, shape.b.rows(codes.block) - shape.b.values())?;
     for row in 0..shape.rows {
         let (of_row, place) = (row * shape.a_stride, w.result(shape, row, 0));
@@ -124,12 +128,11 @@ fn block(w: &mut Writer, shape: &Shape, codes: Codes) -> Result<(), IcedError> {
             sum,
             w.each(ROW_SCALES, row_sums + of_row),
         ))?;
-        w.push(Instruction::with2(Code::EVEX_Vcvtdq2ps_zmm_k1z_zmmm512b32_er, sum, sum))?;
-        let scale =
-            Instruction::with3(Code::EVEX_Vmulps_zmm_k1z_zmm_zmmm512b32_er, SCALE, SCALES, w.each(ROW_SCALES, of_row));
-        w.push(scale)?;
-        w.push(Instruction::with3(Code::EVEX_Vfmadd213ps_zmm_k1z_zmm_zmmm512b32_er, sum, SCALE, place))?;
-        w.push(Instruction::with2(STORE, place, sum))?;
+        // sum * SCALES - MORE, of the bits of a float; what is there, and that as often as the row says.
+        w.push(Instruction::with3(Code::EVEX_Vfmsub132ps_zmm_k1z_zmm_zmmm512b32_er, sum, MORE, SCALES))?;
+        w.two(MOVE, TOTAL, place)?;
+        w.push(Instruction::with3(MULTIPLY_ADD[0], TOTAL, sum, w.each(ROW_SCALES, of_row)))?;
+        w.push(Instruction::with2(STORE, place, TOTAL))?;
     }
     w.advance(ROW_SCALES, 4)
 }
