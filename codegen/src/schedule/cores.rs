@@ -109,6 +109,8 @@ pub(super) struct Panelled {
     pub(super) format: Format,
     pub(super) depth: usize,
     pub(super) count: usize,
+    /// How many of them are multiplied, or one more, if not all: of the first ones.
+    pub(super) wanted: Option<Expr>,
     /// Units from one to the next.
     pub(super) apart: usize,
     /// What cores had better fetch meanwhile, if it does not lie behind these: so many bytes for each panel.
@@ -124,7 +126,7 @@ impl Panelled {
             let at = next.at.plus(from * (next.bytes / next.elem.bytes()));
             Next { at, ..next }
         });
-        Panelled { at, count, next, ..*self }
+        Panelled { at, count, next, wanted: None, ..*self }
     }
 
     /// A part of each panel's rows, where all have so many.
@@ -167,7 +169,7 @@ pub(super) fn products(cx: &Context, rows: &Count, a: &Matrix, b: &Panelled, c: 
     let at_once = if rows.is_few() || c.apart != PANEL { 1 } else { cx.cores.panels(a.format, b.format, b.depth) };
     let depth = if rows.is_few() { b.depth } else { cx.cores.depth_at_once(a.format, b.format, b.depth) };
     let parts = b.depth / depth.max(1);
-    together(b.count, at_once, e, |e, panel, count| {
+    together(b, at_once, e, |e, panel, count| {
         let (all, c) = (b.some(panel.clone(), count), c.of_panel(panel));
         let part = |e: &mut Emitter, part: Expr, accumulate: bool| {
             let (a, b) = (a.from(part.clone() * depth), all.part(part.clone(), depth));
@@ -194,11 +196,14 @@ pub(super) fn products(cx: &Context, rows: &Count, a: &Matrix, b: &Panelled, c: 
     });
 }
 
-/// Goes over so many panels, some at once: from which, and how many.
-fn together(count: usize, at_once: usize, e: &mut Emitter, mut with: impl FnMut(&mut Emitter, Expr, usize)) {
-    let whole = count / at_once * at_once;
-    e.repeat(Expr::Int(0), whole.into(), at_once, |e, panel| with(e, panel, at_once));
-    e.repeat(whole.into(), count.into(), 1, |e, panel| with(e, panel, 1));
+/// Goes over panels, some at once: from which, and how many.
+fn together(b: &Panelled, at_once: usize, e: &mut Emitter, mut with: impl FnMut(&mut Emitter, Expr, usize)) {
+    let whole = b.count / at_once * at_once;
+    let wanted = |all: usize| b.wanted.clone().map_or(all.into(), |wanted| wanted.min(all));
+    e.repeat(Expr::Int(0), wanted(whole), at_once, |e, panel| with(e, panel, at_once));
+    if whole < b.count {
+        e.repeat(whole.into(), wanted(b.count), 1, |e, panel| with(e, panel, 1));
+    }
 }
 
 /// The same with panels of a weight, which are unpacked, once for all cores, where rows are not few; `a` are the rows for
@@ -221,10 +226,9 @@ pub(super) fn multiply(
         let (before, apart) = (e.scratch, into.panel(depth));
         let at_once = cx.cores.panels(into, into, depth);
         let at = Address::new(e.memory(at_once * apart, into.elem()), 0);
-        together(b.count, at_once, e, |e, panel, count| {
+        together(b, at_once, e, |e, panel, count| {
             let (b, c) = (b.some(panel.clone(), count), c.of_panel(panel));
-            let all =
-                Panelled { at: at.clone(), format: into, depth, count, apart, next: b.next.clone(), spread: b.spread };
+            let all = Panelled { at: at.clone(), format: into, apart, ..b.clone() };
             e.repeat(Expr::Int(0), count.into(), 1, |e, nth| {
                 let (from, to) = (b.some(nth.clone(), 1).at, all.some(nth, 1).at);
                 e.push(Stmt::Unpack(Unpack { depth, from, format, to, into }));

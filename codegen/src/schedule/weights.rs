@@ -90,7 +90,8 @@ impl Units {
         let apart = if self.joined == 1 { panels.panel } else { panels.unit_stride };
         let at = from + unit.clone() * (self.joined * panels.unit_stride) + panels.base;
         let at = Address::new(panels.buffer.clone(), at);
-        Panelled { at, format: panels.format, depth: panels.depth, count: self.panels, apart, next: None, spread: None }
+        let (format, depth, count) = (panels.format, panels.depth, self.panels);
+        Panelled { at, format, depth, count, wanted: None, apart, next: None, spread: None }
     }
 
     /// What the next unit reads of a weight, a panel's share of it. Where the panels of several weights take turns, each has as

@@ -236,8 +236,9 @@ fn tile(
     let first = Expr::from(Arg::Past) + from.clone();
     let last = first.clone() + count.clone() - 1;
     let (low, to) = positions_within(stream.bounds, first, last, end.clone());
+    let seen = e.int(to);
     let mut from_run = e.int(low.div(RUN));
-    let mut to_run = e.int(to.div_ceil(RUN as i64));
+    let mut to_run = e.int(seen.clone().div_ceil(RUN as i64));
     if let Some(split) = split.clone() {
         let runs = e.int((to_run - from_run.clone()).max(0));
         let begin = from_run.clone() + (runs.clone() * split.clone()).div(shape.splits);
@@ -252,7 +253,8 @@ fn tile(
         let next = fetches.then(|| e.int((run + 1).min(last) * RUN));
         let whole = Span { from: first.clone(), to: first.clone() + RUN, aligned: true, len: Some(RUN) };
         e.spans.insert(stream.positions, whole);
-        let run = Run { cx, kernel, shape, tile: &tile, first, next, end: end.clone(), rows: rows.clone() };
+        let (end, seen, rows) = (end.clone(), seen.clone(), rows.clone());
+        let run = Run { cx, kernel, shape, tile: &tile, first, next, end, seen, rows };
         tile.held.fill(&run, &scope, e);
         run.scores(&scope, e);
         run.statistics(&scope, e);

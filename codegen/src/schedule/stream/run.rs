@@ -27,6 +27,8 @@ pub(super) struct Run<'a> {
     pub(super) next: Option<Expr>,
     /// The number of positions after this step.
     pub(super) end: Expr,
+    /// Where the positions end that some row of the tile may see.
+    pub(super) seen: Expr,
     /// Rows of the tile.
     pub(super) rows: Expr,
 }
@@ -69,7 +71,9 @@ impl Run<'_> {
             e.note(format!("{} by cores", graph_name(&cx.plan.graph, equation.out)));
             let order = Order::of_scores(cx, c);
             let Some(format) = tile.held.format(cx, c, &order) else { continue };
-            let b = self.panels(c, &order, (format, queries.depth, RUN / PANEL), scope, e);
+            let mut b = self.panels(c, &order, (format, queries.depth, RUN / PANEL), scope, e);
+            // What no row sees is masked, whatever its scores are.
+            b.wanted = Some(e.int((self.seen.clone() - s.clone()).div_ceil(PANEL as i64)));
             let to = Address::new(flat(&place), 0);
             let to = Products { at: to, stride: RUN, apart: PANEL, accumulate: false };
             products(cx, &Count::of(self.rows.clone()), &queries.matrix(), &b, &to, e);
@@ -329,7 +333,7 @@ impl Run<'_> {
             Some(place) => (Address::new(flat(place), 0), None),
             None => (at(&self.first), self.next.as_ref().map(|next| Next::panel(at(next), format, depth))),
         };
-        Panelled { at, format, depth, count, apart: format.panel(depth), next, spread: None }
+        Panelled { at, format, depth, count, wanted: None, apart: format.panel(depth), next, spread: None }
     }
 
     /// The coordinates of a state's first element in the run that begins there, at the scope's outer coordinates.
