@@ -2,7 +2,7 @@
 
 mod support;
 
-use einfuse_codegen::format::{Elem, Format, PANEL};
+use einfuse_codegen::format::{Elem, Format, PANEL, ROUND};
 
 use einfuse_codegen::loops::{
     Address, Arg, Buffer, ByteProducts, Core, Cores, Encode, Expr, Exps, Fetch, FetchInto, GROUP, Kernel, MAX_PANELS,
@@ -304,6 +304,21 @@ fn codes_by_codes() {
         shapes((format, format), &[1, 2, 3, 8, 13], &[0, format.block(), 192, 256]);
         if format.codes().is_some_and(|codes| codes.are_bytes()) {
             shapes((format, format), &[16, 48], &[format.block(), 256]);
+        }
+    }
+}
+
+/// The largest sum of a block or part, whatever its codes and a row are: taken from the float or added to it, as whole numbers.
+#[test]
+fn sums_of_codes_are_the_last_bits_of_a_float() {
+    for codes in Format::ALL.into_iter().filter_map(Format::codes) {
+        // Sums are taken times the step later.
+        let of_code = |code| (0..16).map(move |zero| codes.value(code, zero << 4 | 1).abs());
+        let largest = (0..=u8::MAX >> (8 - codes.bits)).flat_map(of_code).max().unwrap();
+        let sum = largest * 127 * codes.summed() as i32;
+        for sum in [sum, -sum] {
+            let (float, bits) = (ROUND + sum as f32, ROUND.to_bits().wrapping_add_signed(sum));
+            assert_eq!(float.to_bits(), bits, "{codes:?}");
         }
     }
 }

@@ -109,7 +109,7 @@ pub(super) struct Panelled {
     pub(super) format: Format,
     pub(super) depth: usize,
     pub(super) count: usize,
-    /// How many of them are multiplied, or one more, if not all: of the first ones.
+    /// How many of the first are wanted, where not all are. Cores that take two at once may take one more.
     pub(super) wanted: Option<Expr>,
     /// Units from one to the next.
     pub(super) apart: usize,

@@ -138,15 +138,15 @@ impl Tiling {
         let tile = if sizes.operands > 0 { EXPANDING } else { 48 };
         // As many rows as stay near are best; but panels are read anew for each block, and wide cores multiply faster than memory
         // brings them.
-        let near = |bytes: usize, least: usize, most: usize| {
-            1 << (SECOND / (bytes * sizes.depth.max(1))).clamp(least, most).ilog2()
+        let tiles = cores.tiles && sizes.bits <= 16;
+        let elem = match sizes.bits {
+            ..=8 if !tiles => Elem::U8,
+            ..=16 if cores.bf16 => Elem::Bf16,
+            _ => Elem::F32,
         };
-        let block = match cores.bits {
-            512 if cores.tiles && sizes.bits <= 16 => near(Elem::Bf16.bytes(), 64, 512),
-            512 if sizes.bits <= 8 => near(Elem::U8.bytes(), 128, 256),
-            512 => near(Elem::F32.bytes(), 128, 256),
-            _ => 64,
-        };
+        let (least, most) = if tiles { (64, 512) } else { (128, 256) };
+        let near = SECOND / (elem.bytes() * sizes.depth.max(1));
+        let block = if cores.bits == 512 { 1 << near.clamp(least, most).ilog2() } else { 64 };
         Tiling { block, core: cores.most_rows(), prepared: 1, tile, parts }
     }
 
