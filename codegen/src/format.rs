@@ -46,6 +46,9 @@ impl Elem {
 /// that panels are unpacked to, and behind these sums are those of the parts: the sum of a part's bytes, times -1, as `I32`. So a
 /// row goes with panels of both kinds.
 ///
+/// Of `I16` a block of a panel has its numbers, then the columns' scales as `F32`; a row has `depth` numbers, then for each block a
+/// scale as `F32`.
+///
 /// A sum that is taken from [`ROUND`] is where the sum of a block's products begins, added up as whole numbers: in the end its bits
 /// are those of a float, which is [`ROUND`] more than what the block adds up to. So it needs no conversion.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -58,6 +61,10 @@ pub enum Format {
     Codes(Codes),
     /// A row of words, no panel: whole numbers of 16 bits, of which so many share a scale. See [`Format::words`].
     Words(usize),
+    /// Whole numbers of 16 bits, of which [`Format::block`] neighbours share a scale: block floating point. As what is stored as
+    /// bf16 is multiplied where pairs of such numbers are multiplied faster than floats are, and bf16 is not. Those of a panel are
+    /// at most [`MOST_OF_PANEL`], those of a row [`MOST_OF_ROW`], so that 32 bits hold what a block adds up to.
+    I16,
 }
 
 /// Codes of a few bits, of which the rows of a block share a scale for each column. A weight is
@@ -174,7 +181,7 @@ impl Format {
     ];
 
     /// All of them.
-    pub const ALL: [Format; 23] = [
+    pub const ALL: [Format; 24] = [
         Format::F32,
         Format::Bf16,
         Format::Q8,
@@ -198,6 +205,7 @@ impl Format {
         codes("q8_32", 8, 32, 128),
         Format::Words(32),
         Format::Words(64),
+        Format::I16,
     ];
 
     /// The format of the fewest bits whose codes can be the values of this grid. `None` if there is none.
@@ -235,7 +243,7 @@ impl Format {
         match self {
             Format::F32 => Elem::F32,
             Format::Bf16 => Elem::Bf16,
-            Format::Codes(_) | Format::Words(_) => Elem::U8,
+            Format::Codes(_) | Format::Words(_) | Format::I16 => Elem::U8,
         }
     }
 
@@ -243,18 +251,19 @@ impl Format {
     pub const fn together(self) -> usize {
         match self {
             Format::F32 => 1,
-            Format::Bf16 | Format::Words(_) => 2,
+            Format::Bf16 | Format::Words(_) | Format::I16 => 2,
             Format::Codes(_) => 4,
         }
     }
 
-    /// What a depth is a multiple of; of codes and words, those that share a scale.
+    /// What a depth is a multiple of; of whole numbers, those that share a scale.
     pub const fn block(self) -> usize {
         match self {
             Format::F32 => 1,
             Format::Bf16 => 2,
             Format::Codes(codes) => codes.block,
             Format::Words(block) => block,
+            Format::I16 => 64,
         }
     }
 
@@ -262,20 +271,20 @@ impl Format {
     pub const fn codes(self) -> Option<Codes> {
         match self {
             Format::Codes(codes) => Some(codes),
-            Format::F32 | Format::Bf16 | Format::Words(_) => None,
+            Format::F32 | Format::Bf16 | Format::Words(_) | Format::I16 => None,
         }
     }
 
     /// Whether values are whole numbers with scales.
     pub const fn is_coded(self) -> bool {
-        matches!(self, Format::Codes(_) | Format::Words(_))
+        matches!(self, Format::Codes(_) | Format::Words(_) | Format::I16)
     }
 
     /// Bits of an element, without its share of a scale.
     pub const fn bits(self) -> usize {
         match self {
             Format::F32 => 32,
-            Format::Bf16 | Format::Words(_) => 16,
+            Format::Bf16 | Format::Words(_) | Format::I16 => 16,
             Format::Codes(codes) => codes.bits,
         }
     }
@@ -285,7 +294,7 @@ impl Format {
         self.rows(self.block()) as f64 * self.elem().bytes() as f64 / (self.block() * PANEL) as f64
     }
 
-    /// Units of the elements of a block; behind them, of codes, are their scales.
+    /// Units of the elements of a block; behind them, of whole numbers, are their scales.
     pub const fn values(self) -> usize {
         self.block() * PANEL * self.bits() / 8 / self.elem().bytes()
     }
@@ -294,6 +303,7 @@ impl Format {
     pub const fn rows(self, depth: usize) -> usize {
         let block = match self {
             Format::Codes(codes) => codes.bytes(),
+            Format::I16 => self.values() + 4 * PANEL,
             Format::F32 | Format::Bf16 | Format::Words(_) => self.values(),
         };
         depth / self.block() * block
@@ -318,6 +328,7 @@ impl Format {
             Format::F32 | Format::Bf16 => depth,
             Format::Codes(codes) => codes.sums_of_row(depth) + depth / codes.summed() * 4,
             Format::Words(block) => 2 * depth + depth / block * 8,
+            Format::I16 => 2 * depth + depth / self.block() * 4,
         }
     }
 }
@@ -473,6 +484,12 @@ pub const BYTE_OFFSET: i32 = 128;
 
 /// What the largest of a block of a row becomes as a word.
 pub const MOST_WORD: f32 = 32767.0;
+
+/// What the largest of a block of a panel becomes as a number of 16 bits: 64 products with those of a row are below 2^31.
+pub const MOST_OF_PANEL: f32 = 4095.0;
+
+/// The same of a block of a row.
+pub const MOST_OF_ROW: f32 = 8191.0;
 
 /// What a largest number counts as where all are smaller, so that its inverse is a number.
 pub const SMALLEST: f32 = 1e-30;

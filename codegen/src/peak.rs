@@ -35,7 +35,7 @@ impl fmt::Display for Multiplier {
             Format::Bf16 => "pairs of bf16",
             Format::Q4 => "pairs of bytes",
             Format::Codes(_) => "fours of bytes",
-            Format::Words(_) => "pairs of words",
+            Format::Words(_) | Format::I16 => "pairs of words",
         };
         match self.tiles {
             true => write!(f, "{what} in tiles"),
@@ -79,7 +79,7 @@ impl MultiplyAdds {
             Format::Bf16 => vec![Format::Bf16, Format::F32],
             Format::Codes(_) if target.cores().sums_halves(panels) => vec![Format::Q4, Format::F32],
             Format::Codes(_) => vec![target.cores().words_by(panels).unwrap_or(Format::Q8), Format::F32],
-            Format::Words(_) => vec![panels, Format::F32],
+            Format::Words(_) | Format::I16 => vec![panels, Format::F32],
         };
         for format in formats {
             if let Some(Multiplying { code, sums, steps, tiles }) = multiplying(format, target, ITERATIONS)? {
@@ -155,11 +155,12 @@ mod tests {
                 let Multiplier { format, bits, tiles } = kernel.multiplier();
                 assert_eq!(tiles, target.cores().tiles && format != Format::F32);
                 assert_eq!(bits, target.cores().by(format).bits);
-                // Words are multiplied only where bytes take several instructions.
-                let serve = target
-                    .cores()
-                    .bytes
-                    .is_some_and(|bytes| !matches!(weights, Format::Words(_)) || bytes == ByteProducts::Avx2);
+                let serve = match weights {
+                    Format::I16 => target.cores().multiply_i16(),
+                    // Only where bytes take several instructions.
+                    Format::Words(_) => target.cores().bytes == Some(ByteProducts::Avx2),
+                    _ => target.cores().bytes.is_some(),
+                };
                 assert_eq!(format.is_coded(), weights.is_coded() && serve);
                 let each = if bits == 128 { 2.0 } else { (kernel.steps * format.together()) as f32 };
                 assert_eq!(kernel.run(), vec![each; kernel.sums], "{weights}: {}", kernel.multiplier());
@@ -168,11 +169,16 @@ mod tests {
     }
 
     #[test]
-    fn weights_that_are_unpacked_to_bf16_are_multiplied_as_such() {
-        let tiles = Target::host().unwrap().cores().tiles;
+    fn weights_that_are_unpacked_are_multiplied_as_what_they_become() {
+        let host = Target::host().unwrap();
+        let cores = host.cores();
         for stored in [Format::F32, Format::Bf16, Format::Q8, Format::Q4] {
             let multiplier = MultiplyAdds::of_weights(stored).unwrap().multiplier();
-            let unpacked = if tiles && stored == Format::Q8 { Format::Bf16 } else { stored };
+            let unpacked = match stored {
+                Format::Q8 if cores.tiles => Format::Bf16,
+                Format::Bf16 if cores.multiply_i16() => Format::I16,
+                stored => stored,
+            };
             assert_eq!(multiplier, MultiplyAdds::new(unpacked).unwrap().multiplier());
         }
     }

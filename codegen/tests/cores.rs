@@ -76,14 +76,20 @@ fn is_wide(cores: Cores, a: Format) -> bool {
         Format::Bf16 => cores.bf16,
         Format::Codes(_) => cores.bytes.is_some(),
         Format::Words(_) => cores.bytes == Some(ByteProducts::Avx2),
+        Format::I16 => cores.multiply_i16(),
     };
     cores.bits > 128 && multiplies
+}
+
+/// A number's upper half.
+fn half(x: f32) -> [u8; 2] {
+    ((x.to_bits() >> 16) as u16).to_le_bytes()
 }
 
 fn values(random: &mut Random, count: usize, format: Format) -> Vec<u8> {
     let values: Vec<f32> = (0..count).map(|_| random.float()).collect();
     match format {
-        Format::Bf16 => values.iter().flat_map(|x| ((x.to_bits() >> 16) as u16).to_le_bytes()).collect(),
+        Format::Bf16 => values.iter().copied().flat_map(half).collect(),
         _ => bytes(&values),
     }
 }
@@ -111,6 +117,9 @@ fn panel(random: &mut Random, depth: usize, format: Format) -> Vec<u8> {
     if !format.is_coded() {
         return values(random, PANEL * depth, format);
     }
+    if format == Format::I16 {
+        return unpacked(values(random, PANEL * depth, Format::Bf16), depth, (Format::Bf16, format));
+    }
     let mut panel = Vec::new();
     let beside = format.rows(format.block()) - format.values();
     for _ in 0..depth / format.block() {
@@ -123,6 +132,16 @@ fn panel(random: &mut Random, depth: usize, format: Format) -> Vec<u8> {
         );
     }
     panel
+}
+
+/// The panel that another is unpacked to.
+fn unpacked(panel: Vec<u8>, depth: usize, (format, into): (Format, Format)) -> Vec<u8> {
+    let unpack =
+        Unpack { depth, from: Address::new(Buffer::Layer(1), 0), format, to: Address::new(Buffer::Arena(0), 0), into };
+    let layer = [(1, Slot::Bytes(panel))].into();
+    let mut memory = Memory { arena: vec![0; into.panel(depth)], layer, ..Memory::default() };
+    interpret(&kernel(Stmt::Unpack(unpack)), &mut memory, 1).unwrap_or_else(|e| panic!("{e:?}"));
+    memory.arena
 }
 
 struct Case {
@@ -332,6 +351,51 @@ fn words_by_bytes() {
 }
 
 #[test]
+fn i16_by_i16() {
+    shapes((Format::I16, Format::I16), &[1, 2, 3, 6, 8, 12, 13], &[0, 64, 192, 576]);
+}
+
+/// The sums of the greatest products fit, with either sign; a block of zeros has a scale; what is no number stays none.
+#[test]
+fn blocks_of_i16_hold_any_numbers() {
+    for (weight, number) in [(1.0, 1.0), (1.0, -1.0), (-3e38, 1e-3), (1e-25, 7.0), (0.0, 1.0), (f32::NAN, 1.0)] {
+        let depth = 2 * Format::I16.block();
+        let panel: Vec<u8> = (0..depth * PANEL).flat_map(|_| half(weight)).collect();
+        let core = Core {
+            rows: 3,
+            depth: depth.into(),
+            a: Address::new(Buffer::Frame(4), 0),
+            a_format: Format::I16,
+            a_stride: Format::I16.row(depth).into(),
+            panels: 1,
+            b: Address::new(Buffer::Layer(1), 0),
+            b_format: Format::I16,
+            b_stride: 0.into(),
+            next: None,
+            c: Address::new(Buffer::Arena(0), 0),
+            c_stride: PANEL.into(),
+            accumulate: false,
+        };
+        let kernel = kernel(Stmt::Core(core));
+        let row = encoded(bytes(&vec![number; depth]), depth, Format::I16);
+        let memory = Memory {
+            arena: vec![0; 3 * PANEL * 4],
+            frame: [(4, Slot::Bytes(row.repeat(3)))].into(),
+            layer: [(1, Slot::Bytes(unpacked(panel, depth, (Format::Bf16, Format::I16))))].into(),
+            ..Memory::default()
+        };
+        let weight = f32::from_bits(weight.to_bits() & 0xffff_0000);
+        let wanted = f64::from(weight) * f64::from(number) * depth as f64;
+        for cores in all_cores() {
+            for x in floats(&actual(cores, &kernel, &memory).0.arena) {
+                let close = (f64::from(x) - wanted).abs() <= wanted.abs() * 1e-5;
+                assert!(close || weight.is_nan() && x.is_nan(), "{cores:?}: {weight} by {number}: {x}, not {wanted}");
+            }
+        }
+    }
+}
+
+#[test]
 fn q4_by_q4() {
     let format = Format::Q4.fitting(64);
     all_shapes((format, format));
@@ -409,11 +473,13 @@ fn panels_are_unpacked_bit_for_bit() {
     let mut random = Random(7);
     let coded = Format::ALL.into_iter().filter(|format| format.codes().is_some());
     let unpacked = coded.flat_map(|format| [(format, format.unpacked()), (format, Format::Bf16)]);
+    let unpacked = unpacked.chain([(Format::Bf16, Format::I16)]);
     for (format, into) in unpacked.filter(|(format, into)| format != into) {
-        for depth in [0, format.block(), 3 * format.block()] {
+        let block = format.block().max(into.block());
+        for depth in [0, block, 3 * block] {
             let (from, to) = (Address::new(Buffer::Layer(1), 64), Address::new(Buffer::Arena(0), 32));
             let kernel = kernel(Stmt::Unpack(Unpack { depth, from, format, to, into }));
-            let panel = [vec![0; 64], panel(&mut random, depth, format)].concat();
+            let panel = [vec![0; 64 * format.elem().bytes()], panel(&mut random, depth, format)].concat();
             let memory = Memory {
                 arena: vec![0xaa; 64 + into.rows(depth) * into.elem().bytes()],
                 layer: [(1, Slot::Bytes(panel))].into(),
@@ -422,7 +488,11 @@ fn panels_are_unpacked_bit_for_bit() {
             let expected = expected(&kernel, &memory);
             for cores in all_cores() {
                 let (actual, called) = actual(cores, &kernel, &memory);
-                let wide = is_wide(cores, format) && (into.is_coded() || cores.bits == 512 && cores.bf16);
+                let wide = match into {
+                    Format::I16 => is_wide(cores, into),
+                    Format::Bf16 => is_wide(cores, format) && cores.bits == 512 && cores.bf16,
+                    _ => is_wide(cores, format),
+                };
                 assert_eq!(!called.is_empty(), wide, "{cores:?}: {kernel}");
                 assert!(expected == actual, "{cores:?}: {kernel}");
             }

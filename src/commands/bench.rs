@@ -29,10 +29,10 @@ they more than the model was made for, unless it has learned its positions one b
 tokens per second stands what of the machine they use: generation reads weights and cache (GB/s, against reading a large
 buffer and nothing else: more than that is what a cache keeps), a prompt computes (GFLOP/s, against the multiplier that
 most weights go through, in the widest vectors or tiles that this machine's cores have: of f32, of pairs of bf16, of
-fours or pairs of bytes, or pairs of words, of which all but the first serve codes of 8 and 4 bits; alone, and in
-registers; where keys and values go through another one, each counts for its share of the operations). Both peaks are
-measured before each repetition, on the same threads: machines that are shared have better and worse minutes. All that
-is shown is a mean of the repetitions.
+fours or pairs of bytes, or pairs of words, which serve bf16 or codes of 8 and 4 bits; alone, and in registers; where
+keys and values go through another one, each counts for its share of the operations). Both peaks are measured before each
+repetition, on the same threads: machines that are shared have better and worse minutes. All that is shown is a mean of
+the repetitions.
 
 `tg 4×` goes on by 4 tokens at once, as when drafts are verified, with the logits of all (beyond 8: of the last), as far as
 `tg` does, in runs that alternate with it. Its `cost` is what a step takes, where one of a single token takes 1 (medians).

@@ -163,7 +163,7 @@ fn bench_relates_steps_of_several_tokens_to_steps_of_one() {
 fn bench_and_explain_name_the_multiplier() {
     for (storage, names) in [
         (["--precision", "f32"], &["f32 at "][..]),
-        (["--precision", "bf16"], &["f32 at ", "pairs of bf16 at ", "pairs of bf16 in tiles"]),
+        (["--precision", "bf16"], &["f32 at ", "pairs of words at ", "pairs of bf16 at ", "pairs of bf16 in tiles"]),
         (["--quant", "q8"], &["f32 at ", "fours of bytes at ", "pairs of words at ", "pairs of bf16 in tiles"]),
         (
             ["--quant", "q4"],

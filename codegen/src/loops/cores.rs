@@ -100,6 +100,8 @@ impl Cores {
         let cores = self.by(b);
         let one = match b {
             Format::Codes(codes) if codes.are_bytes() && cores.bits == 512 => 12,
+            Format::I16 if cores.bits == 512 => 12,
+            Format::I16 => cores.rows(),
             Format::Codes(_) | Format::Words(_) => cores.rows().min(8),
             Format::F32 | Format::Bf16 => cores.rows(),
         };
@@ -107,7 +109,7 @@ impl Cores {
             (1, _) => one,
             _ if cores.bits < 512 || a != b => 0,
             (_, Format::Codes(codes)) if codes.are_bytes() => 6,
-            (_, Format::Codes(_) | Format::Words(_)) => 0,
+            (_, Format::Codes(_) | Format::Words(_) | Format::I16) => 0,
             _ => 12,
         }
     }
@@ -116,7 +118,7 @@ impl Cores {
     pub fn tiles_serve(&self, a: Format, b: Format, depth: usize) -> bool {
         let tile = GROUP * b.together();
         let serve = match b {
-            Format::F32 | Format::Words(_) => false,
+            Format::F32 | Format::Words(_) | Format::I16 => false,
             Format::Bf16 => depth.is_multiple_of(tile),
             Format::Codes(codes) => codes.are_bytes() && codes.block.is_multiple_of(tile),
         };
@@ -126,6 +128,12 @@ impl Cores {
     /// Whether only several instructions together add products of bytes.
     pub(crate) fn adds_pairs(&self) -> bool {
         self.bytes == Some(ByteProducts::Avx2)
+    }
+
+    /// Whether pairs of numbers of 16 bits are multiplied and added at once, by the instructions that do so with fours of bytes, and
+    /// nothing multiplies bf16 as fast: then many rows are multiplied with bf16 as [`Format::I16`], in half of the time of floats.
+    pub fn multiply_i16(&self) -> bool {
+        self.bits > 128 && !self.bf16 && self.bytes.is_some() && !self.adds_pairs()
     }
 
     /// The words that several rows had better be where such panels are multiplied with them, if so: where products of bytes take
@@ -141,9 +149,13 @@ impl Cores {
 
     /// How the panels of a weight are multiplied with many rows; if otherwise than they are stored, they are unpacked first, see
     /// [`Unpack`](super::Unpack). Codes in steps are multiplied as bytes, but where they have fewer instructions as they are; what
-    /// tiles don't multiply as bytes, or not fast, they do as bf16.
+    /// tiles don't multiply as bytes, or not fast, they do as bf16. What is stored as bf16 is multiplied as numbers of 16 bits where
+    /// these are faster, see [`Cores::multiply_i16`].
     pub fn unpacked(&self, format: Format, depth: usize) -> Format {
         let (bytes, floats) = (format.unpacked(), Format::Bf16);
+        if format == floats && self.multiply_i16() && depth.is_multiple_of(Format::I16.block()) && depth > 0 {
+            return Format::I16;
+        }
         let as_floats = format.is_coded() && self.tiles_serve(floats, floats, depth);
         // The sums of a block are scaled by vectors, which takes longer than the products of a single tile of steps.
         let few_sums = bytes.block() > GROUP * bytes.together();

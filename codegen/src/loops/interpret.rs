@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use einfuse_graph::erf;
 use half::bf16;
 
-use crate::format::{BYTE_OFFSET, Codes, Elem, Element, Format, MOST_WORD, PANEL, SMALLEST};
+use crate::format::{
+    BYTE_OFFSET, Codes, Elem, Element, Format, MOST_OF_PANEL, MOST_OF_ROW, MOST_WORD, PANEL, ROUND, SMALLEST,
+};
 
 use super::{
     Address, Arg, Binary, Buffer, Core, Encode, Expr, Exps, Fold, Invalid, Kernel, LANES, Share, Stmt, Unary, Unpack,
@@ -195,6 +197,8 @@ impl Machine<'_> {
                 for k in 0..depth {
                     sum += if let Format::Words(block) = core.a_format {
                         self.word_of_row(core, a, k, depth, block)? * self.decoded(&core.b, format, b, k, n)?
+                    } else if format == Format::I16 {
+                        self.number_of_row(core, a, k, depth)? * self.number_of_panel(&core.b, b, k, n)?
                     } else if format.is_coded() {
                         self.decoded_row(core, a, k, depth)? * self.decoded(&core.b, format, b, k, n)?
                     } else {
@@ -213,6 +217,25 @@ impl Machine<'_> {
             }
         }
         Ok(())
+    }
+
+    /// An element of a row of numbers of 16 bits that begins at byte `a`.
+    fn number_of_row(&mut self, core: &Core, a: i64, k: i64, depth: i64) -> Ran<f64> {
+        let number = self.half_at(&core.a, a.wrapping_add(2 * k))? as i16;
+        let scale = a.wrapping_add(2 * depth + k / Format::I16.block() as i64 * 4);
+        let scale = f32::from_bits(word(self.memory_at(&core.a, scale, 1, 4)?));
+        Ok(f64::from(scale) * f64::from(number))
+    }
+
+    /// The same of a panel that begins at byte `b`.
+    fn number_of_panel(&mut self, panel: &Address, b: i64, k: i64, n: i64) -> Ran<f64> {
+        let (k, n) = (k as usize, n as usize);
+        let block = b.wrapping_add(Format::I16.rows(k / Format::I16.block() * Format::I16.block()) as i64);
+        let at = 2 * in_pairs(k % Format::I16.block(), n);
+        let number = self.half_at(panel, block.wrapping_add(at as i64))? as i16;
+        let scale = block.wrapping_add((Format::I16.values() + 4 * n) as i64);
+        let scale = f32::from_bits(word(self.memory_at(panel, scale, 1, 4)?));
+        Ok(f64::from(scale) * f64::from(number))
     }
 
     /// An element of a panel of codes that begins at byte `b`.
@@ -258,12 +281,15 @@ impl Machine<'_> {
     fn unpack(&mut self, unpack: &Unpack) -> Ran<()> {
         let Unpack { depth, from, format, to, into: unpacked } = unpack;
         let (b, start) = (self.int(&from.offset)?, self.int(&to.offset)?);
+        if *unpacked == Format::I16 {
+            return self.unpack_to_i16(*depth, (from, b), (to, start));
+        }
         if *unpacked == Format::Bf16 {
             for (k, n) in (0..*depth).flat_map(|k| (0..PANEL).map(move |n| (k, n))) {
                 let (of, element) = self.element(from, *format, b, k as i64, n as i64)?;
                 let value = of.value(element.code, element.part) as f32;
                 let number = bf16::from_f32(element.scale.mul_add(value, element.minimum));
-                let at = start.wrapping_add(((k / 2 * PANEL + n) * 2 + k % 2) as i64);
+                let at = start.wrapping_add(in_pairs(k, n) as i64);
                 self.memory_at(to, at, 2, 2)?.copy_from_slice(&number.to_le_bytes());
             }
             return Ok(());
@@ -279,6 +305,29 @@ impl Machine<'_> {
                 let at = block.wrapping_add((unpacked.values() + 2 * n) as i64);
                 self.memory_at(to, at, 1, 2)?.copy_from_slice(&bf16::from_f32(element.scale).to_le_bytes());
             }
+        }
+        Ok(())
+    }
+
+    fn unpack_to_i16(&mut self, depth: usize, (from, b): (&Address, i64), (to, start): (&Address, i64)) -> Ran<()> {
+        let (format, length) = (Format::I16, Format::I16.block());
+        for (block, n) in (0..depth / length).flat_map(|block| (0..PANEL).map(move |n| (block, n))) {
+            let first = b.wrapping_add((block * length * PANEL) as i64);
+            let numbers: Vec<f32> = (0..length)
+                .map(|k| self.float_at(from, first.wrapping_add(in_pairs(k, n) as i64), Elem::Bf16))
+                .collect::<Ran<_>>()?;
+            // What is no number stays none.
+            let none = numbers.iter().find(|x| x.is_nan());
+            let largest = none.copied().unwrap_or_else(|| largest_of(&numbers, MOST_OF_PANEL).0);
+            let first = start.wrapping_add(format.rows(block * length) as i64);
+            for (k, x) in numbers.iter().enumerate() {
+                let number = (x.mul_add(MOST_OF_PANEL / largest, ROUND) - ROUND) as i16;
+                let at = first.wrapping_add(2 * in_pairs(k, n) as i64);
+                self.memory_at(to, at, 1, 2)?.copy_from_slice(&number.to_le_bytes());
+            }
+            let scale = largest * (1.0 / MOST_OF_PANEL);
+            let at = first.wrapping_add((format.values() + 4 * n) as i64);
+            self.memory_at(to, at, 1, 4)?.copy_from_slice(&scale.to_le_bytes());
         }
         Ok(())
     }
@@ -340,6 +389,14 @@ impl Machine<'_> {
                 sums.extend((sum * -BYTE_OFFSET).to_le_bytes());
             }
             [words, scales, sums].concat()
+        } else if *format == Format::I16 {
+            let (mut numbers, mut scales) = (Vec::new(), Vec::new());
+            for block in row.chunks(format.block()) {
+                let (largest, factor) = largest_of(block, MOST_OF_ROW);
+                numbers.extend(block.iter().flat_map(|x| ((x * factor).round_ties_even() as i16).to_le_bytes()));
+                scales.extend((largest * (1.0 / MOST_OF_ROW)).to_le_bytes());
+            }
+            [numbers, scales].concat()
         } else {
             let Some(of) = format.codes() else { return Err(format!("a row is encoded as {format}")) };
             let unpacked = format.unpacked().codes().unwrap_or(of);
@@ -511,6 +568,11 @@ fn sum_of_row(codes: Codes, sum: i32, scale: f32) -> u32 {
 fn largest_of(block: &[f32], most: f32) -> (f32, f32) {
     let largest = block.iter().fold(SMALLEST, |largest, x| x.abs().max(largest));
     (largest, most / largest)
+}
+
+/// Where an element of a panel is whose neighbours lie in pairs.
+fn in_pairs(k: usize, n: usize) -> usize {
+    (k / 2 * PANEL + n) * 2 + k % 2
 }
 
 /// Where a word of a row is, and which is there: of each four the second and the third change places.

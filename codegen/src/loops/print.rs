@@ -135,6 +135,7 @@ impl Display for Format {
             Format::Bf16 => f.write_str("bf16"),
             Format::Codes(codes) => f.write_str(codes.name),
             Format::Words(block) => write!(f, "w16_{block}"),
+            Format::I16 => f.write_str("i16"),
         }
     }
 }

@@ -286,9 +286,12 @@ impl Verifier<'_> {
 
     fn unpack(&mut self, unpack: &Unpack) -> Checked<()> {
         let Unpack { depth, from, format, to, into } = unpack;
-        let block = format.block();
-        let is_other = *into == Format::Bf16 || *into == format.unpacked() && into != format;
-        check(format.codes().is_some() && is_other, || format!("a panel of {format} is unpacked as {into}"))?;
+        let block = format.block().max(into.block());
+        let is_other = match format {
+            Format::Codes(_) => *into == Format::Bf16 || *into == format.unpacked() && into != format,
+            _ => (*format, *into) == (Format::Bf16, Format::I16),
+        };
+        check(is_other, || format!("a panel of {format} is unpacked as {into}"))?;
         check(depth % block == 0, || format!("{depth} rows of {format} are unpacked: no multiple of {block}"))?;
         self.address(from)?;
         self.address(to)

@@ -11,6 +11,7 @@ mod core;
 mod emit;
 mod expr;
 pub(crate) mod host;
+mod i16;
 mod math;
 mod stmt;
 mod target;

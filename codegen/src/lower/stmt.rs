@@ -12,6 +12,7 @@ use super::codes;
 use super::core::{self, Operands};
 use super::emit::{Emitter, Range, arguments, memory, repeat};
 use super::expr::Yield;
+use super::i16;
 use super::math;
 use super::words;
 use super::written::{Written, counted};
@@ -400,6 +401,9 @@ impl Lowerer<'_> {
             accumulate: core.accumulate,
         };
         match (core.b_format.codes(), depth.as_constant()) {
+            (None, Some(depth)) if core.b_format == Format::I16 => {
+                i16::emit(&mut self.e, &operands, depth.max(0) as usize);
+            }
             (Some(codes), Some(depth)) => codes::emit(&mut self.e, &operands, codes, depth.max(0) as usize),
             _ => core::emit(&mut self.e, &operands, depth),
         }
@@ -412,6 +416,7 @@ impl Lowerer<'_> {
         }
         let (from, to) = (self.address(from, format.elem()), self.address(to, into.elem()));
         match into {
+            Format::I16 => i16::unpack(&mut self.e, from, to, *depth),
             Format::Bf16 => codes::unpack_floats(&mut self.e, from, to, *depth, *format),
             _ => codes::unpack(&mut self.e, from, to, *depth, *format),
         }
@@ -426,6 +431,7 @@ impl Lowerer<'_> {
         match *format {
             Format::Codes(codes) => return codes::encode(&mut self.e, from, to, *depth, codes),
             Format::Words(block) => return words::encode(&mut self.e, from, to, *depth, block),
+            Format::I16 => return i16::encode(&mut self.e, from, to, *depth),
             Format::F32 | Format::Bf16 => {}
         }
         let whole = depth / LANES * LANES;

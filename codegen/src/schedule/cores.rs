@@ -316,7 +316,8 @@ impl Context<'_> {
         let few = self.multiplied(stored, mode);
         match self.cores.unpacked(stored, depth) {
             Format::Codes(_) => [few, few],
-            floats => [few, self.multiplied(floats, mode)],
+            Format::I16 if matches!(mode, Mode::One(_)) => [few, few],
+            others => [few, self.multiplied(others, mode)],
         }
     }
 

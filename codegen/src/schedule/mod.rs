@@ -37,7 +37,7 @@ pub use tiling::{Sizes, Tiling};
 use weights::Variant;
 
 /// The number of this way to write kernels: another one where a kernel's best tiling may be another than it was.
-pub const REVISION: u32 = 24;
+pub const REVISION: u32 = 25;
 
 /// The most positions that a sequence can have: kernels compute with them in 32-bit floats, which count no further, and with
 /// differences and sums of some in lanes of 32 bits.

@@ -6,7 +6,7 @@ use iced_x86::{Code, IcedError, Instruction, MemoryOperand, Register};
 
 use super::instructions::{ADD, AND, MULTIPLY};
 use super::{A, B, Writer};
-use crate::format::{BYTE_OFFSET, Codes, Format, MOST_WORD, PANEL, SMALLEST};
+use crate::format::{BYTE_OFFSET, Codes, Format, MOST_OF_ROW, MOST_WORD, PANEL, SMALLEST};
 
 /// Where the scales go.
 const SCALES: Register = Register::R8;
@@ -45,6 +45,7 @@ pub(super) fn write(w: &mut Writer, depth: usize, format: Format) -> Result<(), 
     let (behind, most, order) = match format {
         Format::Codes(_) => (depth, 127.0, [0, 4, 1, 5, 2, 6, 3, 7]),
         Format::Words(_) => (2 * depth, MOST_WORD, IN_FOURS),
+        Format::I16 => (2 * depth, MOST_OF_ROW, [0; 8]),
         Format::F32 | Format::Bf16 => return rounded(w, depth),
     };
     let scales = w.at(B, behind);
@@ -63,10 +64,44 @@ pub(super) fn write(w: &mut Writer, depth: usize, format: Format) -> Result<(), 
     if !w.wide {
         w.push(Instruction::with2(Code::VEX_Vmovups_ymm_ymmm256, w.order(), w.word_below(ORDER)))?;
     }
-    w.times(blocks, |w| match format.codes() {
-        Some(codes) => block(w, codes, depth),
-        None => block_of_words(w, format.block()),
+    w.times(blocks, |w| match format {
+        Format::Codes(codes) => block(w, codes, depth),
+        Format::I16 => block_of_i16(w),
+        _ => block_of_words(w, format.block()),
     })
+}
+
+/// A block of numbers of 16 bits.
+fn block_of_i16(w: &mut Writer) -> Result<(), IcedError> {
+    let block = Format::I16.block();
+    scale(w, block)?;
+    let bytes = w.width();
+    for pair in 0..block / (2 * w.lanes()) {
+        let both = [0, 1].map(|nth| w.folded(2 * pair + nth));
+        for (nth, number) in both.into_iter().enumerate() {
+            whole(w, number, (2 * pair + nth) * bytes)?;
+            if w.wide {
+                let to = w.at(B, (2 * pair + nth) * bytes / 2);
+                w.push(Instruction::with2(Code::EVEX_Vpmovsdw_ymmm256_k1z_zmm, to, number))?;
+            }
+        }
+        if !w.wide {
+            let packed = w.passing(pair);
+            halves(w, packed, both)?;
+            let to = w.at(B, pair * bytes);
+            w.store(to, packed)?;
+        }
+    }
+    w.advance(A, 4 * block)?;
+    w.advance(B, 2 * block)?;
+    w.advance(SCALES, 4)
+}
+
+/// Packs the words of two vectors into halves, at 256 bits.
+fn halves(w: &mut Writer, to: Register, [lower, upper]: [Register; 2]) -> Result<(), IcedError> {
+    w.push(Instruction::with3(Code::VEX_Vpackssdw_ymm_ymm_ymmm256, to, lower, upper))?;
+    // Each of two halves of a vector was packed on its own.
+    w.push(Instruction::with3(Code::VEX_Vpermq_ymm_ymmm256_imm8, to, to, 0b11_01_10_00))
 }
 
 /// Writes the code that rounds to bf16, at 512 bits.
@@ -156,9 +191,7 @@ fn block_of_words(w: &mut Writer, block: usize) -> Result<(), IcedError> {
         whole(w, lower, 2 * pair * bytes)?;
         whole(w, upper, (2 * pair + 1) * bytes)?;
         let packed = w.passing(pair);
-        w.push(Instruction::with3(Code::VEX_Vpackssdw_ymm_ymm_ymmm256, packed, lower, upper))?;
-        // Each of two halves of a vector was packed on its own.
-        w.push(Instruction::with3(Code::VEX_Vpermq_ymm_ymmm256_imm8, packed, packed, 0b11_01_10_00))?;
+        halves(w, packed, [lower, upper])?;
         w.push(Instruction::with3(Code::VEX_Vpshufb_ymm_ymm_ymmm256, packed, packed, w.order()))?;
         let to = w.at(B, pair * bytes);
         w.store(to, packed)?;

@@ -9,6 +9,7 @@ mod codes;
 mod encode;
 mod exps;
 mod floats;
+mod i16;
 mod instructions;
 pub(super) mod lanes;
 pub(super) mod peak;
@@ -123,8 +124,12 @@ impl Leaf {
 
     fn unpack(unpack: &Unpack, cores: &Cores) -> Option<Leaf> {
         let Unpack { depth, format, into, .. } = *unpack;
-        let rounds = cores.bits == 512 && cores.bf16;
-        (serve(cores, format, format) && (into.is_coded() || rounds)).then_some(Leaf::Unpack { depth, format, into })
+        let serves = match into {
+            Format::I16 => serve(cores, into, into),
+            Format::Bf16 => serve(cores, format, format) && cores.bits == 512 && cores.bf16,
+            _ => serve(cores, format, format),
+        };
+        serves.then_some(Leaf::Unpack { depth, format, into })
     }
 
     fn encode(encode: &Encode, cores: &Cores) -> Option<Leaf> {
@@ -283,11 +288,13 @@ fn assemble(leaf: &Leaf, cores: &Cores, call_conv: CallConv, text: Option<usize>
                 (Some(_), false) if shape.a != shape.b => words::write(&mut w, *shape)?,
                 (Some(codes), false) => codes::write(&mut w, *shape, codes)?,
                 (Some(codes), true) => tiles::bytes(&mut w, *shape, codes)?,
+                (None, false) if shape.b == Format::I16 => i16::write(&mut w, *shape)?,
                 (None, false) => floats::write(&mut w, *shape)?,
                 (None, true) => tiles::floats(&mut w, *shape)?,
             }
         }
         Leaf::Unpack { depth, format, into: Format::Bf16 } => codes::unpack_floats(&mut w, *depth, *format)?,
+        Leaf::Unpack { depth, into: Format::I16, .. } => i16::unpack(&mut w, *depth)?,
         Leaf::Unpack { depth, format, .. } => codes::unpack(&mut w, *depth, *format)?,
         Leaf::Encode { depth, format } => encode::write(&mut w, *depth, *format)?,
         Leaf::Exps { depth, format } => exps::write(&mut w, *depth, *format)?,

@@ -3,7 +3,7 @@
 use iced_x86::{Code, IcedError, Instruction, Register};
 
 use super::codes::ONES;
-use super::instructions::{ADD, BYTES, WORDS};
+use super::instructions::{ADD, BYTES, HALVES, WORDS};
 use super::tiles::{self, PANELS, ROWS, sums};
 use super::{STEP, Writer};
 use crate::format::Format;
@@ -100,7 +100,7 @@ fn ones(format: Format) -> u32 {
         Format::F32 => 1f32.to_bits(),
         Format::Bf16 => 0x3f80_3f80,
         Format::Codes(_) => 0x0101_0101,
-        Format::Words(_) => ONES,
+        Format::Words(_) | Format::I16 => ONES,
     }
 }
 
@@ -137,6 +137,7 @@ fn write(format: Format, cores: &Cores, iterations: usize) -> Result<Vec<u8>, Ic
         sums.map(sum).try_for_each(|sum| match format {
             Format::F32 => w.three(floats, sum, one, one),
             Format::Bf16 => w.three([Code::EVEX_Vdpbf16ps_zmm_k1z_zmm_zmmm512b32, Code::INVALID], sum, one, one),
+            Format::I16 => w.dot(HALVES, sum, one, one),
             Format::Words(_) => {
                 w.three(WORDS, product, one, one)?;
                 w.three(ADD, sum, sum, product)
