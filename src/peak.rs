@@ -65,7 +65,7 @@ impl<'t> Gauge<'t> {
         let _ = buffer.advise(memmap2::Advice::HugePage);
         // pages that were never written are all the same page
         buffer.fill(1);
-        Ok(Gauge { team, buffer, weights: MultiplyAdds::of_weights(weights)?, caches: MultiplyAdds::new(caches)? })
+        Ok(Gauge { team, buffer, weights: MultiplyAdds::of_weights(weights)?, caches: MultiplyAdds::of_cache(caches)? })
     }
 
     /// What multiplies weights, and what multiplies caches.

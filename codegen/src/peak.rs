@@ -73,6 +73,15 @@ impl MultiplyAdds {
         Self::on(target.cores().unpacked(stored, 2 * GROUP * stored.block()), &target)
     }
 
+    /// The same for a cache that is stored so.
+    ///
+    /// # Errors
+    /// As [`MultiplyAdds::new`].
+    pub fn of_cache(stored: Format) -> Result<MultiplyAdds, LowerError> {
+        let target = Target::host()?;
+        Self::on(target.cores().unpacked_run(stored, 2 * GROUP * stored.block()), &target)
+    }
+
     fn on(panels: Format, target: &Target) -> Result<MultiplyAdds, LowerError> {
         let formats = match panels {
             Format::F32 => vec![Format::F32],
@@ -156,7 +165,7 @@ mod tests {
                 assert_eq!(tiles, target.cores().tiles && format != Format::F32);
                 assert_eq!(bits, target.cores().by(format).bits);
                 let serve = match weights {
-                    Format::I16 => target.cores().multiply_i16(),
+                    Format::I16 => target.cores().i16,
                     // Only where bytes take several instructions.
                     Format::Words(_) => target.cores().bytes == Some(ByteProducts::Avx2),
                     _ => target.cores().bytes.is_some(),
@@ -176,7 +185,7 @@ mod tests {
             let multiplier = MultiplyAdds::of_weights(stored).unwrap().multiplier();
             let unpacked = match stored {
                 Format::Q8 if cores.tiles => Format::Bf16,
-                Format::Bf16 if cores.multiply_i16() => Format::I16,
+                Format::Bf16 if cores.i16 => Format::I16,
                 stored => stored,
             };
             assert_eq!(multiplier, MultiplyAdds::new(unpacked).unwrap().multiplier());

@@ -50,6 +50,20 @@ fn all_cores() -> Vec<Cores> {
     all
 }
 
+/// The same with those that multiply numbers of 16 bits, of each width, though it has better.
+fn all_cores_for(format: Format) -> Vec<Cores> {
+    let mut all = all_cores();
+    let host = *host().cores();
+    if format == Format::I16 && host.bits >= 256 {
+        let pairs = Cores { bits: 256, bytes: Some(ByteProducts::Avx2), ..Cores::PORTABLE };
+        let narrower = Cores { bits: 256, bf16: false, tiles: false, ..host };
+        let wide = Cores { bf16: false, tiles: false, ..host };
+        let serve = |cores: &Cores| cores.bits == 256 || cores.bytes == Some(ByteProducts::Avx512Vnni);
+        all.extend([pairs, narrower, wide].into_iter().filter(serve).map(|cores| Cores { i16: true, ..cores }));
+    }
+    all
+}
+
 /// What a kernel leaves in memory, as interpreted.
 fn expected(kernel: &Kernel, memory: &Memory) -> Memory {
     assert_eq!(parse(&kernel.to_string()).as_ref(), Ok(kernel));
@@ -76,7 +90,7 @@ fn is_wide(cores: Cores, a: Format) -> bool {
         Format::Bf16 => cores.bf16,
         Format::Codes(_) => cores.bytes.is_some(),
         Format::Words(_) => cores.bytes == Some(ByteProducts::Avx2),
-        Format::I16 => cores.multiply_i16(),
+        Format::I16 => cores.i16,
     };
     cores.bits > 128 && multiplies
 }
@@ -202,7 +216,7 @@ fn check(case: &Case) {
     let most = if b_format.is_coded() { 128.0 } else { 1.0 };
     let bound = most * ((depth * (depth + 1)) as f32 * f32::EPSILON / 2.0 + f32::EPSILON);
     let sums = floats(&expected.arena);
-    for cores in all_cores() {
+    for cores in all_cores_for(b_format) {
         // Cores of more rows are the same, whether few rows fetch ahead or not.
         if rows > 8 && cores.bits == host().cores().bits && cores.fetch != host().cores().fetch {
             continue;
@@ -386,7 +400,7 @@ fn blocks_of_i16_hold_any_numbers() {
         };
         let weight = f32::from_bits(weight.to_bits() & 0xffff_0000);
         let wanted = f64::from(weight) * f64::from(number) * depth as f64;
-        for cores in all_cores() {
+        for cores in all_cores_for(Format::I16) {
             for x in floats(&actual(cores, &kernel, &memory).0.arena) {
                 let close = (f64::from(x) - wanted).abs() <= wanted.abs() * 1e-5;
                 assert!(close || weight.is_nan() && x.is_nan(), "{cores:?}: {weight} by {number}: {x}, not {wanted}");
@@ -486,7 +500,7 @@ fn panels_are_unpacked_bit_for_bit() {
                 ..Memory::default()
             };
             let expected = expected(&kernel, &memory);
-            for cores in all_cores() {
+            for cores in all_cores_for(into) {
                 let (actual, called) = actual(cores, &kernel, &memory);
                 let wide = match into {
                     Format::I16 => is_wide(cores, into),
@@ -530,7 +544,7 @@ fn rows_are_encoded_bit_for_bit() {
                 ..Memory::default()
             };
             let expected = expected(&kernel, &memory);
-            for cores in all_cores() {
+            for cores in all_cores_for(format) {
                 let (actual, called) = actual(cores, &kernel, &memory);
                 let wide = is_wide(cores, format) && depth % PANEL == 0;
                 assert_eq!(!called.is_empty(), wide, "{cores:?}: {kernel}");

@@ -12,6 +12,9 @@ pub struct Cores {
     pub bf16: bool,
     /// How products of four bytes are added at once, if they are.
     pub bytes: Option<ByteProducts>,
+    /// Whether pairs of numbers of 16 bits are multiplied and added faster than floats are, and nothing multiplies bf16 as fast: then
+    /// many rows are multiplied with bf16 as [`Format::I16`]. By the instructions that multiply bytes.
+    pub i16: bool,
     /// Whether tiles of sixteen rows by sixteen columns of both are multiplied at once (AMX).
     pub tiles: bool,
     /// Whether a core of many rows is faster by two panels than by one, where it takes both: a number of a row is loaded once for
@@ -61,7 +64,8 @@ pub enum ByteProducts {
 
 impl Cores {
     /// The portable core alone.
-    pub const PORTABLE: Cores = Cores { bits: 128, bf16: false, bytes: None, tiles: false, by_two: false, fetch: None };
+    pub const PORTABLE: Cores =
+        Cores { bits: 128, bf16: false, bytes: None, i16: false, tiles: false, by_two: false, fetch: None };
 
     /// Whether a machine that has these has such ones too.
     pub fn have(&self, others: &Cores) -> bool {
@@ -130,12 +134,6 @@ impl Cores {
         self.bytes == Some(ByteProducts::Avx2)
     }
 
-    /// Whether pairs of numbers of 16 bits are multiplied and added at once, by the instructions that do so with fours of bytes, and
-    /// nothing multiplies bf16 as fast: then many rows are multiplied with bf16 as [`Format::I16`], in half of the time of floats.
-    pub fn multiply_i16(&self) -> bool {
-        self.bits > 128 && !self.bf16 && self.bytes.is_some() && !self.adds_pairs()
-    }
-
     /// The words that several rows had better be where such panels are multiplied with them, if so: where products of bytes take
     /// several instructions, those of words take fewer for each, and the rows are rounded less.
     pub fn words_by(&self, panels: Format) -> Option<Format> {
@@ -150,10 +148,10 @@ impl Cores {
     /// How the panels of a weight are multiplied with many rows; if otherwise than they are stored, they are unpacked first, see
     /// [`Unpack`](super::Unpack). Codes in steps are multiplied as bytes, but where they have fewer instructions as they are; what
     /// tiles don't multiply as bytes, or not fast, they do as bf16. What is stored as bf16 is multiplied as numbers of 16 bits where
-    /// these are faster, see [`Cores::multiply_i16`].
+    /// these are faster, see [`Cores::i16`].
     pub fn unpacked(&self, format: Format, depth: usize) -> Format {
         let (bytes, floats) = (format.unpacked(), Format::Bf16);
-        if format == floats && self.multiply_i16() && depth.is_multiple_of(Format::I16.block()) && depth > 0 {
+        if format == floats && self.i16 && depth.is_multiple_of(Format::I16.block()) && depth > 0 {
             return Format::I16;
         }
         let as_floats = format.is_coded() && self.tiles_serve(floats, floats, depth);
@@ -164,6 +162,11 @@ impl Cores {
             false if self.sums_halves(format) => format,
             false => bytes,
         }
+    }
+
+    /// The same of the panels of a cache, or of what a stream holds: as numbers of 16 bits, or as they are.
+    pub fn unpacked_run(&self, format: Format, depth: usize) -> Format {
+        if self.unpacked(format, depth) == Format::I16 { Format::I16 } else { format }
     }
 
     /// How much of a depth a core of many rows has better at once: tiles multiply as fast as the first cache gives them panels, so

@@ -32,11 +32,14 @@ mod x86 {
             // numbers that are spread over vectors, where it loads two vectors.
             let intel = vendor() == INTEL;
             let bf16 = bf16 && (tiles || !intel);
-            return Cores { bits: 512, bf16, bytes: Some(bytes), tiles, by_two: !intel, fetch: fetch(512) };
+            let i16 = !bf16 && bytes == ByteProducts::Avx512Vnni;
+            return Cores { bits: 512, bf16, bytes: Some(bytes), i16, tiles, by_two: !intel, fetch: fetch(512) };
         }
         if has!("avx2") && has!("fma") {
             let bytes = if has!("avxvnni") { ByteProducts::AvxVnni } else { ByteProducts::Avx2 };
-            return Cores { bits: 256, bytes: Some(bytes), fetch: fetch(256), ..Cores::PORTABLE };
+            // A Zen 2 begins an instruction for pairs once in a cycle, one for floats twice.
+            let i16 = bytes == ByteProducts::AvxVnni || !is_amd(0x17);
+            return Cores { bits: 256, bytes: Some(bytes), i16, fetch: fetch(256), ..Cores::PORTABLE };
         }
         Cores::PORTABLE
     }
@@ -52,6 +55,7 @@ mod x86 {
     }
 
     const INTEL: [u8; 12] = *b"GenuineIntel";
+    const AMD: [u8; 12] = *b"AuthenticAMD";
 
     /// Who made the processor, as it says.
     fn vendor() -> [u8; 12] {
@@ -61,16 +65,24 @@ mod x86 {
         vendor
     }
 
+    /// The processor's family. The extended one counts from 15 on.
+    fn family() -> u32 {
+        15 + (__cpuid(1).eax >> 20 & 0xff)
+    }
+
+    fn is_amd(of_family: u32) -> bool {
+        vendor() == AMD && family() == of_family
+    }
+
     /// What was measured to be best: for the processors of AMD, by family, the Zen 3 and the Zen 4 in one, and for servers of Intel,
     /// as which a machine that was not measured is taken.
     fn fetch(bits: usize) -> Option<Fetch> {
         let of_most = Fetch { bits: 32, ahead: [8192; 2], into: FetchInto::All, many: false };
-        // The extended family counts from 15 on.
-        match (&vendor(), 15 + (__cpuid(1).eax >> 20 & 0xff)) {
-            (b"AuthenticAMD", 0x17) => Some(Fetch { into: FetchInto::First, ..of_most }),
-            (b"AuthenticAMD", 0x19) if bits == 512 => None,
-            (b"AuthenticAMD", 0x19) => Some(Fetch { ahead: [2048, 4096], ..of_most }),
-            (b"AuthenticAMD", 0x1a) => Some(Fetch { bits: 8, ..of_most }),
+        match (&vendor(), family()) {
+            (&AMD, 0x17) => Some(Fetch { into: FetchInto::First, ..of_most }),
+            (&AMD, 0x19) if bits == 512 => None,
+            (&AMD, 0x19) => Some(Fetch { ahead: [2048, 4096], ..of_most }),
+            (&AMD, 0x1a) => Some(Fetch { bits: 8, ..of_most }),
             _ => Some(Fetch { into: FetchInto::Both(2048), many: bits == 512, ..of_most }),
         }
     }

@@ -23,7 +23,7 @@ pub(super) fn serve(cores: &Cores, a: Format, b: Format) -> bool {
         Format::F32 => a == b || b == Format::Bf16,
         Format::Bf16 => cores.bf16 && a == b,
         Format::Codes(_) => cores.bytes.is_some() && a == b,
-        Format::I16 => cores.multiply_i16() && a == b,
+        Format::I16 => cores.i16 && a == b,
         Format::Words(_) => cores.adds_pairs() && (a == b || Some(a) == b.words()),
     };
     cores.bits > 128 && multiplies

@@ -141,7 +141,7 @@ impl Tiling {
         let tiles = cores.tiles && sizes.bits <= 16;
         let elem = match sizes.bits {
             ..=8 if !tiles => Elem::U8,
-            ..=16 if cores.bf16 || cores.multiply_i16() => Elem::Bf16,
+            ..=16 if cores.bf16 || cores.i16 => Elem::Bf16,
             _ => Elem::F32,
         };
         let (least, most) = if tiles { (64, 512) } else { (128, 256) };

@@ -50,13 +50,14 @@ pub(super) fn write(w: &mut Writer, depth: usize, format: Format) -> Result<(), 
     };
     let scales = w.at(B, behind);
     w.push(Instruction::with2(Code::Lea_r64_m, SCALES, scales))?;
-    let mut words = [0; 16];
-    for (at, number) in [(LEAST, SMALLEST), (MOST, most), (INVERSE, 1.0 / most)] {
-        words[at] = f32::to_bits(number);
+    let from = format.codes().map_or(0, Codes::summed_from) as u32;
+    let numbers =
+        [(LEAST, SMALLEST.to_bits()), (MOST, most.to_bits()), (INVERSE, (1.0 / most).to_bits()), (FROM, from)];
+    // A row may be short: no more is written than is read.
+    let order = order.into_iter().enumerate().map(|(nth, word)| (ORDER + nth, word)).filter(|_| !w.wide);
+    for (at, word) in numbers.into_iter().chain(order.collect::<Vec<_>>()) {
+        w.push(Instruction::with2(Code::Mov_rm32_imm32, w.word_below(at), word))?;
     }
-    words[FROM] = format.codes().map_or(0, Codes::summed_from) as u32;
-    words[ORDER..].copy_from_slice(&order);
-    w.words(words)?;
     w.constant(w.magnitude(), 0x7fff_ffff)?;
     let blocks = depth / format.block();
     let sums = w.at(B, format.codes().map_or(behind + 4 * blocks, |codes| codes.sums_of_row(depth)));

@@ -3,9 +3,10 @@
 
 use iced_x86::{Code, IcedError, Instruction, Register};
 
-use super::instructions::{AND, HALVES, LEFT, MOVE, MULTIPLY, MULTIPLY_ADD, SPREAD, TO_FLOAT};
+use super::instructions::{ADD, AND, HALVES, LEFT, MOVE, MULTIPLY, MULTIPLY_ADD, SPREAD, TO_FLOAT, WORDS};
 use super::{A, B, LINE, STEP, Shape, Writer};
 use crate::format::{Format, MOST_OF_PANEL, ROUND, SMALLEST};
+use crate::loops::ByteProducts;
 
 /// Where the scales of the rows are.
 const ROW_SCALES: Register = Register::R8;
@@ -14,22 +15,20 @@ const ROW_SCALES: Register = Register::R8;
 const BLOCK: usize = Format::I16.block();
 const PAIRS: usize = BLOCK / 2;
 
-/// Writes the code of a core, of at most twelve rows at 512 bits and of six at 256, half of a panel's columns after the other. What
-/// the blocks before add up to is held in registers where there are 32 of them, else in the result.
+/// Writes the code of a core, of at most twelve rows at 512 bits and of six at 256. What the blocks before add up to is held in
+/// registers where there are 32 of them, else in the result.
 pub(super) fn write(w: &mut Writer, shape: Shape) -> Result<(), IcedError> {
     let scales = w.at(A, 2 * shape.depth);
     w.push(Instruction::with2(Code::Lea_r64_m, ROW_SCALES, scales))?;
-    for row in 0..shape.rows {
-        for vector in 0..w.vectors() {
-            let place = w.result(&shape, row, vector);
-            match (shape.accumulate, w.wide) {
-                (true, true) => w.two(MOVE, w.total(&shape, row), place)?,
-                (false, true) => w.zero(w.total(&shape, row))?,
-                (true, false) => {}
-                (false, false) => {
-                    w.zero(w.numbers())?;
-                    w.store(place, w.numbers())?;
-                }
+    for (row, vector) in sums(w, &shape) {
+        let place = w.result(&shape, row, vector);
+        match (shape.accumulate, w.wide) {
+            (true, true) => w.two(MOVE, w.total(&shape, row), place)?,
+            (false, true) => w.zero(w.total(&shape, row))?,
+            (true, false) => {}
+            (false, false) => {
+                w.zero(w.of_row())?;
+                w.store(place, w.of_row())?;
             }
         }
     }
@@ -42,10 +41,15 @@ pub(super) fn write(w: &mut Writer, shape: Shape) -> Result<(), IcedError> {
     Ok(())
 }
 
+/// The rows, each with every vector of the columns.
+fn sums(w: &Writer, shape: &Shape) -> Vec<(usize, usize)> {
+    (0..shape.rows).flat_map(|row| (0..w.vectors()).map(move |vector| (row, vector))).collect()
+}
+
 /// Registers: the sums come first, then what the blocks before add up to, where it is held.
 impl Writer {
-    fn sum_of(&self, row: usize) -> Register {
-        self.first() + row as u32
+    fn sum_of(&self, row: usize, vector: usize) -> Register {
+        self.first() + (row * self.vectors() + vector) as u32
     }
 
     fn total(&self, shape: &Shape, row: usize) -> Register {
@@ -57,71 +61,87 @@ impl Writer {
     }
 
     /// A pair of rows of the panel; the scales of its columns.
-    fn numbers(&self) -> Register {
-        self.behind(0)
-    }
-
-    fn scales(&self) -> Register {
-        self.behind(1)
+    fn numbers(&self, vector: usize) -> Register {
+        self.behind(vector as u32)
     }
 
     /// What is a row's.
     fn of_row(&self) -> Register {
         self.behind(2)
     }
+
+    /// What is made of both.
+    fn made(&self) -> Register {
+        self.behind(3)
+    }
 }
 
 /// Adds the products of a block, scaled.
 fn block(w: &mut Writer, shape: &Shape) -> Result<(), IcedError> {
-    let bytes = Format::I16.rows(BLOCK);
-    for vector in 0..w.vectors() {
-        (0..shape.rows).try_for_each(|row| w.zero(w.sum_of(row)))?;
-        for pair in 0..PAIRS {
-            let (turn, turns) = (vector * PAIRS + pair, w.vectors() * PAIRS);
-            for line in turn * bytes.div_ceil(LINE) / turns..(turn + 1) * bytes.div_ceil(LINE) / turns {
-                w.fetch(shape, line * LINE)?;
-            }
+    let (bytes, vectors) = (Format::I16.rows(BLOCK), w.vectors());
+    let lines = bytes.div_ceil(LINE);
+    sums(w, shape).into_iter().try_for_each(|(row, vector)| w.zero(w.sum_of(row, vector)))?;
+    for pair in 0..PAIRS {
+        for line in pair * lines / PAIRS..(pair + 1) * lines / PAIRS {
+            w.fetch(shape, line * LINE)?;
+        }
+        for vector in 0..vectors {
             let from = w.panel(shape, pair, vector);
-            w.two(MOVE, w.numbers(), from)?;
-            for row in 0..shape.rows {
-                let (sum, at) = (w.sum_of(row), row * shape.a_stride + 4 * pair);
-                if w.wide {
-                    let of_row = w.each(A, at);
-                    w.push(Instruction::with3(HALVES[0], sum, w.numbers(), of_row))?;
+            w.two(MOVE, w.numbers(vector), from)?;
+        }
+        for row in 0..shape.rows {
+            let at = row * shape.a_stride + 4 * pair;
+            if w.wide {
+                let of_row = w.each(A, at);
+                w.push(Instruction::with3(HALVES[0], w.sum_of(row, 0), w.numbers(0), of_row))?;
+                continue;
+            }
+            let from = w.at(A, at);
+            w.two(SPREAD, w.of_row(), from)?;
+            for vector in 0..vectors {
+                let (sum, numbers) = (w.sum_of(row, vector), w.numbers(vector));
+                if w.products == Some(ByteProducts::Avx2) {
+                    w.three(WORDS, w.made(), w.of_row(), numbers)?;
+                    w.three(ADD, sum, sum, w.made())?;
                 } else {
-                    let from = w.at(A, at);
-                    w.two(SPREAD, w.of_row(), from)?;
-                    w.dot(HALVES, sum, w.numbers(), w.of_row())?;
+                    w.dot(HALVES, sum, numbers, w.of_row())?;
                 }
             }
         }
-        scale(w, shape, vector)?;
     }
+    scale(w, shape)?;
     w.advance(A, 2 * BLOCK)?;
     w.advance_panel(shape, bytes)?;
     w.advance(ROW_SCALES, 4)
 }
 
-/// Adds the sums of a block of a vector's columns to the result, scaled.
-fn scale(w: &mut Writer, shape: &Shape, vector: usize) -> Result<(), IcedError> {
-    let from = w.at(B, Format::I16.values() + vector * w.width());
-    w.two(MOVE, w.scales(), from)?;
+/// Adds the sums of a block to the result, scaled.
+fn scale(w: &mut Writer, shape: &Shape) -> Result<(), IcedError> {
+    for vector in 0..w.vectors() {
+        let from = w.at(B, Format::I16.values() + vector * w.width());
+        w.two(MOVE, w.numbers(vector), from)?;
+    }
     for row in 0..shape.rows {
-        let (sum, both, at) = (w.sum_of(row), w.of_row(), row * shape.a_stride);
-        let convert = w.of(TO_FLOAT);
-        w.push(Instruction::with2(convert, sum, sum))?;
-        if w.wide {
-            let of_row = w.each(ROW_SCALES, at);
-            w.push(Instruction::with3(MULTIPLY[0], both, w.scales(), of_row))?;
-            w.three(MULTIPLY_ADD, w.total(shape, row), sum, both)?;
-            continue;
+        let (both, at) = (w.made(), row * shape.a_stride);
+        if !w.wide {
+            let from = w.at(ROW_SCALES, at);
+            w.two(SPREAD, w.of_row(), from)?;
         }
-        let (from, place) = (w.at(ROW_SCALES, at), w.result(shape, row, vector));
-        w.two(SPREAD, both, from)?;
-        w.three(MULTIPLY, both, both, w.scales())?;
-        // sum * both + what is there
-        w.push(Instruction::with3(Code::VEX_Vfmadd213ps_ymm_ymm_ymmm256, sum, both, place))?;
-        w.store(place, sum)?;
+        for vector in 0..w.vectors() {
+            let (sum, scales, convert) = (w.sum_of(row, vector), w.numbers(vector), w.of(TO_FLOAT));
+            w.push(Instruction::with2(convert, sum, sum))?;
+            if w.wide {
+                let of_row = w.each(ROW_SCALES, at);
+                w.push(Instruction::with3(MULTIPLY[0], both, scales, of_row))?;
+                w.three(MULTIPLY_ADD, w.total(shape, row), sum, both)?;
+                continue;
+            }
+            let place = w.result(shape, row, vector);
+            w.three(MULTIPLY, both, w.of_row(), scales)?;
+            // sum * both + what is there
+            w.push(Instruction::with3(Code::VEX_Vfmadd213ps_ymm_ymm_ymmm256, sum, both, place))?;
+            w.store(place, sum)?;
+        }
     }
     Ok(())
 }

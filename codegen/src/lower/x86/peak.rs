@@ -137,8 +137,8 @@ fn write(format: Format, cores: &Cores, iterations: usize) -> Result<Vec<u8>, Ic
         sums.map(sum).try_for_each(|sum| match format {
             Format::F32 => w.three(floats, sum, one, one),
             Format::Bf16 => w.three([Code::EVEX_Vdpbf16ps_zmm_k1z_zmm_zmmm512b32, Code::INVALID], sum, one, one),
-            Format::I16 => w.dot(HALVES, sum, one, one),
-            Format::Words(_) => {
+            Format::I16 if !by_pairs => w.dot(HALVES, sum, one, one),
+            Format::Words(_) | Format::I16 => {
                 w.three(WORDS, product, one, one)?;
                 w.three(ADD, sum, sum, product)
             }

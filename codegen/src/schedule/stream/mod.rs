@@ -12,7 +12,7 @@ mod merge;
 mod run;
 
 use super::contract::flat;
-use super::cores::Matrix;
+use super::cores::{Matrix, When};
 use super::emit::{Emitter, Scope, Span, end_of_positions, positions_within};
 use super::homes::RUN;
 use super::layout::Layout;
@@ -326,17 +326,23 @@ fn columns(cx: &Context, c: &Contraction) -> usize {
 fn memory(cx: &Context, kernel: &Kernel, shape: &Shape, from: &Expr, e: &mut Emitter) -> Tile {
     let (stream, padded) = (shape.stream, shape.padded);
     let held = Held::of(cx, kernel, shape, e);
-    // The format of the rows that cores multiply with a stored operand, if they do.
-    let wanted = |c: &Contraction, order: &Order| Some(cx.multiplied(held.format(cx, c, order)?, &cx.mode(kernel)));
+    // The format of so deep rows that cores multiply with a stored operand, if they do.
+    let wanted = |c: &Contraction, order: &Order, depth: usize| {
+        let format = held.format(cx, c, order)?;
+        let many = cx.mode(kernel) == Mode::Many
+            && matches!(cx.are_few(&Expr::from(shape.most * shape.per_token), format), When::Never);
+        let unpacked = if many { cx.cores.unpacked_run(format, depth) } else { format };
+        Some(cx.multiplied(unpacked, &cx.mode(kernel)))
+    };
     let mut queries = Vec::new();
     for (q, c) in &stream.scores {
         let buffer = e.floats(padded * RUN);
         let out = cx.plan.equations[*q].out;
         e.places.insert(out, row_place(cx, shape, buffer, RUN, out, from, None));
         if let Some(c) = c
-            && let Some(format) = wanted(c, &Order::of_scores(cx, c))
+            && let depth = c.depth_size(&cx.plan.graph).unwrap_or(1)
+            && let Some(format) = wanted(c, &Order::of_scores(cx, c), depth)
         {
-            let depth = c.depth_size(&cx.plan.graph).unwrap_or(1);
             queries.push((*q, Rows::new(padded, depth, format, e)));
         }
     }
@@ -360,10 +366,11 @@ fn memory(cx: &Context, kernel: &Kernel, shape: &Shape, from: &Expr, e: &mut Emi
         {
             let mut all = sums(stream, weight);
             let first = all.next();
-            let format = first.and_then(|c| wanted(c, &Order::of_sums(c)));
-            let alike = all.all(|c| wanted(c, &Order::of_sums(c)) == format);
+            let format = first.and_then(|c| wanted(c, &Order::of_sums(c), RUN));
+            let alike = all.all(|c| wanted(c, &Order::of_sums(c), RUN) == format);
             let mut rows = Rows::new(padded, RUN, format.filter(|_| alike).unwrap_or(Format::F32), e);
-            rows.scaled_by = first.filter(|_| rows.format.is_coded()).cloned();
+            let has_scales = |c: &Contraction| held.format(cx, c, &Order::of_sums(c)).is_some_and(Format::is_coded);
+            rows.scaled_by = first.filter(|c| rows.format.is_coded() && has_scales(c)).cloned();
             weights.push((weight.clone(), rows));
         }
         e.places.insert(out, place.clone());

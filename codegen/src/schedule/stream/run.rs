@@ -5,7 +5,7 @@ use einfuse_graph::{ExprId, TensorId};
 
 use super::super::Context;
 use super::super::contract::flat;
-use super::super::cores::{Count, Panelled, Products, products};
+use super::super::cores::{Count, Panelled, Products, multiply, products};
 use super::super::emit::{Emitter, Scope, Span, graph_name, widen};
 use super::super::homes::RUN;
 use super::super::place::Place;
@@ -76,7 +76,7 @@ impl Run<'_> {
             b.wanted = Some(e.int((self.seen.clone() - s.clone()).div_ceil(PANEL as i64)));
             let to = Address::new(flat(&place), 0);
             let to = Products { at: to, stride: RUN, apart: PANEL, accumulate: false };
-            products(cx, &Count::of(self.rows.clone()), &queries.matrix(), &b, &to, e);
+            self.multiply(queries, &b, &to, e);
         }
     }
 
@@ -316,7 +316,16 @@ impl Run<'_> {
         let Some(format) = tile.held.format(cx, c, &order) else { return };
         let b = self.panels(c, &order, (format, RUN, width / PANEL), scope, e);
         let to = Products { at: Address::new(flat(place), 0), stride: width, apart: PANEL, accumulate: true };
-        products(cx, &Count::of(self.rows.clone()), &weights.matrix(), &b, &to, e);
+        self.multiply(weights, &b, &to, e);
+    }
+
+    /// Multiplies the tile's rows with a run's panels, which are unpacked first if the rows want that.
+    fn multiply(&self, rows: &Rows, b: &Panelled, to: &Products, e: &mut Emitter) {
+        let (count, a) = (Count::of(self.rows.clone()), rows.matrix());
+        match rows.format {
+            Format::I16 => multiply(self.cx, (&count, &self.rows), [&a, &a], b, to, e),
+            _ => products(self.cx, &count, &a, b, to, e),
+        }
     }
 
     /// A stored operand's panels in the run, so many of such a format and depth, at the scope's outer coordinates.
