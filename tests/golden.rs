@@ -16,7 +16,7 @@ use safetensors::SafeTensors;
 /// The largest difference allowed, relative to the largest magnitude of what is compared.
 const TOLERANCE: f64 = 1e-4;
 
-/// What is stored as bf16 is multiplied as bf16, in numbers of eight bits, layer after layer.
+/// What is stored as bf16 is multiplied as bf16, in numbers of eight bits, layer after layer, or as something nearer to floats.
 const NARROW: f64 = 0.05;
 
 /// How many tokens of a prompt are given at a time.

@@ -20,7 +20,7 @@ const ITERATIONS: usize = 10_000;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Multiplier {
     /// How what it multiplies is stored: `F32`; `Bf16`, in pairs; `Q8`, bytes of which four products are added at once; `Q4`, of
-    /// which pairs are, as numbers of 16 bits; or words, in pairs.
+    /// which pairs are, as numbers of 16 bits; or words, in pairs: for bytes, or as `I16`.
     pub format: Format,
     /// Bits of its vectors.
     pub bits: u32,

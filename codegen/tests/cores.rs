@@ -555,6 +555,31 @@ fn rows_are_encoded_bit_for_bit() {
 }
 
 #[test]
+fn blocks_of_rows_with_what_is_no_number_have_no_scale() {
+    for format in Format::ALL.into_iter().filter(|format| format.is_coded()) {
+        let (depth, width) = (2 * format.block().max(PANEL), if format.together() == 2 { 2 } else { 1 });
+        for at in [0, 3, format.block() - 1] {
+            let mut numbers = vec![1.0f32; depth];
+            numbers[at] = f32::NAN;
+            let (from, to) = (Address::new(Buffer::Frame(4), 0), Address::new(Buffer::Arena(0), 0));
+            let kernel = kernel(Stmt::Encode(Encode { depth, from, to, format }));
+            let memory = Memory {
+                arena: vec![0; format.row(depth)],
+                frame: [(4, Slot::Bytes(bytes(&numbers)))].into(),
+                ..Memory::default()
+            };
+            let interpreted = expected(&kernel, &memory);
+            let found = all_cores_for(format).into_iter().map(|cores| actual(cores, &kernel, &memory).0);
+            for memory in found.chain([interpreted]) {
+                let scales = floats(&memory.arena[width * depth..][..depth / format.block() * 4]);
+                let none: Vec<bool> = scales.iter().map(|scale| scale.is_nan()).collect();
+                assert!(none[0] && !none[1..].contains(&true), "{format}, {at}: {scales:?}");
+            }
+        }
+    }
+}
+
+#[test]
 fn exponentials_and_their_sum() {
     for format in [Format::F32, Format::Bf16] {
         for depth in [16, 48, 64, 80] {

@@ -12,7 +12,7 @@ use einfuse_graph::{Graph, Tensor, parse};
 /// Many tokens, which several blocks of rows take, one, and a few.
 const STEPS: [usize; 3] = [70, 1, 5];
 
-/// A layer of norms, attention and a gated network, in sizes that every kind of core takes.
+/// A layer of norms, attention, a gated network, and a sum of which a token has many rows, in sizes that every kind of core takes.
 fn graph() -> Graph {
     let text = "
 graph layer
@@ -24,6 +24,7 @@ axis n = 2
 axis g = 2
 axis c = 64
 axis f = 512
+axis j = 20
 input tokens[t]
 weight embed[v, d] = \"embed\"
 weight gain[d] = \"{l}.gain\"
@@ -34,6 +35,8 @@ weight wo[d, n, g, c] = \"{l}.o\"
 weight gate[f, d] = \"{l}.gate\"
 weight up[f, d] = \"{l}.up\"
 weight down[d, f] = \"{l}.down\"
+weight mix[j, c] = \"{l}.mix\"
+weight wide[d, c] = \"{l}.wide\"
 state k.cache[s, n, c]
 state u.cache[s, n, c]
 x[t, d] = embed[v = tokens]
@@ -49,7 +52,8 @@ layers y from x as h order 0 0
     %2 = exp(%1 - max[s] %1 where s <= t)
     w = if s <= t then %2 / (sum[s] %2 where s <= t) else 0
     o[t, n, g, c] = sum[s] w * u.cache
-    m[t, d] = h + sum[n, g, c] o * wo
+    r[t, j, c] = mix * sum[n] k
+    m[t, d] = h + sum[n, g, c] o * wo + max[j] sum[c] r * wide
     b[t, d] = m * rsqrt((sum[d] m * m) / 512 + 0.00001)
     e[t, f] = sum[d] b * gate
     z[t, d] = m + sum[f] (e / (1 + exp(-e)) * sum[d] b * up) * down
@@ -67,11 +71,14 @@ fn machines() -> Vec<Cores> {
     let of_bytes = |bits, bytes| Cores { bits, bytes: Some(bytes), ..Cores::PORTABLE };
     let mut all = vec![Cores::PORTABLE, Cores { bits: 256, ..Cores::PORTABLE }];
     all.extend([ByteProducts::Avx2, ByteProducts::AvxVnni].map(|bytes| of_bytes(256, bytes)));
-    all.extend([of_bytes(512, ByteProducts::Avx2), Cores { tiles: false, ..host }, host]);
+    let of_pairs = |bits, bytes| Cores { i16: true, ..of_bytes(bits, bytes) };
+    all.extend([ByteProducts::Avx2, ByteProducts::AvxVnni].map(|bytes| of_pairs(256, bytes)));
+    all.extend([of_bytes(512, ByteProducts::Avx2), of_pairs(512, ByteProducts::Avx512Vnni)]);
+    all.extend([Cores { tiles: false, ..host }, host]);
     let has = |cores: &Cores| {
         let bytes = match cores.bytes {
-            Some(ByteProducts::AvxVnni) => host.bytes == Some(ByteProducts::AvxVnni),
-            _ => true,
+            Some(ByteProducts::Avx2) | None => true,
+            bytes => host.bytes == bytes,
         };
         cores.bits <= host.bits && bytes
     };

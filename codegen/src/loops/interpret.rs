@@ -316,12 +316,10 @@ impl Machine<'_> {
             let numbers: Vec<f32> = (0..length)
                 .map(|k| self.float_at(from, first.wrapping_add(in_pairs(k, n) as i64), Elem::Bf16))
                 .collect::<Ran<_>>()?;
-            // What is no number stays none.
-            let none = numbers.iter().find(|x| x.is_nan());
-            let largest = none.copied().unwrap_or_else(|| largest_of(&numbers, MOST_OF_PANEL).0);
+            let (largest, factor) = largest_of(&numbers, MOST_OF_PANEL);
             let first = start.wrapping_add(format.rows(block * length) as i64);
             for (k, x) in numbers.iter().enumerate() {
-                let number = (x.mul_add(MOST_OF_PANEL / largest, ROUND) - ROUND) as i16;
+                let number = (x.mul_add(factor, ROUND) - ROUND) as i16;
                 let at = first.wrapping_add(2 * in_pairs(k, n) as i64);
                 self.memory_at(to, at, 1, 2)?.copy_from_slice(&number.to_le_bytes());
             }
@@ -566,7 +564,9 @@ fn sum_of_row(codes: Codes, sum: i32, scale: f32) -> u32 {
 
 /// The largest magnitude of a block of a row, and what each number is taken times before it is rounded, where that becomes `most`.
 fn largest_of(block: &[f32], most: f32) -> (f32, f32) {
-    let largest = block.iter().fold(SMALLEST, |largest, x| x.abs().max(largest));
+    // What is no number stays none.
+    let larger = |largest: f32, x: &f32| if x.abs() <= largest || largest.is_nan() { largest } else { x.abs() };
+    let largest = block.iter().fold(SMALLEST, larger);
     (largest, most / largest)
 }
 

@@ -259,7 +259,7 @@ impl Spread {
 /// `c` is `F32` and does not overlap `a` or `b`. How `a` and `b` lie in memory is told by [`Format`]: the formats are equal, or
 /// `a` is `F32` and `b` is `Bf16`, or `a` is [`Format::words`] of `b`. `depth` is a multiple of the block. The order of
 /// summation is the emitter's, and so is how a product of two `Bf16` treats numbers below the normal ones. Sums of products of
-/// codes, or of words with codes, are whole numbers and exact within a block.
+/// whole numbers (codes, words with codes, `I16`) are exact within a block.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Core {
     /// How many rows of `a` and `c`: 1 to [`MAX_ROWS`].
@@ -317,9 +317,11 @@ impl Core {
     }
 }
 
-/// Rewrites a panel of codes: as [`Format::unpacked`] of its format, which is another, each code becomes the byte that it is
+/// Rewrites a panel. One of codes: as [`Format::unpacked`] of its format, which is another, each code becomes the byte that it is
 /// multiplied as; as `Bf16` the number that it stands for, rounded to the nearest `F32` and then to the nearest `Bf16`, ties to
-/// even. Numbers below the normal ones may become 0.
+/// even. Numbers below the normal ones may become 0. One of `Bf16`: as `I16`, each column of a block as [`Encode`] does with a
+/// block of a row, but `largest` becomes [`MOST_OF_PANEL`](crate::format::MOST_OF_PANEL), and the product is not rounded before it
+/// is rounded to a whole number.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Unpack {
     /// How many rows the panel has, whole blocks.
@@ -338,8 +340,8 @@ pub struct Unpack {
 ///
 /// As codes: of each block, `largest` is the largest magnitude, but at least [`SMALLEST`](crate::format::SMALLEST); a code is
 /// `x * (127 / largest)` rounded to the nearest whole number, ties to even; the scale is `largest * (1 / 127)`. As words the
-/// same with [`MOST_WORD`](crate::format::MOST_WORD) for 127. What is no number may become any code or word. As `Bf16`, numbers below
-/// the normal ones may become 0.
+/// same with [`MOST_WORD`](crate::format::MOST_WORD) for 127, as `I16` with [`MOST_OF_ROW`](crate::format::MOST_OF_ROW). Where a block
+/// has what is no number, its scale is none, and its codes are any. As `Bf16`, numbers below the normal ones may become 0.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Encode {
     /// How many numbers.

@@ -4,7 +4,6 @@
 use std::array;
 use std::cmp::Ordering;
 
-use cranelift::codegen::ir::condcodes::FloatCC;
 use cranelift::codegen::ir::types::{F32, F32X4, I8X16, I16X8, I32, I32X4};
 use cranelift::codegen::ir::{Endianness, InstBuilder, MemFlagsData, Value};
 
@@ -463,16 +462,17 @@ fn sum_of_row(e: &mut Emitter, sum: Value, codes: Codes) -> Value {
 
 /// What the numbers of a block of a row are multiplied with, in each lane, for the largest to become `most`; and the block's scale.
 pub(super) fn factor(e: &mut Emitter, (pointer, offset): (Value, i32), length: usize, most: f32) -> (Value, Value) {
-    let mut largest = e.float_of(F32X4, SMALLEST);
+    // Magnitudes as whole numbers: what is no number is above all others, and stays.
+    let mut largest = e.int_of(I32X4, SMALLEST.to_bits() as i32);
     for i in 0..length / LANES {
-        let x = e.ins().load(F32X4, memory(), pointer, offset + 16 * i as i32);
-        let x = e.ins().fabs(x);
+        let x = e.ins().load(I32X4, memory(), pointer, offset + 16 * i as i32);
         largest = larger(e, x, largest);
     }
     for lanes in [[2, 3, 0, 1], [1, 0, 3, 2]] {
         let other = e.swizzle(largest, lanes);
-        largest = larger(e, other, largest);
+        largest = e.ins().smax(other, largest);
     }
+    let largest = e.as_floats(largest);
     let to = e.float_of(F32X4, most);
     let factor = e.ins().fdiv(to, largest);
     let inverse = e.float_of(F32X4, 1.0 / most);
@@ -496,9 +496,9 @@ fn unpacked(codes: Codes) -> Option<Codes> {
     Format::Codes(codes).unpacked().codes()
 }
 
-/// The larger of two numbers in each lane; the second where the first is none.
-fn larger(e: &mut Emitter, a: Value, b: Value) -> Value {
-    let above = e.fcmp(FloatCC::GreaterThan, a, b);
-    let above = e.ins().bitcast(F32X4, MemFlagsData::new(), above);
-    e.ins().bitselect(above, a, b)
+/// The larger of a number's magnitude and another, as whole numbers.
+pub(super) fn larger(e: &mut Emitter, x: Value, largest: Value) -> Value {
+    let magnitude = e.int_of(I32X4, i32::MAX);
+    let x = e.ins().band(x, magnitude);
+    e.ins().smax(largest, x)
 }

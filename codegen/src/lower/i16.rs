@@ -4,7 +4,7 @@
 use cranelift::codegen::ir::types::{F32, F32X4, I16X8, I32, I32X4};
 use cranelift::codegen::ir::{InstBuilder, Value};
 
-use super::codes::{LITTLE, factor, nearest, stretch};
+use super::codes::{LITTLE, factor, larger, nearest, stretch};
 use super::core::Operands;
 use super::emit::{Emitter, Range, memory, repeat};
 use super::words::add_pairs;
@@ -106,12 +106,7 @@ pub(super) fn unpack(e: &mut Emitter, from: (Value, i32), to: (Value, i32), dept
             let least = e.int_of(I32X4, SMALLEST.to_bits() as i32);
             let largest = times(e, PAIRS, &[least], |e, step, largest| {
                 let both = both(e, from, step, at);
-                // Magnitudes as whole numbers: what is no number is above all others, and stays.
-                let magnitude = e.int_of(I32X4, i32::MAX);
-                vec![both.into_iter().fold(largest[0], |largest, x| {
-                    let x = e.ins().band(x, magnitude);
-                    e.ins().smax(largest, x)
-                })]
+                vec![both.into_iter().fold(largest[0], |largest, x| larger(e, x, largest))]
             });
             let largest = e.as_floats(largest[0]);
             let (most, inverse) = (e.float_of(F32X4, MOST_OF_PANEL), e.float_of(F32X4, 1.0 / MOST_OF_PANEL));

@@ -206,7 +206,7 @@ fn together(b: &Panelled, at_once: usize, e: &mut Emitter, mut with: impl FnMut(
     }
 }
 
-/// The same with panels of a weight, which are unpacked, once for all cores, where rows are not few; `a` are the rows for
+/// The same with panels of a weight, or of a run, which are unpacked, once for all cores, where rows are not few; `a` are the rows for
 /// either, see [`Context::rows_of`].
 pub(super) fn multiply(
     cx: &Context,
@@ -217,7 +217,11 @@ pub(super) fn multiply(
     e: &mut Emitter,
 ) {
     let (depth, format) = (b.depth, b.format);
-    let into = cx.cores.unpacked(format, depth);
+    // Numbers of 16 bits are multiplied with rows of such alone, whatever else there is: see `Context::formats`.
+    let into = match cx.cores.unpacked(format, depth) {
+        Format::I16 if a[1].format != Format::I16 => format,
+        into => into,
+    };
     if into == format {
         return products(cx, rows, a[1], b, c, e);
     }
@@ -238,7 +242,7 @@ pub(super) fn multiply(
         e.release(before);
     };
     let directly = |e: &mut Emitter| {
-        products(cx, &rows.within(cx.cores.rows_by(format, format, 1)), a[0], b, c, e);
+        products(cx, &rows.within(cx.few(format)), a[0], b, c, e);
     };
     // What each step has made of its rows decides; where it is the same in any case, a block of few rows alone may go directly.
     let decide = if a[0].format == a[1].format { &rows.rows } else { of_step };
@@ -321,9 +325,17 @@ impl Context<'_> {
         }
     }
 
-    /// Whether so many rows of a step are multiplied with such panels as they are, not unpacked: no more than one core takes.
+    /// How many rows of a step are multiplied with such panels as they are, not unpacked, at most: as many as one core takes, and of
+    /// bf16 as many as unpacking takes as long as.
+    fn few(&self, format: Format) -> usize {
+        const AS_LONG: usize = 12;
+        let one = self.cores.rows_by(format, format, 1);
+        if format == Format::Bf16 && self.cores.i16 { one.max(AS_LONG) } else { one }
+    }
+
+    /// Whether so many rows of a step are multiplied with such panels as they are.
     pub(super) fn are_few(&self, rows: &Expr, format: Format) -> When {
-        no_more(rows, self.cores.rows_by(format, format, 1))
+        no_more(rows, self.few(format))
     }
 
     /// The opposite.
@@ -331,7 +343,7 @@ impl Context<'_> {
         match self.are_few(rows, format) {
             When::Always => When::Never,
             When::Never => When::Always,
-            When::If(_) => When::If(Expr::from(self.cores.rows_by(format, format, 1)).lt(rows.clone())),
+            When::If(_) => When::If(Expr::from(self.few(format)).lt(rows.clone())),
         }
     }
 }

@@ -150,7 +150,9 @@ pub(super) fn operands(
             continue;
         }
         let mut floats = Operand { memory: Memory::Place(place.into()), format: Format::F32, stride };
-        let is_apart = format == Format::F32 && mode == Mode::Many && apart(row, format) != row;
+        // Few rows stay in the nearest cache as they lie.
+        let many = mode == Mode::Many && matches!(needed, When::Always);
+        let is_apart = format == Format::F32 && many && apart(row, format) != row;
         if !computed && (is_apart || stored != Format::F32) {
             let (place, stride) = block_place(cx, c.a, Some(c), block, &mut room, e);
             e.equation(&Scope::default(), c.a, cx.load(c.a), &place);

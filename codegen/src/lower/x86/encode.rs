@@ -153,7 +153,8 @@ const TO_WHOLE: [Code; 2] = [Code::EVEX_Vcvtps2dq_zmm_k1z_zmmm512b32_er, Code::V
 fn scale(w: &mut Writer, block: usize) -> Result<(), IcedError> {
     let bytes = w.width();
     let vectors = block / w.lanes();
-    let max = [Code::EVEX_Vmaxps_zmm_k1z_zmm_zmmm512b32_sae, Code::VEX_Vmaxps_ymm_ymm_ymmm256];
+    // As whole numbers: what is no number is above all others, and stays.
+    let max = [Code::EVEX_Vpmaxsd_zmm_k1z_zmm_zmmm512b32, Code::VEX_Vpmaxsd_ymm_ymm_ymmm256];
     for i in 0..vectors {
         let magnitude = if i < FOLDED { w.folded(i) } else { w.passing(i) };
         let from = w.at(A, i * bytes);
@@ -162,7 +163,7 @@ fn scale(w: &mut Writer, block: usize) -> Result<(), IcedError> {
             w.three(max, w.folded(i), w.folded(i), magnitude)?;
         }
     }
-    let largest = w.fold(vectors.min(FOLDED), [max[0], max[1], Code::VEX_Vmaxps_xmm_xmm_xmmm128])?;
+    let largest = w.fold(vectors.min(FOLDED), [max[0], max[1], Code::VEX_Vpmaxsd_xmm_xmm_xmmm128])?;
     let passing = w.quarter(w.passing(0));
     // The second operand is what is left where one is no number.
     w.push(Instruction::with2(Code::VEX_Vmovss_xmm_m32, passing, w.word_below(LEAST)))?;
