@@ -262,6 +262,36 @@ fn shapes(formats: (Format, Format), rows: &[usize], depths: &[usize]) {
     }
 }
 
+/// A core of three equal rows by a panel, and what it finds in memory.
+fn three_rows(
+    depth: usize,
+    (a_format, row): (Format, Vec<u8>),
+    (b_format, panel): (Format, Vec<u8>),
+) -> (Kernel, Memory) {
+    let core = Core {
+        rows: 3,
+        depth: depth.into(),
+        a: Address::new(Buffer::Frame(4), 0),
+        a_format,
+        a_stride: row.len().into(),
+        panels: 1,
+        b: Address::new(Buffer::Layer(1), 0),
+        b_format,
+        b_stride: 0.into(),
+        next: None,
+        c: Address::new(Buffer::Arena(0), 0),
+        c_stride: PANEL.into(),
+        accumulate: false,
+    };
+    let memory = Memory {
+        arena: vec![0; 3 * PANEL * 4],
+        frame: [(4, Slot::Bytes(row.repeat(3)))].into(),
+        layer: [(1, Slot::Bytes(panel))].into(),
+        ..Memory::default()
+    };
+    (kernel(Stmt::Core(core)), memory)
+}
+
 /// Products of the greatest and of the least codes, which add up to the most that sums have to hold.
 #[test]
 fn sums_have_room_for_the_greatest_products() {
@@ -280,28 +310,7 @@ fn sums_have_room_for_the_greatest_products() {
             let mut panel = block.repeat(2);
             panel.resize(format.panel(depth), 0);
             let row = encoded(bytes(&vec![number; depth]), depth, rows);
-            let core = Core {
-                rows: 3,
-                depth: depth.into(),
-                a: Address::new(Buffer::Frame(4), 0),
-                a_format: rows,
-                a_stride: row.len().into(),
-                panels: 1,
-                b: Address::new(Buffer::Layer(1), 0),
-                b_format: format,
-                b_stride: 0.into(),
-                next: None,
-                c: Address::new(Buffer::Arena(0), 0),
-                c_stride: PANEL.into(),
-                accumulate: false,
-            };
-            let kernel = kernel(Stmt::Core(core));
-            let memory = Memory {
-                arena: vec![0; 3 * PANEL * 4],
-                frame: [(4, Slot::Bytes(row.repeat(3)))].into(),
-                layer: [(1, Slot::Bytes(panel))].into(),
-                ..Memory::default()
-            };
+            let (kernel, memory) = three_rows(depth, (rows, row), (format, panel));
             let expected = floats(&expected(&kernel, &memory).arena);
             for cores in all_cores() {
                 let found = floats(&actual(cores, &kernel, &memory).0.arena);
@@ -375,29 +384,9 @@ fn blocks_of_i16_hold_any_numbers() {
     for (weight, number) in [(1.0, 1.0), (1.0, -1.0), (-3e38, 1e-3), (1e-25, 7.0), (0.0, 1.0), (f32::NAN, 1.0)] {
         let depth = 2 * Format::I16.block();
         let panel: Vec<u8> = (0..depth * PANEL).flat_map(|_| half(weight)).collect();
-        let core = Core {
-            rows: 3,
-            depth: depth.into(),
-            a: Address::new(Buffer::Frame(4), 0),
-            a_format: Format::I16,
-            a_stride: Format::I16.row(depth).into(),
-            panels: 1,
-            b: Address::new(Buffer::Layer(1), 0),
-            b_format: Format::I16,
-            b_stride: 0.into(),
-            next: None,
-            c: Address::new(Buffer::Arena(0), 0),
-            c_stride: PANEL.into(),
-            accumulate: false,
-        };
-        let kernel = kernel(Stmt::Core(core));
+        let panel = unpacked(panel, depth, (Format::Bf16, Format::I16));
         let row = encoded(bytes(&vec![number; depth]), depth, Format::I16);
-        let memory = Memory {
-            arena: vec![0; 3 * PANEL * 4],
-            frame: [(4, Slot::Bytes(row.repeat(3)))].into(),
-            layer: [(1, Slot::Bytes(unpacked(panel, depth, (Format::Bf16, Format::I16))))].into(),
-            ..Memory::default()
-        };
+        let (kernel, memory) = three_rows(depth, (Format::I16, row), (Format::I16, panel));
         let weight = f32::from_bits(weight.to_bits() & 0xffff_0000);
         let wanted = f64::from(weight) * f64::from(number) * depth as f64;
         for cores in all_cores_for(Format::I16) {

@@ -73,7 +73,9 @@ impl Cores {
             (Some(own), Some(bytes)) => own == bytes || bytes == ByteProducts::Avx2,
             (_, bytes) => bytes.is_none(),
         };
-        bytes && others.bits <= self.bits && others.bf16 <= self.bf16 && others.tiles <= self.tiles
+        // Numbers of 16 bits are multiplied by the instructions of bytes.
+        let i16 = !others.i16 || others.bytes.is_some();
+        bytes && i16 && others.bits <= self.bits && others.bf16 <= self.bf16 && others.tiles <= self.tiles
     }
 
     /// The most rows that a core of vectors takes at once. The last of several may take rows beyond, fewer than these.

@@ -43,9 +43,9 @@ const SCALE: Register = Register::XMM4;
 /// Writes the code that encodes a row of whole panels: from the first address to the second.
 pub(super) fn write(w: &mut Writer, depth: usize, format: Format) -> Result<(), IcedError> {
     let (behind, most, order) = match format {
-        Format::Codes(_) => (depth, 127.0, [0, 4, 1, 5, 2, 6, 3, 7]),
-        Format::Words(_) => (2 * depth, MOST_WORD, IN_FOURS),
-        Format::I16 => (2 * depth, MOST_OF_ROW, [0; 8]),
+        Format::Codes(_) => (depth, 127.0, Some([0, 4, 1, 5, 2, 6, 3, 7])),
+        Format::Words(_) => (2 * depth, MOST_WORD, Some(IN_FOURS)),
+        Format::I16 => (2 * depth, MOST_OF_ROW, None),
         Format::F32 | Format::Bf16 => return rounded(w, depth),
     };
     let scales = w.at(B, behind);
@@ -54,15 +54,16 @@ pub(super) fn write(w: &mut Writer, depth: usize, format: Format) -> Result<(), 
     let numbers =
         [(LEAST, SMALLEST.to_bits()), (MOST, most.to_bits()), (INVERSE, (1.0 / most).to_bits()), (FROM, from)];
     // A row may be short: no more is written than is read.
-    let order = order.into_iter().enumerate().map(|(nth, word)| (ORDER + nth, word)).filter(|_| !w.wide);
-    for (at, word) in numbers.into_iter().chain(order.collect::<Vec<_>>()) {
+    let order = order.filter(|_| !w.wide);
+    let of_order = order.iter().flatten().enumerate().map(|(nth, word)| (ORDER + nth, *word));
+    for (at, word) in numbers.into_iter().chain(of_order) {
         w.push(Instruction::with2(Code::Mov_rm32_imm32, w.word_below(at), word))?;
     }
     w.constant(w.magnitude(), 0x7fff_ffff)?;
     let blocks = depth / format.block();
     let sums = w.at(B, format.codes().map_or(behind + 4 * blocks, |codes| codes.sums_of_row(depth)));
     w.push(Instruction::with2(Code::Lea_r64_m, SUMS, sums))?;
-    if !w.wide {
+    if order.is_some() {
         w.push(Instruction::with2(Code::VEX_Vmovups_ymm_ymmm256, w.order(), w.word_below(ORDER)))?;
     }
     w.times(blocks, |w| match format {

@@ -585,3 +585,75 @@ impl Writer {
         self.code.jne(again)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The instructions of a core at 256 bits, of the unpacking of its panels and of the encoding of its rows: of its products
+    /// alone, or of all else.
+    fn instructions(rows: usize, format: Format, encoding: ByteProducts, of_products: bool) -> Vec<String> {
+        let cores = Cores { bits: 256, bytes: Some(encoding), ..Cores::PORTABLE };
+        let mut w = Writer::new(&cores).unwrap();
+        let depth = 2 * format.block();
+        let (a, b, a_stride) = (format, format, format.row(depth));
+        let shape = Shape {
+            rows,
+            panels: 1,
+            depth,
+            a,
+            b,
+            a_stride,
+            b_stride: 0,
+            c_stride: 4 * PANEL,
+            accumulate: false,
+            tiles: false,
+            fetch: None,
+            next: false,
+            share: 0,
+        };
+        match format.codes() {
+            Some(codes) => codes::write(&mut w, shape, codes).unwrap(),
+            None => i16::write(&mut w, shape).unwrap(),
+        }
+        if format == Format::I16 {
+            i16::unpack(&mut w, depth).unwrap();
+        } else if format.unpacked() != format {
+            codes::unpack(&mut w, depth, format).unwrap();
+        }
+        encode::write(&mut w, depth, format).unwrap();
+        let names = w.code.instructions().iter().map(|instruction| format!("{:?}", instruction.code()));
+        names.filter(|name| name.contains("Vpdp") == of_products).collect()
+    }
+
+    #[test]
+    fn a_core_of_256_bits_takes_no_instruction_of_avx512_but_products() {
+        let has_core = |format: &Format| format.codes().is_some() || *format == Format::I16;
+        for format in Format::ALL.into_iter().filter(has_core) {
+            for rows in 1..=6 {
+                let all = instructions(rows, format, ByteProducts::AvxVnni, false);
+                assert!(all.iter().all(|name| !name.starts_with("EVEX")), "{rows} rows of {format}: {all:?}");
+                assert_eq!(all, instructions(rows, format, ByteProducts::Avx512Vnni, false));
+                let [vex, evex] =
+                    [ByteProducts::AvxVnni, ByteProducts::Avx512Vnni].map(|e| instructions(rows, format, e, true));
+                let pairs = instructions(rows, format, ByteProducts::Avx2, false);
+                assert!(pairs.iter().all(|name| !name.starts_with("EVEX")), "{rows} rows of {format}: {pairs:?}");
+                assert_eq!(instructions(rows, format, ByteProducts::Avx2, true), Vec::<String>::new());
+                let products = match format.codes() {
+                    Some(codes) if codes.steps.is_some() => &["Vpdpbusd", "Vpdpwssd"][..],
+                    Some(_) => &["Vpdpbusd"],
+                    None => &["Vpdpwssd"],
+                };
+                for product in products {
+                    assert!(
+                        vex.contains(&format!("VEX_{product}_ymm_ymm_ymmm256")),
+                        "{rows} rows of {format}: {vex:?}"
+                    );
+                }
+                let encoded =
+                    |name: &String| name.replace("VEX", "EVEX").replace("ymm_ymm_ymmm256", "ymm_k1z_ymm_ymmm256b32");
+                assert_eq!(vex.iter().map(encoded).collect::<Vec<_>>(), evex, "{rows} rows of {format}");
+            }
+        }
+    }
+}
