@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use common::{json, repository};
 use einfuse::codegen::fuse::{Segment, Shape};
 use einfuse::codegen::lower::Target;
-use einfuse::codegen::{Batch, Format, Options, Program};
+use einfuse::codegen::{Batch, Compiled, Format, Options, Program};
 use einfuse::{Checkpoint, Graph, Rule, graph_of};
 
 fn graph(name: &str) -> Graph {
@@ -76,7 +76,8 @@ fn the_table_of_architectures_is_right() {
                     fired.extend(kernels.iter().flat_map(|kernel| &kernel.applied).map(|remark| remark.rule));
                 }
                 fired.extend(plan.remarks.iter().map(|remark| remark.rule));
-                let calls = |scope| program.kernels().iter().filter(|k| k.batch == batch && k.scope == scope).count();
+                let own = |k: &&Compiled| k.batch == batch && !k.last_layer;
+                let calls = |scope| program.kernels().iter().filter(own).filter(|k| k.scope == scope).count();
                 counts[at].extend((1..last).map(calls));
             }
         }
@@ -153,7 +154,7 @@ fn what_cores_multiply_in_pairs_is_rounded_where_it_is_computed() {
         let program = compile_as(weights, &graph, &Options { cache: Format::F32, ..Options::default() });
         for batch in [Batch::One, Batch::Many] {
             let stores = |text: String| text.lines().any(|line| line.trim_start().starts_with("bf16 arena"));
-            let kernels = program.kernels().iter().filter(|kernel| kernel.batch == batch);
+            let kernels = program.kernels().iter().filter(|kernel| kernel.batch == batch && !kernel.last_layer);
             let rounded = kernels.filter(|kernel| stores(kernel.loops.to_string()));
             let rounded: Vec<&str> = rounded.map(|kernel| kernel.loops.name.as_str()).collect();
             let wanted: &[&str] = if rounds && batch == Batch::Many { &["attend_o", "x_out_sum_3_in"] } else { &[] };
@@ -162,29 +163,36 @@ fn what_cores_multiply_in_pairs_is_rounded_where_it_is_computed() {
     }
 }
 
-/// Layers that are alike are compiled once: they call the same kernels.
+/// Layers that are alike are compiled once: they call the same kernels. In the last one, many tokens call those for one row.
 #[test]
 fn equal_layers_share_their_kernels() {
     for name in models() {
         let program = compile(&graph(&name), &Options::default());
         for batch in [Batch::One, Batch::Many] {
-            let count = |scope: usize| {
-                program.kernels().iter().filter(|kernel| kernel.batch == batch && kernel.scope == scope).count()
+            let plan = program.plan(batch);
+            let count = |scope: usize, for_one_row: bool| {
+                let own = program.kernels().iter().filter(|kernel| kernel.batch == batch && kernel.scope == scope);
+                let is_called = |kernel: &&Compiled| {
+                    kernel.last_layer == (for_one_row && plan.scopes()[scope][kernel.index].last_layer)
+                };
+                own.filter(is_called).count()
             };
             let (mut scope, mut calls) = (0, 0);
-            for segment in &program.plan(batch).segments {
+            for segment in &plan.segments {
                 match segment {
                     Segment::Once(_) => {
-                        calls += count(scope);
+                        calls += count(scope, false);
                         scope += 1;
                     }
                     Segment::Layers { bodies, order, .. } => {
-                        calls += order.iter().map(|body| count(scope + body)).sum::<usize>();
+                        for (layer, body) in order.iter().enumerate() {
+                            calls += count(scope + body, batch == Batch::Many && layer + 1 == order.len());
+                        }
                         scope += bodies.len();
                     }
                 }
             }
-            assert_eq!(program.calls(batch), calls, "{name}");
+            assert_eq!(program.sequence(batch).len(), calls, "{name}");
         }
     }
 }

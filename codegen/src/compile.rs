@@ -109,10 +109,10 @@ pub struct Compiled {
     pub index: usize,
     /// Which it is of the kernels that differ in how the layers that run them keep weights.
     pub variant: usize,
-    /// How many layers run it; 1 without layers.
-    pub runs: usize,
     /// For how many tokens it is.
     pub batch: Batch,
+    /// Whether it takes the place of the others in the last layer, where one row is wanted (rule tail).
+    pub last_layer: bool,
     /// Its loops.
     pub loops: loops::Kernel,
 }
@@ -202,6 +202,8 @@ pub(crate) struct Kernels {
     pub(crate) scheduled: Vec<Scheduled>,
     /// For each [`Batch`].
     pub(crate) calls: [Vec<Call>; Batch::ALL.len()],
+    /// The same with all rows of the last layer.
+    pub(crate) calls_for_all: [Vec<Call>; Batch::ALL.len()],
     pub(crate) arena_bytes: usize,
     /// What tokens choose, by kernel.
     pub(crate) watched: HashMap<usize, Vec<Watched>>,
@@ -315,7 +317,9 @@ impl Base {
                     let mode = if as_many { Mode::Many } else { mode.clone() };
                     if as_many {
                         let numbered = compiled.iter().enumerate();
-                        let same = |c: &Compiled| c.batch == self.like_few() && (c.scope, c.index) == (scope, index);
+                        let same = |c: &Compiled| {
+                            c.batch == self.like_few() && !c.last_layer && (c.scope, c.index) == (scope, index)
+                        };
                         made.extend(numbered.filter(|(_, c)| same(c)).map(|(number, _)| number));
                         continue;
                     }
@@ -324,14 +328,22 @@ impl Base {
                         let sizes = Sizes::of(plan, homes, scope, kernel, own);
                         let default = Tiling::by_default(&sizes, cores, options.workers);
                         let tiling = options.schedules.get(&identity).map_or(default, |tiling| tiling.within(cores));
-                        let (step, staged) = (mode.clone(), BTreeMap::new());
-                        let alternatives = default.alternatives(kernel, &step, cores);
-                        let cx = Context { plan, homes, prepared, scope, variant: own, step, cores, tiling, staged };
-                        let (loops, partial) = schedule(&cx, kernel, homes.arena);
-                        arena_bytes = arena_bytes.max(homes.arena + partial);
-                        for loops in loops {
-                            made.push(compiled.len());
-                            compiled.push(Compiled { scope, index, variant, runs: own.layers.len(), batch, loops });
+                        let alternatives = default.alternatives(kernel, &mode, cores);
+                        let mut add = |kernel: &Kernel, last_layer: bool, tiling: Tiling| {
+                            let (step, staged) = (mode.clone(), BTreeMap::new());
+                            let cx =
+                                Context { plan, homes, prepared, scope, variant: own, step, cores, tiling, staged };
+                            let (loops, partial) = schedule(&cx, kernel, homes.arena);
+                            arena_bytes = arena_bytes.max(homes.arena + partial);
+                            for loops in loops {
+                                made.push(compiled.len());
+                                compiled.push(Compiled { scope, index, variant, batch, last_layer, loops });
+                            }
+                        };
+                        add(kernel, false, tiling);
+                        if mode == Mode::Many && kernel.last_layer && own.layers.contains(&plan.last_layer()) {
+                            let kernel = Kernel { last_rows: true, ..kernel.clone() };
+                            add(&kernel, true, default);
                         }
                         scheduled.push(Scheduled {
                             scope,
@@ -353,17 +365,22 @@ impl Base {
         let how = Lowering { verify: cfg!(debug_assertions), keep_text: options.keep_text };
         let loops: Vec<loops::Kernel> = compiled.iter().map(|c| c.loops.clone()).collect();
         let code = crate::lower::compile(&loops, target, &how)?;
-        let calls = Batch::ALL.map(|batch| {
-            let Planned { plan, homes, numbers, .. } = self.planned(batch);
-            let runs = |kernel: usize, layer| {
-                let Compiled { scope, index, variant, .. } = compiled[kernel];
-                homes.variants[scope][index][variant].layers.contains(&layer)
-            };
-            let calls = calls.iter().find(|(own, _)| *own == batch);
-            calls.map_or_else(Vec::new, |(_, calls)| sequence(plan, calls, numbers, &runs))
-        });
+        let sequences = |rows: Wanted| {
+            Batch::ALL.map(|batch| {
+                let Planned { plan, homes, numbers, .. } = self.planned(batch);
+                let runs = |kernel: usize, layer: Option<usize>| {
+                    let Compiled { scope, index, variant, last_layer, .. } = compiled[kernel];
+                    let of_many = matches!(batch, Batch::Many | Batch::Deep) && rows == Wanted::Last;
+                    let one_row = of_many && layer == plan.last_layer() && plan.scopes()[scope][index].last_layer;
+                    homes.variants[scope][index][variant].layers.contains(&layer) && last_layer == one_row
+                };
+                let calls = calls.iter().find(|(own, _)| *own == batch);
+                calls.map_or_else(Vec::new, |(_, calls)| sequence(plan, calls, numbers, &runs))
+            })
+        };
+        let (calls, calls_for_all) = (sequences(Wanted::Last), sequences(Wanted::All));
         let watched = watched(self, &compiled);
-        Ok(Kernels { code, compiled, scheduled, calls, arena_bytes, watched })
+        Ok(Kernels { code, compiled, scheduled, calls, calls_for_all, arena_bytes, watched })
     }
 }
 

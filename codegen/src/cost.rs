@@ -5,6 +5,7 @@ use std::collections::{HashMap, HashSet};
 use einfuse_graph::{AxisId, Expr, ExprId, Extent, Graph, Kind, TensorId, Type};
 
 use crate::fuse::{Bounds, Equation, Kernel, Plan, Segment, Shape};
+use crate::loops::FEW;
 
 /// A step whose cost is asked for.
 pub struct Work<'a> {
@@ -88,7 +89,17 @@ impl Plan {
         all
     }
 
-    /// What one run of the kernel takes.
+    /// What all of so many runs of the kernel take: in the last layer perhaps less than in others.
+    pub fn cost_of_runs(&self, kernel: &Kernel, runs: usize, work: &Work<'_>) -> Cost {
+        let cost = self.cost(kernel, work);
+        if !kernel.last_layer || work.tokens <= FEW {
+            return cost * runs;
+        }
+        let last = Kernel { last_rows: true, ..kernel.clone() };
+        cost * runs.saturating_sub(1) + self.cost(&last, work)
+    }
+
+    /// What one run of the kernel takes; where the last layer's differs, in another one.
     pub fn cost(&self, kernel: &Kernel, work: &Work<'_>) -> Cost {
         let sizes = Sizes::of(self, kernel, work);
         let mut cost = Cost::default();
@@ -152,13 +163,15 @@ impl<'a> Sizes<'a> {
             let to = upper.map_or(all, |u| (at + u + 1).clamp(from, all));
             (from, to)
         };
-        let visited: i64 = (0..work.tokens).map(|token| range(token).1 - range(token).0).sum();
-        let span = range(work.tokens.saturating_sub(1)).1 - range(0).0;
+        let first = if kernel.last_rows { work.tokens.saturating_sub(work.wanted) } else { 0 };
+        let tokens = work.tokens - first;
+        let visited: i64 = (first..work.tokens).map(|token| range(token).1 - range(token).0).sum();
+        let span = range(work.tokens.saturating_sub(1)).1 - range(first).0;
         Sizes {
             graph: &plan.graph,
-            tokens: if kernel.last_rows { work.wanted as f64 } else { work.tokens as f64 },
+            tokens: tokens as f64,
             positions: span as f64,
-            visited: visited as f64 / work.tokens.max(1) as f64,
+            visited: visited as f64 / tokens.max(1) as f64,
         }
     }
 

@@ -7,9 +7,7 @@ use std::time::{Duration, Instant};
 use einfuse_graph::{Extent, Graph, Kind, TensorId, Type};
 
 use crate::choices::{ChoiceObserver, Watched};
-use crate::compile::{
-    Base, Batch, Call, CompileError, Compiled, Kernels, Options, Planned, Scheduled, Schedules, Slot,
-};
+use crate::compile::{Base, Batch, CompileError, Compiled, Kernels, Options, Planned, Scheduled, Schedules, Slot};
 use crate::format::Format;
 use crate::fuse::{Kernel, Plan, Segment, Storage, Wanted};
 use crate::loops::{Buffer, FEW, frame};
@@ -344,13 +342,9 @@ impl Program {
         &self.kernels.code
     }
 
-    /// How many kernel calls a step has.
-    pub fn calls(&self, batch: Batch) -> usize {
-        self.sequence(batch).len()
-    }
-
-    fn sequence(&self, batch: Batch) -> &[Call] {
-        &self.kernels.calls[batch as usize]
+    /// The numbers of the kernels that a step calls, in order.
+    pub fn sequence(&self, batch: Batch) -> impl ExactSizeIterator<Item = usize> {
+        self.kernels.calls[batch as usize].iter().map(|call| call.kernel)
     }
 
     /// How much memory steps by so many workers are run in, but for little.
@@ -399,7 +393,11 @@ impl Program {
         self.prepare(weights, workspace, &mut step);
         let (tokens, first) = (step.tokens.len(), step.first);
         let batch = self.batch(tokens, step.past);
-        let calls = self.sequence(batch);
+        // Who looks at what the layers hand on, or choose, sees all rows.
+        let calls = match (&step.observe, &step.choices) {
+            (None, None) => &self.kernels.calls[batch as usize],
+            _ => &self.kernels.calls_for_all[batch as usize],
+        };
         let observe = step.observe.map(Mutex::new);
         let choices = step.choices.map(Mutex::new);
         let carry = self.carry(batch);

@@ -86,7 +86,7 @@ fn run(runner: &mut Runner, workers: usize, ids: &[i32], steps: &[usize]) -> Vec
     let mut all = Vec::new();
     for &tokens in steps {
         let (step, after) = rest.split_at(tokens);
-        all.extend(runner.step(step, &Threads(workers)).0);
+        all.extend(runner.step(step, &Threads(workers)));
         rest = after;
     }
     assert!(rest.is_empty());

@@ -2,7 +2,11 @@
 
 use einfuse_codegen::loops::Cores;
 use einfuse_codegen::{Alone, Choice, Format, Options, PageTable, Program, Step, StepError, Tiling, Wanted, Workspace};
-use einfuse_graph::{Graph, parse};
+use einfuse_graph::random::random_weights;
+use einfuse_graph::{Graph, Tensor, parse};
+
+mod common;
+use common::Runner;
 
 const SMALL: &str = "
 graph small
@@ -143,6 +147,22 @@ fn choices_behind_the_layers_are_those_of_the_last_tokens() {
         program.step(&weights[from..], &mut program.workspace(1), step, &Alone).unwrap();
         assert_eq!(chosen, [vec![0; told]], "{tokens} tokens, {rows:?}");
     }
+}
+
+/// A program for the last tokens alone computes all rows of the last layer for who looks at them.
+#[test]
+fn who_looks_at_what_layers_hand_on_sees_all_rows() {
+    let text = include_str!("filetests/fuse/tail_last_layer.graph");
+    let graph = parse(text.split("----").next().unwrap()).unwrap();
+    let seen = |rows: Wanted| {
+        let weights = |tensor: &Tensor, layer: Option<usize>| random_weights(tensor, layer, &graph);
+        let options = Options { chunk: 12, rows, ..Options::default() };
+        let mut runner = Runner::new(&graph, &weights, Format::F32, &options, 12).unwrap();
+        runner.traced(&(0..12).collect::<Vec<i32>>(), &Alone).1
+    };
+    let all = seen(Wanted::All);
+    assert_eq!(all.len(), 4);
+    assert!(seen(Wanted::Last) == all);
 }
 
 #[test]

@@ -362,7 +362,7 @@ impl Bench {
         for &step in &steps {
             let cost = step::costs(model, step);
             for (kernel, times) in model.program().plan(step.batch(model)).runs() {
-                let own = (cost(kernel) * times).flops;
+                let own = cost(kernel, times).flops;
                 flops += own;
                 least += own / peaks.arithmetic(kernel);
             }

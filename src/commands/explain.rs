@@ -141,7 +141,7 @@ impl Explain {
         let gauge = Gauge::new(&Alone, step::storages(model))?;
         let (peaks, [multiplier, _]) = (gauge.peaks(), gauge.multipliers());
         let balance = peaks.weights / peaks.bytes;
-        let cost_of = step::costs(model, self.step());
+        let (cost_of, cost_of_runs) = (step::costs_of_one(model, self.step()), step::costs(model, self.step()));
         let without = without(model);
 
         let mut text = format!(
@@ -166,7 +166,7 @@ impl Explain {
         let mut total = Cost::default();
         for (kernel, times) in chosen {
             let cost = cost_of(kernel);
-            total = total + cost * times;
+            total = total + cost_of_runs(kernel, times);
             let bound = peaks.bound(kernel, cost);
             let row = format!("{times:>5} {} {bound:<7} {}", columns(cost), rules(kernel));
             // a long name has a line of its own
@@ -225,7 +225,8 @@ impl Explain {
     fn parts(&self, model: &Model, kernel: &Kernel) -> Vec<&'static str> {
         let numbers = step::parts(model, kernel, self.step().batch(model));
         // Those of the first variant: the others differ in their weights' formats.
-        let compiled = numbers.map(|number| &model.program().kernels()[number]).filter(|kernel| kernel.variant == 0);
+        let compiled = numbers.map(|number| &model.program().kernels()[number]);
+        let compiled = compiled.filter(|kernel| kernel.variant == 0 && !kernel.last_layer);
         let names: Vec<&str> = compiled.map(|kernel| kernel.loops.name.as_str()).collect();
         let is_merged = names.iter().any(|name| name.ends_with("_merge"));
         let does = |name: &&str| match () {
@@ -250,7 +251,7 @@ impl Explain {
         let plan = program.plan(self.step().batch(model));
         let gauge = Gauge::new(&Alone, step::storages(model))?;
         let (peaks, [multiplier, multiplier_of_caches]) = (gauge.peaks(), gauge.multipliers());
-        let cost_of = step::costs(model, self.step());
+        let cost_of = step::costs_of_one(model, self.step());
         let weight = |kept: &KeptWeight| {
             let layers: Vec<usize> = kept.layers.iter().copied().flatten().collect();
             json!({ "name": plan.graph.tensor(kept.tensor).name, "format": kept.format.to_string(), "layers": layers })
@@ -317,8 +318,9 @@ impl Explain {
                 Batch::Many => "many tokens",
                 Batch::Deep => "many tokens, deep in a sequence",
             };
+            let place = if compiled.last_layer { " in the last layer" } else { "" };
             let bytes = program.code().bytes(number);
-            writeln!(text, "// {}, for {tokens}: {bytes} bytes of machine code", kernel.name)?;
+            writeln!(text, "// {}, for {tokens}{place}: {bytes} bytes of machine code", kernel.name)?;
             match stage {
                 Stage::Clif => text += program.code().clif(number).unwrap_or_default(),
                 Stage::Asm => text += program.code().asm(number).unwrap_or_default(),

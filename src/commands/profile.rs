@@ -59,9 +59,12 @@ impl Profile {
         };
         let costs: Vec<_> = steps.iter().map(|&step| step::costs(model, step)).collect();
         let share = |(kernel, runs): (&_, usize)| {
-            let cost = costs.iter().map(|cost| cost(kernel) * runs).fold(Cost::default(), |a, b| a + b);
+            let cost = costs.iter().map(|cost| cost(kernel, runs)).fold(Cost::default(), |a, b| a + b);
             let parts = |batch| step::parts(model, kernel, batch);
-            let calls = |batch| parts(batch).map(|number| model.program().kernels()[number].runs).sum::<usize>();
+            let calls = |batch| {
+                let numbers: Vec<usize> = parts(batch).collect();
+                model.program().sequence(batch).filter(|number| numbers.contains(number)).count()
+            };
             let calls = steps.iter().map(|step| calls(step.batch(model))).sum();
             // a prompt's last step may be of a single token, which has code of its own; what was not called took no time
             let mut numbers: Vec<usize> = Batch::ALL.into_iter().flat_map(parts).collect();

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use einfuse::Model;
 use einfuse::codegen::cost::{Cost, Work};
-use einfuse::codegen::fuse::Kernel;
+use einfuse::codegen::fuse::{Kernel, Plan};
 use einfuse::codegen::{Batch, Compiled, Format, Scheduled};
 use einfuse::graph::TensorId;
 
@@ -28,19 +28,33 @@ impl Step {
 pub(crate) fn cost(model: &Model, step: Step) -> Cost {
     let of = costs(model, step);
     let kernels = model.program().plan(step.batch(model)).runs().into_iter();
-    kernels.map(|(kernel, times)| of(kernel) * times).fold(Cost::default(), |a, b| a + b)
+    kernels.map(|(kernel, runs)| of(kernel, runs)).fold(Cost::default(), |a, b| a + b)
 }
 
-/// What one run of each kernel takes in a step; nothing, if it is of another plan.
-pub(crate) fn costs(model: &Model, step: Step) -> impl Fn(&Kernel) -> Cost {
+/// What all runs of a kernel take in a step, so many; nothing, if it is of another plan.
+pub(crate) fn costs(model: &Model, step: Step) -> impl Fn(&Kernel, usize) -> Cost {
+    costs_by(model, step, Plan::cost_of_runs)
+}
+
+/// What one run of a kernel takes in a step.
+pub(crate) fn costs_of_one(model: &Model, step: Step) -> impl Fn(&Kernel) -> Cost {
+    let of = costs_by(model, step, |plan, kernel, _, work| plan.cost(kernel, work));
+    move |kernel| of(kernel, 1)
+}
+
+fn costs_by(
+    model: &Model,
+    step: Step,
+    of: impl Fn(&Plan, &Kernel, usize, &Work<'_>) -> Cost,
+) -> impl Fn(&Kernel, usize) -> Cost {
     let Step { tokens, past, wanted } = step;
     let program = model.program();
     let batch = step.batch(model);
     let plan = program.plan(batch);
-    move |kernel| {
+    move |kernel, runs| {
         let element = |tensor| program.element(batch, kernel, tensor);
         let own = plan.scopes().into_iter().flatten().any(|of_plan| std::ptr::eq(of_plan, kernel));
-        if own { plan.cost(kernel, &Work { tokens, past, wanted, element: &element }) } else { Cost::default() }
+        if own { of(plan, kernel, runs, &Work { tokens, past, wanted, element: &element }) } else { Cost::default() }
     }
 }
 

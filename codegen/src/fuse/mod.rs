@@ -91,7 +91,7 @@ rules! {
     Rows = "rows",
     /// What computes a contraction's activation row by row joins its kernel, and what makes its weight of codes and scales.
     Prologue = "prologue",
-    /// After the last layer only the rows whose output is wanted are computed.
+    /// In the last layer, behind what goes into its caches, and after it only the rows whose output is wanted are computed.
     Tail = "tail",
 }
 
@@ -156,6 +156,8 @@ pub struct Kernel {
     pub declined: Vec<Remark>,
     /// Whether only the wanted rows are computed (rule tail).
     pub last_rows: bool,
+    /// Whether that is so in the last layer (rule tail).
+    pub last_layer: bool,
 }
 
 impl Kernel {
@@ -169,6 +171,7 @@ impl Kernel {
             applied: Vec::new(),
             declined: Vec::new(),
             last_rows: false,
+            last_layer: false,
         }
     }
 
@@ -420,6 +423,14 @@ impl Plan {
             }
         }
         scopes
+    }
+
+    /// The last of the layers, if nothing but kernels that run once comes after them.
+    pub(crate) fn last_layer(&self) -> Option<usize> {
+        match self.segments.iter().nth_back(1)? {
+            Segment::Layers { order, .. } => order.len().checked_sub(1),
+            Segment::Once(_) => None,
+        }
     }
 
     fn scopes_mut(&mut self) -> Vec<&mut Vec<Kernel>> {

@@ -166,6 +166,7 @@ fn regroup(plan: &Plan, kernels: &mut Vec<Kernel>, stream: Stream, members: Vec<
         applied: vec![Remark { rule: Rule::OnlineSoftmax, text }],
         declined,
         last_rows: false,
+        last_layer: false,
     };
     let mut at = 0;
     kernels.retain(|k| {

@@ -1,21 +1,26 @@
-//! Rule tail: after the last layer only the rows whose output is wanted are computed.
+//! Rule tail: in the last layer, behind what goes into its caches, and after it only the rows whose output is wanted are computed.
 
-use einfuse_graph::Expr;
+use einfuse_graph::{AxisId, Expr, Graph, TensorId};
 
-use super::{Plan, Remark, Rule, Segment, Shape, Wanted, is_positions, is_tokens, loads_of};
+use super::{EqId, Kernel, Plan, Remark, Rule, Segment, Shape, Wanted, is_positions, is_tokens, loads_of};
 
 pub(super) fn apply(plan: &mut Plan, wanted: Wanted) {
-    match check(plan, wanted) {
-        Err(why) => plan.remarks.push(Remark { rule: Rule::Tail, text: why }),
-        Ok(()) => {
-            if let Some(Segment::Once(kernels)) = plan.segments.last_mut() {
-                for kernel in kernels {
-                    kernel.last_rows = true;
-                    let text = "only the wanted rows are computed".to_owned();
-                    kernel.applied.push(Remark { rule: Rule::Tail, text });
-                }
-            }
+    if let Err(why) = check(plan, wanted) {
+        return plan.remarks.push(Remark { rule: Rule::Tail, text: why });
+    }
+    if let Some(Segment::Once(kernels)) = plan.segments.last_mut() {
+        for kernel in kernels {
+            kernel.last_rows = true;
+            let text = "only the wanted rows are computed".to_owned();
+            kernel.applied.push(Remark { rule: Rule::Tail, text });
         }
+    }
+    for (body, index) in of_last_layer(plan) {
+        let Some(Segment::Layers { bodies, .. }) = plan.segments.iter_mut().nth_back(1) else { continue };
+        let kernel = &mut bodies[body].0[index];
+        kernel.last_layer = true;
+        let text = "in the last layer only the wanted rows are computed".to_owned();
+        kernel.applied.push(Remark { rule: Rule::Tail, text });
     }
 }
 
@@ -40,21 +45,61 @@ fn check(plan: &Plan, wanted: Wanted) -> Result<(), String> {
             if plan.states.contains_key(&equation.out) {
                 return Err(format!("declined: {} goes into a cache after the layers", plan.quoted(equation.out)));
             }
-            if let Expr::Reduce { axes, .. } = graph.expr(equation.body)
-                && axes.iter().any(|&a| is_tokens(graph, a) || is_positions(graph, a))
-            {
+            if reduces(plan, e, |a| is_tokens(graph, a) || is_positions(graph, a)) {
                 return Err(format!("declined: {} is reduced over the tokens", plan.quoted(equation.out)));
             }
-            for tensor in graph.loaded(equation.body) {
-                for index in loads_of(graph, equation.body, tensor) {
-                    for (&axis, &i) in graph.tensor(tensor).axes.iter().zip(&index) {
-                        if is_tokens(graph, axis) && *graph.expr(i) != Expr::Coordinate(axis) {
-                            return Err(format!("declined: other rows of {} are read", plan.quoted(tensor)));
-                        }
-                    }
-                }
+            if let Some(tensor) = graph.loaded(equation.body).into_iter().find(|&t| !reads_own_row(plan, e, t)) {
+                return Err(format!("declined: other rows of {} are read", plan.quoted(tensor)));
             }
         }
     }
     Ok(())
+}
+
+/// The kernels of the last layer, by body and place, that nothing but wanted rows needs.
+fn of_last_layer(plan: &Plan) -> Vec<(usize, usize)> {
+    let Some(Segment::Layers { bodies, order, .. }) = plan.segments.iter().nth_back(1) else { return Vec::new() };
+    let Some(&body) = order.last() else { return Vec::new() };
+    let (kernels, result) = &bodies[body];
+    let mut found: Vec<EqId> = Vec::new();
+    let mut all = Vec::new();
+    for (index, kernel) in kernels.iter().enumerate().rev() {
+        if is_for_own_rows(plan, kernel, *result, &found) {
+            found.extend(&kernel.equations);
+            all.push((body, index));
+        }
+    }
+    all
+}
+
+/// Whether a kernel of the layers' body is read row by row alone: by itself, and by such equations after it.
+fn is_for_own_rows(plan: &Plan, kernel: &Kernel, result: TensorId, after: &[EqId]) -> bool {
+    let graph = &plan.graph;
+    kernel.equations.iter().all(|&e| {
+        let out = plan.equations[e].out;
+        let by_tokens = graph.tensor(out).axes.first().is_some_and(|&a| is_tokens(graph, a));
+        let kept = plan.states.contains_key(&out) || (out != result && plan.escapes(out));
+        let mut readers = plan.consumers(out).into_iter();
+        by_tokens
+            && !kept
+            && readers.all(|reader| {
+                (kernel.equations.contains(&reader) || after.contains(&reader))
+                    && reads_own_row(plan, reader, out)
+                    && !reduces(plan, reader, |a| is_tokens(graph, a))
+            })
+    })
+}
+
+/// Whether an equation reads a tensor at its own token alone.
+fn reads_own_row(plan: &Plan, eq: EqId, tensor: TensorId) -> bool {
+    let graph: &Graph = &plan.graph;
+    loads_of(graph, plan.equations[eq].body, tensor).iter().all(|index| {
+        let mut along = graph.tensor(tensor).axes.iter().zip(index);
+        along.all(|(&axis, &i)| !is_tokens(graph, axis) || *graph.expr(i) == Expr::Coordinate(axis))
+    })
+}
+
+/// Whether an equation reduces over such an axis.
+fn reduces(plan: &Plan, eq: EqId, such: impl Fn(AxisId) -> bool) -> bool {
+    matches!(plan.graph.expr(plan.equations[eq].body), Expr::Reduce { axes, .. } if axes.iter().any(|&a| such(a)))
 }

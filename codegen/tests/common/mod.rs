@@ -3,7 +3,7 @@
 #![allow(dead_code, reason = "each test has its own way to make weights")]
 
 use einfuse_codegen::loops::FEW;
-use einfuse_codegen::{Format, Options, Packed, PageTable, Program, Step, Team, Values, Wanted, Workspace};
+use einfuse_codegen::{Format, Observer, Options, Packed, PageTable, Program, Step, Team, Values, Wanted, Workspace};
 use einfuse_graph::random::{random_inputs, random_weights};
 use einfuse_graph::{Extent, Graph, Interpreter, Tensor, TensorId, Weights};
 
@@ -54,7 +54,7 @@ pub(crate) fn distance(runner: &mut Runner, workers: usize, steps: &[Expected]) 
     runner.restart(workers);
     let (mut apart, mut whole) = (0.0, 0.0);
     for step in steps {
-        let (got, _) = runner.step(&step.ids, &Threads(workers));
+        let got = runner.step(&step.ids, &Threads(workers));
         assert_eq!(got.len(), step.output.len());
         for (got, (want, _)) in got.iter().zip(&step.output) {
             apart += (f64::from(*got) - want).powi(2);
@@ -69,7 +69,7 @@ pub(crate) fn hold(runner: &mut Runner, workers: usize, steps: &[Expected]) -> R
     runner.restart(workers);
     for step in steps {
         let wanted = step.ids.len() - runner.first(step.ids.len());
-        let (got, _) = runner.step(&step.ids, &Threads(workers));
+        let got = runner.step(&step.ids, &Threads(workers));
         let want = &step.output[step.output.len().saturating_sub(wanted * step.row)..];
         if got.len() != want.len() {
             return Err(format!("{} elements, not {}", got.len(), want.len()));
@@ -215,16 +215,26 @@ impl Runner {
         }
     }
 
-    /// The output of the wanted rows, and the activations between layers.
-    pub(crate) fn step(&mut self, tokens: &[i32], team: &dyn Team) -> (Vec<f32>, Vec<Vec<f32>>) {
+    /// The output of the wanted rows.
+    pub(crate) fn step(&mut self, tokens: &[i32], team: &dyn Team) -> Vec<f32> {
+        self.observed(tokens, team, None)
+    }
+
+    /// The same, and the activations between layers.
+    pub(crate) fn traced(&mut self, tokens: &[i32], team: &dyn Team) -> (Vec<f32>, Vec<Vec<f32>>) {
         let mut hidden = Vec::new();
         let mut observe = |_: usize, values: &[f32]| hidden.push(values.to_vec());
+        let output = self.observed(tokens, team, Some(&mut observe));
+        (output, hidden)
+    }
+
+    fn observed<'s>(&'s mut self, tokens: &'s [i32], team: &dyn Team, observe: Option<Observer<'s>>) -> Vec<f32> {
         let first = self.first(tokens.len());
         let caches =
             self.caches.iter_mut().map(|(memory, pages)| PageTable { memory: memory.get_mut(), pages }).collect();
-        let step = Step { tokens, past: self.past, first, caches, observe: Some(&mut observe), choices: None };
+        let step = Step { tokens, past: self.past, first, caches, observe, choices: None };
         self.program.step(self.weights.get(), &mut self.workspace, step, team).unwrap();
         self.past += tokens.len();
-        (self.program.output(&self.workspace).to_vec(), hidden)
+        self.program.output(&self.workspace).to_vec()
     }
 }
