@@ -96,7 +96,7 @@ fn encoded(target: &Target, format: Format, rows: usize, stride: usize) -> Vec<u
     let numbers: Vec<f32> =
         random().map(|state| 1.0 + (state >> 8) as f32 / (1 << 24) as f32).take(rows * DEPTH).collect();
     let at = |slot, each: usize| Address::new(Buffer::Frame(slot), Expr::Var(Var(0)) * each);
-    let encode = Encode { depth: DEPTH, from: at(4, DEPTH), to: at(5, stride), format };
+    let encode = Encode { depth: DEPTH, from: at(4, DEPTH), to: at(5, stride), format, part: None };
     let body = vec![Stmt::Encode(encode)];
     let body = vec![Stmt::For { var: Var(0), from: 0.into(), to: rows.into(), step: 1, body }];
     let kernel = Kernel { name: "rows".into(), vars: vec![Ty::Int], scratch: 0, body };

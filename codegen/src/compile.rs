@@ -329,8 +329,8 @@ impl Base {
                         let default = Tiling::by_default(&sizes, cores, options.workers);
                         let tiling = options.schedules.get(&identity).map_or(default, |tiling| tiling.within(cores));
                         let alternatives = default.alternatives(kernel, &mode, cores);
-                        let mut add = |kernel: &Kernel, last_layer: bool, tiling: Tiling| {
-                            let (step, staged) = (mode.clone(), BTreeMap::new());
+                        let mut add = |step: Mode, last_layer: bool, tiling: Tiling| {
+                            let staged = BTreeMap::new();
                             let cx =
                                 Context { plan, homes, prepared, scope, variant: own, step, cores, tiling, staged };
                             let (loops, partial) = schedule(&cx, kernel, homes.arena);
@@ -340,10 +340,9 @@ impl Base {
                                 compiled.push(Compiled { scope, index, variant, batch, last_layer, loops });
                             }
                         };
-                        add(kernel, false, tiling);
+                        add(mode.clone(), false, tiling);
                         if mode == Mode::Many && kernel.last_layer && own.layers.contains(&plan.last_layer()) {
-                            let kernel = Kernel { last_rows: true, ..kernel.clone() };
-                            add(&kernel, true, default);
+                            add(Mode::One(loops::Arg::First.into()), true, default);
                         }
                         scheduled.push(Scheduled {
                             scope,

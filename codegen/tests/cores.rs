@@ -6,7 +6,7 @@ use einfuse_codegen::format::{Elem, Format, PANEL, ROUND};
 
 use einfuse_codegen::loops::{
     Address, Arg, Buffer, ByteProducts, Core, Cores, Encode, Expr, Exps, Fetch, FetchInto, GROUP, Kernel, MAX_PANELS,
-    Memory, Next, Slot, Stmt, Ty, Unpack, Var, interpret, parse,
+    Memory, Next, Part, Slot, Stmt, Ty, Unpack, Var, interpret, parse,
 };
 use einfuse_codegen::lower::{Lowering, compile};
 use support::{Random, both, bytes, floats, host, run};
@@ -118,8 +118,13 @@ fn row(random: &mut Random, depth: usize, format: Format) -> Vec<u8> {
 
 /// The row that so many floats are.
 fn encoded(numbers: Vec<u8>, depth: usize, format: Format) -> Vec<u8> {
-    let encode =
-        Encode { depth, from: Address::new(Buffer::Frame(4), 0), to: Address::new(Buffer::Frame(5), 0), format };
+    let encode = Encode {
+        depth,
+        from: Address::new(Buffer::Frame(4), 0),
+        to: Address::new(Buffer::Frame(5), 0),
+        format,
+        part: None,
+    };
     let frame = [(4, Slot::Bytes(numbers)), (5, Slot::Bytes(vec![0; format.row(depth)]))].into();
     let mut memory = Memory { frame, ..Memory::default() };
     interpret(&kernel(Stmt::Encode(encode)), &mut memory, 1).unwrap_or_else(|e| panic!("{e:?}"));
@@ -525,6 +530,7 @@ fn rows_are_encoded_bit_for_bit() {
                 from: Address::new(Buffer::Frame(4), 0),
                 to: Address::new(Buffer::Arena(4), 2),
                 format,
+                part: None,
             };
             let kernel = kernel(Stmt::Encode(encode));
             let memory = Memory {
@@ -543,6 +549,33 @@ fn rows_are_encoded_bit_for_bit() {
     }
 }
 
+/// The blocks of a row, some at a time, are what the whole row is.
+#[test]
+fn a_row_encoded_in_parts_is_the_row() {
+    for format in Format::ALL.into_iter().filter(|format| format.is_coded()) {
+        let depth = 2 * format.block().max(PANEL);
+        let row = 3 * depth;
+        let numbers = values(&mut Random(row as u64), row, Format::F32);
+        let whole = encoded(numbers.clone(), row, format);
+        let nth = Var(0);
+        let (from, to) = (Address::new(Buffer::Frame(4), Expr::from(nth) * depth), Address::new(Buffer::Arena(4), 2));
+        let part = Some(Part { of: row, block: Expr::from(nth) * (depth / format.block()) });
+        let encode = Stmt::Encode(Encode { depth, from, to, format, part });
+        let each = Stmt::For { var: nth, from: 0.into(), to: 3.into(), step: 1, body: vec![encode] };
+        let kernel = Kernel { vars: vec![Ty::Int], ..kernel(each) };
+        let memory =
+            Memory { arena: vec![7; 16 + whole.len()], frame: [(4, Slot::Bytes(numbers))].into(), ..Memory::default() };
+        let expected = expected(&kernel, &memory);
+        let start = 4 + 2 * format.elem().bytes();
+        assert_eq!(expected.arena[start..start + whole.len()], whole, "{format}");
+        for cores in all_cores_for(format) {
+            let (actual, called) = actual(cores, &kernel, &memory);
+            assert_eq!(!called.is_empty(), is_wide(cores, format), "{cores:?}: {kernel}");
+            assert_eq!(expected, actual, "{cores:?}: {kernel}");
+        }
+    }
+}
+
 #[test]
 fn blocks_of_rows_with_what_is_no_number_have_no_scale() {
     for format in Format::ALL.into_iter().filter(|format| format.is_coded()) {
@@ -551,7 +584,7 @@ fn blocks_of_rows_with_what_is_no_number_have_no_scale() {
             let mut numbers = vec![1.0f32; depth];
             numbers[at] = f32::NAN;
             let (from, to) = (Address::new(Buffer::Frame(4), 0), Address::new(Buffer::Arena(0), 0));
-            let kernel = kernel(Stmt::Encode(Encode { depth, from, to, format }));
+            let kernel = kernel(Stmt::Encode(Encode { depth, from, to, format, part: None }));
             let memory = Memory {
                 arena: vec![0; format.row(depth)],
                 frame: [(4, Slot::Bytes(bytes(&numbers)))].into(),

@@ -5,7 +5,7 @@ mod common;
 use common::{Runner, Threads, distance, interpreted};
 use einfuse_codegen::loops::{ByteProducts, Cores};
 use einfuse_codegen::lower::Target;
-use einfuse_codegen::{Format, Options, Wanted};
+use einfuse_codegen::{Batch, Format, Options, Program, Wanted};
 use einfuse_graph::random::random_weights;
 use einfuse_graph::{Graph, Tensor, parse};
 
@@ -133,4 +133,24 @@ fn every_machine_computes_the_same() {
             }
         }
     }
+}
+
+/// What cores multiply as codes, and nothing else reads, is encoded where it is computed, of many rows as of a few; but not a single
+/// token's, which is multiplied as it is.
+#[test]
+fn what_cores_multiply_as_codes_is_encoded_where_it_is_computed() {
+    let graph = graph();
+    let options = Options { chunk: 70, rows: Wanted::All, ..Options::default() };
+    let program = Program::compile(&graph, &|_, _| Format::Q8.into(), &options).unwrap();
+    let encoding = |batch: Batch| -> Vec<&str> {
+        let all = program.kernels().iter().filter(|kernel| kernel.batch == batch);
+        let encode = all.filter(|kernel| kernel.loops.to_string().contains("encode arena("));
+        encode.map(|kernel| kernel.loops.name.as_str()).collect()
+    };
+    assert!(encoding(Batch::One).is_empty());
+    assert_eq!(encoding(Batch::Few), ["o_merge"]);
+    // The rows of norms and of the sum over `c` are computed for what follows; those of `o` and of the gated network before it.
+    let rows = ["q_u_k_2_r_sum_rows", "m_max_rows", "z_sum_2_in_rows", "logits_rows"];
+    let others: Vec<&str> = encoding(Batch::Many).into_iter().filter(|name| !rows.contains(name)).collect();
+    assert_eq!(others, ["o", "z_sum_2_in"]);
 }

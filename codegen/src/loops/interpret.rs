@@ -370,12 +370,14 @@ impl Machine<'_> {
     }
 
     fn encode(&mut self, encode: &Encode) -> Ran<()> {
-        let Encode { depth, from, to, format } = encode;
+        let Encode { depth, from, to, format, part } = encode;
         let (at, start) = (self.int(&from.offset)?, self.int(&to.offset)?);
         let row: Vec<f32> =
             (0..*depth as i64).map(|k| self.float_at(from, at.wrapping_add(k), Elem::F32)).collect::<Ran<_>>()?;
-        let bytes: Vec<u8> = if *format == Format::Bf16 {
-            row.iter().flat_map(|x| bf16::from_f32(*x).to_le_bytes()).collect()
+        let blocks = depth / format.block();
+        // Codes, scales, sums: what belongs to a block is in stretches, of which a whole row has one after the other.
+        let stretches: Vec<Vec<u8>> = if *format == Format::Bf16 {
+            vec![row.iter().flat_map(|x| bf16::from_f32(*x).to_le_bytes()).collect()]
         } else if let Format::Words(block) = *format {
             let (mut words, mut scales, mut sums) = (Vec::new(), Vec::new(), Vec::new());
             for block in row.chunks(block) {
@@ -386,7 +388,7 @@ impl Machine<'_> {
                 let sum: i32 = block.iter().map(|word| i32::from(*word)).sum();
                 sums.extend((sum * -BYTE_OFFSET).to_le_bytes());
             }
-            [words, scales, sums].concat()
+            vec![words, scales, sums]
         } else if *format == Format::I16 {
             let (mut numbers, mut scales) = (Vec::new(), Vec::new());
             for block in row.chunks(format.block()) {
@@ -394,7 +396,7 @@ impl Machine<'_> {
                 numbers.extend(block.iter().flat_map(|x| ((x * factor).round_ties_even() as i16).to_le_bytes()));
                 scales.extend((largest * (1.0 / MOST_OF_ROW)).to_le_bytes());
             }
-            [numbers, scales].concat()
+            vec![numbers, scales]
         } else {
             let Some(of) = format.codes() else { return Err(format!("a row is encoded as {format}")) };
             let unpacked = format.unpacked().codes().unwrap_or(of);
@@ -411,9 +413,24 @@ impl Machine<'_> {
                     of_parts.extend(sum_of_row(of, sum(part), scale).to_le_bytes());
                 }
             }
-            [codes, scales, sums, of_parts].concat()
+            vec![codes, scales, sums, of_parts]
         };
-        self.memory_at(to, start, format.elem().bytes() as i64, bytes.len())?.copy_from_slice(&bytes);
+        let (of, first) = match part {
+            None => (blocks, 0),
+            Some(part) => (part.of / format.block(), self.int(&part.block)?),
+        };
+        let is_part = first >= 0 && (first as usize).checked_add(blocks).is_some_and(|end| end <= of);
+        if !is_part {
+            return Err(format!("blocks {first} and on, {blocks} of them, are encoded of a row of {of}"));
+        }
+        let size = format.elem().bytes();
+        let mut before = 0;
+        for bytes in stretches {
+            let of_block = bytes.len() / blocks.max(1);
+            let at = start.wrapping_add(((before + first as usize * of_block) / size) as i64);
+            self.memory_at(to, at, size as i64, bytes.len())?.copy_from_slice(&bytes);
+            before += of * of_block;
+        }
         Ok(())
     }
 

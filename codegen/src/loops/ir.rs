@@ -336,7 +336,7 @@ pub struct Unpack {
     pub into: Format,
 }
 
-/// Rewrites a row of `F32` as the row of a [`Core`]'s first operand in another format.
+/// Rewrites a row of `F32` as the row of a [`Core`]'s first operand in another format, or as a part of it.
 ///
 /// As codes: of each block, `largest` is the largest magnitude, but at least [`SMALLEST`](crate::format::SMALLEST); a code is
 /// `x * (127 / largest)` rounded to the nearest whole number, ties to even; the scale is `largest * (1 / 127)`. As words the
@@ -352,6 +352,17 @@ pub struct Encode {
     pub to: Address,
     /// The format of the row: not `F32`.
     pub format: Format,
+    /// Where these are some blocks of the row, not all of it: which.
+    pub part: Option<Part>,
+}
+
+/// Some blocks of a row of codes, words or `I16`, as many as there are numbers for.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Part {
+    /// How many numbers the whole row has.
+    pub of: usize,
+    /// The number of the first block.
+    pub block: Expr,
 }
 
 /// `to[i] = exp(from[i] - shift)` for all `i` in `0..depth`, and `total = Σ i  exp(from[i] - shift)`. The order of the sum is

@@ -3,8 +3,8 @@
 use crate::format::{Elem, Format};
 
 use super::{
-    Address, Arg, Binary, Buffer, Core, Encode, Expr, Exps, Fold, Kernel, LANES, MAX_DEPTH, Next, Share, Spread, Stmt,
-    Ty, Unary, Unpack, Var,
+    Address, Arg, Binary, Buffer, Core, Encode, Expr, Exps, Fold, Kernel, LANES, MAX_DEPTH, Next, Part, Share, Spread,
+    Stmt, Ty, Unary, Unpack, Var,
 };
 
 /// Why a text is not a kernel, and where.
@@ -328,7 +328,15 @@ impl Parser {
         self.word("of")?;
         let from = self.address()?;
         self.word("depth")?;
-        Ok(Encode { depth: self.size()?, from, to, format })
+        let depth = self.size()?;
+        let mut part = None;
+        if self.take_word("from") {
+            self.word("block")?;
+            let block = self.expr()?;
+            self.word("of")?;
+            part = Some(Part { of: self.size()?, block });
+        }
+        Ok(Encode { depth, from, to, format, part })
     }
 
     fn address(&mut self) -> Parsed<Address> {

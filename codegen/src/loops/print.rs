@@ -117,7 +117,8 @@ impl Display for Unpack {
 
 impl Display for Encode {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        write!(f, "encode {} = {} of {} depth {}", self.to, self.format, self.from, self.depth)
+        write!(f, "encode {} = {} of {} depth {}", self.to, self.format, self.from, self.depth)?;
+        self.part.iter().try_for_each(|part| write!(f, " from block {} of {}", part.block, part.of))
     }
 }
 

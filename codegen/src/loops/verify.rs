@@ -5,8 +5,8 @@ use std::fmt;
 use crate::format::{Elem, Format, PANEL};
 
 use super::{
-    Address, Binary, Buffer, Core, Encode, Expr, Exps, Fold, Kernel, LANES, MAX_PANELS, MAX_ROWS, Share, Spread, Stmt,
-    Ty, Unary, Unpack, Var,
+    Address, Binary, Buffer, Core, Encode, Expr, Exps, Fold, Kernel, LANES, MAX_PANELS, MAX_ROWS, Part, Share, Spread,
+    Stmt, Ty, Unary, Unpack, Var,
 };
 
 /// How many bytes a core may fetch ahead: each line is an instruction.
@@ -298,10 +298,16 @@ impl Verifier<'_> {
     }
 
     fn encode(&mut self, encode: &Encode) -> Checked<()> {
-        let Encode { depth, from, to, format } = encode;
+        let Encode { depth, from, to, format, part } = encode;
         check(*format != Format::F32, || "a row is encoded as f32".to_string())?;
         let block = format.block();
         check(depth % block == 0, || format!("a row of {depth} is encoded as {format}: no multiple of {block}"))?;
+        if let Some(Part { of, block: first }) = part {
+            check(format.is_coded(), || format!("a part of a row is encoded as {format}"))?;
+            let fits = of % block == 0 && depth <= of;
+            check(fits, || format!("{depth} are no part of a row of {of} as {format}"))?;
+            self.expect(first, Ty::Int, "a block's number")?;
+        }
         self.address(from)?;
         self.address(to)
     }

@@ -402,15 +402,33 @@ fn dot(e: &mut Emitter, sum: Value, signed: Value, unsigned: Value) -> Value {
     e.ins().iadd(all, sum)
 }
 
+/// The blocks of a row that are encoded.
+pub(super) struct Blocks {
+    pub(super) count: usize,
+    /// Numbers of the whole row.
+    pub(super) of: usize,
+    /// The first of them, if it is not the row's.
+    pub(super) first: Option<Value>,
+}
+
+impl Blocks {
+    /// Emits what is done for each: it is told the number among these, and in the row.
+    pub(super) fn each(&self, e: &mut Emitter, mut with: impl FnMut(&mut Emitter, Value, Value)) {
+        let (start, end, step) = (e.int(0), e.int(self.count as i64), e.int(1));
+        repeat(e, Range { start, end, step, runs: self.count > 0 }, &[], |e, nth, _| {
+            let block = self.first.map_or(nth, |first| e.ins().iadd(first, nth));
+            with(e, nth, block);
+            Vec::new()
+        });
+    }
+}
+
 /// Emits the encoding of a row of floats as codes, here.
-pub(super) fn encode(e: &mut Emitter, from: (Value, i32), to: (Value, i32), depth: usize, codes: Codes) {
-    let length = codes.block;
-    let blocks = (depth / length) as i64;
-    let (start, end, step) = (e.int(0), e.int(blocks), e.int(1));
-    repeat(e, Range { start, end, step, runs: blocks > 0 }, &[], |e, block, _| {
+pub(super) fn encode(e: &mut Emitter, from: (Value, i32), to: (Value, i32), blocks: &Blocks, codes: Codes) {
+    let (length, depth) = (codes.block, blocks.of);
+    blocks.each(e, |e, nth, block| {
         let within = |e: &mut Emitter, pointer: Value, each: usize| stretch(e, (pointer, 0), block, each).0;
-        let source = within(e, from.0, 4 * length);
-        let source = (source, from.1);
+        let source = (stretch(e, (from.0, 0), nth, 4 * length).0, from.1);
         let (factor, scale) = factor(e, source, length, 127.0);
         let target = within(e, to.0, length);
         let (parts, summed) = (length / codes.summed(), codes.summed());
@@ -450,7 +468,6 @@ pub(super) fn encode(e: &mut Emitter, from: (Value, i32), to: (Value, i32), dept
             let total = sum_of_row(e, total, unpacked);
             e.ins().store(memory(), total, target, to.1 + unpacked.sums_of_row(depth) as i32);
         }
-        Vec::new()
     });
 }
 

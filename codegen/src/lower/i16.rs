@@ -4,7 +4,7 @@
 use cranelift::codegen::ir::types::{F32, F32X4, I16X8, I32, I32X4};
 use cranelift::codegen::ir::{InstBuilder, Value};
 
-use super::codes::{LITTLE, factor, larger, nearest, stretch};
+use super::codes::{Blocks, LITTLE, factor, larger, nearest, stretch};
 use super::core::Operands;
 use super::emit::{Emitter, Range, memory, repeat};
 use super::words::add_pairs;
@@ -142,9 +142,9 @@ fn both(e: &mut Emitter, panel: (Value, i32), step: Value, at: i32) -> [Value; 2
 }
 
 /// Emits the encoding of a row of floats, here.
-pub(super) fn encode(e: &mut Emitter, from: (Value, i32), to: (Value, i32), depth: usize) {
-    times(e, depth / BLOCK, &[], |e, block, _| {
-        let (source, target) = (stretch(e, from, block, 4 * BLOCK), stretch(e, to, block, 2 * BLOCK));
+pub(super) fn encode(e: &mut Emitter, from: (Value, i32), to: (Value, i32), blocks: &Blocks) {
+    blocks.each(e, |e, nth, block| {
+        let (source, target) = (stretch(e, from, nth, 4 * BLOCK), stretch(e, to, block, 2 * BLOCK));
         let (factor, scale) = factor(e, source, BLOCK, MOST_OF_ROW);
         for eight in 0..BLOCK / 8 {
             let [lower, upper] = [0, 1].map(|nth| nearest(e, source, 2 * eight + nth, factor));
@@ -152,7 +152,6 @@ pub(super) fn encode(e: &mut Emitter, from: (Value, i32), to: (Value, i32), dept
             e.ins().store(memory(), numbers, target.0, target.1 + 16 * eight as i32);
         }
         let (pointer, at) = stretch(e, to, block, 4);
-        e.ins().store(memory(), scale, pointer, at + 2 * depth as i32);
-        Vec::new()
+        e.ins().store(memory(), scale, pointer, at + 2 * blocks.of as i32);
     });
 }

@@ -8,7 +8,7 @@ use cranelift::codegen::ir::{Endianness, FuncRef, Function, InstBuilder, MemFlag
 use cranelift::codegen::isa::TargetIsa;
 
 use super::affine::Affine;
-use super::codes;
+use super::codes::{self, Blocks};
 use super::core::{self, Operands};
 use super::emit::{Emitter, Range, arguments, memory, repeat};
 use super::expr::Yield;
@@ -423,15 +423,20 @@ impl Lowerer<'_> {
     }
 
     fn encode(&mut self, encode: &Encode) {
-        let Encode { depth, from, to, format } = encode;
+        let Encode { depth, from, to, format, part } = encode;
+        let first = part.as_ref().map(|part| self.value(&part.block));
         if let Some(callee) = self.cores.encode(&mut self.e.func, encode) {
-            return self.call(callee, &[(from, Elem::F32), (to, format.elem())]);
+            let mut arguments = self.pointers(&[(from, Elem::F32), (to, format.elem())]);
+            arguments.extend(first);
+            self.e.ins().call(callee, &arguments);
+            return;
         }
         let (from, to) = (self.address(from, Elem::F32), self.address(to, format.elem()));
+        let part = Blocks { count: depth / format.block(), of: part.as_ref().map_or(*depth, |part| part.of), first };
         match *format {
-            Format::Codes(codes) => return codes::encode(&mut self.e, from, to, *depth, codes),
-            Format::Words(block) => return words::encode(&mut self.e, from, to, *depth, block),
-            Format::I16 => return i16::encode(&mut self.e, from, to, *depth),
+            Format::Codes(codes) => return codes::encode(&mut self.e, from, to, &part, codes),
+            Format::Words(block) => return words::encode(&mut self.e, from, to, &part, block),
+            Format::I16 => return i16::encode(&mut self.e, from, to, &part),
             Format::F32 | Format::Bf16 => {}
         }
         let whole = depth / LANES * LANES;

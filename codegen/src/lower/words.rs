@@ -3,8 +3,8 @@
 use cranelift::codegen::ir::types::{I16X8, I32, I32X4, I64X2};
 use cranelift::codegen::ir::{InstBuilder, Value};
 
-use super::codes::{LITTLE, factor, nearest, stretch};
-use super::emit::{Emitter, Range, memory, repeat};
+use super::codes::{Blocks, LITTLE, factor, nearest, stretch};
+use super::emit::{Emitter, memory};
 use crate::format::{BYTE_OFFSET, MOST_WORD};
 use crate::loops::LANES;
 
@@ -33,11 +33,9 @@ pub(super) fn add_pairs(e: &mut Emitter, sum: Value, a: Value, b: Value) -> Valu
 }
 
 /// Emits the encoding of a row of floats as words, here.
-pub(super) fn encode(e: &mut Emitter, from: (Value, i32), to: (Value, i32), depth: usize, block: usize) {
-    let count = depth / block;
-    let (start, end, step) = (e.int(0), e.int(count as i64), e.int(1));
-    repeat(e, Range { start, end, step, runs: count > 0 }, &[], |e, nth, _| {
-        let (source, target) = (stretch(e, from, nth, 4 * block), stretch(e, to, nth, 2 * block));
+pub(super) fn encode(e: &mut Emitter, from: (Value, i32), to: (Value, i32), blocks: &Blocks, block: usize) {
+    blocks.each(e, |e, nth, own| {
+        let (source, target) = (stretch(e, from, nth, 4 * block), stretch(e, to, own, 2 * block));
         let (factor, scale) = factor(e, source, block, MOST_WORD);
         let mut sum = e.int_of(I32X4, 0);
         for vector in 0..block / LANES {
@@ -56,10 +54,9 @@ pub(super) fn encode(e: &mut Emitter, from: (Value, i32), to: (Value, i32), dept
         }
         let sum = e.ins().extractlane(sum, 0);
         let sum = e.ins().imul_imm_s(sum, i64::from(-BYTE_OFFSET));
-        let (pointer, offset) = stretch(e, to, nth, 4);
-        let scales = offset + 2 * depth as i32;
+        let (pointer, offset) = stretch(e, to, own, 4);
+        let scales = offset + 2 * blocks.of as i32;
         e.ins().store(memory(), scale, pointer, scales);
-        e.ins().store(memory(), sum, pointer, scales + 4 * count as i32);
-        Vec::new()
+        e.ins().store(memory(), sum, pointer, scales + 4 * (blocks.of / block) as i32);
     });
 }

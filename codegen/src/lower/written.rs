@@ -140,9 +140,9 @@ impl Walk<'_> {
                     let elem = into.elem();
                     self.write(to, elem, Some((0, (into.rows(*depth) * elem.bytes()) as i64)));
                 }
-                Stmt::Encode(Encode { to, depth, format, .. }) => {
-                    let elem = format.elem();
-                    self.write(to, elem, Some((0, (format.row(*depth) * elem.bytes()) as i64)));
+                Stmt::Encode(Encode { to, depth, format, part, .. }) => {
+                    let (elem, whole) = (format.elem(), part.as_ref().map_or(*depth, |part| part.of));
+                    self.write(to, elem, Some((0, (format.row(whole) * elem.bytes()) as i64)));
                 }
                 Stmt::For { var, from, to, body, .. } => {
                     let counter = self.span(from).zip(self.span(to)).and_then(|(from, to)| {

@@ -12,6 +12,7 @@ use einfuse_graph::{AxisId, TensorId};
 
 use super::cores::{Count, Matrix, Products, When, beside, multiply};
 use super::emit::{Emitter, Scope, Span};
+use super::encoded::Encoded;
 use super::layout::Layout;
 use super::operands::{Operand, Room, are_prepared, are_shared, operands};
 use super::place::Place;
@@ -247,7 +248,7 @@ fn by_rows(rows: &Count, e: &mut Emitter, of: impl Fn(bool, &mut Emitter)) {
 /// panels, and stand for as many turns as they have more than others.
 fn parts(cx: &Context, kernel: &Kernel, contract: &Contract, few: bool) -> Vec<(Units, usize)> {
     let mode = cx.mode(kernel);
-    let units: Vec<Units> = contract.tasks.iter().map(|t| cx.units(t, &mode, few)).collect();
+    let units: Vec<Units> = contract.tasks.iter().map(|t| cx.units_of_blocks(t, &mode, few)).collect();
     let panels: Vec<usize> = contract.tasks.iter().zip(&units).map(|(t, u)| u.panels * t.contractions.len()).collect();
     let common = (1..=panels[0]).rev().find(|n| panels.iter().all(|p| p.is_multiple_of(*n))).unwrap_or(1);
     units.into_iter().zip(panels).map(|(u, panels)| (u, panels / common)).collect()
@@ -315,8 +316,43 @@ pub(super) fn enter(units: &Units, unit: &Expr, scope: &mut Scope, e: &mut Emitt
     }
 }
 
-/// One unit: its cores, then its epilogue.
+/// One unit: its cores, then its epilogue. Where what it computes is encoded, some panels at a time, and then their rows.
 fn tile(cx: &Context, kernel: &Kernel, task: &Task, units: &Units, block: &Block, unit: Expr, e: &mut Emitter) {
+    let unit = e.int(unit);
+    let (spans, places, before) = (e.spans.clone(), e.places.clone(), e.scratch);
+    let outputs = cx.plan.outputs(kernel);
+    let all = outs(cx, task).filter(|out| outputs.contains(out));
+    let encoded: Vec<(TensorId, Encoded)> = all.filter_map(|out| Some((out, cx.encoded(out)?))).collect();
+    let mut scope = Scope::default();
+    if !encoded.is_empty() {
+        enter(units, &unit, &mut scope, e);
+    }
+    for (out, _) in &encoded {
+        let place = tile_place(cx, *out, units, block, e);
+        e.places.insert(*out, place);
+    }
+    let narrow = cx.units(task, &cx.mode(kernel), block.few);
+    let together = units.joined / narrow.joined;
+    e.repeat(Expr::Int(0), together.into(), 1, |e, nth| {
+        columns_of(cx, kernel, task, &narrow, block, unit.clone() * together + nth, e);
+    });
+    for (out, encoded) in &encoded {
+        let tile = e.places[out].clone();
+        encode(cx, encoded, *out, units, block, &scope, &tile, e);
+    }
+    // The next task's tiles may lie where this one's were.
+    e.release(before);
+    (e.spans, e.places) = (spans, places);
+}
+
+/// What a task computes.
+fn outs(cx: &Context, task: &Task) -> impl Iterator<Item = TensorId> {
+    let epilogue = task.epilogue.iter().map(|&q| cx.plan.equations[q].out);
+    task.contractions.iter().map(|(_, c)| c.out).chain(epilogue)
+}
+
+/// The columns of a unit.
+fn columns_of(cx: &Context, kernel: &Kernel, task: &Task, units: &Units, block: &Block, unit: Expr, e: &mut Emitter) {
     let unit = e.int(unit);
     let mut scope = Scope::default();
     let (spans, places, before) = (e.spans.clone(), e.places.clone(), e.scratch);
@@ -345,9 +381,30 @@ fn tile(cx: &Context, kernel: &Kernel, task: &Task, units: &Units, block: &Block
         };
         e.equation(&scope, equation.out, equation.body, &to);
     }
-    // The next task's tiles may lie where this one's were.
     e.release(before);
     (e.spans, e.places) = (spans, places);
+}
+
+/// Encodes a tile's rows.
+#[allow(clippy::too_many_arguments)]
+fn encode(
+    cx: &Context,
+    encoded: &Encoded,
+    tensor: TensorId,
+    units: &Units,
+    block: &Block,
+    scope: &Scope,
+    tile: &Place,
+    e: &mut Emitter,
+) {
+    let (mut scope, width) = (scope.clone(), units.panels * PANEL);
+    if !units.lane_whole {
+        scope.at.insert(units.lane, e.span(units.lane).from);
+    }
+    e.repeat(Expr::Int(0), block.rows(), 1, |e, row| {
+        let from = Address::new(flat(tile), row.clone() * width);
+        encoded.push(cx, tensor, &scope, block.first_row() + row, (from, width), e);
+    });
 }
 
 /// A tile in private memory: rows one after the other, each with the unit's columns, panel by panel.
@@ -455,13 +512,23 @@ impl Context<'_> {
 
     /// The units of a task's columns: as wide as cores are, where rows are many.
     pub(super) fn units(&self, task: &Task, mode: &Mode, few: bool) -> Units {
+        Units::of(&self.plan.graph, task).joined(self.panels_at_once(task, mode, few))
+    }
+
+    fn panels_at_once(&self, task: &Task, mode: &Mode, few: bool) -> usize {
         let at_once = task.contractions.iter().map(|(q, _)| {
             let panels = &self.variant.panels[q];
             let unpacked = self.cores.unpacked(panels.format, panels.depth);
             self.cores.panels(beside(self.rows_of(panels, mode)[1], unpacked), unpacked, panels.depth)
         });
-        let at_once = if few || *mode != Mode::Many { 1 } else { at_once.min().unwrap_or(1) };
-        Units::of(&self.plan.graph, task).joined(at_once)
+        if few || *mode != Mode::Many { 1 } else { at_once.min().unwrap_or(1) }
+    }
+
+    /// The same units together, so that each has whole blocks of what is encoded.
+    fn units_of_blocks(&self, task: &Task, mode: &Mode, few: bool) -> Units {
+        let panels = outs(self, task).filter_map(|out| Some(self.encoded(out)?.format.block() / PANEL)).max();
+        let at_once = self.panels_at_once(task, mode, few);
+        Units::of(&self.plan.graph, task).joined(panels.map_or(at_once, |panels| panels.max(at_once)))
     }
 
     /// How a value's elements are stored.

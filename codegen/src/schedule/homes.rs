@@ -12,8 +12,8 @@ use super::cores::odd_lines;
 use super::layout::Layout;
 use super::place::{Memory, Place};
 use super::weights::{Region, Variant};
-use crate::format::{Elem, Format};
-use crate::fuse::{Contraction, Plan, Segment, Shape, Storage};
+use crate::format::{Elem, Format, PANEL};
+use crate::fuse::{Contraction, EqId, Fold, Kernel, Plan, Segment, Shape, Storage};
 use crate::loops::{Arg, Buffer, FEW, GROUP, frame};
 
 /// How many positions a stream visits at once.
@@ -62,8 +62,8 @@ pub(crate) struct Homes {
     pub(crate) scores: HashMap<TensorId, Vec<AxisId>>,
     /// The states that lie in panels over columns, with those columns.
     pub(crate) columns: HashMap<TensorId, Vec<AxisId>>,
-    /// Where values are as rows of bf16, if cores multiply them so and nothing else reads them.
-    pub(crate) rounded: Vec<Rounded>,
+    /// The values that contractions alone read.
+    pub(crate) multiplied: Vec<Multiplied>,
     /// Bytes of the arena.
     pub(crate) arena: usize,
     /// Most tokens of a step, with the rows that cores read beyond.
@@ -72,11 +72,17 @@ pub(crate) struct Homes {
 
 /// A value that contractions alone read, all of it row by row.
 #[derive(Debug)]
-pub(crate) struct Rounded {
+pub(crate) struct Multiplied {
     pub(crate) tensor: TensorId,
-    /// Its rows of bf16.
-    pub(crate) place: Place,
-    /// The panels that they are multiplied with: how they are stored, and their depth.
+    /// Where it lies.
+    pub(crate) buffer: Buffer,
+    /// Its rows of bf16 there, if it is not too short for them.
+    pub(crate) rounded: Option<Place>,
+    /// Numbers of a row.
+    pub(crate) row: usize,
+    /// Neighbours of a row that a worker has all of when it computes some; 0 if they may be any.
+    pub(crate) together: usize,
+    /// The panels that the rows are multiplied with: how they are stored, and their depth.
     pub(crate) panels: Vec<(Format, usize)>,
 }
 
@@ -107,7 +113,7 @@ impl Homes {
             states: HashMap::new(),
             scores: HashMap::new(),
             columns: HashMap::new(),
-            rounded: Vec::new(),
+            multiplied: Vec::new(),
             arena: 0,
             tokens: extents.tokens,
         };
@@ -203,9 +209,18 @@ impl Homes {
             }
         }
         for (tensor, place) in homes {
-            if let Some(panels) = self.multiplied(plan, tensor).filter(|_| !handed.contains(&tensor)) {
-                let place = in_rows(plan, tensor, &place);
-                self.rounded.extend(place.map(|place| Rounded { tensor, place, panels }));
+            if let Memory::Flat(buffer) = &place.memory
+                && let Some(panels) = self.multiplied(plan, tensor).filter(|_| !handed.contains(&tensor))
+            {
+                let own = graph.tensor(tensor).axes.iter().skip(1);
+                self.multiplied.push(Multiplied {
+                    tensor,
+                    buffer: buffer.clone(),
+                    rounded: in_rows(plan, tensor, &place),
+                    row: own.map(|&a| graph.fixed_size(a)).product(),
+                    together: together(plan, tensor),
+                    panels,
+                });
             }
             self.everywhere(tensor, place);
         }
@@ -214,6 +229,7 @@ impl Homes {
     /// The panels that a value's rows are multiplied with, if that is all that is done with it.
     fn multiplied(&self, plan: &Plan, tensor: TensorId) -> Option<Vec<(Format, usize)>> {
         let mut all = Vec::new();
+        let in_last_layer = of(plan, tensor)?.last_layer;
         for (kernels, variants) in plan.scopes().into_iter().zip(&self.variants) {
             for (kernel, variants) in kernels.iter().zip(variants) {
                 for q in kernel.equations.iter().filter(|q| plan.reads(**q).contains(&tensor)) {
@@ -221,6 +237,10 @@ impl Homes {
                     let (_, c) = contract.tasks.iter().flat_map(|task| &task.contractions).find(|(of, _)| of == q)?;
                     let [rows, depth @ ..] = &plan.graph.tensor(tensor).axes[..] else { return None };
                     let in_order = c.a == tensor && c.rows == [*rows] && c.depth == depth;
+                    // One row of the last layer is read as floats.
+                    if kernel.last_layer && !in_last_layer {
+                        return None;
+                    }
                     if !in_order || c.chosen.is_some() || !crate::fuse::is_tokens(&plan.graph, *rows) {
                         return None;
                     }
@@ -230,6 +250,38 @@ impl Homes {
         }
         (!all.is_empty()).then_some(all)
     }
+}
+
+/// The kernel that computes a value.
+fn of(plan: &Plan, tensor: TensorId) -> Option<&Kernel> {
+    let computes = |kernel: &&Kernel| kernel.equations.iter().any(|&q| plan.equations[q].out == tensor);
+    plan.scopes().into_iter().flatten().find(computes)
+}
+
+/// The neighbours of a row that a worker has at once: along the columns of a unit, or of a stream's sum.
+fn together(plan: &Plan, tensor: TensorId) -> usize {
+    let graph = &plan.graph;
+    let axes = &graph.tensor(tensor).axes;
+    let Some(kernel) = of(plan, tensor).filter(|kernel| !kernel.last_rows) else { return 0 };
+    let is_own = |q: &EqId| plan.equations[*q].out == tensor;
+    let columns = match &kernel.shape {
+        Shape::Rows => None,
+        Shape::Contract(contract) => contract.tasks.iter().find_map(|task| {
+            let all = task.contractions.iter().map(|(q, _)| q).chain(&task.epilogue);
+            let (_, c) = task.contractions.first().filter(|_| all.into_iter().any(is_own))?;
+            let is_by_tokens = c.rows.len() == 1 && c.chosen.is_none();
+            let only_lane = task.whole.iter().all(|a| c.cols.last() == Some(a));
+            (is_by_tokens && only_lane).then(|| &c.cols[c.cols.len() - 1..])
+        }),
+        Shape::Stream(stream) => stream.folds.iter().find_map(|fold| match fold {
+            Fold::Sum { eq, over: Some(c), .. } if is_own(eq) => Some(&c.cols[..]),
+            _ => None,
+        }),
+    };
+    let columns = columns.filter(|columns| axes.ends_with(columns));
+    let sizes = columns.unwrap_or_default().iter().map(|&a| graph.fixed_size(a));
+    let whole = columns.and_then(|columns| columns.last()).is_some_and(|&a| graph.fixed_size(a).is_multiple_of(PANEL));
+    if whole { sizes.product() } else { 0 }
 }
 
 /// A value's rows as bf16 in the memory of its floats, kept apart in the caches.

@@ -13,6 +13,7 @@ mod append;
 mod contract;
 mod cores;
 pub(crate) mod emit;
+mod encoded;
 pub(crate) mod homes;
 pub(crate) mod layout;
 mod operands;
@@ -37,7 +38,7 @@ pub use tiling::{Sizes, Tiling};
 use weights::Variant;
 
 /// The number of this way to write kernels: another one where a kernel's best tiling may be another than it was.
-pub const REVISION: u32 = 25;
+pub const REVISION: u32 = 26;
 
 /// The most positions that a sequence can have: kernels compute with them in 32-bit floats, which count no further, and with
 /// differences and sums of some in lanes of 32 bits.
@@ -166,7 +167,11 @@ impl<'a> Context<'a> {
 
     /// How a value that other kernels computed is stored.
     fn stored(&self, tensor: TensorId) -> Format {
-        if self.rounded(tensor).is_some() { Format::Bf16 } else { Format::F32 }
+        match self.encoded(tensor) {
+            Some(encoded) => encoded.format,
+            None if self.rounded(tensor).is_some() => Format::Bf16,
+            None => Format::F32,
+        }
     }
 
     /// Where a value is as rows of bf16: what cores of many rows multiply so, and nothing else reads, is rounded where it is
@@ -176,9 +181,9 @@ impl<'a> Context<'a> {
             let [_, many] = self.formats(format, depth, &Mode::Many);
             many == Format::Bf16
         };
-        let all = self.homes.rounded.iter().filter(|_| !matches!(self.step, Mode::One(_)));
-        let found = all.filter(|rounded| rounded.panels.iter().all(of_cores)).find(|rounded| rounded.tensor == tensor);
-        found.map(|rounded| &rounded.place)
+        let all = self.homes.multiplied.iter().filter(|_| !matches!(self.step, Mode::One(_)));
+        let found = all.filter(|value| value.panels.iter().all(of_cores)).find(|value| value.tensor == tensor);
+        found.and_then(|value| value.rounded.as_ref())
     }
 
     fn emitter(&self) -> Emitter<'a> {
@@ -186,7 +191,7 @@ impl<'a> Context<'a> {
         let own = self.variant.places.iter().chain(&self.staged);
         places.extend(own.map(|(&tensor, place)| (tensor, place.clone())));
         let rounded =
-            self.homes.rounded.iter().filter_map(|rounded| Some((rounded.tensor, self.rounded(rounded.tensor)?)));
+            self.homes.multiplied.iter().filter_map(|value| Some((value.tensor, self.rounded(value.tensor)?)));
         places.extend(rounded.map(|(tensor, place)| (tensor, place.clone())));
         Emitter::new(self.plan, places)
     }

@@ -3,8 +3,9 @@
 use einfuse_graph::{AxisId, TensorId};
 
 use super::contract::Block;
-use super::cores::{When, apart, odd_lines};
+use super::cores::{When, apart};
 use super::emit::{Emitter, Scope};
+use super::encoded::units_and_stride;
 use super::layout::Layout;
 use super::place::Place;
 use super::{Context, Mode};
@@ -138,6 +139,11 @@ pub(super) fn operands(
         if block.operands.contains_key(&(c.a, format)) || matches!(needed, When::Never) {
             continue;
         }
+        if let Some(encoded) = cx.encoded(c.a) {
+            let memory = Memory::Encoded { buffer: encoded.buffer, units: encoded.units, shared: true };
+            block.operands.insert((c.a, format), Operand { memory, format, stride: encoded.stride });
+            continue;
+        }
         let row = product(cx, &c.depth) * product(cx, &c.batch);
         let computed = contract.prologue.iter().any(|&q| cx.plan.equations[q].out == c.a);
         let stride = if computed { apart(row, Format::F32) } else { row };
@@ -192,9 +198,7 @@ fn encoded(
     e: &mut Emitter,
 ) -> Operand {
     let (depth, batches) = (product(cx, &c.depth), product(cx, &c.batch));
-    let line = 64 / format.elem().bytes();
-    let units = format.row(depth).next_multiple_of(line);
-    let stride = odd_lines(units * batches, format);
+    let (units, stride) = units_and_stride(depth, batches, format);
     let (rows, first) = room.rows(cx, block);
     let buffer = room.memory(stride * rows, format.elem(), e);
     let from = floats.at(cx, c, block, &Scope::default());
@@ -206,7 +210,7 @@ fn encoded(
             let (from, to) = (from.plus(row.clone() * floats.stride), to(row));
             e.repeat(Expr::Int(0), batches.into(), 1, |e, b| {
                 let (from, to) = (from.plus(b.clone() * depth), to.plus(b * units));
-                e.push(Stmt::Encode(Encode { depth, from, to, format }));
+                e.push(Stmt::Encode(Encode { depth, from, to, format, part: None }));
             });
         });
     };

@@ -313,7 +313,7 @@ fn gather(
             let to = Address::new(buffer.clone(), place.clone() * *stride);
             match format {
                 Format::F32 => copy(*depth, &from, &to, e),
-                format => e.push(Stmt::Encode(Encode { depth: *depth, from, to, format: *format })),
+                format => e.push(Stmt::Encode(Encode { depth: *depth, from, to, format: *format, part: None })),
             }
         }
     });

@@ -5,7 +5,7 @@ use std::ops::Range;
 use iced_x86::{Code, IcedError, Instruction, MemoryOperand, Register};
 
 use super::instructions::{ADD, AND, MULTIPLY};
-use super::{A, B, Writer};
+use super::{A, B, C, Writer};
 use crate::format::{BYTE_OFFSET, Codes, Format, MOST_OF_ROW, MOST_WORD, PANEL, SMALLEST};
 
 /// Where the scales go.
@@ -40,12 +40,14 @@ const PACKED: usize = 4;
 /// The largest of a block over what it becomes.
 const SCALE: Register = Register::XMM4;
 
-/// Writes the code that encodes a row of whole panels: from the first address to the second.
-pub(super) fn write(w: &mut Writer, depth: usize, format: Format) -> Result<(), IcedError> {
+/// Writes the code that encodes a row of whole panels: from the first address to the second. Or so many blocks of a row of others,
+/// from one on, whose number comes third.
+pub(super) fn write(w: &mut Writer, depth: usize, format: Format, of: Option<usize>) -> Result<(), IcedError> {
+    let row = of.unwrap_or(depth);
     let (behind, most, order) = match format {
-        Format::Codes(_) => (depth, 127.0, Some([0, 4, 1, 5, 2, 6, 3, 7])),
-        Format::Words(_) => (2 * depth, MOST_WORD, Some(IN_FOURS)),
-        Format::I16 => (2 * depth, MOST_OF_ROW, None),
+        Format::Codes(_) => (row, 127.0, Some([0, 4, 1, 5, 2, 6, 3, 7])),
+        Format::Words(_) => (2 * row, MOST_WORD, Some(IN_FOURS)),
+        Format::I16 => (2 * row, MOST_OF_ROW, None),
         Format::F32 | Format::Bf16 => return rounded(w, depth),
     };
     let scales = w.at(B, behind);
@@ -60,14 +62,21 @@ pub(super) fn write(w: &mut Writer, depth: usize, format: Format) -> Result<(), 
         w.push(Instruction::with2(Code::Mov_rm32_imm32, w.word_below(at), word))?;
     }
     w.constant(w.magnitude(), 0x7fff_ffff)?;
-    let blocks = depth / format.block();
-    let sums = w.at(B, format.codes().map_or(behind + 4 * blocks, |codes| codes.sums_of_row(depth)));
+    let (blocks, of_row) = (depth / format.block(), row / format.block());
+    let sums = w.at(B, format.codes().map_or(behind + 4 * of_row, |codes| codes.sums_of_row(row)));
     w.push(Instruction::with2(Code::Lea_r64_m, SUMS, sums))?;
+    if of.is_some() {
+        let parts = format.codes().map_or(1, |codes| codes.block / codes.summed());
+        for (pointer, bytes) in [(B, behind / of_row), (SCALES, 4), (SUMS, 4 * parts)] {
+            w.push(Instruction::with3(Code::Imul_r64_rm64_imm32, Register::RAX, C, bytes as i32))?;
+            w.push(Instruction::with2(Code::Add_r64_rm64, pointer, Register::RAX))?;
+        }
+    }
     if order.is_some() {
         w.push(Instruction::with2(Code::VEX_Vmovups_ymm_ymmm256, w.order(), w.word_below(ORDER)))?;
     }
     w.times(blocks, |w| match format {
-        Format::Codes(codes) => block(w, codes, depth),
+        Format::Codes(codes) => block(w, codes, row),
         Format::I16 => block_of_i16(w),
         _ => block_of_words(w, format.block()),
     })

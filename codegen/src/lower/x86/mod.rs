@@ -75,6 +75,8 @@ enum Leaf {
     Encode {
         depth: usize,
         format: Format,
+        /// Numbers of the whole row, where these are a part of it.
+        of: Option<usize>,
     },
     Exps {
         depth: usize,
@@ -133,10 +135,11 @@ impl Leaf {
     }
 
     fn encode(encode: &Encode, cores: &Cores) -> Option<Leaf> {
-        let Encode { depth, format, .. } = *encode;
+        let Encode { depth, format, ref part, .. } = *encode;
+        let of = part.as_ref().map(|part| part.of);
         let whole = depth.is_multiple_of(PANEL) && depth > 0;
         // As bf16 where those are multiplied, which is at 512 bits alone.
-        (whole && cores.bits > 128 && serve(cores, format, format)).then_some(Leaf::Encode { depth, format })
+        (whole && cores.bits > 128 && serve(cores, format, format)).then_some(Leaf::Encode { depth, format, of })
     }
 
     fn exps(exps: &Exps, cores: &Cores) -> Option<Leaf> {
@@ -145,12 +148,14 @@ impl Leaf {
         fits.then_some(Leaf::Exps { depth, format })
     }
 
-    /// What it is called with: the addresses of its operands, and of exponentials the shift, which returns their sum.
+    /// What it is called with: the addresses of its operands, of a part of a row the number of its first block, and of exponentials the
+    /// shift, which returns their sum.
     fn signature(&self, call_conv: CallConv) -> Signature {
         let mut signature = Signature::new(call_conv);
         let addresses = match self {
             Leaf::Core(shape) => 3 + usize::from(shape.next),
-            Leaf::Unpack { .. } | Leaf::Encode { .. } | Leaf::Exps { .. } => 2,
+            Leaf::Encode { of, .. } => 2 + usize::from(of.is_some()),
+            Leaf::Unpack { .. } | Leaf::Exps { .. } => 2,
             Leaf::Lanes(lanes) => lanes.pointers.len() + usize::from(lanes.rows),
             Leaf::SetUp | Leaf::Leave => 0,
         };
@@ -296,7 +301,7 @@ fn assemble(leaf: &Leaf, cores: &Cores, call_conv: CallConv, text: Option<usize>
         Leaf::Unpack { depth, format, into: Format::Bf16 } => codes::unpack_floats(&mut w, *depth, *format)?,
         Leaf::Unpack { depth, into: Format::I16, .. } => i16::unpack(&mut w, *depth)?,
         Leaf::Unpack { depth, format, .. } => codes::unpack(&mut w, *depth, *format)?,
-        Leaf::Encode { depth, format } => encode::write(&mut w, *depth, *format)?,
+        Leaf::Encode { depth, format, of } => encode::write(&mut w, *depth, *format, *of)?,
         Leaf::Exps { depth, format } => exps::write(&mut w, *depth, *format)?,
         Leaf::Lanes(lanes) => lanes::write(&mut w, lanes)?,
         Leaf::SetUp => tiles::set_up(&mut w)?,
@@ -329,7 +334,8 @@ impl std::fmt::Display for Leaf {
             Leaf::SetUp => f.write_str("set tiles up"),
             Leaf::Leave => f.write_str("leave tiles"),
             Leaf::Unpack { depth, format, into } => write!(f, "unpack {format} as {into}, depth {depth}"),
-            Leaf::Encode { depth, format } => write!(f, "encode {format}, depth {depth}"),
+            Leaf::Encode { depth, format, of: None } => write!(f, "encode {format}, depth {depth}"),
+            Leaf::Encode { depth, format, of: Some(of) } => write!(f, "encode {format}, {depth} of depth {of}"),
             Leaf::Exps { depth, format } => write!(f, "exponentials as {format}, depth {depth}"),
             Leaf::Lanes(lanes) => write!(f, "{lanes}"),
         }
@@ -621,7 +627,7 @@ mod tests {
         } else if format.unpacked() != format {
             codes::unpack(&mut w, depth, format).unwrap();
         }
-        encode::write(&mut w, depth, format).unwrap();
+        encode::write(&mut w, depth, format, None).unwrap();
         let names = w.code.instructions().iter().map(|instruction| format!("{:?}", instruction.code()));
         names.filter(|name| name.contains("Vpdp") == of_products).collect()
     }

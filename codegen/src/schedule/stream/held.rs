@@ -193,7 +193,7 @@ impl Held {
                 e.repeat(Expr::Int(0), RUN.into(), 1, |e, row| {
                     let from = Address::new(flat(&source.floats), row.clone() * depth);
                     let to = Address::new(source.rows.clone(), row * source.stride);
-                    e.push(Stmt::Encode(Encode { depth, from, to, format: source.format }));
+                    e.push(Stmt::Encode(Encode { depth, from, to, format: source.format, part: None }));
                 });
             }
         }

@@ -110,7 +110,7 @@ impl Rows {
     fn encode(&self, row: Expr, e: &mut Emitter) {
         if self.format != Format::F32 {
             let (from, to) = (Address::new(self.floats.clone(), row.clone() * self.depth), self.row(row));
-            e.push(Stmt::Encode(Encode { depth: self.depth, from, to, format: self.format }));
+            e.push(Stmt::Encode(Encode { depth: self.depth, from, to, format: self.format, part: None }));
         }
     }
 }
@@ -474,10 +474,19 @@ fn finish(cx: &Context, kernel: &Kernel, shape: &Shape, stats: &[Place], scope: 
         let out = cx.plan.equations[*eq].out;
         e.places.insert(out, place.clone());
         let scaled = !scale.is_empty() || !divisor.is_empty();
-        if !outputs.contains(&out) && !scaled {
-            continue;
+        let encoded = cx.encoded(out).filter(|_| outputs.contains(&out));
+        let to = if outputs.contains(&out) && encoded.is_none() { cx.home(out) } else { place.clone() };
+        if scaled || to != *place {
+            e.equation(scope, out, cx.prepared.finished[eq], &to);
         }
-        let to = if outputs.contains(&out) { cx.home(out) } else { place.clone() };
-        e.equation(scope, out, cx.prepared.finished[eq], &to);
+        if let (Some(encoded), Fold::Sum { over: Some(c), .. }) = (encoded, fold) {
+            let (width, first) = (columns(cx, c), shape.tokens.map_or(Expr::Int(0), |t| e.span(t).from));
+            each_row(shape, scope, e, |e, scope| {
+                let number = row_number(cx, shape, scope, &first);
+                let token = shape.tokens.and_then(|t| scope.at.get(&t)).cloned().unwrap_or(Expr::Int(0));
+                let from = Address::new(flat(place), number * width);
+                encoded.push(cx, out, scope, token, (from, width), e);
+            });
+        }
     }
 }

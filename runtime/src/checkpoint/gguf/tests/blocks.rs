@@ -200,8 +200,13 @@ fn kernels_differ_only_where_their_weights_do() {
     let (mixed, plain) = (load([Dtype::Q4K, Dtype::Q6K]).unwrap(), load([Dtype::Q4K; 2]).unwrap());
     let (mixed, plain) = (mixed.program(), plain.program());
     for batch in [Batch::One, Batch::Many] {
-        // Each kernel of the layers reads one of the weights that differ; there are as many calls as ever.
-        assert_eq!(mixed.sequence(batch).len(), plain.sequence(batch).len());
+        // Each kernel of the layers reads one of the weights that differ; there are as many calls as ever, but for those that
+        // encode rows for one way alone.
+        let is_prepared = |compiled: &Compiled| compiled.loops.name.ends_with("_rows");
+        let calls = |program: &Program| {
+            program.sequence(batch).filter(|&number| !is_prepared(&program.kernels()[number])).count()
+        };
+        assert_eq!(calls(mixed), calls(plain));
         let plan = mixed.plan(batch);
         let scopes = plan.scopes();
         let formats: Vec<Vec<(String, String)>> = scopes[1]
@@ -223,7 +228,7 @@ fn kernels_differ_only_where_their_weights_do() {
         let number = |program: &Program, scope| {
             // The last layer's own are of one way alone.
             let own = |kernel: &&Compiled| kernel.batch == batch && kernel.scope == scope && !kernel.last_layer;
-            program.kernels().iter().filter(own).count()
+            program.kernels().iter().filter(own).filter(|kernel| !is_prepared(kernel)).count()
         };
         assert_eq!(number(mixed, 1), 2 * number(plain, 1));
         assert_eq!([0, 2].map(|scope| number(mixed, scope)), [0, 2].map(|scope| number(plain, scope)));
