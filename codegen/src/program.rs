@@ -103,7 +103,8 @@ pub struct Step<'a> {
     pub first: usize,
     /// The pages of each group, in the order of [`Program::caches`].
     pub caches: Vec<PageTable<'a>>,
-    /// Is told the activations between layers.
+    /// Is told the activations between layers. Who looks at these, or at choices, has all rows of the last layer computed, by other
+    /// kernels than without, whose rounding may differ.
     pub observe: Option<Observer<'a>>,
     /// Is told what the tokens choose.
     pub choices: Option<ChoiceObserver<'a>>,
@@ -327,7 +328,7 @@ impl Program {
         self.homes().groups.iter().map(of).collect()
     }
 
-    /// The kernels: those for one token, for many, and for a few.
+    /// The kernels: those for one token, for many, with those for one row of their last layer, and for a few.
     pub fn kernels(&self) -> &[Compiled] {
         &self.kernels.compiled
     }
@@ -342,7 +343,7 @@ impl Program {
         &self.kernels.code
     }
 
-    /// The numbers of the kernels that a step calls, in order.
+    /// The numbers of the kernels that a step calls, in order, where nobody looks at what passes by.
     pub fn sequence(&self, batch: Batch) -> impl ExactSizeIterator<Item = usize> {
         self.kernels.calls[batch as usize].iter().map(|call| call.kernel)
     }

@@ -225,8 +225,13 @@ pub fn tune(model: &Model, tuning: Tuning, mut progress: impl FnMut(usize, usize
 fn groups(program: &Program, batch: Batch) -> Vec<Group> {
     let scopes = program.plan(batch).scopes();
     let mut groups: Vec<Group> = Vec::new();
+    let called: Vec<_> =
+        program.sequence(batch).map(|number| &program.kernels()[number]).filter(|k| !k.last_layer).collect();
     for kernel in program.schedules().iter().filter(|k| k.batch == batch && !k.alternatives.is_empty()) {
         let member = (kernel.scope, kernel.index, kernel.variant);
+        if !called.iter().any(|k| (k.scope, k.index, k.variant) == member) {
+            continue;
+        }
         match groups.iter_mut().find(|group| group.identity == kernel.identity) {
             Some(group) => group.members.push(member),
             None => groups.push(Group {
@@ -291,8 +296,9 @@ impl<'m> Tester<'m> {
         let times = session.workspace().times();
         let of = |group: &Group| -> f64 {
             let kernels = runner.program.kernels().iter().zip(times);
-            let own =
-                kernels.filter(|(k, _)| k.batch == batch && group.members.contains(&(k.scope, k.index, k.variant)));
+            let own = kernels.filter(|(k, _)| {
+                k.batch == batch && !k.last_layer && group.members.contains(&(k.scope, k.index, k.variant))
+            });
             own.map(|(_, time)| time.as_secs_f64()).sum::<f64>() / steps
         };
         let groups = self.groups.iter().map(of).collect();

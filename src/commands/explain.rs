@@ -26,7 +26,8 @@ Examples:
   einfuse explain -m ~/mixture --prompt \"To be\"        how often each expert is chosen, too
   einfuse explain --dump asm --kernel logits           the code of kernels with such a name
 
-`+` is what a rule did, `-` why a rule that nearly applied did not. Flops and bytes are those of one run.";
+`+` is what a rule did, `-` why a rule that nearly applied did not. Flops and bytes are those of one run;
+the sum has less for the last layer, where of a prompt the wanted rows alone are computed (tail).";
 
 /// Counts of choices in a line.
 const IN_LINE: usize = 16;

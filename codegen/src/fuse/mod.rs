@@ -6,8 +6,8 @@
 //! (inline). Each equation is a kernel then. Cascades of reductions over positions become streams (online-softmax), which end
 //! where their masks do (ranges); contractions of a weight that a value chooses find their form (select-contract). Kernels are
 //! grouped: contractions of one activation (siblings), what follows from a tile (epilogue), passes over the same rows (rows),
-//! what comes before a contraction (prologue). What comes after the last layer's last cache is computed for the wanted rows only
-//! (tail), and what the layers hand on gets one home (`settle`). Every grouping keeps the name of its rule, and a rule that
+//! what comes before a contraction (prologue). What the layers hand on gets one home (`settle`), and what comes after the last
+//! layer's last cache is computed for the wanted rows only (tail). Every grouping keeps the name of its rule, and a rule that
 //! nearly applied says why it did not.
 
 use std::collections::HashMap;
@@ -344,10 +344,10 @@ pub fn fuse(graph: &Graph, without: &[Rule], wanted: Wanted, step: Typical, kept
     if on(Rule::Prologue) {
         prologue::apply(&mut plan);
     }
+    plan.settle();
     if on(Rule::Tail) {
         tail::apply(&mut plan, wanted);
     }
-    plan.settle();
     plan.each_scope(|plan, kernels| {
         for kernel in kernels {
             let outputs = plan.outputs(kernel);
@@ -425,10 +425,18 @@ impl Plan {
         scopes
     }
 
-    /// The last of the layers, if nothing but kernels that run once comes after them.
+    /// The last of the layers that come before the last kernels.
     pub(crate) fn last_layer(&self) -> Option<usize> {
         match self.segments.iter().nth_back(1)? {
             Segment::Layers { order, .. } => order.len().checked_sub(1),
+            Segment::Once(_) => None,
+        }
+    }
+
+    /// The body of that layer: its kernels, and what it hands on.
+    fn last_body(&mut self) -> Option<&mut (Vec<Kernel>, TensorId)> {
+        match self.segments.iter_mut().nth_back(1)? {
+            Segment::Layers { bodies, order, .. } => bodies.get_mut(*order.last()?),
             Segment::Once(_) => None,
         }
     }

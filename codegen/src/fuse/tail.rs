@@ -15,12 +15,22 @@ pub(super) fn apply(plan: &mut Plan, wanted: Wanted) {
             kernel.applied.push(Remark { rule: Rule::Tail, text });
         }
     }
-    for (body, index) in of_last_layer(plan) {
-        let Some(Segment::Layers { bodies, .. }) = plan.segments.iter_mut().nth_back(1) else { continue };
-        let kernel = &mut bodies[body].0[index];
-        kernel.last_layer = true;
-        let text = "in the last layer only the wanted rows are computed".to_owned();
-        kernel.applied.push(Remark { rule: Rule::Tail, text });
+    let Some((mut kernels, result)) = plan.last_body().map(|(kernels, result)| (std::mem::take(kernels), *result))
+    else {
+        return;
+    };
+    // Of those that come after, what may be read of the wanted rows alone.
+    let mut after: Vec<EqId> = Vec::new();
+    for kernel in kernels.iter_mut().rev() {
+        if is_for_own_rows(plan, kernel, result, &after) {
+            after.extend(&kernel.equations);
+            kernel.last_layer = true;
+            let text = "in the last layer only the wanted rows are computed".to_owned();
+            kernel.applied.push(Remark { rule: Rule::Tail, text });
+        }
+    }
+    if let Some(body) = plan.last_body() {
+        body.0 = kernels;
     }
 }
 
@@ -56,28 +66,12 @@ fn check(plan: &Plan, wanted: Wanted) -> Result<(), String> {
     Ok(())
 }
 
-/// The kernels of the last layer, by body and place, that nothing but wanted rows needs.
-fn of_last_layer(plan: &Plan) -> Vec<(usize, usize)> {
-    let Some(Segment::Layers { bodies, order, .. }) = plan.segments.iter().nth_back(1) else { return Vec::new() };
-    let Some(&body) = order.last() else { return Vec::new() };
-    let (kernels, result) = &bodies[body];
-    let mut found: Vec<EqId> = Vec::new();
-    let mut all = Vec::new();
-    for (index, kernel) in kernels.iter().enumerate().rev() {
-        if is_for_own_rows(plan, kernel, *result, &found) {
-            found.extend(&kernel.equations);
-            all.push((body, index));
-        }
-    }
-    all
-}
-
 /// Whether a kernel of the layers' body is read row by row alone: by itself, and by such equations after it.
 fn is_for_own_rows(plan: &Plan, kernel: &Kernel, result: TensorId, after: &[EqId]) -> bool {
     let graph = &plan.graph;
     kernel.equations.iter().all(|&e| {
         let out = plan.equations[e].out;
-        let by_tokens = graph.tensor(out).axes.first().is_some_and(|&a| is_tokens(graph, a));
+        let by_tokens = graph.tensor(out).axes.iter().any(|&a| is_tokens(graph, a));
         let kept = plan.states.contains_key(&out) || (out != result && plan.escapes(out));
         let mut readers = plan.consumers(out).into_iter();
         by_tokens

@@ -2,9 +2,9 @@
 //!
 //! Workers share the units of columns; each walks its units' panels, which lie one after the other, for one block of rows
 //! after another, and when it is done takes what others have left. Where the kernel has a prologue, or the cores want the
-//! activation in another form, it is computed first: of many rows once, by a kernel before, which shares the rows among the
-//! workers; of one row by each worker. The cores leave a tile of the result in private memory, from which the epilogue
-//! computes what others read.
+//! activation in another form than it was left in, it is computed first: of many rows once, by a kernel before, which shares the
+//! rows among the workers; of one row by each worker. The cores leave a tile of the result in private memory, from which the
+//! epilogue computes what others read, and encodes it where these are cores of codes.
 
 use std::collections::HashMap;
 
@@ -21,7 +21,7 @@ use super::weights::{Panels, Units};
 use super::{Context, Mode};
 use crate::format::{Elem, Format, PANEL};
 use crate::fuse::{Contract, Contraction, Kernel, Task, is_tokens};
-use crate::loops::{self, Address, Buffer, Cores, Expr, FEW, Share, Stmt};
+use crate::loops::{self, Address, Buffer, Cores, Expr, FEW, GROUP, Share, Stmt};
 
 /// So many bytes of panels a worker takes at a time, where there is one row. Taking is an exchange, beyond which a core does
 /// not load ahead: panel by panel it would cost 3 % of SmolLM2's step of one token. Several rows take longer for a panel, and
@@ -63,7 +63,7 @@ impl Block<'_> {
     /// How many rows there may be, with those that the last core takes beyond.
     pub(super) fn most_rows(&self) -> usize {
         let rows = self.most * self.per_token;
-        if self.count.as_int().is_some() { rows } else { rows.next_multiple_of(self.cores.rows()) }
+        if self.count.as_int().is_some() { rows } else { rows + self.cores.rows() - 1 }
     }
 }
 
@@ -107,6 +107,18 @@ impl Work<'_> {
         let (_, tokens) = self.cx.tokens(self.kernel);
         let most = tokens.most.map(|most| most * self.per_token);
         Count { rows: tokens.rows * self.per_token, most }
+    }
+
+    /// The most rows that a core takes at once, where there are many.
+    fn rows_at_once(&self) -> usize {
+        let cx = self.cx;
+        let rows = self.contract.tasks.iter().flat_map(|task| &task.contractions).map(|(q, _)| {
+            let panels = &cx.variant.panels[q];
+            let (a, b) = cx.multiplied_as(panels, &Mode::Many);
+            let tiles = cx.cores.tiles_serve(a, b, panels.depth);
+            if tiles { GROUP } else { cx.cores.rows_by(a, b, cx.cores.panels(a, b, panels.depth)) }
+        });
+        rows.max().unwrap_or(1).min(cx.tiling.core)
     }
 
     fn emitter(&self) -> Emitter<'_> {
@@ -200,8 +212,7 @@ impl Work<'_> {
             });
             kernels.push(cx.close(&format!("{}_rows", kernel.name), e));
         }
-        let whole = cx.tiling.block / cx.cores.rows() * cx.cores.rows();
-        let most = (whole / self.per_token).max(1);
+        let most = (cx.tiling.block.next_multiple_of(self.rows_at_once()) / self.per_token).max(1);
         let blocks = tokens.rows.div_ceil(most as i64);
         let mut e = self.emitter();
         if are_prepared(cx, kernel, self.contract) && shared.is_empty() {
@@ -347,8 +358,7 @@ fn tile(cx: &Context, kernel: &Kernel, task: &Task, units: &Units, block: &Block
 
 /// What a task computes.
 fn outs(cx: &Context, task: &Task) -> impl Iterator<Item = TensorId> {
-    let epilogue = task.epilogue.iter().map(|&q| cx.plan.equations[q].out);
-    task.contractions.iter().map(|(_, c)| c.out).chain(epilogue)
+    task.equations().into_iter().map(|q| cx.plan.equations[q].out)
 }
 
 /// The columns of a unit.
@@ -518,10 +528,16 @@ impl Context<'_> {
     fn panels_at_once(&self, task: &Task, mode: &Mode, few: bool) -> usize {
         let at_once = task.contractions.iter().map(|(q, _)| {
             let panels = &self.variant.panels[q];
-            let unpacked = self.cores.unpacked(panels.format, panels.depth);
-            self.cores.panels(beside(self.rows_of(panels, mode)[1], unpacked), unpacked, panels.depth)
+            let (a, b) = self.multiplied_as(panels, mode);
+            self.cores.panels(a, b, panels.depth)
         });
         if few || *mode != Mode::Many { 1 } else { at_once.min().unwrap_or(1) }
+    }
+
+    /// In which formats cores multiply many rows with such panels.
+    fn multiplied_as(&self, panels: &Panels, mode: &Mode) -> (Format, Format) {
+        let unpacked = self.cores.unpacked(panels.format, panels.depth);
+        (beside(self.rows_of(panels, mode)[1], unpacked), unpacked)
     }
 
     /// The same units together, so that each has whole blocks of what is encoded.

@@ -1,10 +1,11 @@
-//! Values that are left as rows in the format in which cores multiply them: encoded where they are computed, block by block.
+//! Values that are left in the format in which cores multiply them: rounded, or encoded block by block, where they are computed.
 
 use einfuse_graph::{AxisId, TensorId};
 
 use super::cores::odd_lines;
 use super::emit::{Emitter, Scope};
 use super::homes::Multiplied;
+use super::place::Place;
 use super::{Context, Mode};
 use crate::format::Format;
 use crate::fuse::is_tokens;
@@ -36,7 +37,7 @@ impl Encoded {
         let block = format.block();
         let depth = multiplied.row;
         let (units, stride) = units_and_stride(depth, 1, format);
-        let fits = block <= MOST && multiplied.together.is_multiple_of(block) && multiplied.together > 0;
+        let fits = block <= MOST && multiplied.neighbours.is_multiple_of(block) && multiplied.neighbours > 0;
         (fits && stride * format.elem().bytes() <= 4 * depth).then(|| Encoded {
             format,
             buffer: multiplied.buffer.clone(),
@@ -67,17 +68,43 @@ impl Encoded {
     }
 }
 
+/// How a value is left that cores multiply.
+pub(super) enum Left<'a> {
+    Floats,
+    /// As rows of bf16, there.
+    Rounded(&'a Place),
+    Encoded(Encoded),
+}
+
 impl Context<'_> {
-    /// How a value is left, if not as floats: as rows of codes, words or numbers of 16 bits, where all cores multiply it so, be its
-    /// rows few or many, and nothing else reads it. One token's is multiplied as it is.
-    pub(super) fn encoded(&self, tensor: TensorId) -> Option<Encoded> {
-        if matches!(self.step, Mode::One(_)) {
-            return None;
+    /// How a value is left for many tokens, or a few. If contractions alone read it: rounded where cores of many rows multiply
+    /// pairs of bf16, and encoded where cores multiply it as codes or words, be its rows few or many. One token's is multiplied as
+    /// it is.
+    pub(super) fn left(&self, tensor: TensorId) -> Left<'_> {
+        let mut all = self.homes.multiplied.iter().filter(|_| !matches!(self.step, Mode::One(_)));
+        let Some(value) = all.find(|value| value.tensor == tensor) else { return Left::Floats };
+        let formats = || value.panels.iter().map(|&(format, depth)| self.formats(format, depth, &Mode::Many));
+        if formats().all(|[_, many]| many == Format::Bf16) {
+            return value.rounded.as_ref().map_or(Left::Floats, Left::Rounded);
         }
-        let multiplied = self.homes.multiplied.iter().find(|multiplied| multiplied.tensor == tensor)?;
-        let mut formats =
-            multiplied.panels.iter().flat_map(|&(format, depth)| self.formats(format, depth, &Mode::Many));
-        let format = formats.next().filter(|format| format.is_coded())?;
-        formats.all(|other| other == format).then(|| Encoded::of(multiplied, format)).flatten()
+        let mut each = formats().flatten();
+        let format = each.next().filter(|format| format.is_coded() && each.all(|other| other == *format));
+        format.and_then(|format| Encoded::of(value, format)).map_or(Left::Floats, Left::Encoded)
+    }
+
+    /// The same, where it is encoded.
+    pub(super) fn encoded(&self, tensor: TensorId) -> Option<Encoded> {
+        match self.left(tensor) {
+            Left::Encoded(encoded) => Some(encoded),
+            Left::Floats | Left::Rounded(_) => None,
+        }
+    }
+
+    /// The same, where it is rounded.
+    pub(super) fn rounded(&self, tensor: TensorId) -> Option<&Place> {
+        match self.left(tensor) {
+            Left::Rounded(place) => Some(place),
+            Left::Floats | Left::Encoded(_) => None,
+        }
     }
 }

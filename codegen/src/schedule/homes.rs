@@ -81,7 +81,7 @@ pub(crate) struct Multiplied {
     /// Numbers of a row.
     pub(crate) row: usize,
     /// Neighbours of a row that a worker has all of when it computes some; 0 if they may be any.
-    pub(crate) together: usize,
+    pub(crate) neighbours: usize,
     /// The panels that the rows are multiplied with: how they are stored, and their depth.
     pub(crate) panels: Vec<(Format, usize)>,
 }
@@ -218,7 +218,7 @@ impl Homes {
                     buffer: buffer.clone(),
                     rounded: in_rows(plan, tensor, &place),
                     row: own.map(|&a| graph.fixed_size(a)).product(),
-                    together: together(plan, tensor),
+                    neighbours: neighbours(plan, tensor),
                     panels,
                 });
             }
@@ -229,7 +229,7 @@ impl Homes {
     /// The panels that a value's rows are multiplied with, if that is all that is done with it.
     fn multiplied(&self, plan: &Plan, tensor: TensorId) -> Option<Vec<(Format, usize)>> {
         let mut all = Vec::new();
-        let in_last_layer = of(plan, tensor)?.last_layer;
+        let producer = producer(plan, tensor)?;
         for (kernels, variants) in plan.scopes().into_iter().zip(&self.variants) {
             for (kernel, variants) in kernels.iter().zip(variants) {
                 for q in kernel.equations.iter().filter(|q| plan.reads(**q).contains(&tensor)) {
@@ -237,8 +237,8 @@ impl Homes {
                     let (_, c) = contract.tasks.iter().flat_map(|task| &task.contractions).find(|(of, _)| of == q)?;
                     let [rows, depth @ ..] = &plan.graph.tensor(tensor).axes[..] else { return None };
                     let in_order = c.a == tensor && c.rows == [*rows] && c.depth == depth;
-                    // One row of the last layer is read as floats.
-                    if kernel.last_layer && !in_last_layer {
+                    // Who computes the wanted rows alone reads floats, if not what others of these kernels have left.
+                    if (kernel.last_layer && !producer.last_layer) || (kernel.last_rows && !producer.last_rows) {
                         return None;
                     }
                     if !in_order || c.chosen.is_some() || !crate::fuse::is_tokens(&plan.graph, *rows) {
@@ -253,22 +253,21 @@ impl Homes {
 }
 
 /// The kernel that computes a value.
-fn of(plan: &Plan, tensor: TensorId) -> Option<&Kernel> {
+fn producer(plan: &Plan, tensor: TensorId) -> Option<&Kernel> {
     let computes = |kernel: &&Kernel| kernel.equations.iter().any(|&q| plan.equations[q].out == tensor);
     plan.scopes().into_iter().flatten().find(computes)
 }
 
 /// The neighbours of a row that a worker has at once: along the columns of a unit, or of a stream's sum.
-fn together(plan: &Plan, tensor: TensorId) -> usize {
+fn neighbours(plan: &Plan, tensor: TensorId) -> usize {
     let graph = &plan.graph;
     let axes = &graph.tensor(tensor).axes;
-    let Some(kernel) = of(plan, tensor).filter(|kernel| !kernel.last_rows) else { return 0 };
+    let Some(kernel) = producer(plan, tensor).filter(|kernel| !kernel.last_rows) else { return 0 };
     let is_own = |q: &EqId| plan.equations[*q].out == tensor;
     let columns = match &kernel.shape {
         Shape::Rows => None,
         Shape::Contract(contract) => contract.tasks.iter().find_map(|task| {
-            let all = task.contractions.iter().map(|(q, _)| q).chain(&task.epilogue);
-            let (_, c) = task.contractions.first().filter(|_| all.into_iter().any(is_own))?;
+            let (_, c) = task.contractions.first().filter(|_| task.equations().iter().any(is_own))?;
             let is_by_tokens = c.rows.len() == 1 && c.chosen.is_none();
             let only_lane = task.whole.iter().all(|a| c.cols.last() == Some(a));
             (is_by_tokens && only_lane).then(|| &c.cols[c.cols.len() - 1..])

@@ -32,6 +32,7 @@ use crate::fuse::{Contraction, EqId, Fold, Kernel, Plan, Shape, holds_at_own};
 use crate::loops::{self, Arg, Cores, Expr, FEW};
 use cores::Count;
 use emit::{Emitter, Span};
+use encoded::Left;
 use homes::Homes;
 use place::Place;
 pub use tiling::{Sizes, Tiling};
@@ -167,23 +168,11 @@ impl<'a> Context<'a> {
 
     /// How a value that other kernels computed is stored.
     fn stored(&self, tensor: TensorId) -> Format {
-        match self.encoded(tensor) {
-            Some(encoded) => encoded.format,
-            None if self.rounded(tensor).is_some() => Format::Bf16,
-            None => Format::F32,
+        match self.left(tensor) {
+            Left::Floats => Format::F32,
+            Left::Rounded(_) => Format::Bf16,
+            Left::Encoded(encoded) => encoded.format,
         }
-    }
-
-    /// Where a value is as rows of bf16: what cores of many rows multiply so, and nothing else reads, is rounded where it is
-    /// computed.
-    fn rounded(&self, tensor: TensorId) -> Option<&Place> {
-        let of_cores = |&(format, depth): &(Format, usize)| {
-            let [_, many] = self.formats(format, depth, &Mode::Many);
-            many == Format::Bf16
-        };
-        let all = self.homes.multiplied.iter().filter(|_| !matches!(self.step, Mode::One(_)));
-        let found = all.filter(|value| value.panels.iter().all(of_cores)).find(|value| value.tensor == tensor);
-        found.and_then(|value| value.rounded.as_ref())
     }
 
     fn emitter(&self) -> Emitter<'a> {

@@ -1,4 +1,4 @@
-//! The activations that cores multiply: where they are, or copies in private memory in the format that the cores want.
+//! The activations that cores multiply: where they are, if they were left so, or copies in the format that the cores want.
 
 use einfuse_graph::{AxisId, TensorId};
 
