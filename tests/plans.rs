@@ -44,8 +44,9 @@ architecture has at least one (`BLESS=1 cargo test --test plans` writes it). Few
 Kernels are counted before the layers, in a layer, and behind them; most of those before are tables of rotary positions. Then
 come the calls that a layer takes: for one token the positions are shared out, and one more call merges what was found along
 each share; for many, the rows behind each norm are computed once for all workers, and where rows choose their weights they are
-sorted, gathered, and put together at the end. Where there are several numbers, some models of the architecture have layers of
-several kinds, or other parts than others, or the rule `path` takes sums in another order for many tokens than for one.
+sorted, gathered, and put together at the end; not those for many of the last layer, which computes one of their rows. Where
+there are several numbers, some models of the architecture have layers of several kinds, or other parts than others, or the
+rule `path` takes sums in another order for many tokens than for one.
 
 | architecture | in config.json | before | in a layer | behind | calls for one | for many | rules |
 | --- | --- | --: | --: | --: | --: | --: | --- |

@@ -331,6 +331,37 @@ mod tests {
     }
 
     #[test]
+    fn counts_one_row_of_the_last_layer() {
+        let text = r#"graph deep
+            axis t = tokens
+            axis v = 100
+            axis d = 16
+            input tokens[t]
+            weight embed[v, d] = "embed"
+            weight mix[d, v] = "{l}.mix"
+            weight wide[v, d] = "{l}.wide"
+            x[t, d] = embed[v = tokens]
+            layers y from x as h order 0 0 0
+            body
+            m[t, v] = sum[d] h * wide
+            z[t, d] = sum[v] m * mix
+            result z
+            end
+            o[t, d] = y + 1.0
+            output o"#;
+        let plan = fuse(&parse(text).unwrap(), &[], Wanted::Last, Typical::DECODE, &|_, _| Format::F32.into());
+        let flops = |tokens: usize| -> f64 {
+            let work = Work { tokens, past: 0, wanted: 1, element: &|_| 4.0 };
+            let products = plan.runs().into_iter().filter(|(kernel, _)| matches!(kernel.shape, Shape::Contract(_)));
+            products.map(|(kernel, runs)| plan.cost_of_runs(kernel, runs, &work).flops).sum()
+        };
+        let row = 2.0 * 2.0 * 16.0 * 100.0;
+        assert_eq!(flops(12), (2.0 * 12.0 + 1.0) * row);
+        // Of a few all rows are computed.
+        assert_eq!(flops(8), 3.0 * 8.0 * row);
+    }
+
+    #[test]
     fn counts_only_selected_rows() {
         let cost = costs(3, 5, 4.0)["x"];
         assert_eq!((cost.flops, cost.stored, cost.read), (0.0, 3.0 * 16.0 * 4.0, 3.0 * 4.0));

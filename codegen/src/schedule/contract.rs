@@ -327,7 +327,7 @@ pub(super) fn enter(units: &Units, unit: &Expr, scope: &mut Scope, e: &mut Emitt
     }
 }
 
-/// One unit: its cores, then its epilogue. Where what it computes is encoded, some panels at a time, and then their rows.
+/// One unit. Where what it computes is encoded, some panels at a time, and then the rows of all.
 fn tile(cx: &Context, kernel: &Kernel, task: &Task, units: &Units, block: &Block, unit: Expr, e: &mut Emitter) {
     let unit = e.int(unit);
     let (spans, places, before) = (e.spans.clone(), e.places.clone(), e.scratch);
@@ -345,7 +345,7 @@ fn tile(cx: &Context, kernel: &Kernel, task: &Task, units: &Units, block: &Block
     let narrow = cx.units(task, &cx.mode(kernel), block.few);
     let together = units.joined / narrow.joined;
     e.repeat(Expr::Int(0), together.into(), 1, |e, nth| {
-        columns_of(cx, kernel, task, &narrow, block, unit.clone() * together + nth, e);
+        cores_and_epilogue(cx, kernel, task, &narrow, block, unit.clone() * together + nth, e);
     });
     for (out, encoded) in &encoded {
         let tile = e.places[out].clone();
@@ -361,8 +361,16 @@ fn outs(cx: &Context, task: &Task) -> impl Iterator<Item = TensorId> {
     task.equations().into_iter().map(|q| cx.plan.equations[q].out)
 }
 
-/// The columns of a unit.
-fn columns_of(cx: &Context, kernel: &Kernel, task: &Task, units: &Units, block: &Block, unit: Expr, e: &mut Emitter) {
+/// The cores of a unit, and what is computed from their tile.
+fn cores_and_epilogue(
+    cx: &Context,
+    kernel: &Kernel,
+    task: &Task,
+    units: &Units,
+    block: &Block,
+    unit: Expr,
+    e: &mut Emitter,
+) {
     let unit = e.int(unit);
     let mut scope = Scope::default();
     let (spans, places, before) = (e.spans.clone(), e.places.clone(), e.scratch);

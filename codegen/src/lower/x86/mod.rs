@@ -2,8 +2,8 @@
 //!
 //! A core is a function of its own, `extern "C" fn(a, b, c)`, for exactly one shape: rows, strides and depth are written
 //! into it; what comes after its panel, where that is told, is a fourth address. So is the encoding of a row,
-//! `extern "C" fn(from, to)`, and of a part of one, whose first block's number comes third. The kernels call them directly. Registers are few and their use is fixed, so none is allocated:
-//! the sums come first, and the last few hold what passes by.
+//! `extern "C" fn(from, to)`, and of a part of one, whose first block's number comes third. The kernels call them directly.
+//! Registers are few and their use is fixed, so none is allocated: the sums come first, and the last few hold what passes by.
 
 mod codes;
 mod encode;
